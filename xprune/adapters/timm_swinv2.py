@@ -1,0 +1,81 @@
+"""timm's SwinV2 window attention: logit scales and the last layer of the position MLP are per head."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from timm.models.swin_transformer_v2 import WindowAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xprune.interfaces import Adapter
+from xprune.site import Cut, Site
+
+
+class PrunedWindowAttentionV2(WindowAttention):
+    """SwinV2 window attention whose heads need not fill the model's width (timm's forward assumes they do).
+
+    Cosine attention with a log-spaced continuous position bias: Liu et al., Swin Transformer V2, CVPR 2022, section 3.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (windows * batch, tokens, dim), mask (windows, tokens, tokens) or None."""
+        rows, tokens, _ = x.shape
+        bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias).reshape(rows, tokens, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (rows, heads, tokens, width)
+        scale = self.logit_scale.clamp(max=math.log(100.0)).exp()  # (heads, 1, 1)
+        scores = (
+            F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
+        )  # (rows, heads, tokens, tokens)
+        scores = scores + self._position_bias()
+        if mask is not None:
+            windows = mask.shape[0]
+            scores = scores.view(-1, windows, self.num_heads, tokens, tokens) + mask[:, None]
+            scores = scores.view(-1, self.num_heads, tokens, tokens)
+        out = self.attn_drop(scores.softmax(dim=-1)) @ v  # (rows, heads, tokens, width)
+        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(rows, tokens, -1)))
+
+    def _position_bias(self) -> Tensor:
+        area = self.window_size[0] * self.window_size[1]
+        table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
+        bias = table[self.relative_position_index.view(-1)].view(area, area, -1)
+        return 16 * bias.permute(2, 0, 1).sigmoid()  # (heads, tokens, tokens)
+
+
+@dataclass(frozen=True)
+class TimmSwinV2(Adapter):
+    """Heads of `timm.models.swin_transformer_v2.WindowAttention`; k_bias is a buffer of zeros and is cut too."""
+
+    name: ClassVar[str] = "timm-swinv2"
+    classes: ClassVar[tuple[str, ...]] = ("timm.models.swin_transformer_v2.WindowAttention",)
+
+    def site(self, path: str, module: nn.Module) -> Site | None:
+        """Heads, fused qkv in the order (3, heads, head_dim), biases apart."""
+        attn: Any = module
+        width = attn.proj.in_features // attn.num_heads
+        cuts = [
+            Cut(f"{path}.qkv.weight", 0, 3, width),
+            Cut(f"{path}.proj.weight", 1, 1, width),
+            Cut(f"{path}.logit_scale", 0),
+            Cut(f"{path}.cpb_mlp.2.weight", 0),
+        ]
+        if attn.q_bias is not None:
+            cuts += [Cut(f"{path}.{name}", 0, 1, width) for name in ("q_bias", "k_bias", "v_bias")]
+        return Site(
+            path,
+            "head",
+            attn.num_heads,
+            width,
+            f"{path}.proj",
+            cuts=tuple(cuts),
+            module=path,
+            adapter=self.name,
+        )
+
+    def resize(self, module: nn.Module, kept: int) -> None:
+        """num_heads, and the class whose forward takes any number of them."""
+        attn: Any = module
+        attn.num_heads = kept
+        attn.__class__ = PrunedWindowAttentionV2

@@ -1,0 +1,100 @@
+"""Budget: what the pruned model may cost. Costs: what each unit costs, measured once."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xprune.errors import BudgetError
+from xprune.site import Site
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the pruned model may cost, as a fraction of the model given.
+
+    macs, params   fractions in (0, 1]; at least one is given, and where both are, both are met
+    min_units      units that stay at every site; 0 lets a whole attention or MLP go
+    round_to       kept features of a site (units x width) are a multiple of this, or all of them
+
+    Raises BudgetError for values out of range.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    min_units: int = 1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.macs is None and self.params is None:
+            raise BudgetError("a budget needs macs= or params=, a fraction in (0, 1] of the dense model's.")
+        for name, value in (("macs", self.macs), ("params", self.params)):
+            if value is not None and not 0 < value <= 1:
+                raise BudgetError(f"{name}={value} is not in (0, 1]; 0.5 asks for half of the dense model's.")
+        if self.min_units < 0:
+            raise BudgetError(f"min_units={self.min_units} has to be at least 0.")
+        if self.round_to < 1:
+            raise BudgetError(f"round_to={self.round_to} has to be at least 1.")
+
+    def step(self, site: Site) -> int:
+        """Units that have to come and go together so that the kept features stay a multiple of `round_to`."""
+        return self.round_to // math.gcd(self.round_to, site.width)
+
+    def floor(self, site: Site) -> int:
+        """Least units the site may keep."""
+        least = max(self.min_units, 0 if site.module else 1)
+        return min(site.size, math.ceil(least / self.step(site)) * self.step(site))
+
+    def counts(self, site: Site) -> list[int]:
+        """Every number of units the site may keep, ascending."""
+        step = self.step(site)
+        return sorted({*range(self.floor(site), site.size, step), site.size})
+
+
+@dataclass(frozen=True)
+class LinearCost:
+    """A cost that is linear in the kept units of each site while the site is there at all.
+
+    total(k) = base + sum over sites with k > 0 of (fixed + unit * k), exact for heads and neurons.
+    """
+
+    base: float
+    fixed: tuple[float, ...]
+    unit: tuple[float, ...]
+
+    def site(self, index: int, count: int) -> float:
+        """Cost of one site with `count` units."""
+        return self.fixed[index] + self.unit[index] * count if count else 0.0
+
+    def total(self, counts: Sequence[int]) -> float:
+        """Cost of the model with these numbers of units."""
+        return self.base + sum(self.site(index, count) for index, count in enumerate(counts))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """MACs per sample and parameters, as functions of the kept units of each site."""
+
+    sites: tuple[Site, ...]
+    macs: LinearCost
+    params: LinearCost
+
+    def limits(self, budget: Budget) -> list[tuple[str, LinearCost, float]]:
+        """(name, cost, allowed) for each cost that the budget speaks of.
+
+        Raises BudgetError, stating the least fraction, where even the smallest model costs more.
+        """
+        full = [site.size for site in self.sites]
+        least = [budget.floor(site) for site in self.sites]
+        limits = []
+        for name, cost, share in (("macs", self.macs, budget.macs), ("params", self.params, budget.params)):
+            if share is None:
+                continue
+            dense, smallest = cost.total(full), cost.total(least)
+            if smallest > share * dense:
+                reach = math.ceil(smallest / dense * 1e4) / 1e4
+                raise BudgetError(
+                    f"{name}={share} cannot be reached: with min_units={budget.min_units} and round_to={budget.round_to} the "
+                    f"least is {reach}. Ask for more, lower min_units, or let find_sites see more sites."
+                )
+            limits.append((name, cost, share * dense))
+        return limits

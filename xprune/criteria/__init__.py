@@ -1,0 +1,12 @@
+"""The table of criteria: what decides which units go. One file each; entry points add more."""
+
+from collections.abc import Mapping
+
+from xprune.criteria.magnitude import Magnitude
+from xprune.criteria.random import Random
+from xprune.criteria.taylor import Taylor
+from xprune.interfaces import Criterion
+from xprune.tables import table
+
+CRITERIA: Mapping[str, type[Criterion]] = table("criteria", (Random, Magnitude, Taylor))
+"""Criterion class by name."""

@@ -1,0 +1,163 @@
+"""Gates: factors in [0, 1] on units' slices, applied by hooks on the layers the units feed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xprune.errors import GateError
+from xprune.nest import call
+from xprune.site import Site
+
+Rows = Callable[[Site, Tensor, int], Tensor | None]
+"""Task.rows: the sample that each row of a layer's input belongs to, None for contiguous blocks."""
+
+
+class Gates:
+    """Applies `values` to the units of `sites` while attached to a model.
+
+    values   per site, (units,) for every sample alike or (samples, units) for each sample its own; set them anew
+             for each batch. They are cast to the dtype of the layer's input, gradients flow back to them.
+
+    Attention stays fused, the model's weights are not touched, and the context has to span the backward pass where
+    activations are recomputed in it.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], values: Sequence[Tensor] | None = None, rows: Rows | None = None
+    ) -> None:
+        self.sites = tuple(sites)
+        self.values: Sequence[Tensor] = (
+            values if values is not None else [torch.ones(s.size) for s in self.sites]
+        )
+        self.rows = rows
+        self._fired: set[str] = set()
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model with its gates. Raises GateError after a forward pass in which one of them did not fire."""
+        handles = [
+            model.register_forward_pre_hook(lambda *_: self._fired.clear()),
+            model.register_forward_hook(self._check_fired),
+        ]
+        for index, site in enumerate(self.sites):
+            for path in site.feeds:
+                hook = self._gate(index, path)
+                handles.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
+            if site.norm:
+                handles.append(model.get_submodule(site.norm).register_forward_hook(self._norm(index)))
+        try:
+            yield model
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _gate(self, index: int, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            self._fired.add(path)
+            if args:
+                return (args[0] * self._factor(index, args[0]), *args[1:]), kwargs
+            name = next(iter(kwargs), "")
+            if not isinstance(kwargs.get(name), Tensor):
+                raise GateError(f"{path} was called without an input tensor; its units cannot be gated.")
+            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name])}
+
+        return hook
+
+    def _norm(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return weighted_norm(module, args[0], self._factor(index, args[0]).float()).to(output.dtype)
+
+        return hook
+
+    def _factor(self, index: int, x: Tensor) -> Tensor:
+        """The gate of a site, shaped to multiply the layer's input x."""
+        site, value = self.sites[index], self.values[index].to(x.device)
+        axis = site.axis % x.dim()
+        if x.shape[axis] != site.size * site.width:
+            raise GateError(
+                f"{site.name}: {site.size} units of {site.width} features, but the input of {site.layer} is {tuple(x.shape)}."
+            )
+        if value.shape[-1] != site.size or value.dim() not in (1, 2):
+            raise GateError(
+                f"{site.name}: gates are {tuple(value.shape)}, wanted ({site.size},) or (samples, {site.size})."
+            )
+        unit_major = site.layout == "unit-major"
+        value = (
+            value.repeat_interleave(site.width, -1)
+            if unit_major
+            else value.repeat(*[1] * (value.dim() - 1), site.width)
+        )
+        shape = [1] * x.dim()
+        shape[axis] = -1
+        if value.dim() == 2:
+            value = value[self._rows(site, x, len(value))]  # (rows, features)
+            shape[0] = len(value)
+        return value.view(shape).to(x.dtype)
+
+    def _rows(self, site: Site, x: Tensor, samples: int) -> Tensor:
+        rows = self.rows(site, x, samples) if self.rows else None
+        if rows is None:
+            if x.shape[0] % samples:
+                raise GateError(
+                    f"{site.name}: the input of {site.layer} has {x.shape[0]} rows for {samples} samples; "
+                    "say in Task.rows which sample each row belongs to."
+                )
+            rows = torch.arange(samples, device=x.device).repeat_interleave(x.shape[0] // samples)
+        if rows.shape != x.shape[:1]:
+            raise GateError(
+                f"{site.name}: Task.rows gave {tuple(rows.shape)}, the input of {site.layer} has {x.shape[0]} rows."
+            )
+        return rows.to(x.device)
+
+    def _check_fired(self, *_: Any) -> None:
+        for site in self.sites:
+            for path in site.feeds:
+                if path not in self._fired:
+                    raise GateError(
+                        f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot be "
+                        "scored or verified. Leave the site out: find_sites(..., exclude=[...])."
+                    )
+
+
+class Masked(nn.Module):
+    """A model behind a table of gates that is a parameter, so that Accelerate and DDP can prepare and reduce it.
+
+    masks (rows, units of all sites), looked up by row for each sample and split by site; the model's weights are
+    used as they are. Enter `gates.attached(masked.model)` around forward and backward.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], rows: int, gate_rows: Rows | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.gates = Gates(sites, rows=gate_rows)
+        self.masks = nn.Parameter(torch.ones(rows, sum(site.size for site in sites)))
+
+    def forward(self, inputs: Any, index: Tensor) -> Any:
+        """The model's output with sample i gated by row index[i]; index int64 (samples,)."""
+        self.gates.values = self.masks[index].split([site.size for site in self.gates.sites], dim=1)
+        return call(self.model, inputs)
+
+
+def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """The norm's output with statistics in which feature i counts weight[i] times; float32.
+
+    weight of all ones: the norm itself. weight of 0 and 1: the norm of the features kept, as after their removal.
+    """
+    kind = type(norm).__name__.lower()
+    if not isinstance(norm, nn.LayerNorm) and "rmsnorm" not in kind:
+        raise GateError(
+            f"a {type(norm).__name__} runs over the units: only LayerNorm and RMSNorm are known there."
+        )
+    x, total = x.float(), weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    if isinstance(norm, nn.LayerNorm):
+        x = x - (x * weight).sum(-1, keepdim=True) / total
+    eps = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
+    x = x * torch.rsqrt((x * x * weight).sum(-1, keepdim=True) / total + eps)  # type: ignore[operator]
+    if getattr(norm, "weight", None) is not None:
+        x = x * norm.weight  # type: ignore[operator]
+    return x + norm.bias if getattr(norm, "bias", None) is not None else x  # type: ignore[operator]

@@ -1,0 +1,152 @@
+"""The dependency graph: MLP neurons of any model, found by torch-pruning (DepGraph, Fang et al., CVPR 2023).
+
+Modules that an adapter knows are stood in for by one linear layer, which reads and writes the residual stream as they
+do, so that the graph stays small and never has to see through an attention.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from xprune.errors import ModelError
+from xprune.nest import map_tensors
+from xprune.site import Cut, Site
+from xprune.structure import Removed, alias
+
+_ENDS = {
+    tp.ops.OPTYPE.CONCAT,
+    tp.ops.OPTYPE.SPLIT,
+    tp.ops.OPTYPE.UNBIND,
+    tp.ops.OPTYPE.EXPAND,
+    tp.ops.OPTYPE.SLICE,
+    tp.ops.OPTYPE.PARAMETER,
+    tp.ops.OPTYPE.OUTPUT,
+}
+"""Operations that join, split or end features: what they touch is no plain hidden layer."""
+
+_MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVectorNorm", "Cumsum")
+"""Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
+
+
+class _StandIn(nn.Linear):
+    """A linear layer that takes whatever an attention takes."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return super().forward(x)
+
+
+def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> list[Site]:
+    """Sites of hidden neurons between two layers, outside the modules of the `known` sites (path -> site).
+
+    A hidden layer is one whose features are written by linear layers or 1x1 convolutions, go through nothing but
+    elementwise operations and norms, and are read by one layer. Raises ModelError where the forward fails.
+    """
+    copy = alias(model, requires_grad=True)
+    for path, site in known.items():
+        _stand_in(copy, path, site)
+    graph = _trace(copy, example_inputs)
+    paths = {module: path for path, module in copy.named_modules()}
+    sites = []
+    for module, path in paths.items():
+        if (
+            isinstance(module, (nn.Linear, nn.Conv2d))
+            and not isinstance(module, _StandIn)
+            and module in graph.module2node
+        ):
+            site = _hidden(graph, module, path, paths)
+            if site is not None:
+                sites.append(site)
+    return sites
+
+
+def _stand_in(model: nn.Module, path: str, site: Site) -> None:
+    reader, writer = model.get_parameter(site.cuts[0].tensor), model.get_submodule(site.layer)
+    if not isinstance(writer, nn.Linear):
+        return  # a convolutional MLP: the graph sees through it
+    parent, _, child = path.rpartition(".")
+    stand_in = _StandIn(reader.shape[1], writer.out_features, device=reader.device, dtype=reader.dtype)
+    nn.init.zeros_(stand_in.weight)
+    setattr(model.get_submodule(parent), child, stand_in)
+
+
+def _trace(model: nn.Module, example_inputs: Any) -> Any:
+    inputs = map_tensors(example_inputs, lambda tensor: tensor.detach())
+    as_given = (
+        inputs if isinstance(inputs, (dict, tuple)) else (inputs,)
+    )  # a bare tensor would be unpacked by rows
+    try:
+        with torch.enable_grad():
+            return tp.DependencyGraph().build_dependency(model, as_given, verbose=False)
+    except Exception as error:
+        raise ModelError(
+            f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
+            "Check that model(example_inputs) runs; data-dependent control flow cannot be traced."
+        ) from error
+
+
+def _hidden(graph: Any, reader: nn.Module, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
+    """The site of the features that `reader` reads, None where they are no plain hidden layer."""
+    conv = isinstance(reader, nn.Conv2d)
+    if conv and (reader.groups != 1 or set(reader.kernel_size) != {1}):
+        return None
+    prune_in = tp.prune_conv_in_channels if conv else tp.prune_linear_in_channels
+    size = reader.weight.shape[1]  # type: ignore[union-attr, index]
+    cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
+    for dep, idxs in graph.get_pruning_group(reader, prune_in, [probe])[1:]:
+        module, kind = dep.target.module, dep.target.type
+        if (
+            kind in _ENDS
+            or [int(i) for i in idxs] != [probe]
+            or any(mix in dep.target.name for mix in _MIXING)
+        ):
+            return None
+        if module not in paths:
+            continue  # elementwise, or the flattening inside a linear layer
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
+            if not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1:
+                return None
+        elif "norm" in type(module).__name__.lower() and not norm:
+            norm = paths[module]
+        elif any(True for _ in module.parameters()):
+            return None
+        cuts += [Cut(f"{paths[module]}.{name}", 0) for name, _ in module.named_parameters(recurse=False)]
+    return _assemble(graph.model, reader, path, cuts, norm)
+
+
+def _assemble(model: nn.Module, reader: nn.Module, path: str, cuts: list[Cut], norm: str) -> Site | None:
+    members = {cut.tensor.rpartition(".")[0] for cut in cuts}
+    if len(members) < 2 or any(
+        isinstance(model.get_submodule(member), (_StandIn, Removed)) for member in members
+    ):
+        return None
+    owner = _common_parent(members)
+    if not owner:
+        return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
+    theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
+    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
+    size = reader.weight.shape[1]  # type: ignore[union-attr, index]
+    return Site(
+        name=owner if alone else path,
+        kind="neuron",
+        size=size,
+        width=1,
+        layer=path,
+        axis=1 if isinstance(reader, nn.Conv2d) else -1,
+        cuts=tuple(cuts),
+        module=owner if alone else "",
+        norm=norm,
+    )
+
+
+def _common_parent(paths: set[str]) -> str:
+    parts = [path.split(".")[:-1] for path in paths]
+    shared = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)

@@ -1,0 +1,84 @@
+"""What a plug-in author writes: Criterion, Selection, Adapter, one abstract method each."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from xprune.budget import Budget, Costs
+from xprune.errors import DataError
+from xprune.plan import Plan
+from xprune.scores import Scores
+from xprune.site import Site
+from xprune.task import Task
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a criterion or a selection may look at.
+
+    model           a copy of the structure that shares the caller's weights: eval mode, weights frozen
+    example_inputs  a few rows of real input, as the task unpacks them
+    loader          training batches; None where the caller gave none
+    task            how to read a batch, and the loss
+    seed            of every random choice
+    checkpoint_dir  where a long run may keep its state, None for nowhere
+    """
+
+    model: nn.Module
+    example_inputs: Any
+    task: Task
+    loader: Iterable[Any] | None = None
+    seed: int = 0
+    checkpoint_dir: Path | None = None
+
+    def data(self, who: str) -> Iterable[Any]:
+        """The loader; DataError naming `who` needs it where there is none."""
+        if self.loader is None:
+            raise DataError(f"{who} looks at data: give a loader of batches.")
+        return self.loader
+
+
+class Criterion(ABC):
+    """Scores units. A subclass is a frozen dataclass whose fields are its settings."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def score(self, context: Context, sites: Sequence[Site]) -> Scores:
+        """A score per unit, higher = keep. Leaves `context.model` as it was; deterministic under `context.seed`."""
+
+
+class Selection(ABC):
+    """Turns scores into a plan that meets a budget. A subclass is a frozen dataclass."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
+        """A plan whose cost is at most the budget, and within 1 % of it or the cost of one unit.
+
+        Raises BudgetError, stating the least that is reachable, where the budget cannot be met.
+        """
+
+
+class Adapter(ABC):
+    """Knows one attention or MLP class: its units, and what shrinks with them."""
+
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    """Qualified names of the classes served, compared with every base class of a module, so nothing is imported."""
+
+    def serves(self, module: nn.Module) -> bool:
+        """True where the module is of one of `classes` or inherits from one."""
+        return any(f"{base.__module__}.{base.__qualname__}" in self.classes for base in type(module).__mro__)
+
+    @abstractmethod
+    def site(self, path: str, module: nn.Module) -> Site | None:
+        """The site of the module at `path`, or None where this one cannot be pruned. Every cut is declared in it."""
+
+    def resize(self, module: nn.Module, kept: int) -> None:  # noqa: B027 - most classes have nothing to update
+        """Sets the attributes that hold counts, and the class whose forward fits, after the cuts; kept >= 1."""

@@ -1,0 +1,103 @@
+"""Landing on a budget: which numbers of units are allowed, what fits, and filling up what is left over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xprune.budget import Budget, Costs, LinearCost
+from xprune.plan import Plan
+from xprune.scores import Scores
+
+NORMALISATIONS = ("mean", "cost", "none")
+
+
+def normalise(scores: Scores, costs: Costs, how: str) -> list[Tensor]:
+    """Scores that can be compared across sites, float64 (units,) each.
+
+    mean   score over the mean score of its site: a unit's share of its site, and so already per share of cost
+    cost   score per MAC of the unit
+    none   as the criterion gave them
+    """
+    values = [value.to(torch.float64) for value in scores.values]
+    if how == "mean":
+        return [value / value.abs().mean().clamp_min(torch.finfo(torch.float64).tiny) for value in values]
+    if how == "cost":
+        return [value / max(unit, 1.0) for value, unit in zip(values, costs.macs.unit, strict=True)]
+    return values
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Sites with their units in order of score, and the limits that a plan has to meet.
+
+    values   per site, comparable scores (units,)
+    counts   per site, every number of units that may be kept, ascending
+    """
+
+    costs: Costs
+    budget: Budget
+    values: tuple[Tensor, ...]
+    counts: tuple[tuple[int, ...], ...]
+    limits: tuple[tuple[str, LinearCost, float], ...]
+
+    @staticmethod
+    def on(costs: Costs, budget: Budget, values: Sequence[Tensor]) -> "Landing":
+        """Raises BudgetError where the budget cannot be met."""
+        counts = tuple(tuple(budget.counts(site)) for site in costs.sites)
+        return Landing(costs, budget, tuple(values), counts, tuple(costs.limits(budget)))
+
+    @property
+    def full(self) -> list[int]:
+        """Every unit kept."""
+        return [site.size for site in self.costs.sites]
+
+    @property
+    def least(self) -> list[int]:
+        """As few units kept as the budget allows."""
+        return [counts[0] for counts in self.counts]
+
+    def fits(self, kept: Sequence[int]) -> bool:
+        """True where every limit is met."""
+        return all(cost.total(kept) <= allowed * (1 + 1e-9) for _, cost, allowed in self.limits)
+
+    def order(self, index: int) -> Tensor:
+        """Units of a site, best first; equal scores in order of index."""
+        return torch.argsort(self.values[index], descending=True, stable=True)
+
+    def steps(self, index: int) -> list[tuple[float, int, int]]:
+        """(mean score, from count, to count) of each step between allowed counts, best first."""
+        ordered = self.values[index][self.order(index)].tolist()
+        counts = self.counts[index]
+        sums = [0.0]
+        for value in ordered:
+            sums.append(sums[-1] + value)
+        return [((sums[b] - sums[a]) / (b - a), a, b) for a, b in zip(counts, counts[1:], strict=False)]
+
+    def fill(self, kept: Sequence[int], most: Sequence[int] | None = None) -> list[int]:
+        """Adds the best step that fits, again and again, up to `most` units a site, until none fits."""
+        most, kept = list(most or self.full), list(kept)
+        spent = {name: cost.total(kept) for name, cost, _ in self.limits}
+        steps = [
+            (value, index, a, b)
+            for index in range(len(kept))
+            for value, a, b in self.steps(index)
+            if a >= kept[index]
+        ]
+        for _, index, a, b in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
+            if a != kept[index] or b > most[index]:
+                continue  # a step before it did not fit
+            after = {
+                name: spent[name] + cost.site(index, b) - cost.site(index, a) for name, cost, _ in self.limits
+            }
+            if all(after[name] <= allowed * (1 + 1e-9) for name, _, allowed in self.limits):
+                kept[index], spent = b, after
+        return kept
+
+    def plan(self, kept: Sequence[int], selection: str) -> Plan:
+        """The best units of each site, so many as `kept` says."""
+        keeps = tuple(tuple(sorted(self.order(i)[:count].tolist())) for i, count in enumerate(kept))
+        full = self.full
+        achieved = {name: cost.total(kept) / cost.total(full) for name, cost, _ in self.limits}
+        return Plan(self.costs.sites, keeps, {"selection": selection, "predicted": achieved})

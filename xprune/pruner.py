@@ -1,0 +1,104 @@
+"""Pruner: the whole path in one call, a short function over the stages."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from xprune.budget import Budget
+from xprune.cost import count_macs, count_params, latency
+from xprune.criteria import CRITERIA
+from xprune.evaluate import Metrics, evaluate
+from xprune.finetune import Finetune, finetune
+from xprune.interfaces import Criterion, Selection
+from xprune.nest import first_rows
+from xprune.result import PruneResult
+from xprune.runtime import check_loader
+from xprune.selections import SELECTIONS
+from xprune.site import Site
+from xprune.sites import find_sites
+from xprune.stages import score, select
+from xprune.structure import unwrap
+from xprune.surgery import apply
+from xprune.tables import resolve
+from xprune.task import Classification, Task
+
+
+class Pruner:
+    """Prunes a model to a budget.
+
+    model            any model whose attentions an adapter knows, or whose MLPs the graph finds; it is not changed
+    criterion        a name from CRITERIA, or an instance
+    budget           what the pruned model may cost
+    selection        a name from SELECTIONS, or an instance
+    finetune         settings of fine-tuning, None for none
+    task             how to read a batch and what the loss is; None: classification of (inputs, labels)
+    sites            what may be pruned; None: find_sites(model, ...) on the first batch
+    seed             of every random choice
+    checkpoint_dir   where long loops keep their state, so that a killed run goes on; None for nowhere
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: str | Criterion = "taylor",
+        budget: Budget | None = None,
+        selection: str | Selection = "global",
+        finetune: Finetune | None = Finetune(),  # noqa: B008 - immutable
+        task: Task | None = None,
+        *,
+        sites: Sequence[Site] | None = None,
+        seed: int = 0,
+        checkpoint_dir: str | Path | None = None,
+    ) -> None:
+        self.model = unwrap(model)
+        self.criterion: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
+        self.budget = budget or Budget(macs=0.5)
+        self.selection: Selection = resolve(selection, SELECTIONS, Selection, "selection")
+        self.finetune, self.task = finetune, task or Classification()
+        self.sites, self.seed, self.checkpoint_dir = sites, seed, checkpoint_dir
+
+    def run(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None = None) -> PruneResult:
+        """Scores, selects, cuts, fine-tunes and measures.
+
+        train_loader   batches that scores are taken on and that fine-tuning learns from
+        val_loader     batches that figures are measured on; without it they are measured on the training data and
+                       labelled so
+        """
+        inputs = check_loader(train_loader, self.task)
+        if val_loader is not None:
+            check_loader(val_loader, self.task)
+        example = first_rows(inputs, 2)
+        sites = tuple(self.sites) if self.sites is not None else find_sites(self.model, example)
+        measured = [self._measure(self.model, inputs, train_loader, val_loader)]
+        scores = score(self.model, sites, train_loader, self.criterion, task=self.task, seed=self.seed)
+        keep_state = {"seed": self.seed, "checkpoint_dir": self._folder("select")}
+        plan = select(
+            self.model, scores, self.budget, self.selection, loader=train_loader, task=self.task, **keep_state
+        )
+        pruned = apply(self.model, plan, example)
+        measured.append(self._measure(pruned, inputs, train_loader, val_loader))
+        if self.finetune:
+            keep_state["checkpoint_dir"] = self._folder("finetune")
+            teacher = self.model if self.finetune.distill else None
+            pruned = finetune(
+                pruned, train_loader, self.finetune, teacher=teacher, task=self.task, **keep_state
+            )
+            measured.append(self._measure(pruned, inputs, train_loader, val_loader))
+        metrics = dict(zip(("dense", "pruned", "finetuned"), measured, strict=False))
+        return PruneResult(pruned, plan, scores, metrics)
+
+    def _folder(self, stage: str) -> Path | None:
+        return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None
+
+    def _measure(
+        self, model: nn.Module, inputs: Any, train_loader: Iterable[Any], val_loader: Iterable[Any] | None
+    ) -> Metrics:
+        data, loader = ("training", train_loader) if val_loader is None else ("validation", val_loader)
+        return evaluate(model, loader, task=self.task, data=data).with_costs(
+            macs=count_macs(model, first_rows(inputs, 2)),
+            params=count_params(model),
+            latency_ms=latency(model, inputs),
+            latency_rows=self.task.size(self.task.unpack(next(iter(train_loader)))[1]),
+        )

@@ -1,0 +1,107 @@
+"""Runtime: devices, processes, seeds, loaders and progress, all of it Accelerate's and rich's."""
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DataLoaderConfiguration, send_to_device, set_seed
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from xprune.errors import DataError
+from xprune.task import Task
+
+
+def accelerator(mixed_precision: str | None = None, *, even_batches: bool = False) -> Accelerator:
+    """An Accelerator for one stage: batches are global (split over the processes) and shuffled by a seed.
+
+    mixed_precision   "no", "fp16", "bf16"; None: what `accelerate launch` was told
+    even_batches      complete the last batch from the first, so that every process takes every step; sums over
+                      samples want False
+    """
+    AcceleratorState._reset_state(
+        reset_partial_state=False
+    )  # stages may differ in precision; processes stay as they are
+    GradientState._reset_state()
+    loading = DataLoaderConfiguration(
+        split_batches=True, use_seedable_sampler=True, even_batches=even_batches
+    )
+    return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds Python, numpy and torch, and puts their states back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    set_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        for index, state in enumerate(cuda):
+            torch.cuda.set_rng_state(state, index)
+
+
+def check_loader(loader: Any, task: Task) -> Any:
+    """The first batch's inputs, after a look at the loader.
+
+    Raises DataError where it is empty, can be read only once, or its batches do not fit the task.
+    """
+    if not isinstance(loader, Iterable):
+        raise DataError(
+            f"the loader is a {type(loader).__name__}; give an iterable of batches, e.g. a torch DataLoader."
+        )
+    if iter(loader) is loader:
+        raise DataError(
+            "the loader is an iterator, which can be read only once; give a DataLoader or a list of batches."
+        )
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise DataError(
+            "the loader is empty: it gave no batch. Check the dataset, and drop_last against its length."
+        )
+    inputs, targets = task.unpack(batch)
+    if task.size(targets) == 0:
+        raise DataError("the loader's first batch has no samples.")
+    return inputs
+
+
+def prepared(runner: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
+    """The loader as the processes share it. Raises DataError for several processes and no DataLoader."""
+    if isinstance(loader, DataLoader):
+        prepared_loader: Iterable[Any] = runner.prepare_data_loader(loader)
+        return prepared_loader
+    if runner.num_processes > 1:
+        raise DataError(
+            f"{runner.num_processes} processes need a torch DataLoader to share, got a {type(loader).__name__}."
+        )
+    return loader
+
+
+def batches(
+    runner: Accelerator, loader: Iterable[Any], task: Task, what: str, limit: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """(inputs, targets) on the runner's device, with a progress bar; at most `limit` batches."""
+    total = len(loader) if hasattr(loader, "__len__") else None
+    stream = islice(loader, limit)
+    if runner.is_main_process:
+        total = total if limit is None or total is None else min(total, limit)
+        stream = iter(track(stream, description=what, total=total, transient=True, update_period=0.5))
+    for batch in stream:
+        inputs, targets = task.unpack(send_to_device(batch, runner.device))
+        yield inputs, targets
+
+
+def reduced(runner: Accelerator, value: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes."""
+    total: torch.Tensor = runner.reduce(value, reduction="sum") if runner.num_processes > 1 else value
+    return total

@@ -1,0 +1,106 @@
+"""Site: a place where interchangeable units meet; Cut: how one tensor shrinks when units go."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xprune.errors import PlanError
+
+LAYOUTS = ("unit-major", "width-major")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One tensor that loses slices with a unit.
+
+    The tensor's `axis` has groups * size * width entries in the order (groups, size, width): a fused qkv weight
+    of H heads is groups=3, width=head_dim; an `mlp.fc1` weight is groups=1, width=1.
+    """
+
+    tensor: str
+    axis: int
+    groups: int = 1
+    width: int = 1
+
+    def index(self, keep: Sequence[int], size: int) -> Tensor:
+        """Indices along `axis` that stay, int64 (groups * len(keep) * width,)."""
+        every = torch.arange(self.groups * size * self.width).view(self.groups, size, self.width)
+        return every[:, torch.as_tensor(list(keep), dtype=torch.long)].reshape(-1)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where `size` interchangeable units meet.
+
+    name      unique in the model; for most sites the path of the module that owns the units
+    kind      "head" or "neuron"
+    size      units
+    width     features per unit in the input of `layer`
+    layer     path of the module the units feed (`feeds` names all of them where there are several)
+    axis      feature axis of that input: -1 for Linear, 1 for convolutions
+    layout    "unit-major": a unit's features are contiguous; "width-major": they stride over the units
+    cuts      every tensor that shrinks, as data: enough to carry out a plan without tracing the model again
+    module    path of the module that is replaced by its bias when every unit goes; "" where it holds
+              other things too, so that one unit has to stay
+    adapter   name in the table ADAPTERS, "" where the graph found the site
+    norm      path of a norm that runs over the units themselves, "" for none: gates then mean statistics
+              over the units that are kept
+    """
+
+    name: str
+    kind: str
+    size: int
+    width: int
+    layer: str
+    axis: int = -1
+    layout: str = "unit-major"
+    cuts: tuple[Cut, ...] = ()
+    module: str = ""
+    adapter: str = ""
+    norm: str = ""
+    feeds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise PlanError(f"{self.name}: layout {self.layout!r} is not one of {', '.join(LAYOUTS)}.")
+        if self.size < 1 or self.width < 1:
+            raise PlanError(f"{self.name}: size {self.size} and width {self.width} have to be at least 1.")
+        if not self.feeds:
+            object.__setattr__(self, "feeds", (self.layer,))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the modules whose cost depends on the units."""
+        return (
+            (self.module,)
+            if self.module
+            else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, `Site.from_json` is its inverse."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Any) -> "Site":
+        """A site from plain data; PlanError where a field is missing, unknown or of the wrong type."""
+        try:
+            fields = dict(data)
+            fields["cuts"] = tuple(_typed(Cut, dict(cut)) for cut in fields["cuts"])
+            fields["feeds"] = tuple(str(path) for path in fields.get("feeds", ()))
+            site: Site = _typed(Site, fields)
+        except (TypeError, KeyError, ValueError) as error:
+            raise PlanError(f"not a site: {data!r} ({error}).") from error
+        return site
+
+
+def _typed(kind: type, fields: dict[str, Any]) -> Any:
+    """kind(**fields) after a check of the plain types, since a file may hold anything."""
+    for name, value in fields.items():
+        wanted = kind.__dataclass_fields__[name].type  # type: ignore[attr-defined]
+        if wanted in (int, str) and type(value) is not wanted:
+            raise TypeError(f"{name} is {value!r}, wanted {wanted.__name__}")
+    return kind(**fields)

@@ -1,0 +1,85 @@
+"""The stages score and select, as functions over the tables of criteria and selections."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from xprune.budget import Budget
+from xprune.cost import measure_costs
+from xprune.criteria import CRITERIA
+from xprune.errors import BudgetError
+from xprune.interfaces import Context, Criterion, Selection
+from xprune.nest import first_rows
+from xprune.plan import Plan
+from xprune.runtime import accelerator, check_loader
+from xprune.scores import Scores
+from xprune.selections import SELECTIONS
+from xprune.site import Site
+from xprune.structure import alias, unwrap
+from xprune.tables import resolve
+from xprune.task import Classification, Task
+
+
+def make_context(
+    model: nn.Module,
+    loader: Iterable[Any] | None,
+    *,
+    example_inputs: Any = None,
+    task: Task | None = None,
+    seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
+) -> Context:
+    """What criteria and selections look at; example inputs are the first two rows of the loader where none are given."""
+    task = task or Classification()
+    if loader is not None:
+        first = check_loader(loader, task)
+        example_inputs = first_rows(first, 2) if example_inputs is None else example_inputs
+    copy = alias(unwrap(model), requires_grad=False).to(accelerator().device)
+    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
+    return Context(copy, example_inputs, task, loader, seed, folder)
+
+
+def score(
+    model: nn.Module,
+    sites: Sequence[Site],
+    loader: Iterable[Any] | None = None,
+    criterion: str | Criterion = "taylor",
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Scores of the units of `sites`, by a criterion's name or an instance; `loader` for those that look at data.
+
+    Raises PluginError for an unknown name, DataError for a loader that does not fit. The model is not changed.
+    """
+    chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
+    return chosen.score(make_context(model, loader, task=task, seed=seed), tuple(sites))
+
+
+def select(
+    model: nn.Module,
+    scores: Scores,
+    budget: Budget,
+    selection: str | Selection = "global",
+    *,
+    example_inputs: Any = None,
+    loader: Iterable[Any] | None = None,
+    task: Task | None = None,
+    seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
+) -> Plan:
+    """A plan that meets the budget, by a selection's name or an instance.
+
+    Needs example inputs, or a loader to take them from, to count MACs. Raises BudgetError, with the least that is
+    reachable, for an impossible budget.
+    """
+    chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
+    if example_inputs is None and loader is None:
+        raise BudgetError("select counts the MACs of the real forward: give example_inputs= or loader=.")
+    context = make_context(
+        model, loader, example_inputs=example_inputs, task=task, seed=seed, checkpoint_dir=checkpoint_dir
+    )
+    costs = measure_costs(context.model, scores.sites, context.example_inputs)
+    return chosen.select(context, scores, costs, budget)

@@ -1,0 +1,184 @@
+"""Structure: copies that share weights, and carving units out of them. Needs neither data nor a trace."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
+from torch import Tensor, nn
+
+from xprune.errors import ModelError, PlanError
+from xprune.interfaces import Adapter
+from xprune.plan import Plan
+from xprune.site import Site
+
+
+class Removed(nn.Module):
+    """What is left of an attention or MLP whose units all went: the bias of its last layer, for every token."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.out_features = int(layer.weight.shape[0])  # type: ignore[union-attr, index]
+        self.axis = -1 if layer.weight.dim() == 2 else 1  # type: ignore[operator, union-attr]
+        self.bias = layer.bias if isinstance(getattr(layer, "bias", None), nn.Parameter) else None
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """(batch, ..., features) to (batch, ..., out_features); whatever else an attention takes is ignored."""
+        shape = list(x.shape)
+        shape[self.axis] = self.out_features
+        if self.bias is None:
+            return x.new_zeros(shape)
+        return (self.bias if self.axis == -1 else self.bias[:, None, None]).to(x.dtype).expand(shape)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile, DistributedDataParallel and DataParallel.
+
+    Raises ModelError for a PEFT model, whose adapters have to be merged first, and for what is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"wanted a torch.nn.Module, got {type(model).__name__}.")
+    if type(model).__module__.startswith("peft."):
+        raise ModelError(
+            f"{type(model).__name__} wraps the model's layers: call merge_and_unload() and prune what it returns."
+        )
+    if any(type(part).__module__.startswith("torch.distributed.fsdp") for part in model.modules()):
+        raise ModelError("the weights are sharded by FSDP: prune the model before it is wrapped.")
+    inner: nn.Module = (
+        extract_model_from_parallel(model, keep_fp32_wrapper=True) if _wrapped(model) else model
+    )
+    return inner
+
+
+def _wrapped(model: nn.Module) -> bool:
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return is_compiled_module(model) or isinstance(model, parallel)
+
+
+def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
+    """A structural copy in eval mode whose tensors share the caller's storage (on `device`, e.g. "meta": new ones).
+
+    Replacing modules and parameters of the copy, or hooking it, leaves the caller's model alone; writing into a
+    tensor does not.
+    """
+    memo: dict[int, object] = {}
+    for name, tensor in _tensors(model):
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ModelError(f"{name} is not initialised: run one forward pass of the model first.")
+        data = tensor.detach() if device is None else tensor.detach().to(device)
+        wants = tensor.requires_grad if requires_grad is None else requires_grad
+        wants = wants and tensor.is_floating_point()
+        memo.setdefault(id(tensor), nn.Parameter(data, wants) if isinstance(tensor, nn.Parameter) else data)
+    return copy.deepcopy(model, memo).eval()
+
+
+def own(model: nn.Module, original: nn.Module) -> nn.Module:
+    """Gives every tensor of `model` that still shares storage with `original` a storage of its own; ties survive."""
+    shared = {tensor.data_ptr() for _, tensor in _tensors(original) if tensor.numel()}
+    done: dict[int, Tensor] = {}
+    for _, tensor in _tensors(model):
+        if id(tensor) not in done and tensor.numel() and tensor.data_ptr() in shared:
+            done[id(tensor)] = tensor
+            tensor.data = tensor.data.clone()
+    return model
+
+
+def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.Module:
+    """Carries the plan out on `model` in place: cuts tensors, sets counts, replaces what is wholly gone.
+
+    Raises PlanError where the plan does not fit the model; the model is then only partly carved, so carve a copy.
+    """
+    owners = _owners(model)
+    for site, keep in zip(plan.sites, plan.keeps, strict=True):
+        check_fit(model, site, adapters)
+        if not keep:
+            parent, _, child = site.module.rpartition(".")
+            setattr(model.get_submodule(parent), child, Removed(model.get_submodule(site.layer)))
+        elif len(keep) < site.size:
+            _cut(model, site, keep, owners)
+            if site.adapter:
+                adapters[site.adapter].resize(model.get_submodule(site.module), len(keep))
+    return model
+
+
+def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> None:
+    """PlanError where the site's modules or tensors are not in the model, or have other shapes."""
+    if site.adapter and site.adapter not in adapters:
+        raise PlanError(f"{site.name}: no adapter {site.adapter!r} here; known: {', '.join(adapters)}.")
+    try:
+        for path in (*site.feeds, site.module, site.norm):
+            model.get_submodule(path)
+        tensors = [tensor_at(model, cut.tensor) for cut in site.cuts]
+        if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.module)):
+            raise AttributeError(f"{site.module} is a {type(model.get_submodule(site.module)).__name__}")
+    except AttributeError as error:
+        raise PlanError(f"{site.name}: the plan does not fit this model: {error}.") from error
+    for cut, tensor in zip(site.cuts, tensors, strict=True):
+        wanted = cut.groups * site.size * cut.width
+        if cut.axis >= tensor.dim() or tensor.shape[cut.axis] != wanted:
+            raise PlanError(
+                f"{site.name}: the plan does not fit this model: {cut.tensor} is {tuple(tensor.shape)}, "
+                f"the plan wants {wanted} along axis {cut.axis}."
+            )
+
+
+def tensor_at(model: nn.Module, path: str) -> Tensor:
+    """The parameter or buffer at a dotted path; AttributeError where there is none."""
+    owner, _, name = path.rpartition(".")
+    tensor = getattr(model.get_submodule(owner), name)
+    if not isinstance(tensor, Tensor):
+        raise AttributeError(f"{path} is no tensor")
+    return tensor
+
+
+def _cut(
+    model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, list[tuple[nn.Module, str]]]
+) -> None:
+    for cut in site.cuts:
+        old = tensor_at(model, cut.tensor)
+        new = old.detach().index_select(cut.axis, cut.index(keep, site.size).to(old.device))
+        value = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        places = owners.pop(id(old))
+        for module, name in places:  # a tied tensor has several owners and stays tied
+            (module._parameters if isinstance(value, nn.Parameter) else module._buffers)[name] = value
+            _sync(module)
+        owners[id(value)] = places
+    if site.norm:
+        norm = model.get_submodule(site.norm)
+        if hasattr(norm, "normalized_shape"):
+            norm.normalized_shape = (len(keep) * site.width,)
+
+
+def _sync(module: nn.Module) -> None:
+    """Sets the counts that a layer keeps beside its weight."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = (
+            module.weight.shape[0],
+            module.weight.shape[1] * module.groups,
+        )
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer under every name it has."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                owners.setdefault(id(tensor), []).append((module, name))
+    return owners
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones under each of their names."""
+    return dict(_tensors(model))
+
+
+def reference_device(model: nn.Module) -> torch.device:
+    """The device of the model's first tensor."""
+    return next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))

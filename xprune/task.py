@@ -1,0 +1,104 @@
+"""Task: how to read a batch, the loss, the metric, and which sample each row of a layer's input belongs to."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xprune.errors import DataError
+from xprune.nest import call
+from xprune.site import Site
+
+
+class Task(ABC):
+    """What a model is for. One instance serves scoring, fine-tuning and evaluation."""
+
+    metric_name: ClassVar[str] = "accuracy"
+
+    @abstractmethod
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
+        """(inputs, targets) of a batch. Inputs: a tensor, a tuple of arguments, or a dict of keyword arguments."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
+        """The mean loss over the batch, a scalar."""
+
+    @abstractmethod
+    def metric(self, outputs: Any, targets: Any) -> Tensor:
+        """The metric of each sample, float (batch,); its mean over the data is reported as `metric_name`."""
+
+    def forward(self, model: nn.Module, inputs: Any) -> Any:
+        """The model's output for inputs as `unpack` gives them."""
+        return call(model, inputs)
+
+    def check(self, outputs: Any, targets: Any) -> None:  # noqa: B027 - a task without checks is a task
+        """Raises DataError where targets do not fit outputs. Called on every batch before the loss."""
+
+    def size(self, targets: Any) -> int:
+        """Samples in the batch."""
+        return len(targets)
+
+    def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
+        """(class of each sample, int64 (batch,); number of classes), or None where the task has no classes."""
+        return None
+
+    def rows(self, site: Site, inputs: Tensor, samples: int) -> Tensor | None:
+        """For each row (index along the first axis) of the input of the site's layer, the sample it belongs to.
+
+        int64 (rows,), or None for the default: rows / samples contiguous rows a sample, which is right for plain
+        batches and for windows folded into the batch.
+        """
+        return None
+
+    def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
+        """Mean divergence of outputs from the teacher's, scaled by temperature squared (Hinton et al., 2015)."""
+        student, target = (F.log_softmax(logits / temperature, dim=-1) for logits in (outputs, teacher))
+        return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
+
+
+class Classification(Task):
+    """Single-label classification of batches (inputs, labels): labels int64 (batch,), outputs (batch, classes)."""
+
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
+        """(inputs, labels); DataError where the batch is something else."""
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            what = (
+                f"{type(batch).__name__} of {len(batch)}"
+                if isinstance(batch, (tuple, list, dict))
+                else type(batch).__name__
+            )
+            raise DataError(
+                f"a batch is a {what}, wanted (inputs, labels); for anything else give a task=xprune.Task."
+            )
+        inputs, labels = batch
+        if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
+            raise DataError(
+                "labels have to be an integer tensor of shape (batch,); for other targets give a task=xprune.Task."
+            )
+        return inputs, labels.long()
+
+    def check(self, outputs: Any, targets: Any) -> None:
+        """DataError where outputs are not (batch, classes) or a label is out of range."""
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+            raise DataError(
+                "the model does not return logits of shape (batch, classes); give a task=xprune.Task that reads it."
+            )
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= outputs.shape[1]:
+            raise DataError(
+                f"labels go from {low} to {high}, but the model's head has {outputs.shape[1]} classes (0 to {outputs.shape[1] - 1}). "
+                "Remap the labels, or give the model a head of the right size."
+            )
+
+    def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy in float32."""
+        return F.cross_entropy(outputs.float(), targets, label_smoothing=label_smoothing)
+
+    def metric(self, outputs: Any, targets: Any) -> Tensor:
+        """1 where the largest logit is the label's."""
+        return (outputs.argmax(-1) == targets).float()
+
+    def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
+        """The labels, and the width of the head."""
+        return targets, outputs.shape[-1]
