@@ -1,4 +1,4 @@
-"""Arch: the timm name and arguments that rebuild a model, proved before they are written, checked before they are used."""
+"""Arch: the timm name and arguments that rebuild a model, proved before writing and checked before use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,18 +31,14 @@ def build(arch: Arch, device: str = "meta") -> nn.Module:
     Raises ArtefactError for a name that timm does not know, or arguments that are not plain or would load weights.
     """
     if not isinstance(arch.name, str) or not timm.is_model(arch.name):
-        raise ArtefactError(
-            f"{arch.name!r} is no timm architecture; wanted a name that timm.list_models() gives."
-        )
+        raise ArtefactError(f"{arch.name!r} is no timm architecture; wanted a name that timm.list_models() gives.")
     for key, value in arch.kwargs:
         if key in _FORBIDDEN or not isinstance(key, str):
             raise ArtefactError(
                 f"{arch.name}: the argument {key!r} is not allowed in a saved model: it can load weights."
             )
         if not _plain(value):
-            raise ArtefactError(
-                f"{arch.name}: the argument {key}={value!r} is not a number, string, or list of these."
-            )
+            raise ArtefactError(f"{arch.name}: the argument {key}={value!r} is not a number, string, or list of these.")
     try:
         with torch.device(device):
             model: nn.Module = timm.create_model(arch.name, pretrained=False, **dict(arch.kwargs))
@@ -90,11 +86,7 @@ def _carried(model: nn.Module) -> Arch | None:
     if not isinstance(name, str) or not timm.is_model(name):
         return None
     classes = getattr(model, "num_classes", None)
-    kwargs = (
-        {"num_classes": classes}
-        if isinstance(classes, int) and classes != (cfg or {}).get("num_classes")
-        else {}
-    )
+    kwargs = {"num_classes": classes} if isinstance(classes, int) and classes != (cfg or {}).get("num_classes") else {}
     return Arch(name, tuple(kwargs.items()))
 
 
@@ -125,12 +117,10 @@ def _difference(rebuilt: nn.Module, model: nn.Module) -> str:
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """Public attributes that are plain values; a tensor among them cannot be rebuilt without weights."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
-            found[name] = (
-                f"a tensor that is neither parameter nor buffer ({tuple(value.shape)}, {value.device.type})"
-            )
+            found[name] = f"a tensor that is neither parameter nor buffer ({tuple(value.shape)}, {value.device.type})"
         elif not name.startswith("_") and _plain(value):
             found[name] = tuple(value) if isinstance(value, list) else value
     return found

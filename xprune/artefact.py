@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
-from xprune.arch import Arch, build, proven
+from xprune.arch import build, proven
 from xprune.errors import ArtefactError, PlanError
 from xprune.plan import Plan
-from xprune.provenance import provenance, record
+from xprune.provenance import Arch, provenance, record
 from xprune.structure import carve, tensors, unwrap
 
 FORMAT = 1
@@ -47,8 +47,8 @@ def save(
     found, why = proven(model, plan, arch)
     if found is None:
         warnings.warn(
-            f"the architecture is not saved: {why}. load({str(directory)!r}) will need model_fn=, a function that builds the "
-            "dense model; or give save(arch=(timm_name, keyword_arguments)).",
+            f"the architecture is not saved: {why}. load({str(directory)!r}) will need model_fn=, a function that "
+            "builds the dense model; or give save(arch=(timm_name, keyword_arguments)).",
             stacklevel=2,
         )
     _refuse_foreign(directory)
@@ -85,9 +85,7 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
     header = read_header(directory)
     try:
         plan = Plan.from_json(header["plan"])
-        arch = (
-            Arch(header["arch"]["name"], tuple(header["arch"]["kwargs"].items())) if header["arch"] else None
-        )
+        arch = Arch(header["arch"]["name"], tuple(header["arch"]["kwargs"].items())) if header["arch"] else None
         ties = {str(name): str(other) for name, other in header["ties"].items()}
     except (PlanError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{directory / HEADER} is tampered with or damaged: {error}") from error
@@ -116,9 +114,7 @@ def read_header(directory: str | Path) -> dict[str, Any]:
         raise ArtefactError(f"{path} is not JSON ({error}): truncated, or not ours.") from error
     wanted = {"format", "arch", "plan", "ties", "sha256", "extra"}
     if not isinstance(header, dict) or not wanted <= set(header):
-        raise ArtefactError(
-            f"{path} was not written by xprune: it lacks {', '.join(sorted(wanted - set(header)))}."
-        )
+        raise ArtefactError(f"{path} was not written by xprune: it lacks {', '.join(sorted(wanted - set(header)))}.")
     if header["format"] != FORMAT:
         raise ArtefactError(f"{path} is of format {header['format']!r}; this version reads {FORMAT}.")
     return header

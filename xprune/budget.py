@@ -93,8 +93,9 @@ class Costs:
             if smallest > share * dense:
                 reach = math.ceil(smallest / dense * 1e4) / 1e4
                 raise BudgetError(
-                    f"{name}={share} cannot be reached: with min_units={budget.min_units} and round_to={budget.round_to} the "
-                    f"least is {reach}. Ask for more, lower min_units, or let find_sites see more sites."
+                    f"{name}={share} cannot be reached: with min_units={budget.min_units} and "
+                    f"round_to={budget.round_to} the least is {reach}. Ask for more, lower "
+                    "min_units, or let find_sites see more sites."
                 )
             limits.append((name, cost, share * dense))
         return limits

@@ -43,9 +43,7 @@ def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
         tensors = load(data)
         state, theirs = json.loads(header["state"]), json.loads(header["fingerprint"])
     except (SafetensorError, ValueError, KeyError) as error:
-        raise TrainingError(
-            f"{path} is no checkpoint or is damaged ({error}); delete it to start anew."
-        ) from error
+        raise TrainingError(f"{path} is no checkpoint or is damaged ({error}); delete it to start anew.") from error
     ours = json.loads(json.dumps(fingerprint))
     if theirs != ours:
         other = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))

@@ -74,8 +74,7 @@ def _linear(sites: Sequence[Site], counts: list[dict[str, int]]) -> LinearCost:
     full, less, least = counts
     unit = [float(full[s.name] - less[s.name]) for s in sites]  # 0 where a site's only unit has to stay
     fixed = [
-        float(full[s.name] - least[s.name]) - u * s.size if s.module else 0.0
-        for s, u in zip(sites, unit, strict=True)
+        float(full[s.name] - least[s.name]) - u * s.size if s.module else 0.0 for s, u in zip(sites, unit, strict=True)
     ]
     base = full[""] - sum(f + u * s.size for f, u, s in zip(fixed, unit, sites, strict=True))
     return LinearCost(float(base), tuple(fixed), tuple(unit))

@@ -52,9 +52,7 @@ class Metrics:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, loader: Iterable[Any], *, task: Task | None = None, data: str = "validation"
-) -> Metrics:
+def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = None, data: str = "validation") -> Metrics:
     """Loss and metric over a loader, eval mode, on the device that Accelerate picks; the model is not changed.
 
     Raises DataError for a loader that is empty or does not fit the task.
@@ -72,7 +70,5 @@ def evaluate(
         sums += torch.tensor(
             [float(task.loss(outputs, targets)) * samples, float(metric.sum()), samples], dtype=torch.float64
         )
-    loss, total, count = reduced(
-        runner, sums.float().to(runner.device) if runner.num_processes > 1 else sums
-    ).tolist()
+    loss, total, count = reduced(runner, sums.float().to(runner.device) if runner.num_processes > 1 else sums).tolist()
     return Metrics(total / count, loss / count, int(count), task.metric_name, data)

@@ -123,12 +123,8 @@ class _Run:
     ) -> None:
         self.student, self.runner, self.settings, self.task = student, runner, settings, task
         self.seed, self.folder, self.epoch = seed, folder, 0
-        self.teacher = (
-            alias(unwrap(teacher)).to(runner.device) if teacher is not None and settings.distill else None
-        )
-        self.ema = (
-            AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
-        )
+        self.teacher = alias(unwrap(teacher)).to(runner.device) if teacher is not None and settings.distill else None
+        self.ema = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
         decayed = [p for p in student.parameters() if p.requires_grad and p.dim() > 1]
         others = [p for p in student.parameters() if p.requires_grad and p.dim() <= 1]
         groups = [
@@ -179,9 +175,7 @@ class _Run:
             with torch.no_grad(), self.runner.autocast():
                 wanted = self.task.forward(self.teacher, inputs)
             share = self.settings.distill
-            loss = (1 - share) * loss + share * self.task.distillation(
-                outputs, wanted, self.settings.temperature
-            )
+            loss = (1 - share) * loss + share * self.task.distillation(outputs, wanted, self.settings.temperature)
         self._stop_unless_finite(loss)
         self.optimizer.zero_grad(set_to_none=True)
         self.runner.backward(loss)
@@ -193,18 +187,14 @@ class _Run:
             self.ema.update_parameters(self.student)
 
     def _stop_unless_finite(self, loss: Tensor) -> None:
-        finite = torch.isfinite(
-            reduced(self.runner, loss.detach().float())
-        )  # every process stops, not one alone
+        finite = torch.isfinite(reduced(self.runner, loss.detach().float()))  # every process stops, not one alone
         if not bool(finite):
-            kept = (
-                f"the last good checkpoint is of epoch {self.epoch} in {self.folder}"
-                if self.folder and self.epoch
-                else "there is no checkpoint"
-            )
+            kept = f"the last good checkpoint is of epoch {self.epoch} in {self.folder}"
+            if not self.folder or not self.epoch:
+                kept = "there is no checkpoint"
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.schedule.last_epoch} of {self.steps} (epoch {self.epoch + 1}); {kept}. "
-                "Lower lr, clip gradients, or look at the batch for NaN."
+                f"the loss is {loss.item()} at step {self.schedule.last_epoch} of {self.steps} "
+                f"(epoch {self.epoch + 1}); {kept}. Lower lr, clip gradients, or look at the batch for NaN."
             )
 
     def _rate(self, step: int) -> float:

@@ -25,13 +25,9 @@ class Gates:
     activations are recomputed in it.
     """
 
-    def __init__(
-        self, sites: Sequence[Site], values: Sequence[Tensor] | None = None, rows: Rows | None = None
-    ) -> None:
+    def __init__(self, sites: Sequence[Site], values: Sequence[Tensor] | None = None, rows: Rows | None = None) -> None:
         self.sites = tuple(sites)
-        self.values: Sequence[Tensor] = (
-            values if values is not None else [torch.ones(s.size) for s in self.sites]
-        )
+        self.values: Sequence[Tensor] = values if values is not None else [torch.ones(s.size) for s in self.sites]
         self.rows = rows
         self._fired: set[str] = set()
 
@@ -78,11 +74,12 @@ class Gates:
         axis = site.axis % x.dim()
         if x.shape[axis] != site.size * site.width:
             raise GateError(
-                f"{site.name}: {site.size} units of {site.width} features, but the input of {site.layer} is {tuple(x.shape)}."
+                f"{site.name}: {site.size} units of {site.width} features do not fit the input of {site.layer}, "
+                f"{tuple(x.shape)}."
             )
         if value.shape[-1] != site.size or value.dim() not in (1, 2):
             raise GateError(
-                f"{site.name}: gates are {tuple(value.shape)}, wanted ({site.size},) or (samples, {site.size})."
+                f"{site.name}: gates are {tuple(value.shape)}, wanted (units,) or (samples, units), units {site.size}."
             )
         unit_major = site.layout == "unit-major"
         value = (
@@ -108,7 +105,7 @@ class Gates:
             rows = torch.arange(samples, device=x.device).repeat_interleave(x.shape[0] // samples)
         if rows.shape != x.shape[:1]:
             raise GateError(
-                f"{site.name}: Task.rows gave {tuple(rows.shape)}, the input of {site.layer} has {x.shape[0]} rows."
+                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {x.shape[0]} rows of {site.layer}'s input."
             )
         return rows.to(x.device)
 
@@ -117,8 +114,8 @@ class Gates:
             for path in site.feeds:
                 if path not in self._fired:
                     raise GateError(
-                        f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot be "
-                        "scored or verified. Leave the site out: find_sites(..., exclude=[...])."
+                        f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot "
+                        "be scored or verified. Leave the site out: find_sites(..., exclude=[...])."
                     )
 
 
@@ -129,9 +126,7 @@ class Masked(nn.Module):
     used as they are. Enter `gates.attached(masked.model)` around forward and backward.
     """
 
-    def __init__(
-        self, model: nn.Module, sites: Sequence[Site], rows: int, gate_rows: Rows | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[Site], rows: int, gate_rows: Rows | None = None) -> None:
         super().__init__()
         self.model = model
         self.gates = Gates(sites, rows=gate_rows)
@@ -150,9 +145,7 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """
     kind = type(norm).__name__.lower()
     if not isinstance(norm, nn.LayerNorm) and "rmsnorm" not in kind:
-        raise GateError(
-            f"a {type(norm).__name__} runs over the units: only LayerNorm and RMSNorm are known there."
-        )
+        raise GateError(f"a {type(norm).__name__} runs over the units: only LayerNorm and RMSNorm are known there.")
     x, total = x.float(), weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     if isinstance(norm, nn.LayerNorm):
         x = x - (x * weight).sum(-1, keepdim=True) / total

@@ -34,8 +34,8 @@ _MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVe
 class _StandIn(nn.Linear):
     """A linear layer that takes whatever an attention takes."""
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return super().forward(x)
+    def forward(self, input: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return super().forward(input)
 
 
 def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> list[Site]:
@@ -56,10 +56,8 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
             and not isinstance(module, _StandIn)
             and module in graph.module2node
         ):
-            site = _hidden(graph, module, path, paths)
-            if site is not None:
-                sites.append(site)
-    return sites
+            sites.append(_hidden(graph, module, path, paths))
+    return [site for site in sites if site is not None]
 
 
 def _stand_in(model: nn.Module, path: str, site: Site) -> None:
@@ -74,9 +72,7 @@ def _stand_in(model: nn.Module, path: str, site: Site) -> None:
 
 def _trace(model: nn.Module, example_inputs: Any) -> Any:
     inputs = map_tensors(example_inputs, lambda tensor: tensor.detach())
-    as_given = (
-        inputs if isinstance(inputs, (dict, tuple)) else (inputs,)
-    )  # a bare tensor would be unpacked by rows
+    as_given = inputs if isinstance(inputs, (dict, tuple)) else (inputs,)  # a bare tensor would be unpacked by rows
     try:
         with torch.enable_grad():
             return tp.DependencyGraph().build_dependency(model, as_given, verbose=False)
@@ -87,21 +83,16 @@ def _trace(model: nn.Module, example_inputs: Any) -> Any:
         ) from error
 
 
-def _hidden(graph: Any, reader: nn.Module, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
+def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
     """The site of the features that `reader` reads, None where they are no plain hidden layer."""
-    conv = isinstance(reader, nn.Conv2d)
-    if conv and (reader.groups != 1 or set(reader.kernel_size) != {1}):
+    if isinstance(reader, nn.Conv2d) and (reader.groups != 1 or set(reader.kernel_size) != {1}):
         return None
-    prune_in = tp.prune_conv_in_channels if conv else tp.prune_linear_in_channels
-    size = reader.weight.shape[1]  # type: ignore[union-attr, index]
+    prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
+    size = reader.weight.shape[1]
     cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
     for dep, idxs in graph.get_pruning_group(reader, prune_in, [probe])[1:]:
         module, kind = dep.target.module, dep.target.type
-        if (
-            kind in _ENDS
-            or [int(i) for i in idxs] != [probe]
-            or any(mix in dep.target.name for mix in _MIXING)
-        ):
+        if kind in _ENDS or [int(i) for i in idxs] != [probe] or any(mix in dep.target.name for mix in _MIXING):
             return None
         if module not in paths:
             continue  # elementwise, or the flattening inside a linear layer
@@ -117,18 +108,16 @@ def _hidden(graph: Any, reader: nn.Module, path: str, paths: Mapping[nn.Module, 
     return _assemble(graph.model, reader, path, cuts, norm)
 
 
-def _assemble(model: nn.Module, reader: nn.Module, path: str, cuts: list[Cut], norm: str) -> Site | None:
+def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
-    if len(members) < 2 or any(
-        isinstance(model.get_submodule(member), (_StandIn, Removed)) for member in members
-    ):
+    if len(members) < 2 or any(isinstance(model.get_submodule(member), (_StandIn, Removed)) for member in members):
         return None
     owner = _common_parent(members)
     if not owner:
         return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
     alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
-    size = reader.weight.shape[1]  # type: ignore[union-attr, index]
+    size = reader.weight.shape[1]
     return Site(
         name=owner if alone else path,
         kind="neuron",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -73,24 +74,19 @@ class Landing:
         sums = [0.0]
         for value in ordered:
             sums.append(sums[-1] + value)
-        return [((sums[b] - sums[a]) / (b - a), a, b) for a, b in zip(counts, counts[1:], strict=False)]
+        return [((sums[b] - sums[a]) / (b - a), a, b) for a, b in pairwise(counts)]
 
     def fill(self, kept: Sequence[int], most: Sequence[int] | None = None) -> list[int]:
         """Adds the best step that fits, again and again, up to `most` units a site, until none fits."""
         most, kept = list(most or self.full), list(kept)
         spent = {name: cost.total(kept) for name, cost, _ in self.limits}
         steps = [
-            (value, index, a, b)
-            for index in range(len(kept))
-            for value, a, b in self.steps(index)
-            if a >= kept[index]
+            (value, index, a, b) for index in range(len(kept)) for value, a, b in self.steps(index) if a >= kept[index]
         ]
         for _, index, a, b in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
             if a != kept[index] or b > most[index]:
                 continue  # a step before it did not fit
-            after = {
-                name: spent[name] + cost.site(index, b) - cost.site(index, a) for name, cost, _ in self.limits
-            }
+            after = {name: spent[name] + cost.site(index, b) - cost.site(index, a) for name, cost, _ in self.limits}
             if all(after[name] <= allowed * (1 + 1e-9) for name, _, allowed in self.limits):
                 kept[index], spent = b, after
         return kept

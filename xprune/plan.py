@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from xprune.errors import PlanError
@@ -25,16 +26,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if len(self.sites) != len(self.keeps):
-            raise PlanError(
-                f"{len(self.sites)} sites but {len(self.keeps)} lists of kept units; give one list a site."
-            )
+            raise PlanError(f"{len(self.sites)} sites but {len(self.keeps)} lists of kept units; give one list a site.")
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
             raise PlanError("a site stands in the plan twice; site names are unique.")
         for site, keep in zip(self.sites, self.keeps, strict=True):
             if any(type(unit) is not int for unit in keep):
                 raise PlanError(f"{site.name}: kept units have to be integers.")
-            if any(a >= b for a, b in zip(keep, keep[1:], strict=False)):
+            if any(a >= b for a, b in pairwise(keep)):
                 raise PlanError(f"{site.name}: kept units have to be sorted and distinct.")
             if keep and (keep[0] < 0 or keep[-1] >= site.size):
                 raise PlanError(
@@ -42,7 +41,7 @@ class Plan:
                 )
             if not keep and not site.module:
                 raise PlanError(
-                    f"{site.name}: its units share a module with other things, so that at least one has to stay; keep one unit."
+                    f"{site.name}: its units share a module with other things, so that at least one has to stay."
                 )
 
     @staticmethod

@@ -73,17 +73,27 @@ class Pruner:
         sites = tuple(self.sites) if self.sites is not None else find_sites(self.model, example)
         measured = [self._measure(self.model, inputs, train_loader, val_loader)]
         scores = score(self.model, sites, train_loader, self.criterion, task=self.task, seed=self.seed)
-        keep_state = {"seed": self.seed, "checkpoint_dir": self._folder("select")}
         plan = select(
-            self.model, scores, self.budget, self.selection, loader=train_loader, task=self.task, **keep_state
+            self.model,
+            scores,
+            self.budget,
+            self.selection,
+            loader=train_loader,
+            task=self.task,
+            seed=self.seed,
+            checkpoint_dir=self._folder("select"),
         )
         pruned = apply(self.model, plan, example)
         measured.append(self._measure(pruned, inputs, train_loader, val_loader))
         if self.finetune:
-            keep_state["checkpoint_dir"] = self._folder("finetune")
-            teacher = self.model if self.finetune.distill else None
             pruned = finetune(
-                pruned, train_loader, self.finetune, teacher=teacher, task=self.task, **keep_state
+                pruned,
+                train_loader,
+                self.finetune,
+                teacher=self.model if self.finetune.distill else None,
+                task=self.task,
+                seed=self.seed,
+                checkpoint_dir=self._folder("finetune"),
             )
             measured.append(self._measure(pruned, inputs, train_loader, val_loader))
         metrics = dict(zip(("dense", "pruned", "finetuned"), measured, strict=False))

@@ -40,9 +40,7 @@ class PruneResult:
             "criterion": self.scores.criterion,
             "info": dict(self.scores.info),
             "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
-            "scores": {
-                s.name: v.tolist() for s, v in zip(self.scores.sites, self.scores.values, strict=True)
-            },
+            "scores": {s.name: v.tolist() for s, v in zip(self.scores.sites, self.scores.values, strict=True)},
         }
         return save(self.model, directory, arch=arch, extra=extra)
 
@@ -77,9 +75,7 @@ def sites_table(plan: Plan) -> Table:
         table.add_column(heading, justify="right" if heading in ("kept", "of") else "left")
     for site, count in zip(plan.sites, plan.counts, strict=True):
         filled = round(20 * count / site.size)
-        table.add_row(
-            site.name, f"{site.kind}s", str(count), str(site.size), "█" * filled + "░" * (20 - filled)
-        )
+        table.add_row(site.name, f"{site.kind}s", str(count), str(site.size), "█" * filled + "░" * (20 - filled))
     return table
 
 

@@ -1,7 +1,7 @@
 """Runtime: devices, processes, seeds, loaders and progress, all of it Accelerate's and rich's."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration, send_to_device, set_seed
+from rich import get_console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
@@ -29,9 +30,7 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
         reset_partial_state=False
     )  # stages may differ in precision; processes stay as they are
     GradientState._reset_state()
-    loading = DataLoaderConfiguration(
-        split_batches=True, use_seedable_sampler=True, even_batches=even_batches
-    )
+    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
     return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
 
 
@@ -66,9 +65,7 @@ def check_loader(loader: Any, task: Task) -> Any:
         )
     batch = next(iter(loader), None)
     if batch is None:
-        raise DataError(
-            "the loader is empty: it gave no batch. Check the dataset, and drop_last against its length."
-        )
+        raise DataError("the loader is empty: it gave no batch. Check the dataset, and drop_last against its length.")
     inputs, targets = task.unpack(batch)
     if task.size(targets) == 0:
         raise DataError("the loader's first batch has no samples.")
@@ -91,11 +88,11 @@ def batches(
     runner: Accelerator, loader: Iterable[Any], task: Task, what: str, limit: int | None = None
 ) -> Iterator[tuple[Any, Any]]:
     """(inputs, targets) on the runner's device, with a progress bar; at most `limit` batches."""
-    total = len(loader) if hasattr(loader, "__len__") else None
-    stream = islice(loader, limit)
+    total = len(loader) if isinstance(loader, Sized) else None
+    stream: Iterable[Any] = islice(loader, limit)
     if runner.is_main_process:
         total = total if limit is None or total is None else min(total, limit)
-        stream = iter(track(stream, description=what, total=total, transient=True, update_period=0.5))
+        stream = track(stream, description=what, total=total, transient=True, disable=not get_console().is_terminal)
     for batch in stream:
         inputs, targets = task.unpack(send_to_device(batch, runner.device))
         yield inputs, targets

@@ -30,9 +30,7 @@ class Scores:
 
     def __post_init__(self) -> None:
         if len(self.sites) != len(self.values):
-            raise PluginError(
-                f"{self.criterion}: {len(self.values)} score tensors for {len(self.sites)} sites."
-            )
+            raise PluginError(f"{self.criterion}: {len(self.values)} score tensors for {len(self.sites)} sites.")
         for site, value in zip(self.sites, self.values, strict=True):
             if tuple(value.shape) != (site.size,):
                 raise PluginError(

@@ -74,11 +74,7 @@ class Site:
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the modules whose cost depends on the units."""
-        return (
-            (self.module,)
-            if self.module
-            else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
-        )
+        return (self.module,) if self.module else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, `Site.from_json` is its inverse."""

@@ -41,9 +41,7 @@ def find_sites(
     _refuse_shared(model, sites)
     for pattern in exclude:
         if not any(fnmatchcase(site.name, pattern) for site in sites):
-            raise ModelError(
-                f"exclude={pattern!r} matches no site; sites: {_few([site.name for site in sites])}."
-            )
+            raise ModelError(f"exclude={pattern!r} matches no site; sites: {_few([site.name for site in sites])}.")
     sites = [site for site in sites if not any(fnmatchcase(site.name, pattern) for pattern in exclude)]
     if not sites:
         raise ModelError(

@@ -31,7 +31,7 @@ def make_context(
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
 ) -> Context:
-    """What criteria and selections look at; example inputs are the first two rows of the loader where none are given."""
+    """What criteria and selections look at; without example inputs, the first two rows of the loader."""
     task = task or Classification()
     if loader is not None:
         first = check_loader(loader, task)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
@@ -16,11 +17,13 @@ from xprune.site import Site
 class Removed(nn.Module):
     """What is left of an attention or MLP whose units all went: the bias of its last layer, for every token."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.out_features = int(layer.weight.shape[0])  # type: ignore[union-attr, index]
-        self.axis = -1 if layer.weight.dim() == 2 else 1  # type: ignore[operator, union-attr]
-        self.bias = layer.bias if isinstance(getattr(layer, "bias", None), nn.Parameter) else None
+        self.out_features = int(layer.weight.shape[0])
+        self.axis = -1 if layer.weight.dim() == 2 else 1  # a linear layer, or a convolution
+        self.register_parameter("bias", layer.bias)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """(batch, ..., features) to (batch, ..., out_features); whatever else an attention takes is ignored."""
@@ -44,9 +47,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         )
     if any(type(part).__module__.startswith("torch.distributed.fsdp") for part in model.modules()):
         raise ModelError("the weights are sharded by FSDP: prune the model before it is wrapped.")
-    inner: nn.Module = (
-        extract_model_from_parallel(model, keep_fp32_wrapper=True) if _wrapped(model) else model
-    )
+    inner: nn.Module = extract_model_from_parallel(model, keep_fp32_wrapper=True) if _wrapped(model) else model
     return inner
 
 
@@ -63,7 +64,7 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
     """
     memo: dict[int, object] = {}
     for name, tensor in _tensors(model):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise ModelError(f"{name} is not initialised: run one forward pass of the model first.")
         data = tensor.detach() if device is None else tensor.detach().to(device)
         wants = tensor.requires_grad if requires_grad is None else requires_grad
@@ -131,20 +132,18 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
     return tensor
 
 
-def _cut(
-    model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, list[tuple[nn.Module, str]]]
-) -> None:
+def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, list[tuple[nn.Module, str]]]) -> None:
     for cut in site.cuts:
         old = tensor_at(model, cut.tensor)
         new = old.detach().index_select(cut.axis, cut.index(keep, site.size).to(old.device))
         value = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         places = owners.pop(id(old))
         for module, name in places:  # a tied tensor has several owners and stays tied
-            (module._parameters if isinstance(value, nn.Parameter) else module._buffers)[name] = value
+            setattr(module, name, value)
             _sync(module)
         owners[id(value)] = places
     if site.norm:
-        norm = model.get_submodule(site.norm)
+        norm: Any = model.get_submodule(site.norm)
         if hasattr(norm, "normalized_shape"):
             norm.normalized_shape = (len(keep) * site.width,)
 

@@ -39,9 +39,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any)
     except XPruneError:
         raise
     except Exception as problem:
-        raise SurgeryError(
-            f"the pruned forward fails: {problem}. {_blame(model, plan, example_inputs)}"
-        ) from problem
+        raise SurgeryError(f"the pruned forward fails: {problem}. {_blame(model, plan, example_inputs)}") from problem
     if not error <= TOLERANCE * max(1.0, scale):
         raise SurgeryError(
             f"the pruned model is off by {error:.2e} (outputs up to {scale:.2e}). {_blame(model, plan, example_inputs)}"
@@ -96,14 +94,13 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
             exact = False
         if not exact:
             shapes = ", ".join(
-                f"{cut.tensor} {tuple(model.state_dict(keep_vars=True)[cut.tensor].shape)}"
-                for cut in site.cuts[:4]
+                f"{cut.tensor} {tuple(model.state_dict(keep_vars=True)[cut.tensor].shape)}" for cut in site.cuts[:4]
             )
             bad.append(f"{site.name} ({len(keep)} of {site.size} {site.kind}s kept; {shapes})")
     if not bad:
         return "No site fails alone; together they do. Your model is untouched."
     names = [entry.split(" ")[0] for entry in bad]
     return (
-        f"Not exact: {'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}. Your model is untouched. Leave them out with "
+        f"Not exact: {'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}. Your model is untouched. Leave them out: "
         f"find_sites(..., exclude={names[:5]}), or write an adapter for their class."
     )

@@ -68,9 +68,7 @@ class Classification(Task):
                 if isinstance(batch, (tuple, list, dict))
                 else type(batch).__name__
             )
-            raise DataError(
-                f"a batch is a {what}, wanted (inputs, labels); for anything else give a task=xprune.Task."
-            )
+            raise DataError(f"a batch is a {what}, wanted (inputs, labels); for anything else give a task=xprune.Task.")
         inputs, labels = batch
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
             raise DataError(
@@ -87,8 +85,8 @@ class Classification(Task):
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= outputs.shape[1]:
             raise DataError(
-                f"labels go from {low} to {high}, but the model's head has {outputs.shape[1]} classes (0 to {outputs.shape[1] - 1}). "
-                "Remap the labels, or give the model a head of the right size."
+                f"labels go from {low} to {high}, but the model's head has {outputs.shape[1]} classes: "
+                f"0 to {outputs.shape[1] - 1}. Remap the labels, or give the model a head of the right size."
             )
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:

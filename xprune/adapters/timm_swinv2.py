@@ -19,10 +19,14 @@ class PrunedWindowAttentionV2(WindowAttention):
     Cosine attention with a log-spaced continuous position bias: Liu et al., Swin Transformer V2, CVPR 2022, section 3.
     """
 
+    relative_coords_table: Tensor
+    relative_position_index: Tensor
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (windows * batch, tokens, dim), mask (windows, tokens, tokens) or None."""
         rows, tokens, _ = x.shape
-        bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        biases: Any = (self.q_bias, self.k_bias, self.v_bias)  # k_bias is a buffer of zeros
+        bias = None if self.q_bias is None else torch.cat(biases)
         qkv = F.linear(x, self.qkv.weight, bias).reshape(rows, tokens, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (rows, heads, tokens, width)
         scale = self.logit_scale.clamp(max=math.log(100.0)).exp()  # (heads, 1, 1)

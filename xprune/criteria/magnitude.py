@@ -42,8 +42,6 @@ class Magnitude(Criterion):
         for cut in site.cuts:
             weight = tensor_at(model, cut.tensor)
             if isinstance(weight, nn.Parameter):
-                parts = (
-                    weight.detach().movedim(cut.axis, 0).reshape(cut.groups, site.size, -1)
-                )  # (groups, units, rest)
+                parts = weight.detach().movedim(cut.axis, 0).reshape(cut.groups, site.size, -1)  # (groups, units, rest)
                 total += parts.to(torch.float64).abs().pow(self.p).sum((0, 2)).cpu()
         return total.pow(1 / self.p).float()

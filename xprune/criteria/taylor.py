@@ -47,9 +47,7 @@ class Taylor(Criterion):
         runner = accelerator()
         sizes = [site.size for site in sites]
         gates = Gates(sites, rows=context.task.rows)
-        totals = torch.zeros(
-            sum(sizes) + 1, device=runner.device
-        )  # the statistic of each unit, and the samples
+        totals = torch.zeros(sum(sizes) + 1, device=runner.device)  # the statistic of each unit, and the samples
         table: Tensor | None = None
         loader = prepared(runner, context.data(self.name))
         with seeded(context.seed), gates.attached(context.model):
@@ -64,17 +62,13 @@ class Taylor(Criterion):
         values, samples = self._mean(reduced(runner, totals))
         classwise = None if table is None else self._mean(reduced(runner, table))[0].split(sizes, dim=1)
         info = {"kind": self.kind, "samples": int(samples), "seconds": time.perf_counter() - start}
-        return Scores(
-            tuple(sites), tuple(values.split(sizes)), self.name, classwise and tuple(classwise), info
-        )
+        return Scores(tuple(sites), tuple(values.split(sizes)), self.name, classwise and tuple(classwise), info)
 
     def _mean(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """(|mean| of each unit's statistic, samples) from sums whose last column counts samples; 0 / 0 is NaN: not seen."""
+        """(|mean| per unit, samples) from sums whose last column counts samples; 0 / 0 is NaN: not seen."""
         return (sums[..., :-1] / sums[..., -1:]).abs().cpu(), sums[..., -1].cpu()
 
-    def _gradients(
-        self, context: Context, gates: Gates, inputs: object, targets: object
-    ) -> tuple[Tensor, Tensor, int]:
+    def _gradients(self, context: Context, gates: Gates, inputs: object, targets: object) -> tuple[Tensor, Tensor, int]:
         """(gradient of each sample's loss by each gate (samples, units), class of each sample, number of classes)."""
         task, samples = context.task, context.task.size(targets)
         device = next(context.model.parameters()).device

@@ -25,9 +25,7 @@ class Global(Selection):
 
     def __post_init__(self) -> None:
         if self.normalise not in NORMALISATIONS:
-            raise PluginError(
-                f"global: normalise={self.normalise!r}, allowed are {', '.join(NORMALISATIONS)}."
-            )
+            raise PluginError(f"global: normalise={self.normalise!r}, allowed are {', '.join(NORMALISATIONS)}.")
 
     def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
         """See Selection.select."""
@@ -39,9 +37,7 @@ class Global(Selection):
         low, high = 0, len(steps)  # removing all steps fits: Landing.on has checked it
         while low < high:
             middle = (low + high) // 2
-            low, high = (
-                (low, middle) if landing.fits(self._after(landing, steps[:middle])) else (middle + 1, high)
-            )
+            low, high = (low, middle) if landing.fits(self._after(landing, steps[:middle])) else (middle + 1, high)
         return landing.plan(landing.fill(self._after(landing, steps[:low])), self.name)
 
     def _after(self, landing: Landing, gone: list[tuple[float, int, int]]) -> list[int]:

@@ -36,6 +36,4 @@ class Uniform(Selection):
 
     def _kept(self, landing: Landing, ratio: float) -> list[int]:
         """The largest allowed count that is at most ratio * units, at each site."""
-        return [
-            counts[max(bisect_right(counts, ratio * counts[-1] + 1e-9) - 1, 0)] for counts in landing.counts
-        ]
+        return [counts[max(bisect_right(counts, ratio * counts[-1] + 1e-9) - 1, 0)] for counts in landing.counts]

@@ -1,0 +1,204 @@
+"""The command line: prune, evaluate, show, export, list, demo, in the words of the API."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import timm
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import xprune
+from xprune.artefact import HEADER, read_header
+from xprune.data import Data, data_config, load_data
+from xprune.errors import ModelError, XPruneError
+from xprune.export import export_onnx
+from xprune.plan import Plan
+from xprune.result import metrics_table, sites_table
+
+app = typer.Typer(
+    help="Structured pruning of transformers: exact, or refused.", no_args_is_help=True, add_completion=False
+)
+console = Console()
+
+ModelName = Annotated[
+    str, typer.Option("--model", help="timm name (also hf-hub:...), or a directory that xprune saved")
+]
+DataName = Annotated[str, typer.Option("--data", help="an ImageFolder (train/ and val/), or a known name: digits")]
+ModelArg = Annotated[list[str] | None, typer.Option("--model-arg", help="key=value for timm.create_model, repeatable")]
+Saved = Annotated[Path, typer.Argument(help="a directory that xprune saved")]
+Batch = Annotated[int, typer.Option(help="samples a batch")]
+Workers = Annotated[int, typer.Option(help="processes that load data")]
+
+
+@app.command()
+def prune(
+    model: ModelName,
+    data: DataName,
+    out: Annotated[Path, typer.Option(help="directory to write")],
+    criterion: Annotated[str, typer.Option(help="see `xprune list`")] = "taylor",
+    selection: Annotated[str, typer.Option(help="see `xprune list`")] = "global",
+    macs: Annotated[float | None, typer.Option(help="fraction of the MACs; 0.5 where neither is given")] = None,
+    params: Annotated[float | None, typer.Option(help="fraction of the parameters")] = None,
+    min_units: Annotated[int, typer.Option(help="units that stay at every site")] = 1,
+    round_to: Annotated[int, typer.Option(help="kept features of a site are a multiple of this")] = 1,
+    units: Annotated[list[str] | None, typer.Option(help="head, neuron; repeatable, default both")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
+    epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
+    lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
+    distill: Annotated[float, typer.Option(help="weight of distillation from the dense model, 0 to 1")] = 0.0,
+    mixed_precision: Annotated[str | None, typer.Option(help="no, fp16, bf16")] = None,
+    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")] = None,
+    model_arg: ModelArg = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+    seed: int = 0,
+    checkpoint_dir: Annotated[Path | None, typer.Option(help="where a killed run goes on from")] = None,
+) -> None:
+    """Prune a model to a budget, fine-tune it, and save it."""
+    given = None if macs is None and params is None else xprune.Budget(macs, params, min_units, round_to)
+    budget = given or xprune.Budget(0.5, None, min_units, round_to)
+    settings = (
+        xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
+    )
+    dense, arch = _model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    loaded = _data(data, dense, batch_size, workers, seed)
+    example = next(iter(loaded.val))[0][:2]
+    sites = xprune.find_sites(dense, example, units=units or ("head", "neuron"), exclude=exclude or ())
+    pruner = xprune.Pruner(
+        dense, criterion, budget, selection, settings, sites=sites, seed=seed, checkpoint_dir=checkpoint_dir
+    )
+    result = pruner.run(loaded.train, loaded.val)
+    if _is_main_process():
+        result.save(out, arch=arch)
+        console.print(sites_table(result.plan), metrics_table(result.metrics), f"saved in {out}")
+
+
+@app.command()
+def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Workers = 0) -> None:
+    """Measure a saved model on validation data."""
+    model = xprune.load(saved)
+    loaded = _data(data, model, batch_size, workers, 0)
+    inputs = next(iter(loaded.val))[0]
+    metrics = xprune.evaluate(model, loaded.val).with_costs(
+        macs=xprune.count_macs(model, inputs[:2]),
+        params=xprune.count_params(model),
+        latency_ms=xprune.latency(model, inputs),
+        latency_rows=len(inputs),
+    )
+    if _is_main_process():
+        console.print(metrics_table({saved.name: metrics}))
+
+
+@app.command()
+def show(saved: Saved) -> None:
+    """What went where, and what the model measured when it was saved."""
+    header = read_header(saved)
+    arch = header["arch"]
+    console.print(
+        f"{saved}: {arch['name'] if arch else 'architecture not saved, load needs model_fn'}", highlight=False
+    )
+    console.print(sites_table(Plan.from_json(header["plan"])))
+    metrics = header["extra"].get("metrics")
+    if metrics:
+        console.print(f"criterion: {header['extra'].get('criterion')}")
+        console.print(metrics_table({name: xprune.Metrics(**row) for name, row in metrics.items()}))
+
+
+@app.command()
+def export(
+    saved: Saved,
+    out: Annotated[Path, typer.Option(help="the .onnx file to write")],
+    batch_size: Annotated[int, typer.Option(help="rows of the example; the file takes any number")] = 2,
+) -> None:
+    """Write ONNX, with the outputs compared in onnxruntime."""
+    model = xprune.load(saved)
+    example = torch.randn(batch_size, *data_config(model)["input_size"], generator=torch.Generator().manual_seed(0))
+    error = export_onnx(model, example, out)
+    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, onnxruntime agrees within {error:.1e}", highlight=False)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """The criteria, selections and adapters that are installed."""
+    for title, plugins in (
+        ("criterion", xprune.CRITERIA),
+        ("selection", xprune.SELECTIONS),
+        ("adapter", xprune.ADAPTERS),
+    ):
+        table = Table(title, "what it is")
+        for name, plugin in plugins.items():
+            kind = plugin if isinstance(plugin, type) else type(plugin)
+            table.add_row(name, (kind.__doc__ or "").strip().splitlines()[0])
+        console.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="where the pruned model goes")] = Path("demo-pruned"),
+    cache: Annotated[Path | None, typer.Option(help="where the dense model is kept between runs")] = None,
+) -> None:
+    """Train a small ViT on scanned digits, prune it to half its MACs with every criterion, and compare."""
+    from xprune.demo import run
+
+    run(out, cache, console)
+
+
+def _model(name: str, args: list[str] | None, pretrained: bool, checkpoint: Path | None) -> tuple[nn.Module, Any]:
+    """(the dense model, what rebuilds it: (timm name, arguments), None for a saved one that knows)."""
+    if (Path(name) / HEADER).is_file():
+        return xprune.load(name), None
+    kwargs = dict(_argument(arg) for arg in args or ())
+    weights: dict[str, Any] = {"checkpoint_path": str(checkpoint)} if checkpoint else {}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **weights, **kwargs)
+    except Exception as error:
+        raise ModelError(
+            f"timm cannot build {name!r} with {kwargs}: {error} Give a name of timm.list_models() or a saved "
+            "directory; --no-pretrained builds it without a download, --checkpoint FILE loads your weights."
+        ) from error
+    return model, (name, kwargs) if timm.is_model(name.partition(".")[0]) and ":" not in name else None
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """key=value, the value as JSON where it is JSON."""
+    import json
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ModelError(f"--model-arg {text!r}: wanted key=value, for example num_classes=10.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
+    data = load_data(name, data_config(model), batch_size=batch_size, workers=workers, seed=seed)
+    classes = getattr(model, "num_classes", data.classes)
+    if classes != data.classes:
+        raise ModelError(
+            f"the model's head has {classes} classes, {name} has {data.classes}. Prune a model that was trained "
+            f"on these classes: --model-arg num_classes={data.classes} with --checkpoint FILE."
+        )
+    return data
+
+
+def _is_main_process() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def main() -> None:
+    """The command line with errors as one message, not a traceback."""
+    try:
+        app()
+    except XPruneError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
