@@ -83,7 +83,8 @@ class Landing:
         steps = [
             (value, index, a, b) for index in range(len(kept)) for value, a, b in self.steps(index) if a >= kept[index]
         ]
-        for _, index, a, b in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
+        full = self.full
+        for _, index, a, b in sorted(steps, key=lambda step: (-step[0], step[2] / full[step[1]], step[1])):
             if a != kept[index] or b > most[index]:
                 continue  # a step before it did not fit
             after = {name: spent[name] + cost.site(index, b) - cost.site(index, a) for name, cost, _ in self.limits}

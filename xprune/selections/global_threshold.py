@@ -32,7 +32,11 @@ class Global(Selection):
         landing = Landing.on(costs, budget, normalise(scores, costs, self.normalise))
         steps = sorted(
             ((value, index, a) for index in range(len(costs.sites)) for value, a, _ in landing.steps(index)),
-            key=lambda step: (step[0], step[1], -step[2]),
+            key=lambda step: (
+                step[0],
+                -step[2] / landing.full[step[1]],
+                step[1],
+            ),  # equal scores: the fullest site first
         )
         low, high = 0, len(steps)  # removing all steps fits: Landing.on has checked it
         while low < high:

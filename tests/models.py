@@ -1,0 +1,65 @@
+"""Tiny random models, one for each variant of an architecture that the package says it prunes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.layers import GluMlp, SwiGLU
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from xprune.testing import perturb
+
+SIZE, CLASSES = 32, 7
+VIT: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+SWIN: dict[str, Any] = {"img_size": SIZE, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
+SWIGLU_NORM = partial(SwiGLU, norm_layer=nn.LayerNorm)
+
+
+def vit(name: str = "vit_tiny_patch16_224", **kwargs: Any) -> Callable[[], nn.Module]:
+    """A tiny ViT of that timm name."""
+    return lambda: timm.create_model(name, num_classes=CLASSES, **{**VIT, **kwargs})
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "vit": vit(),
+    "deit-distilled": vit("deit_tiny_distilled_patch16_224"),
+    "deit3": vit("deit3_small_patch16_224"),
+    "qk-norm": vit(qk_norm=True),
+    "norms over units": vit(scale_attn_norm=True, scale_mlp_norm=True),
+    "registers": vit("vit_small_patch14_reg4_dinov2"),
+    "attention pooling": vit(global_pool="map", class_token=False),
+    "no biases": vit(qkv_bias=False, proj_bias=False),
+    "swiglu": vit(mlp_layer=SwiGLU),
+    "swiglu with norm": vit(mlp_layer=SWIGLU_NORM),
+    "packed glu": vit(mlp_layer=GluMlp),
+    "packed glu with norm": vit(mlp_layer=partial(GluMlp, norm_layer=nn.LayerNorm)),
+    "swin": lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=CLASSES, window_size=4, **SWIN),
+    "swinv2": lambda: timm.create_model("swinv2_tiny_window8_256", num_classes=CLASSES, window_size=4, **SWIN),
+    "class attention": lambda: timm.create_model(
+        "cait_xxs24_224", img_size=SIZE, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=CLASSES
+    ),
+}
+THREE = ("vit", "swin", "swinv2")
+
+
+def build(name: str) -> nn.Module:
+    """The model of that name, with random weights everywhere, the same at every call."""
+    torch.manual_seed(0)
+    return perturb(MODELS[name]())
+
+
+def images(rows: int = 2, seed: int = 0) -> Tensor:
+    """Noise, float32 (rows, 3, 32, 32)."""
+    return torch.randn(rows, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def loader(rows: int = 16, batch: int = 8, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+    """Noise whose label can be learned: the brightest of 7 stripes."""
+    x = images(rows, seed=1)
+    y = torch.arange(rows) % CLASSES
+    for index, label in enumerate(y.tolist()):
+        x[index, :, :, 4 * label : 4 * label + 4] += 3
+    return DataLoader(TensorDataset(x, y), batch_size=batch, shuffle=shuffle)
