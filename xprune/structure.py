@@ -47,7 +47,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         )
     if any(type(part).__module__.startswith("torch.distributed.fsdp") for part in model.modules()):
         raise ModelError("the weights are sharded by FSDP: prune the model before it is wrapped.")
-    inner: nn.Module = extract_model_from_parallel(model, keep_fp32_wrapper=True) if _wrapped(model) else model
+    inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False) if _wrapped(model) else model
     return inner
 
 

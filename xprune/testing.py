@@ -65,7 +65,7 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
 
 
 def check_exact(model: nn.Module, plan: Plan, example_inputs: Any) -> float:
-    """The error of the pruned against the gated dense model; AssertionError where it is too large, or nothing changed."""
+    """The error of pruned against gated; AssertionError where it is too large, or where nothing changes."""
     pruned = apply(model, plan, example_inputs)
     error, scale = compare(model, pruned, plan, example_inputs)
     assert error <= TOLERANCE * max(1.0, scale), f"off by {error:.2e}, outputs up to {scale:.2e}: {plan.counts}"
