@@ -135,7 +135,7 @@ def _fill(model: nn.Module, path: Path, ties: Mapping[str, str], sha256: str) ->
                     )
             if _sha256(path) != sha256:
                 raise ArtefactError(f"{path} is not the file that was saved: its checksum differs.")
-            loaded = {name: file.get_tensor(name) for name in theirs}
+            loaded = {name: file.get_tensor(name).clone() for name in theirs}  # not a view of the file
     except SafetensorError as error:
         raise ArtefactError(f"{path} cannot be read: truncated, or no safetensors file ({error}).") from error
     parameters = {name: nn.Parameter(t, t.is_floating_point()) for name, t in loaded.items()}

@@ -147,6 +147,7 @@ class _Run:
         trained: nn.Module = (
             self.ema.module if self.ema else self.runner.unwrap_model(self.model, keep_fp32_wrapper=False)
         )
+        vars(trained).pop("forward", None)  # Accelerate leaves a bound method, which a deep copy would share
         return trained
 
     def train(self) -> None:

@@ -63,7 +63,8 @@ def check_loader(loader: Any, task: Task) -> Any:
         raise DataError(
             "the loader is an iterator, which can be read only once; give a DataLoader or a list of batches."
         )
-    batch = next(iter(loader), None)
+    with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global state
+        batch = next(iter(loader), None)
     if batch is None:
         raise DataError("the loader is empty: it gave no batch. Check the dataset, and drop_last against its length.")
     inputs, targets = task.unpack(batch)

@@ -9,7 +9,6 @@ from torch import nn
 
 from xprune.adapters import ADAPTERS
 from xprune.errors import ModelError
-from xprune.graph import neuron_sites
 from xprune.nest import call, map_tensors
 from xprune.site import Site
 from xprune.structure import Removed, alias, reference_device, unwrap
@@ -29,6 +28,8 @@ def find_sites(
     The model is traced once and not changed. Raises ModelError where its forward fails, where it has no sites, or
     where a pattern matches none (a typing error would prune what was to be left alone).
     """
+    from xprune.graph import neuron_sites  # needs torch-pruning, which loading a saved model does not
+
     model = unwrap(model)
     unknown = sorted(set(units) - set(UNITS))
     if unknown or not units:

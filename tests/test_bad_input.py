@@ -1,0 +1,134 @@
+"""Bad input: a named error that says what was given, what is allowed and what to do, before any work is lost."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import xprune
+from tests.models import build, images, loader
+
+EMPTY = DataLoader(TensorDataset(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long)))
+LABELS = torch.tensor([0, 1])
+LOADERS = {
+    "empty": (EMPTY, "empty"),
+    "an empty list": ([], "empty"),
+    "an iterator": (iter([(images(), LABELS)]), "only once"),
+    "no iterable": (3, "iterable"),
+    "images alone": ([images()], r"wanted \(inputs, labels\)"),
+    "three things": ([(images(), LABELS, LABELS)], r"wanted \(inputs, labels\)"),
+    "a dict": ([{"x": images()}], "task="),
+    "soft labels": ([(images(), torch.rand(2, 7))], "integer tensor"),
+    "labels too large": ([(images(), torch.tensor([0, 7]))], "7 classes: 0 to 6"),
+    "labels negative": ([(images(), torch.tensor([0, -1]))], "7 classes: 0 to 6"),
+}
+
+
+@pytest.mark.parametrize("case", LOADERS)
+@pytest.mark.parametrize("role", ["train", "val"])
+def test_loader(case, role):
+    bad, message = LOADERS[case]
+    pruner = xprune.Pruner(build("vit"), finetune=None)
+    with pytest.raises(xprune.DataError, match=message):
+        pruner.run(bad) if role == "train" else pruner.run(loader(), bad)
+
+
+def test_weights_that_are_not_numbers():
+    model = build("vit")
+    model.blocks[0].mlp.fc2.weight.data[0, 0] = float("nan")
+    with pytest.raises(xprune.TrainingError, match="loss is nan"):
+        xprune.score(model, xprune.find_sites(model, images()), loader(), "taylor")
+    with pytest.raises(xprune.PluginError, match=r"blocks\.0\.mlp.*not finite"):
+        xprune.score(model, xprune.find_sites(model, images()), loader(), "magnitude")
+
+
+def test_names_that_are_not_known():
+    model = build("vit")
+    with pytest.raises(xprune.PluginError, match=r"'tailor'; known: .*magnitude.*random.*taylor"):
+        xprune.Pruner(model, criterion="tailor")
+    with pytest.raises(xprune.PluginError, match=r"known: .*global.*uniform"):
+        xprune.Pruner(model, selection="best")
+    with pytest.raises(xprune.ModelError, match=r"'block\.\*' matches no site; sites: blocks\.0\.attn"):
+        xprune.find_sites(model, images(), exclude=["block.*"])
+    with pytest.raises(xprune.ModelError, match="head, neuron"):
+        xprune.find_sites(model, images(), units=["layer"])
+
+
+@pytest.mark.parametrize("bad", [{}, {"macs": 0}, {"macs": 1.2}, {"params": -0.5}, {"macs": 0.5, "min_units": -1}])
+def test_budget_out_of_range(bad):
+    with pytest.raises(xprune.BudgetError, match=r"\(0, 1\]|at least 0"):
+        xprune.Budget(**bad)
+
+
+def test_a_budget_below_what_is_reachable_states_the_least():
+    model = build("vit")
+    scores = xprune.score(model, xprune.find_sites(model, images()), criterion="random")
+    with pytest.raises(xprune.BudgetError, match=r"the least is 0\.") as caught:
+        xprune.select(model, scores, xprune.Budget(macs=0.01), example_inputs=images())
+    least = float(str(caught.value).split("the least is ")[1].split(". Ask")[0])
+    plan = xprune.select(model, scores, xprune.Budget(macs=least), example_inputs=images())
+    assert set(plan.counts) == {1}
+    with pytest.raises(xprune.BudgetError, match="example_inputs"):
+        xprune.select(model, scores, xprune.Budget(macs=0.5))
+
+
+def test_a_model_without_sites():
+    with pytest.raises(xprune.ModelError, match=r"no sites.*README"):
+        xprune.find_sites(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images())
+
+
+def test_inputs_that_the_model_does_not_take():
+    with pytest.raises(xprune.ModelError, match="forward fails on the example inputs"):
+        xprune.find_sites(build("vit"), torch.randn(2, 3, 31, 31))
+
+
+class Detached(nn.Module):
+    """A forward that runs but cannot be traced: there is no gradient to follow."""
+
+    def forward(self, x):
+        return x.detach().numpy().sum()
+
+
+def test_a_forward_that_cannot_be_traced():
+    with pytest.raises(xprune.ModelError, match="cannot be traced"):
+        xprune.find_sites(Detached(), torch.randn(2, 3))
+
+
+def test_plans():
+    model = build("vit")
+    sites = xprune.find_sites(model, images())
+    keep = [(0,)] * len(sites)
+    for bad, message in (
+        ((1, 0), "sorted"),
+        ((0, 0), "distinct"),
+        ((0, 99), "0 to 2"),
+        ((-1,), "0 to 2"),
+        ((True,), "integers"),
+    ):
+        with pytest.raises(xprune.PlanError, match=message):
+            xprune.Plan(sites, (bad, *keep[1:]))
+    with pytest.raises(xprune.PlanError, match="one list a site"):
+        xprune.Plan(sites, keep[1:])
+    with pytest.raises(xprune.PlanError, match="twice"):
+        xprune.Plan((*sites, sites[0]), (*keep, keep[0]))
+    plan = xprune.Plan(sites, tuple(keep))
+    pruned = xprune.apply(model, plan, images())
+    for other in (pruned, build("swin")):
+        with pytest.raises(xprune.PlanError, match="does not fit"):
+            xprune.apply(other, plan, images())
+    with pytest.raises(xprune.PlanError, match="1 units are left but the second plan was made for 3"):
+        plan.then(plan)
+
+
+def test_scores_that_do_not_fit():
+    sites = xprune.find_sites(build("vit"), images())
+    with pytest.raises(xprune.PluginError, match="score tensors"):
+        xprune.Scores(sites, (torch.ones(3),), "mine")
+    with pytest.raises(xprune.PluginError, match=r"blocks\.0\.attn has 3 units"):
+        xprune.Scores(sites, tuple(torch.ones(5) for _ in sites), "mine")
+
+
+def test_a_criterion_that_looks_at_data_asks_for_it():
+    model = build("vit")
+    with pytest.raises(xprune.DataError, match="taylor looks at data"):
+        xprune.score(model, xprune.find_sites(model, images()), criterion="taylor")
