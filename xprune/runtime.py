@@ -59,12 +59,13 @@ def check_loader(loader: Any, task: Task) -> Any:
         raise DataError(
             f"the loader is a {type(loader).__name__}; give an iterable of batches, e.g. a torch DataLoader."
         )
-    if iter(loader) is loader:
+    with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global state
+        stream = iter(loader)
+        once, batch = stream is loader, None if stream is loader else next(stream, None)
+    if once:
         raise DataError(
             "the loader is an iterator, which can be read only once; give a DataLoader or a list of batches."
         )
-    with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global state
-        batch = next(iter(loader), None)
     if batch is None:
         raise DataError("the loader is empty: it gave no batch. Check the dataset, and drop_last against its length.")
     inputs, targets = task.unpack(batch)
