@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from xprune import checkpoint
 from xprune.errors import DataError, TrainingError
 from xprune.runtime import accelerator, batches, check_loader, prepared, reduced, seeded
-from xprune.structure import alias, own, reference_device, tensors, unwrap
+from xprune.structure import Removed, alias, own, reference_device, tensors, unwrap
 from xprune.task import Classification, Task
 
 
@@ -100,7 +100,8 @@ def finetune(
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     model = unwrap(model)
     student = own(alias(model), model)
-    runner = accelerator(settings.mixed_precision, even_batches=True)
+    unused = any(isinstance(part, Removed) for part in student.modules())  # nobody reads the norm in front of it
+    runner = accelerator(settings.mixed_precision, even_batches=True, unused=unused)
     with seeded(seed):
         run = _Run(student.to(runner.device), runner, settings, task, loader, teacher, seed, folder)
         run.train()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DataLoaderConfiguration, send_to_device, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, send_to_device, set_seed
 from rich import get_console
 from rich.progress import track
 from torch.utils.data import DataLoader
@@ -19,19 +19,21 @@ from xprune.errors import DataError
 from xprune.task import Task
 
 
-def accelerator(mixed_precision: str | None = None, *, even_batches: bool = False) -> Accelerator:
+def accelerator(mixed_precision: str | None = None, *, even_batches: bool = False, unused: bool = False) -> Accelerator:
     """An Accelerator for one stage: batches are global (split over the processes) and shuffled by a seed.
 
     mixed_precision   "no", "fp16", "bf16"; None: what `accelerate launch` was told
     even_batches      complete the last batch from the first, so that every process takes every step; sums over
                       samples want False
+    unused            some weights get no gradient, which several processes have to look for
     """
     AcceleratorState._reset_state(
         reset_partial_state=False
     )  # stages may differ in precision; processes stay as they are
     GradientState._reset_state()
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
-    return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading, kwargs_handlers=[parallel])
 
 
 @contextmanager
