@@ -51,7 +51,7 @@ def save(
             "builds the dense model; or give save(arch=(timm_name, keyword_arguments)).",
             stacklevel=2,
         )
-    _refuse_foreign(directory)
+    refuse_foreign(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -163,7 +163,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refuse_foreign(directory: Path) -> None:
+def refuse_foreign(directory: Path) -> None:
+    """ArtefactError where the directory holds anything but an artefact: worth asking before hours of work."""
     if directory.exists() and not (
         directory.is_dir() and ((directory / HEADER).is_file() or not any(directory.iterdir()))
     ):

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import nn
 
 import xprune
-from xprune.artefact import HEADER, read_header
+from xprune.artefact import HEADER, read_header, refuse_foreign
 from xprune.data import Data, data_config, load_data
 from xprune.errors import ModelError, XPruneError
 from xprune.export import export_onnx
@@ -59,6 +59,7 @@ def prune(
     checkpoint_dir: Annotated[Path | None, typer.Option(help="where a killed run goes on from")] = None,
 ) -> None:
     """Prune a model to a budget, fine-tune it, and save it."""
+    refuse_foreign(out)
     given = None if macs is None and params is None else xprune.Budget(macs, params, min_units, round_to)
     budget = given or xprune.Budget(0.5, None, min_units, round_to)
     settings = (
