@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from xprune import checkpoint
 from xprune.errors import DataError, TrainingError
-from xprune.runtime import accelerator, batches, check_loader, prepared, reduced, seeded
+from xprune.runtime import accelerator, batches, check_loader, prepared, reduced, seeded, warn_unless_ordered
 from xprune.structure import Removed, alias, own, reference_device, tensors, unwrap
 from xprune.task import Classification, Task
 
@@ -139,7 +137,7 @@ class _Run:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         self.fingerprint = {**asdict(settings), "seed": seed, "steps": self.steps, "start": _digest(student)}
         if folder is not None:
-            _warn_unless_ordered(loader)
+            warn_unless_ordered(loader)
             self._resume(folder)
 
     @property
@@ -239,17 +237,3 @@ def _digest(model: nn.Module) -> str:
     for name, tensor in tensors(model).items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.double().sum().item():.6e}".encode())
     return digest.hexdigest()[:16]
-
-
-def _warn_unless_ordered(loader: Any) -> None:
-    """Accelerate seeds random samplers by epoch and sequential ones need no seed; of others nothing is known."""
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(loader, list) or (
-        isinstance(loader, DataLoader) and isinstance(sampler, (RandomSampler, SequentialSampler))
-    ):
-        return
-    warnings.warn(
-        f"the order of a {type(loader).__name__} with a {type(sampler).__name__} is not known to be seeded: "
-        "a run that is killed and resumed may see other batches and end elsewhere.",
-        stacklevel=3,
-    )

@@ -1,6 +1,7 @@
 """Runtime: devices, processes, seeds, loaders and progress, all of it Accelerate's and rich's."""
 
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
@@ -13,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, send_to_device, set_seed
 from rich import get_console
 from rich.progress import track
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from xprune.errors import DataError
 from xprune.task import Task
@@ -106,3 +107,18 @@ def reduced(runner: Accelerator, value: torch.Tensor) -> torch.Tensor:
     """The sum over all processes."""
     total: torch.Tensor = runner.reduce(value, reduction="sum") if runner.num_processes > 1 else value
     return total
+
+
+def warn_unless_ordered(loader: Any) -> None:
+    """Accelerate seeds random samplers by epoch and sequential ones need no seed; of others nothing is known."""
+    if isinstance(loader, list):
+        return
+    sampler = getattr(loader, "sampler", None)
+    plain = isinstance(loader, DataLoader) and type(loader.batch_sampler) is BatchSampler
+    if plain and isinstance(sampler, (RandomSampler, SequentialSampler)):
+        return
+    warnings.warn(
+        f"the order of a {type(loader).__name__} with a {type(sampler).__name__} is not known to be seeded: "
+        "a run that is killed and resumed may see other batches and end elsewhere.",
+        stacklevel=4,
+    )
