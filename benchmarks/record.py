@@ -55,7 +55,7 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
         table.add_column(heading)
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 def _cpu() -> str:

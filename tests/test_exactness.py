@@ -110,3 +110,17 @@ def test_surgery_that_is_not_exact_is_refused_and_names_the_site():
     with pytest.raises(xprune.SurgeryError, match=r"mlp.*untouched"):
         xprune.apply(model, Plan(sites, ((0, 2),)), inputs)
     assert_untouched(model, before)
+
+
+def test_a_forward_that_looks_at_values():
+    """It cannot run on the meta device, where the graph is traced first."""
+
+    class Looking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build("vit")
+
+        def forward(self, x):
+            return self.inner(x) if float(x.abs().sum()) > 0 else x
+
+    assert len(check_adapter(Looking(), images(), seeds=range(1))) == 4

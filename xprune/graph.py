@@ -12,7 +12,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from xprune.errors import ModelError
-from xprune.nest import map_tensors
+from xprune.nest import call, map_tensors
 from xprune.site import Cut, Site
 from xprune.structure import Removed, alias
 
@@ -44,10 +44,11 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     A hidden layer is one whose features are written by linear layers or 1x1 convolutions, go through nothing but
     elementwise operations and norms, and are read by one layer. Raises ModelError where the forward fails.
     """
-    copy = alias(model, requires_grad=True)
-    for path, site in known.items():
-        _stand_in(copy, path, site)
-    graph = _trace(copy, example_inputs)
+    try:  # shapes are all that the graph looks at: the meta device gives them without the work
+        copy, graph = _trace(model, example_inputs, known, "meta")
+    except Exception:  # a forward that looks at values, or one that fails
+        _try_forward(model, example_inputs)
+        copy, graph = _trace(model, example_inputs, known, None)
     paths = {module: path for path, module in copy.named_modules()}
     sites = []
     for module, path in paths.items():
@@ -60,6 +61,17 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     return [site for site in sites if site is not None]
 
 
+def _try_forward(model: nn.Module, example_inputs: Any) -> None:
+    try:
+        with torch.no_grad():
+            call(alias(model), example_inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the model's forward fails on the example inputs: {type(error).__name__}: {error}. "
+            "Give inputs as the model takes them: a tensor, a tuple of arguments, or a dict of keyword arguments."
+        ) from error
+
+
 def _stand_in(model: nn.Module, path: str, site: Site) -> None:
     reader, writer = model.get_parameter(site.cuts[0].tensor), model.get_submodule(site.layer)
     if not isinstance(writer, nn.Linear):
@@ -70,12 +82,16 @@ def _stand_in(model: nn.Module, path: str, site: Site) -> None:
     setattr(model.get_submodule(parent), child, stand_in)
 
 
-def _trace(model: nn.Module, example_inputs: Any) -> Any:
-    inputs = map_tensors(example_inputs, lambda tensor: tensor.detach())
+def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], device: str | None) -> tuple[Any, Any]:
+    """(a copy of the model with stand-ins, its graph)."""
+    copy = alias(model, requires_grad=True, device=device)
+    for path, site in known.items():
+        _stand_in(copy, path, site)
+    inputs = map_tensors(example_inputs, lambda tensor: tensor.detach().to(device))
     as_given = inputs if isinstance(inputs, (dict, tuple)) else (inputs,)  # a bare tensor would be unpacked by rows
     try:
         with torch.enable_grad():
-            return tp.DependencyGraph().build_dependency(model, as_given, verbose=False)
+            return copy, tp.DependencyGraph().build_dependency(copy, as_given, verbose=False)
     except Exception as error:
         raise ModelError(
             f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "

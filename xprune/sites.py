@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
 from xprune.adapters import ADAPTERS
 from xprune.errors import ModelError
-from xprune.nest import call, map_tensors
+from xprune.nest import map_tensors
 from xprune.site import Site
-from xprune.structure import Removed, alias, reference_device, unwrap
+from xprune.structure import Removed, reference_device, unwrap
 
 UNITS = ("head", "neuron")
 
@@ -35,7 +34,6 @@ def find_sites(
     if unknown or not units:
         raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNITS)}.")
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
-    _try_forward(model, example_inputs)
     known = _adapter_sites(model)
     found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, known)}}
     sites = _in_order(model, [site for site in found.values() if site.kind in units])
@@ -62,17 +60,6 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
                 sites[path] = site
                 break
     return sites
-
-
-def _try_forward(model: nn.Module, example_inputs: Any) -> None:
-    try:
-        with torch.no_grad():
-            call(alias(model), example_inputs)
-    except Exception as error:
-        raise ModelError(
-            f"the model's forward fails on the example inputs: {type(error).__name__}: {error}. "
-            "Give inputs as the model takes them: a tensor, a tuple of arguments, or a dict of keyword arguments."
-        ) from error
 
 
 def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:
