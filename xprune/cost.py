@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,10 +90,9 @@ def _macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     if not rows:
         raise ModelError("the example inputs hold no tensor with rows: MACs per sample cannot be counted.")
     counter = FlopCounterMode(display=False)
-    with (
-        torch.enable_grad(),
-        counter,
-    ):  # without gradients nn.TransformerEncoder takes a path that counts as 0
+    # Without gradients nn.TransformerEncoder takes a path that counts as 0; torch <= 2.11 does not count the fused
+    # attention of CPUs.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         call(model, inputs)
     counts = {"": sum(counter.get_flop_counts()["Global"].values()) // 2 // rows}
     for name, ops in counter.get_flop_counts().items():
