@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import GluMlp, SwiGLU
+from timm.layers import GluMlp, PatchEmbed, SwiGLU
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +23,15 @@ def vit(name: str = "vit_tiny_patch16_224", **kwargs: Any) -> Callable[[], nn.Mo
     return lambda: timm.create_model(name, num_classes=CLASSES, **{**VIT, **kwargs})
 
 
+class ConvStem(PatchEmbed):
+    """A patch embedding with hidden channels behind a batch norm."""
+
+    def __init__(self, embed_dim: int, **kwargs: Any) -> None:
+        super().__init__(embed_dim=embed_dim, **kwargs)
+        hidden = nn.Conv2d(3, 12, 8, 8, bias=False), nn.BatchNorm2d(12), nn.ReLU()
+        self.proj = nn.Sequential(*hidden, nn.Conv2d(12, embed_dim, 1))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit": vit(),
     "deit-distilled": vit("deit_tiny_distilled_patch16_224"),
@@ -31,6 +40,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "norms over units": vit(scale_attn_norm=True, scale_mlp_norm=True),
     "registers": vit("vit_small_patch14_reg4_dinov2"),
     "attention pooling": vit(global_pool="map", class_token=False),
+    "convolutional stem": vit(embed_layer=ConvStem),
     "no biases": vit(qkv_bias=False, proj_bias=False),
     "swiglu": vit(mlp_layer=SwiGLU),
     "swiglu with norm": vit(mlp_layer=SWIGLU_NORM),

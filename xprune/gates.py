@@ -138,13 +138,17 @@ class Masked(nn.Module):
         return call(self.model, inputs)
 
 
+def over_features(norm: nn.Module) -> bool:
+    """True for a norm with one statistic over all features, a LayerNorm or an RMSNorm."""
+    return isinstance(norm, nn.LayerNorm) or "rmsnorm" in type(norm).__name__.lower()
+
+
 def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """The norm's output with statistics in which feature i counts weight[i] times; float32.
 
     weight of all ones: the norm itself. weight of 0 and 1: the norm of the features kept, as after their removal.
     """
-    kind = type(norm).__name__.lower()
-    if not isinstance(norm, nn.LayerNorm) and "rmsnorm" not in kind:
+    if not over_features(norm):
         raise GateError(f"a {type(norm).__name__} runs over the units: only LayerNorm and RMSNorm are known there.")
     x, total = x.float(), weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     if isinstance(norm, nn.LayerNorm):

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError
+from xprune.gates import over_features
 from xprune.nest import call, map_tensors
 from xprune.site import Cut, Site
 from xprune.structure import Removed, alias
@@ -116,11 +118,14 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
             writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
             if not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1:
                 return None
-        elif "norm" in type(module).__name__.lower() and not norm:
+        elif isinstance(module, _BatchNorm):
+            pass  # each channel has statistics of its own, and they are cut with it
+        elif over_features(module) and not norm:
             norm = paths[module]
         elif any(True for _ in module.parameters()):
             return None
-        cuts += [Cut(f"{paths[module]}.{name}", 0) for name, _ in module.named_parameters(recurse=False)]
+        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
     return _assemble(graph.model, reader, path, cuts, norm)
 
 
@@ -133,6 +138,7 @@ def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: 
         return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
     alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
+    alone = alone and not any(_resizes(model.get_submodule(member)) for member in members)
     size = reader.weight.shape[1]
     return Site(
         name=owner if alone else path,
@@ -145,6 +151,15 @@ def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: 
         module=owner if alone else "",
         norm=norm,
     )
+
+
+def _resizes(layer: nn.Module) -> bool:
+    """True for a convolution whose output is not as high and wide as its input."""
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
+    same = layer.padding == "same" or all(2 * p == k - 1 for p, k in zip(padding, layer.kernel_size, strict=True))
+    return not same or set(layer.stride) != {1}
 
 
 def _common_parent(paths: set[str]) -> str:

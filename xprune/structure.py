@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError, PlanError
 from xprune.interfaces import Adapter
@@ -157,6 +158,8 @@ def _sync(module: nn.Module) -> None:
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
+    elif isinstance(module, _BatchNorm):
+        module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
