@@ -38,7 +38,7 @@ def test_taylor_against_finite_differences(name, kind):
 def test_classes_that_were_not_seen_are_nan():
     x, y = images(4), torch.tensor([0, 0, 2, 2])
     model = build("vit")
-    scores = xprune.score(model, xprune.find_sites(model, x), [(x, y)])
+    scores = xprune.score(model, xprune.find_sites(model, x), [(x, y)], "taylor")
     seen = [not bool(row.isnan().any()) for row in scores.classwise[0]]
     assert seen == [True, False, True, False, False, False, False]
     assert all(torch.isfinite(value).all() for value in scores.values)
@@ -47,7 +47,7 @@ def test_classes_that_were_not_seen_are_nan():
 def test_taylor_does_not_depend_on_the_batches():
     model = build("vit")
     sites = xprune.find_sites(model, images())
-    one, many = (xprune.score(model, sites, loader(15, batch)) for batch in (15, 4))
+    one, many = (xprune.score(model, sites, loader(15, batch), "taylor") for batch in (15, 4))
     for a, b in zip(one.values, many.values, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
 

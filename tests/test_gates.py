@@ -110,16 +110,18 @@ def test_gates_take_the_dtype_of_the_input():
 def test_masks_are_prepared_by_accelerate_and_trained_alone():
     model, inputs = alias(build("swin"), requires_grad=False), images(4)
     sites = xprune.find_sites(model, inputs)
-    masked = xprune.Masked(model, sites, rows=7)
+    table = nn.Embedding(7, sum(site.size for site in sites))
+    nn.init.ones_(table.weight)
+    masked = xprune.Gated(model, sites, table)
     trainable = [name for name, parameter in masked.named_parameters() if parameter.requires_grad]
-    assert trainable == ["masks"]
+    assert trainable == ["source.weight"]
     runner = Accelerator(cpu=True)
-    prepared, optimizer = runner.prepare(masked, torch.optim.Adam([masked.masks], lr=0.1))
+    prepared, optimizer = runner.prepare(masked, torch.optim.Adam(table.parameters(), lr=0.1))
     with masked.gates.attached(masked.model):
         loss = prepared(inputs, torch.tensor([0, 1, 1, 2])).square().mean()
         runner.backward(loss)
     optimizer.step()
-    moved = (masked.masks != 1).any(dim=1)
+    moved = (table.weight != 1).any(dim=1)
     assert moved.tolist() == [True, True, True, False, False, False, False]
 
 

@@ -24,13 +24,14 @@ from xprune.errors import (
 )
 from xprune.evaluate import Metrics, evaluate
 from xprune.finetune import Finetune, finetune
-from xprune.gates import Gates, Masked
+from xprune.gates import Gated, Gates
 from xprune.interfaces import Adapter, Context, Criterion, Selection
 from xprune.plan import Plan
 from xprune.pruner import Pruner
 from xprune.result import PruneResult
 from xprune.scores import Scores
 from xprune.selections import SELECTIONS
+from xprune.selections.learned import LearnedThresholds
 from xprune.site import Cut, Site
 from xprune.sites import find_sites
 from xprune.stages import score, select
@@ -55,8 +56,9 @@ __all__ = [
     "DataError",
     "Finetune",
     "GateError",
+    "Gated",
     "Gates",
-    "Masked",
+    "LearnedThresholds",
     "Metrics",
     "ModelError",
     "Plan",

@@ -1,21 +1,19 @@
 """finetune: trains a pruned model, in one process or many, and resumes where it was killed."""
 
-import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xprune import checkpoint
-from xprune.errors import DataError, TrainingError
-from xprune.runtime import accelerator, batches, check_loader, prepared, reduced, seeded, warn_unless_ordered
-from xprune.structure import Removed, alias, own, reference_device, tensors, unwrap
+from xprune.errors import TrainingError
+from xprune.loop import Loop, Stateful, Weights, length
+from xprune.optimise import Position, cosine, decayed
+from xprune.runtime import accelerator, check_loader, seeded
+from xprune.structure import Removed, alias, own, reference_device, unwrap
 from xprune.task import Classification, Task
 
 
@@ -73,6 +71,7 @@ def finetune(
     task: Task | None = None,
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
+    taken: int = 0,
 ) -> nn.Module:
     """A trained copy of the model, in eval mode and on the model's device; the model given is not changed.
 
@@ -80,6 +79,7 @@ def finetune(
     seed             of the order of batches, dropout and drop path; each epoch draws from seed and epoch alone
     checkpoint_dir   where the state is kept after each epoch; a run that was killed goes on from there to the same
                      result, and one that ended removes it
+    taken            updates that the weights have had already, while thresholds learned: as many less are taken here
 
     Under several processes (`accelerate launch`, `torchrun`) a batch of the loader is the global batch and is split
     over them; a last batch that cannot be split is completed from the first. Raises TrainingError for a loss that is
@@ -87,10 +87,7 @@ def finetune(
     """
     settings, task = settings or Finetune(), task or Classification()
     check_loader(loader, task)
-    if not hasattr(loader, "__len__"):
-        raise DataError(
-            "fine-tuning needs a loader with a length, for its learning-rate schedule; give a DataLoader or a list."
-        )
+    steps = max(settings.epochs * length(loader, "fine-tuning") - taken, 0)
     if settings.distill and teacher is None:
         raise TrainingError(
             f"Finetune(distill={settings.distill}) needs a teacher: give finetune(..., teacher=dense_model)."
@@ -101,44 +98,38 @@ def finetune(
     unused = any(isinstance(part, Removed) for part in student.modules())  # nobody reads the norm in front of it
     runner = accelerator(settings.mixed_precision, even_batches=True, unused=unused)
     with seeded(seed):
-        run = _Run(student.to(runner.device), runner, settings, task, loader, teacher, seed, folder)
-        run.train()
+        loop = Loop(runner, task, loader, "fine-tuning", steps, seed)
+        run = _Run(student.to(runner.device), settings, loop, teacher, folder)
+        loop.run(run.step)
     return run.result.to(reference_device(model)).eval()
 
 
 class _Run:
-    """One fine-tuning run: what it trains, and where it stands."""
+    """One fine-tuning run: what it trains, and how a step goes."""
 
     def __init__(
-        self,
-        student: nn.Module,
-        runner: Accelerator,
-        settings: Finetune,
-        task: Task,
-        loader: Any,
-        teacher: nn.Module | None,
-        seed: int,
-        folder: Path | None,
+        self, student: nn.Module, settings: Finetune, loop: Loop, teacher: nn.Module | None, folder: Path | None
     ) -> None:
-        self.student, self.runner, self.settings, self.task = student, runner, settings, task
-        self.seed, self.folder, self.epoch = seed, folder, 0
-        self.teacher = alias(unwrap(teacher)).to(runner.device) if teacher is not None and settings.distill else None
+        self.student, self.settings, self.loop, self.runner = student, settings, loop, loop.runner
+        self.teacher = (
+            alias(unwrap(teacher)).to(self.runner.device) if teacher is not None and settings.distill else None
+        )
         self.ema = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
-        decayed = [p for p in student.parameters() if p.requires_grad and p.dim() > 1]
-        others = [p for p in student.parameters() if p.requires_grad and p.dim() <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr)
-        self.model, self.optimizer = runner.prepare(student, optimizer)
-        self.loader = prepared(runner, loader)
-        self.steps = len(loader) * settings.epochs
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        self.fingerprint = {**asdict(settings), "seed": seed, "steps": self.steps, "start": _digest(student)}
-        if folder is not None:
-            warn_unless_ordered(loader)
-            self._resume(folder)
+        optimizer = torch.optim.AdamW(decayed(student, settings.weight_decay), lr=settings.lr)
+        start = Weights(student).digest()
+        self.model, self.optimizer = self.runner.prepare(student, optimizer)
+        self.schedule = cosine(optimizer, loop.steps, settings.warmup)
+        parts: dict[str, Stateful] = {
+            "model": Weights(student),
+            "optimizer": self.optimizer,
+            "schedule": Position(self.schedule),
+        }
+        if self.ema:
+            parts["ema"] = self.ema
+        if self.runner.scaler:
+            parts["scaler"] = self.runner.scaler
+        loop.keep(folder, parts, **asdict(settings), start=start)
+        self.model.train()
 
     @property
     def result(self) -> nn.Module:
@@ -149,91 +140,22 @@ class _Run:
         vars(trained).pop("forward", None)  # Accelerate leaves a bound method, which a deep copy would share
         return trained
 
-    def train(self) -> None:
-        """Runs the epochs that are left."""
-        for epoch in range(self.epoch, self.settings.epochs):
-            torch.manual_seed(self.seed * 100_003 + epoch + 7919 * self.runner.process_index)
-            if hasattr(self.loader, "set_epoch"):
-                self.loader.set_epoch(epoch)
-            self.model.train()
-            for inputs, targets in batches(
-                self.runner, self.loader, self.task, f"epoch {epoch + 1}/{self.settings.epochs}"
-            ):
-                self._step(inputs, targets)
-            self.epoch = epoch + 1
-            if self.folder is not None and self.runner.is_main_process:
-                checkpoint.write(self.folder, self._state(), self.fingerprint)
-        if self.folder is not None and self.runner.is_main_process:
-            checkpoint.clear(self.folder)
-
-    def _step(self, inputs: Any, targets: Any) -> None:
+    def step(self, inputs: Any, targets: Any) -> None:
+        """One update of the weights."""
+        task, share = self.loop.task, self.settings.distill
         with self.runner.autocast():
-            outputs = self.task.forward(self.model, inputs)
-        self.task.check(outputs, targets)
-        loss = self.task.loss(outputs, targets, self.settings.label_smoothing)
+            outputs = task.forward(self.model, inputs)
+        task.check(outputs, targets)
+        loss = task.loss(outputs, targets, self.settings.label_smoothing)
         if self.teacher is not None:
             with torch.no_grad(), self.runner.autocast():
-                wanted = self.task.forward(self.teacher, inputs)
-            share = self.settings.distill
-            loss = (1 - share) * loss + share * self.task.distillation(outputs, wanted, self.settings.temperature)
-        self._stop_unless_finite(loss)
+                wanted = task.forward(self.teacher, inputs)
+            loss = (1 - share) * loss + share * task.distillation(outputs, wanted, self.settings.temperature)
         self.optimizer.zero_grad(set_to_none=True)
-        self.runner.backward(loss)
+        self.loop.backward(loss)
         if self.settings.clip is not None:
             self.runner.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         self.schedule.step()
         if self.ema:
             self.ema.update_parameters(self.student)
-
-    def _stop_unless_finite(self, loss: Tensor) -> None:
-        finite = torch.isfinite(reduced(self.runner, loss.detach().float()))  # every process stops, not one alone
-        if not bool(finite):
-            kept = f"the last good checkpoint is of epoch {self.epoch} in {self.folder}"
-            if not self.folder or not self.epoch:
-                kept = "there is no checkpoint"
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.schedule.last_epoch} of {self.steps} "
-                f"(epoch {self.epoch + 1}); {kept}. Lower lr, clip gradients, or look at the batch for NaN."
-            )
-
-    def _rate(self, step: int) -> float:
-        """Factor on the peak learning rate: linear warm-up, then half a cosine to 0."""
-        warm = int(self.settings.warmup * self.steps)
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
-
-    def _state(self) -> dict[str, Any]:
-        state = {
-            "epoch": self.epoch,
-            "model": tensors(self.student),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        state["schedule"] = {"last_epoch": self.schedule.last_epoch}
-        state["ema"] = self.ema.state_dict() if self.ema else {}
-        state["scaler"] = self.runner.scaler.state_dict() if self.runner.scaler else {}
-        return state
-
-    def _resume(self, folder: Path) -> None:
-        state = checkpoint.read(folder, self.fingerprint)
-        if state is None:
-            return
-        with torch.no_grad():
-            for name, tensor in tensors(self.student).items():
-                tensor.copy_(state["model"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
-        if self.runner.scaler:
-            self.runner.scaler.load_state_dict(state["scaler"])
-        self.epoch = state["epoch"]
-
-
-def _digest(model: nn.Module) -> str:
-    """A short name for the weights at the start, so that another model's checkpoint is not taken for this one's."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors(model).items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.double().sum().item():.6e}".encode())
-    return digest.hexdigest()[:16]

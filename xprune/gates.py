@@ -119,23 +119,31 @@ class Gates:
                     )
 
 
-class Masked(nn.Module):
-    """A model behind a table of gates that is a parameter, so that Accelerate and DDP can prepare and reduce it.
+class Gated(nn.Module):
+    """A model behind gates that a module computes, so that Accelerate and DDP can prepare and reduce that module.
 
-    masks (rows, units of all sites), looked up by row for each sample and split by site; the model's weights are
-    used as they are. Enter `gates.attached(masked.model)` around forward and backward.
+    source    gives the gates of all sites, (units,) or (samples, units), from whatever it is called with
+    forward   how the model is called with inputs: `Task.forward`
+
+    Enter `gated.gates.attached(model)` around forward and backward.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], rows: int, gate_rows: Rows | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        source: nn.Module,
+        forward: Callable[[nn.Module, Any], Any] = call,
+        rows: Rows | None = None,
+    ) -> None:
         super().__init__()
-        self.model = model
-        self.gates = Gates(sites, rows=gate_rows)
-        self.masks = nn.Parameter(torch.ones(rows, sum(site.size for site in sites)))
+        self.model, self.source, self.call = model, source, forward
+        self.gates = Gates(sites, rows=rows)
 
-    def forward(self, inputs: Any, index: Tensor) -> Any:
-        """The model's output with sample i gated by row index[i]; index int64 (samples,)."""
-        self.gates.values = self.masks[index].split([site.size for site in self.gates.sites], dim=1)
-        return call(self.model, inputs)
+    def forward(self, inputs: Any, *args: Any) -> Any:
+        """The model's output for the inputs, with the gates source(*args)."""
+        self.gates.values = self.source(*args).split([site.size for site in self.gates.sites], dim=-1)
+        return self.call(self.model, inputs)
 
 
 def over_features(norm: nn.Module) -> bool:

@@ -26,6 +26,8 @@ class Context:
     task            how to read a batch, and the loss
     seed            of every random choice
     checkpoint_dir  where a long run may keep its state, None for nowhere
+    budget          what the plan will have to meet, for criteria that learn at it; None where it is not known yet
+    updates         updates of the weights that the run has for fine-tuning, of which a selection may take some
     """
 
     model: nn.Module
@@ -34,6 +36,8 @@ class Context:
     loader: Iterable[Any] | None = None
     seed: int = 0
     checkpoint_dir: Path | None = None
+    budget: Budget | None = None
+    updates: int = 0
 
     def data(self, who: str) -> Iterable[Any]:
         """The loader; DataError naming `who` needs it where there is none."""
@@ -46,6 +50,8 @@ class Criterion(ABC):
     """Scores units. A subclass is a frozen dataclass whose fields are its settings."""
 
     name: ClassVar[str]
+    at_budget: ClassVar[bool] = False
+    """True where scores differ with `context.budget`."""
 
     @abstractmethod
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
@@ -56,6 +62,13 @@ class Selection(ABC):
     """Turns scores into a plan that meets a budget. A subclass is a frozen dataclass."""
 
     name: ClassVar[str]
+
+    def updates(self, available: int) -> int:
+        """Updates of the weights that `select` takes of those available for fine-tuning; 0: weights stay as they are.
+
+        Where it takes any, `context.model` is a copy of its own, which is then what the plan is carried out on.
+        """
+        return 0
 
     @abstractmethod
     def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:

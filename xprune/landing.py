@@ -11,21 +11,24 @@ from xprune.budget import Budget, Costs, LinearCost
 from xprune.plan import Plan
 from xprune.scores import Scores
 
-NORMALISATIONS = ("mean", "cost", "none")
+NORMALISATIONS = {"site": "mean", "loss": "cost", "plan": "none"}
+"""How scores of each scale are made comparable across sites."""
 
 
-def normalise(scores: Scores, costs: Costs, how: str) -> list[Tensor]:
-    """Scores that can be compared across sites, float64 (units,) each.
+def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = None) -> list[Tensor]:
+    """Scores that can be compared across sites, float64 (units,) each; how=None: as their scale asks.
 
     mean   score over the mean score of its site: a unit's share of its site, and so already per share of cost
-    cost   score per MAC of the unit
+    cost   score per MAC of the unit, or per parameter where only those are budgeted
     none   as the criterion gave them
     """
+    how = how or NORMALISATIONS[scores.scale]
     values = [value.to(torch.float64) for value in scores.values]
     if how == "mean":
         return [value / value.abs().mean().clamp_min(torch.finfo(torch.float64).tiny) for value in values]
     if how == "cost":
-        return [value / max(unit, 1.0) for value, unit in zip(values, costs.macs.unit, strict=True)]
+        units = (costs.macs if budget.macs is not None else costs.params).unit
+        return [value / max(unit, 1.0) for value, unit in zip(values, units, strict=True)]
     return values
 
 
@@ -75,6 +78,25 @@ class Landing:
         for value in ordered:
             sums.append(sums[-1] + value)
         return [((sums[b] - sums[a]) / (b - a), a, b) for a, b in pairwise(counts)]
+
+    def one_threshold(self) -> list[int]:
+        """Units kept at each site above the lowest threshold on all values that fits."""
+        steps = sorted(
+            ((value, index, a) for index in range(len(self.counts)) for value, a, _ in self.steps(index)),
+            key=lambda step: (step[0], -step[2] / self.full[step[1]], step[1]),  # equal scores: the fullest site first
+        )
+        low, high = 0, len(steps)  # removing all steps fits: `on` has checked it
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.fits(self._without(steps[:middle])) else (middle + 1, high)
+        return self._without(steps[:low])
+
+    def _without(self, gone: Sequence[tuple[float, int, int]]) -> list[int]:
+        """Units kept at each site once these steps have gone."""
+        kept = self.full
+        for _, index, count in gone:
+            kept[index] = min(kept[index], count)
+        return kept
 
     def fill(self, kept: Sequence[int], most: Sequence[int] | None = None) -> list[int]:
         """Adds the best step that fits, again and again, up to `most` units a site, until none fits."""

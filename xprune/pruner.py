@@ -12,13 +12,14 @@ from xprune.criteria import CRITERIA
 from xprune.evaluate import Metrics, evaluate
 from xprune.finetune import Finetune, finetune
 from xprune.interfaces import Criterion, Selection
+from xprune.loop import length
 from xprune.nest import first_rows
 from xprune.result import PruneResult
 from xprune.runtime import check_loader
 from xprune.selections import SELECTIONS
 from xprune.site import Site
 from xprune.sites import find_sites
-from xprune.stages import score, select
+from xprune.stages import make_context, score, select_trained
 from xprune.structure import unwrap
 from xprune.surgery import apply
 from xprune.tables import resolve
@@ -42,7 +43,7 @@ class Pruner:
     def __init__(
         self,
         model: nn.Module,
-        criterion: str | Criterion = "taylor",
+        criterion: str | Criterion = "xpruner",
         budget: Budget | None = None,
         selection: str | Selection = "global",
         finetune: Finetune | None = Finetune(),  # noqa: B008 - immutable
@@ -72,18 +73,26 @@ class Pruner:
         example = first_rows(inputs, 2)
         sites = tuple(self.sites) if self.sites is not None else find_sites(self.model, example)
         measured = [self._measure(self.model, inputs, train_loader, val_loader)]
-        scores = score(self.model, sites, train_loader, self.criterion, task=self.task, seed=self.seed)
-        plan = select(
+        scores = score(
             self.model,
-            scores,
-            self.budget,
-            self.selection,
-            loader=train_loader,
+            sites,
+            train_loader,
+            self.criterion,
+            budget=self.budget,
+            task=self.task,
+            seed=self.seed,
+            checkpoint_dir=self._folder("score"),
+        )
+        context = make_context(
+            self.model,
+            train_loader,
             task=self.task,
             seed=self.seed,
             checkpoint_dir=self._folder("select"),
+            updates=self.finetune.epochs * length(train_loader, "fine-tuning") if self.finetune else 0,
         )
-        pruned = apply(self.model, plan, example)
+        plan, model = select_trained(self.model, context, scores, self.budget, self.selection)
+        pruned = apply(model, plan, example)
         measured.append(self._measure(pruned, inputs, train_loader, val_loader))
         if self.finetune:
             pruned = finetune(
@@ -94,6 +103,7 @@ class Pruner:
                 task=self.task,
                 seed=self.seed,
                 checkpoint_dir=self._folder("finetune"),
+                taken=plan.info.get("updates", 0),
             )
             measured.append(self._measure(pruned, inputs, train_loader, val_loader))
         metrics = dict(zip(("dense", "pruned", "finetuned"), measured, strict=False))

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,6 +43,20 @@ class Task(ABC):
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
         """(class of each sample, int64 (batch,); number of classes), or None where the task has no classes."""
         return None
+
+    def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor) -> Tensor:
+        """Mean over samples of -log p_c where the drawn class c is the sample's own, of -log(1 - p_c) where not.
+
+        drawn   int64 (batch,)
+
+        p is the softmax of outputs (batch, classes); a task with other outputs says what it means there.
+        """
+        found = self.classes(outputs, targets)
+        if found is None:
+            raise DataError(f"{type(self).__name__} has no classes to tell from the rest: implement Task.classes.")
+        logs, chosen = outputs.float().log_softmax(-1), drawn[:, None]
+        rest = logs.scatter(1, chosen, -torch.inf).logsumexp(-1)  # log(1 - p_c), exact where p_c is about 1
+        return -torch.where(drawn == found[0], logs.gather(1, chosen)[:, 0], rest).mean()
 
     def rows(self, site: Site, inputs: Tensor, samples: int) -> Tensor | None:
         """For each row (index along the first axis) of the input of the site's layer, the sample it belongs to.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xprune.adapters import ADAPTERS
 from xprune.budget import Budget
@@ -119,18 +119,19 @@ def check_criterion(criterion: str | Criterion, model: nn.Module, loader: Iterab
         assert torch.equal(a, b), f"{site.name}: the same seed gives other scores"
         assert site.size == 1 or a.std() > 0, f"{site.name}: all units have the same score"
     for site, table in zip(sites, first.classwise or (), strict=bool(first.classwise)):
-        assert table.dim() == 2 and table.shape[1] == site.size, (
-            f"{site.name}: class-wise scores are {tuple(table.shape)}"
-        )
+        assert len(table.shape) == 2 and table.shape[1] == site.size, f"{site.name}: {tuple(table.shape)} class-wise"
+        assert table[0].shape == (site.size,), f"{site.name}: a row of the class-wise scores is {table[0].shape}"
     return first
 
 
 def check_selection(
-    selection: str | Selection, model: nn.Module, scores: Scores, example_inputs: Tensor, budget: Budget
+    selection: str | Selection, model: nn.Module, scores: Scores, loader: Iterable[Any], budget: Budget
 ) -> Plan:
     """Holds a selection to its contract: never over the budget, and within 1 % of it or one step's cost, recounted."""
-    plan = select(model, scores, budget, selection, example_inputs=example_inputs)
-    assert plan == select(model, scores, budget, selection, example_inputs=example_inputs), "the plan is not repeatable"
+    before, example_inputs = snapshot(model), next(iter(loader))[0][:2]
+    plan, again = (select(model, scores, budget, selection, loader=loader) for _ in range(2))
+    assert_untouched(model, before)
+    assert plan == again, "the plan is not repeatable"
     counts: dict[str, Callable[[nn.Module], int]] = {
         "macs": lambda m: count_macs(m, example_inputs),
         "params": count_params,

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from xprune.criteria.magnitude import Magnitude
 from xprune.criteria.random import Random
 from xprune.criteria.taylor import Taylor
+from xprune.criteria.xpruner import XPruner
 from xprune.interfaces import Criterion
 from xprune.tables import table
 
-CRITERIA: Mapping[str, type[Criterion]] = table("criteria", (Random, Magnitude, Taylor))
+CRITERIA: Mapping[str, type[Criterion]] = table("criteria", (Random, Magnitude, Taylor, XPruner))
 """Criterion class by name."""

@@ -62,7 +62,7 @@ class Taylor(Criterion):
         values, samples = self._mean(reduced(runner, totals))
         classwise = None if table is None else self._mean(reduced(runner, table))[0].split(sizes, dim=1)
         info = {"kind": self.kind, "samples": int(samples), "seconds": time.perf_counter() - start}
-        return Scores(tuple(sites), tuple(values.split(sizes)), self.name, classwise and tuple(classwise), info)
+        return Scores(tuple(sites), tuple(values.split(sizes)), self.name, classwise and tuple(classwise), info, "loss")
 
     def _mean(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """(|mean| per unit, samples) from sums whose last column counts samples; 0 / 0 is NaN: not seen."""

@@ -17,36 +17,19 @@ class Global(Selection):
 
     What the last unit freed too much is filled up again with the best units that fit.
 
-    normalise   "mean": score over its site's mean; "cost": score per MAC; "none"
+    normalise   "mean": score over its site's mean; "cost": score per MAC; "none"; None: as `Scores.scale` asks, "mean"
+                for scores of one site's scale, "cost" for estimates of the loss, "none" where cost is in the score
     """
 
-    normalise: str = "mean"
+    normalise: str | None = None
     name: ClassVar[str] = "global"
 
     def __post_init__(self) -> None:
-        if self.normalise not in NORMALISATIONS:
-            raise PluginError(f"global: normalise={self.normalise!r}, allowed are {', '.join(NORMALISATIONS)}.")
+        allowed = tuple(NORMALISATIONS.values())
+        if self.normalise not in (None, *allowed):
+            raise PluginError(f"global: normalise={self.normalise!r}, allowed are None, {', '.join(allowed)}.")
 
     def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
         """See Selection.select."""
-        landing = Landing.on(costs, budget, normalise(scores, costs, self.normalise))
-        steps = sorted(
-            ((value, index, a) for index in range(len(costs.sites)) for value, a, _ in landing.steps(index)),
-            key=lambda step: (
-                step[0],
-                -step[2] / landing.full[step[1]],
-                step[1],
-            ),  # equal scores: the fullest site first
-        )
-        low, high = 0, len(steps)  # removing all steps fits: Landing.on has checked it
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if landing.fits(self._after(landing, steps[:middle])) else (middle + 1, high)
-        return landing.plan(landing.fill(self._after(landing, steps[:low])), self.name)
-
-    def _after(self, landing: Landing, gone: list[tuple[float, int, int]]) -> list[int]:
-        """Units kept at each site once these steps have gone."""
-        kept = landing.full
-        for _, index, count in gone:
-            kept[index] = min(kept[index], count)
-        return kept
+        landing = Landing.on(costs, budget, normalise(scores, costs, budget, self.normalise))
+        return landing.plan(landing.fill(landing.one_threshold()), self.name)

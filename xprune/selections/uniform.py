@@ -23,7 +23,7 @@ class Uniform(Selection):
 
     def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
         """See Selection.select."""
-        landing = Landing.on(costs, budget, normalise(scores, costs, "mean"))
+        landing = Landing.on(costs, budget, normalise(scores, costs, budget))
         ratios = sorted({count / counts[-1] for counts in landing.counts for count in counts})
         low, high = 0, len(ratios)  # ratios[low] fits (or is below every floor), ratios[high] does not
         while high - low > 1:

@@ -1,0 +1,91 @@
+"""X-Pruner: class-wise explainability masks, learned at the budget with the model's weights frozen."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from xprune.budget import Budget
+from xprune.errors import PluginError
+from xprune.interfaces import Context, Criterion
+from xprune.mask_learner import OBJECTIVES, MaskLearner, MaskSettings
+from xprune.masks import SMOOTHNESS, SPARSITY, split
+from xprune.scores import LowRank, Scores
+from xprune.site import Site
+
+AGGREGATES = ("shared", "mean", "max")
+
+
+@dataclass(frozen=True)
+class XPruner(MaskSettings, Criterion):
+    """Explainability-aware masks (Yu and Xiang, "X-Pruner", CVPR 2023, arXiv 2303.04935, section 3.2).
+
+    A mask for each class and unit, in [0, 1] and about 1 at the start, gates the unit's output; a sample is gated by
+    the row of one class. Weights stay as they are. What the paper leaves open or what failed when tried is different
+    here, and can be had back by the settings named:
+
+    objective       whose row gates a sample, and the loss.
+                    "one-vs-rest": its own class half of the time, else another, c: -log p_c or -log(1 - p_c).
+                    "label": its own class, cross-entropy: the paper's. The mask can then tell the model the answer:
+                    training accuracy goes to 100 % and the scores say little.
+                    "random-row": any class, cross-entropy: masks that know nothing of classes, a control
+    shared          share of the steps that train, by plain cross-entropy, a row that all classes' rows deviate from,
+                    so that what the plan keeps was learned together; 0: the paper's
+    steps, lr       of Adam, on the masks' logits
+    anneal          share of the steps over which the allowed cost falls from the dense model's to the budget
+    sparsity        the term that makes masks small: "cost" (expected MACs or parameters), "l1", "l2" (equation 7)
+    lambda_sparse   its weight; None: what holds the masks' expected cost at what is allowed, at every step
+    smoothness      the term that makes masks alike (equation 6): across "classes", or along "units"
+    lambda_smooth   its weight
+    aggregate       a unit's score: its logit in the "shared" row, or the "mean" or "max" over classes
+    rank            None: a table (classes, units); r: factors (classes, r) and (r, units), for many classes
+    sparse          gradients of the table by the rows drawn alone; None: from 1,001 classes on, on one process
+
+    Gates are 0 or 1 in the forward pass, drawn with the mask's probability, so that what is trained is what will be
+    cut; the paper's are the masks themselves (section 3.2), which end between 0 and 1. Scores are logits: one
+    threshold on them is the plan. Without a budget (`score` alone), masks are learned at half of the MACs.
+    """
+
+    aggregate: str = "shared"
+    name: ClassVar[str] = "xpruner"
+    at_budget: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        choices = {"objective": OBJECTIVES, "sparsity": SPARSITY, "smoothness": SMOOTHNESS, "aggregate": AGGREGATES}
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise PluginError(f"xpruner: {field}={getattr(self, field)!r}, allowed are {', '.join(allowed)}.")
+        checks = {
+            "steps": self.steps >= 1,
+            "lr": self.lr > 0,
+            "shared": 0 <= self.shared <= 1,
+            "anneal": 0 < self.anneal <= 1,
+            "lambda_sparse": self.lambda_sparse is None or self.lambda_sparse >= 0,
+            "lambda_smooth": self.lambda_smooth >= 0,
+            "rank": self.rank is None or self.rank >= 1,
+        }
+        for field in (field for field, fine in checks.items() if not fine):
+            raise PluginError(
+                f"xpruner: {field}={getattr(self, field)!r} is out of range; see the docstring of XPruner."
+            )
+
+    def score(self, context: Context, sites: Sequence[Site]) -> Scores:
+        """Logits of masks learned at `context.budget`; class-wise where the task has classes."""
+        start = time.perf_counter()
+        learner = MaskLearner(context, sites, self, context.budget or Budget(macs=0.5)).run()
+        table, sizes = learner.table, [site.size for site in sites]
+        undrawn = learner.undrawn
+        values = table.aggregate(self.aggregate, undrawn)
+        info = {**asdict(self), "undrawn": len(undrawn), "seconds": time.perf_counter() - start}
+        classwise: tuple[Tensor | LowRank, ...] | None = None
+        deviations = table.deviations.weight.detach().clone()
+        deviations[undrawn] = torch.nan
+        if learner.classes and table.basis is None:
+            classwise = split(table.shared + deviations, sizes)
+        elif learner.classes and table.basis is not None:
+            parts = zip(split(table.basis, sizes), split(table.shared, sizes), strict=True)
+            classwise = tuple(LowRank(deviations.cpu(), basis, shared) for basis, shared in parts)
+        return Scores(tuple(sites), split(values, sizes), self.name, classwise, info, "plan")

@@ -1,0 +1,167 @@
+"""MaskLearner: gradient steps on class-wise masks, the model's weights frozen, the budget met at every step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xprune.budget import Budget
+from xprune.cost import measure_costs
+from xprune.gates import Gated
+from xprune.interfaces import Context
+from xprune.loop import Loop, Stateful, Weights, length
+from xprune.masks import SMOOTHNESS, SPARSITY, MaskTable, UnitCosts, along_budget, sampled
+from xprune.runtime import accelerator, reduced, seeded
+from xprune.site import Site
+
+
+def _one_vs_rest(own: Tensor, classes: int) -> Tensor:
+    other = (own + torch.randint_like(own, 1, classes)) % classes
+    return torch.where(torch.rand(own.shape, device=own.device) < 0.5, own, other)
+
+
+OBJECTIVES: Mapping[str, Callable[[Tensor, int], Tensor]] = {
+    "one-vs-rest": _one_vs_rest,
+    "label": lambda own, classes: own,
+    "random-row": lambda own, classes: torch.randint_like(own, classes),
+}
+"""The class whose mask gates a sample, from the samples' own classes int64 (samples,) and the number of classes."""
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """How masks learn; the fields are those of the criterion that owns them, see `XPruner`."""
+
+    objective: str = "one-vs-rest"
+    steps: int = 400
+    lr: float = 0.1
+    shared: float = 0.5
+    anneal: float = 0.7
+    sparsity: str = "cost"
+    lambda_sparse: float | None = None
+    smoothness: str = "classes"
+    lambda_smooth: float = 0.0
+    rank: int | None = None
+    sparse: bool | None = None
+
+
+class MaskLearner:
+    """Learns the masks of one model, task and budget."""
+
+    def __init__(self, context: Context, sites: Sequence[Site], settings: MaskSettings, budget: Budget) -> None:
+        self.context, self.settings, self.sites = context, settings, tuple(sites)
+        self.runner = accelerator(unused=True)  # a step of the shared row leaves the classes' rows without a gradient
+        device = self.runner.device
+        self.classes, self._template = self._look()
+        units = sum(site.size for site in sites)
+        with seeded(context.seed):
+            self.table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse()).to(device)
+        costs = UnitCosts.of(measure_costs(context.model, sites, context.example_inputs), budget, device)
+        self.source = _Source(self.table, costs, settings)
+        self.seen = nn.Module()
+        self.seen.register_buffer("classes", torch.zeros(max(self.classes, 1), device=device))
+
+    def run(self) -> "MaskLearner":
+        """Takes the steps; a run that was killed goes on where its last pass over the data ended."""
+        context, settings = self.context, self.settings
+        with seeded(context.seed):
+            loop = Loop(self.runner, context.task, context.data("xpruner"), "masks", settings.steps, context.seed)
+            gated = Gated(context.model, self.sites, self.source, context.task.forward, context.task.rows)
+            deviations = self.table.deviations
+            dense = [p for p in self.table.parameters() if not (deviations.sparse and p is deviations.weight)]
+            optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, lr=settings.lr, betas=(0.9, 0.99))]
+            if deviations.sparse:
+                optimizers.append(torch.optim.SparseAdam([deviations.weight], lr=settings.lr, betas=(0.9, 0.99)))
+            self.model, *self.optimizers = self.runner.prepare(gated, *optimizers)
+            parts: dict[str, Stateful] = {"table": Weights(self.table), "seen": Weights(self.seen)}
+            parts |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(self.optimizers)}
+            start = Weights(context.model).digest()
+            loop.keep(context.checkpoint_dir, parts, **asdict(settings), start=start)
+            self.loop = loop
+            with gated.gates.attached(context.model):
+                loop.run(self._step)
+        return self
+
+    @property
+    def undrawn(self) -> list[int]:
+        """Classes that no sample was gated for, on any process."""
+        drawn = reduced(self.runner, self.seen.get_buffer("classes"))
+        return (drawn == 0).nonzero().flatten().tolist() if self.classes else []
+
+    def _step(self, inputs: Any, targets: Any) -> None:
+        task, settings, step = self.context.task, self.settings, self.loop.step
+        samples, turn = task.size(targets), int((step + 1) * settings.shared) > int(step * settings.shared)
+        progress = (step + 1) / (settings.anneal * self.loop.steps)
+        drawn = None if turn or not self.classes else self._draw(targets)
+        with self.runner.autocast():
+            outputs = self.model(inputs, drawn, samples, progress)
+        task.check(outputs, targets)
+        if drawn is not None and settings.objective == "one-vs-rest":
+            loss = task.one_vs_rest(outputs, targets, drawn)
+        else:
+            loss = task.loss(outputs, targets)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.loop.backward(loss + self.source.penalty())
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def _draw(self, targets: Any) -> Tensor:
+        found = self.context.task.classes(self._template, targets)
+        assert found is not None  # the template had classes
+        drawn = OBJECTIVES[self.settings.objective](found[0], self.classes)
+        self.seen.get_buffer("classes")[drawn] = 1
+        return drawn
+
+    def _look(self) -> tuple[int, Any]:
+        """(classes, 0 where there are none to tell apart; outputs of the first batch)."""
+        loader = self.context.data("xpruner")
+        length(loader, "xpruner")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            inputs, targets = self.context.task.unpack(next(iter(loader)))
+            outputs = self.context.task.forward(self.context.model, inputs)
+        self.context.task.check(outputs, targets)
+        found = self.context.task.classes(outputs, targets)
+        return (found[1] if found and found[1] > 1 else 0), outputs
+
+    def _sparse(self) -> bool:
+        if self.settings.sparse is not None:
+            return self.settings.sparse
+        return self.classes > 1000 and self.runner.num_processes == 1 and self.runner.device.type in ("cpu", "cuda")
+
+
+class _Source(nn.Module):
+    """Gates of each sample, from the table, the budget and chance."""
+
+    def __init__(self, table: MaskTable, costs: UnitCosts, settings: MaskSettings) -> None:
+        super().__init__()
+        self.table, self.costs, self.settings = table, costs, settings
+        self._penalty: Tensor | None = None
+
+    def forward(self, drawn: Tensor | None, samples: int, progress: float) -> Tensor:
+        """(samples, units) of 0 and 1."""
+        sparsity = SPARSITY[self.settings.sparsity]
+        rows, inverse = (None, None) if drawn is None else drawn.unique(return_inverse=True)
+        logits = self.table(rows)  # (rows, units)
+        masks, cost = self._masks(logits, progress)
+        if self.settings.lambda_sparse is None:
+            along_budget(logits, masks, cost, sparsity)
+            penalty = masks.new_zeros(())
+        else:
+            penalty = self.settings.lambda_sparse * sparsity(masks, cost).mean()
+        if self.settings.lambda_smooth:
+            alike = self._masks(self.table(None), progress)[0]
+            penalty = penalty + self.settings.lambda_smooth * SMOOTHNESS[self.settings.smoothness](masks, alike)
+        self._penalty = penalty
+        return sampled(masks.expand(samples, -1) if inverse is None else masks[inverse])
+
+    def _masks(self, logits: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        held = self.settings.lambda_sparse is None
+        return self.costs.settle(logits, progress) if held else self.costs.free(logits)
+
+    def penalty(self) -> Tensor:
+        """The terms of the last batch's masks that are added to the loss."""
+        assert self._penalty is not None
+        return self._penalty

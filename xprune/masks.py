@@ -1,0 +1,176 @@
+"""Class-wise masks: the table they are kept in, and the budget they are held to while they learn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xprune.budget import Budget, Costs, LinearCost
+
+TEMPERATURE = 0.5
+"""Of the sigmoid that turns logits into masks: the scale that learning rates of logits refer to."""
+_HALVINGS = 24
+_COLUMNS = 256
+_OPEN = 4.0  # logit, in temperatures, of a mask that nothing has pressed yet: 0.98
+
+
+class MaskTable(nn.Module):
+    """Logits of masks: a row that all classes share, and each class's deviation from it, both 0 at the start.
+
+    classes, units   rows and columns of the table
+    rank             None: deviations are a table (classes, units). r: they are factors (classes, r) times a basis
+                     (r, units), so that memory grows with classes + units, not with their product
+    sparse           gradients of the deviations hold the rows drawn alone
+    """
+
+    def __init__(self, classes: int, units: int, rank: int | None = None, sparse: bool = False) -> None:
+        super().__init__()
+        self.classes = classes
+        self.shared = nn.Parameter(torch.zeros(units))
+        self.deviations = nn.Embedding(classes, rank or units, sparse=sparse)
+        nn.init.zeros_(self.deviations.weight)
+        self.basis = nn.Parameter(torch.randn(rank, units) / rank**0.5) if rank else None
+
+    def forward(self, classes: Tensor | None = None) -> Tensor:
+        """Logits (rows, units) of the classes, int64 (rows,); None: of the shared row, (1, units)."""
+        if classes is None:
+            return self.shared[None]
+        deviations: Tensor = self.deviations(classes)
+        return self.shared + (deviations if self.basis is None else deviations @ self.basis)
+
+    @torch.no_grad()
+    def aggregate(self, how: str, undrawn: Sequence[int] = ()) -> Tensor:
+        """One logit a unit (units,): of the "shared" row, or the "mean" or "max" over the classes that were drawn."""
+        drawn = torch.ones(self.classes, dtype=torch.bool, device=self.shared.device)
+        drawn[list(undrawn)] = False
+        if how == "shared" or not drawn.any():
+            return self.shared
+        weight = self.deviations.weight[drawn]
+        if how == "mean":
+            mean = weight.mean(0)
+            return self.shared + (mean if self.basis is None else mean @ self.basis)
+        if self.basis is None:
+            return self.shared + weight.amax(0)
+        return self.shared + torch.cat([(weight @ part).amax(0) for part in self.basis.split(_COLUMNS, dim=1)])
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """What each unit adds to a model, as a share of the dense one, for each limit of a budget.
+
+    unit    (limits, units);  base, allowed   (limits,)
+    sizes   units of each site, of which `least` have to stay
+    """
+
+    unit: Tensor
+    base: Tensor
+    allowed: Tensor
+    sizes: tuple[int, ...]
+    least: tuple[int, ...]
+
+    @staticmethod
+    def of(costs: Costs, budget: Budget, device: torch.device) -> "UnitCosts":
+        """What a site costs beside its units is shared out over them. Raises BudgetError for an impossible budget."""
+        limits = costs.limits(budget)
+        full = [site.size for site in costs.sites]
+
+        def shares(cost: LinearCost) -> Tensor:
+            each = [(u * n + f) / n for n, u, f in zip(full, cost.unit, cost.fixed, strict=True)]
+            return torch.cat([torch.full((n,), value) for n, value in zip(full, each, strict=True)]) / cost.total(full)
+
+        return UnitCosts(
+            torch.stack([shares(cost) for _, cost, _ in limits]).to(device),
+            torch.tensor([cost.base / cost.total(full) for _, cost, _ in limits], device=device),
+            torch.tensor([allowed / cost.total(full) for _, cost, allowed in limits], device=device),
+            tuple(full),
+            tuple(budget.floor(site) for site in costs.sites),
+        )
+
+    def excess(self, masks: Tensor, progress: float = 1.0) -> Tensor:
+        """(rows, limits): expected cost of masks (rows, units) over what is allowed, which falls from 1 to the budget.
+
+        It falls as in Zhu and Gupta (2017): fast while there is much to spare, slowly at the end.
+        """
+        allowed = self.allowed + (1 - self.allowed) * (1 - min(progress, 1.0)) ** 3
+        return self.base + masks @ self.unit.T - allowed
+
+    def free(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """As `settle`, for masks that a penalty alone makes small: about 1 at logits of 0."""
+        return torch.sigmoid(logits / TEMPERATURE + _OPEN), self.unit[:1].expand(len(logits), -1)
+
+    def settle(self, logits: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        """(masks, costs): masks in (0, 1) that cost what is allowed, and what units cost by the binding limit.
+
+        logits, masks, costs   (rows, units)
+
+        masks = sigmoid((logits - shift) / TEMPERATURE), with the shift of each row found by bisection: the sparsity
+        that a fixed weight on a penalty would have to be tuned for.
+        """
+        kept = self._kept(logits)
+        with torch.no_grad():
+            low, high = logits.min(1, keepdim=True).values - 10, logits.max(1, keepdim=True).values + 10
+            for _ in range(_HALVINGS):
+                middle = (low + high) / 2
+                over = self.excess(self._held(logits, middle, kept), progress).amax(1, keepdim=True) > 0
+                low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+            binding = self.excess(self._held(logits, high, kept), progress).argmax(1)
+        return self._held(logits, high, kept), self.unit[binding]
+
+    def _held(self, logits: Tensor, shift: Tensor, kept: Tensor) -> Tensor:
+        return torch.sigmoid((logits - shift) / TEMPERATURE).masked_fill(kept, 1.0)
+
+    @torch.no_grad()
+    def _kept(self, logits: Tensor) -> Tensor:
+        """The units (rows, units) that stay whatever the budget, being the best of a site that has to keep some."""
+        kept = torch.zeros_like(logits, dtype=torch.bool)
+        for part, whole, least in zip(logits.split(self.sizes, 1), kept.split(self.sizes, 1), self.least, strict=True):
+            whole.scatter_(1, part.topk(least, dim=1).indices, True)
+        return kept
+
+
+def along_budget(logits: Tensor, masks: Tensor, cost: Tensor, sparsity: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Adds to the gradient of logits as much of the sparsity term's as keeps the expected cost what it is.
+
+    With g the gradient of the loss, r that of the term and a that of the cost, each by logits (rows, units):
+    g + mu r, where mu solves (g + mu r) . a = 0. For sparsity = cost, that is the projection of g on the surface of
+    equal cost, and mu the multiplier of the budget, estimated by least squares.
+    """
+    if not masks.requires_grad:
+        return
+    a = torch.autograd.grad((masks * cost).sum(), logits, retain_graph=True)[0]
+    r = torch.autograd.grad(sparsity(masks, cost).sum(), logits, retain_graph=True)[0]
+    scale = (r * a).sum(1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
+    logits.register_hook(lambda g: g - (g * a).sum(1, keepdim=True) / scale * r)
+
+
+def sampled(masks: Tensor) -> Tensor:
+    """Gates of 0 and 1, each 1 with its mask's probability; gradients go straight through to the mask.
+
+    The straight-through estimator (Bengio et al., 2013). Drawing evaluates the slope of the loss with a unit there
+    and with it gone, whose mean is what its removal changes, curvature included (the trapezoidal rule).
+    """
+    return (torch.rand_like(masks) < masks).to(masks.dtype) + masks - masks.detach()
+
+
+SPARSITY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cost": lambda masks, cost: (masks * cost).sum(1),
+    "l1": lambda masks, cost: masks.sum(1),
+    "l2": lambda masks, cost: masks.square().sum(1).sqrt(),
+}
+"""Sparsity of masks (rows, units) whose units cost (rows, units), one number a row; "l2" is the paper's equation 7."""
+
+SMOOTHNESS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "classes": lambda masks, shared: (masks - shared).abs().mean(),
+    "units": lambda masks, shared: masks.diff(dim=1).abs().mean(),
+}
+"""L1 norm of differences of masks (rows, units), the paper's equation 6, which leaves the axis open.
+
+"classes" takes each class's difference from the row they share: heads and neurons have no order, so that the
+neighbours that "units" compares are neighbours by chance.
+"""
+
+
+def split(values: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Columns of all sites -> a tensor per site, float32 on the CPU."""
+    return tuple(part.detach().float().cpu().contiguous() for part in values.split(list(sizes), dim=-1))
