@@ -8,6 +8,8 @@ model = xprune.load("pruned/")
 from xprune.adapters import ADAPTERS
 from xprune.artefact import load, save
 from xprune.budget import Budget, Costs
+from xprune.compare import Case, Grid, compare
+from xprune.comparison import Comparison
 from xprune.cost import count_macs, count_params, latency, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.errors import (
@@ -48,7 +50,9 @@ __all__ = [
     "ArtefactError",
     "Budget",
     "BudgetError",
+    "Case",
     "Classification",
+    "Comparison",
     "Context",
     "Costs",
     "Criterion",
@@ -58,6 +62,7 @@ __all__ = [
     "GateError",
     "Gated",
     "Gates",
+    "Grid",
     "LearnedThresholds",
     "Metrics",
     "ModelError",
@@ -74,6 +79,7 @@ __all__ = [
     "TrainingError",
     "XPruneError",
     "apply",
+    "compare",
     "count_macs",
     "count_params",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from xprune.criteria.captum_gates import IntegratedGradients
 from xprune.criteria.magnitude import Magnitude
 from xprune.criteria.random import Random
 from xprune.criteria.taylor import Taylor
@@ -9,5 +10,5 @@ from xprune.criteria.xpruner import XPruner
 from xprune.interfaces import Criterion
 from xprune.tables import table
 
-CRITERIA: Mapping[str, type[Criterion]] = table("criteria", (Random, Magnitude, Taylor, XPruner))
+CRITERIA: Mapping[str, type[Criterion]] = table("criteria", (Random, Magnitude, Taylor, IntegratedGradients, XPruner))
 """Criterion class by name."""

@@ -1,0 +1,140 @@
+"""Comparison: the cells of a grid, as a table with spread and as a picture of accuracy against MACs."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from xprune.errors import DataError, ModelError
+
+Row = Mapping[str, Any]
+STAGES = {"metric": "before fine-tuning", "tuned_metric": "after"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns.
+
+    rows     a cell each: seed, criterion, selection, budget, macs and params (shares of the dense model's), metric and
+             loss as cut, tuned_metric and tuned_loss after fine-tuning, seconds of each stage
+    report   all that the file holds: rows, settings, hardware, versions
+    """
+
+    rows: tuple[Row, ...]
+    report: Mapping[str, Any]
+
+    @property
+    def budgets(self) -> list[str]:
+        """Budgets in the order they were run in."""
+        return list(dict.fromkeys(row["budget"] for row in self.rows if row["budget"]))
+
+    def lines(self) -> dict[tuple[str, str], list[Row]]:
+        """Rows by (criterion, selection), dense first."""
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault((row["criterion"], row["selection"]), []).append(row)
+        return found
+
+    def table(self) -> Table:
+        """A row for each criterion and selection: mean and spread over seeds for each budget, and seconds."""
+        seeds = len({row["seed"] for row in self.rows})
+        table = Table(title=f"mean ± standard deviation over {seeds} seeds, in %", title_justify="left")
+        for heading, _ in self._columns():
+            table.add_column(heading, justify="left" if heading in ("criterion", "selection") else "right")
+        for cells in self._cells():
+            table.add_row(*cells)
+        return table
+
+    def markdown(self) -> str:
+        """The same table as text for a page."""
+        lines = ["| " + " | ".join(heading for heading, _ in self._columns()) + " |"]
+        lines.append("|" + "".join(" --- |" if left else " ---: |" for _, left in self._columns()))
+        return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in self._cells())]) + "\n"
+
+    def plot(self, path: str | Path, selections: Sequence[str] | None = None) -> Path:
+        """Writes a picture: metric against MACs with its spread, a panel for each selection and stage.
+
+        Needs matplotlib: pip install xprune[report].
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ModelError("a plot needs matplotlib: pip install 'xprune[report]'.") from error
+        shown = selections or list(dict.fromkeys(s for _, s in self.lines() if s))
+        stages = [stage for stage in STAGES if any(stage in row for row in self.rows)]
+        names = list(dict.fromkeys(c for c, s in self.lines() if s in shown))
+        size = (0.8 + 3.4 * len(shown), 0.9 + 2.9 * len(stages))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(stages), len(shown), squeeze=False, sharex=True, sharey="row")
+        handles: dict[str, Any] = {}
+        for line, stage in zip(axes, stages, strict=True):
+            for axis, selection in zip(line, shown, strict=True):
+                dense = _spread(row["metric"] for row in self.lines().get(("dense", ""), ()))[0]
+                handles["dense"] = axis.axhline(100 * dense, color="0.4", linestyle="--", linewidth=1)
+                for index, name in enumerate(names):
+                    rows = self.lines().get((name, selection))
+                    if rows:
+                        handles[name] = self._curve(axis, rows, stage, index)
+                axis.set_title(f"{selection}, {STAGES[stage]}", fontsize=9)
+                axis.grid(alpha=0.3)
+            line[0].set_ylabel("accuracy, %")
+        for axis in axes[-1]:
+            axis.set_xlabel("MACs, share of dense")
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+        figure.savefig(path, dpi=150)
+        return Path(path)
+
+    def _curve(self, axis: Any, rows: Sequence[Row], stage: str, index: int) -> Any:
+        points = []
+        for budget in self.budgets:
+            here = [row for row in rows if row["budget"] == budget and stage in row]
+            if here:
+                points.append((_spread(row["macs"] for row in here)[0], *_spread(row[stage] for row in here)))
+        xs, means, spreads = zip(*sorted(points), strict=True) if points else ((), (), ())
+        return axis.errorbar(
+            xs,
+            [100 * mean for mean in means],
+            [100 * (spread or 0) for spread in spreads],
+            marker="osD^vPX"[index % 7],
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+            color=f"C{index % 10}",
+        )
+
+    def _columns(self) -> list[tuple[str, bool]]:
+        """(heading, left-aligned)"""
+        stages = [stage for stage in STAGES if any(stage in row for row in self.rows)]
+        figures = [f"{budget}: {STAGES[stage]}" for budget in self.budgets for stage in stages]
+        return [("criterion", True), ("selection", True), *((f, False) for f in figures), ("scoring s", False)]
+
+    def _cells(self) -> list[list[str]]:
+        if not self.rows:
+            raise DataError("the comparison has no cells.")
+        stages = [stage for stage in STAGES if any(stage in row for row in self.rows)]
+        table = []
+        for (criterion, selection), rows in self.lines().items():
+            cells = [criterion, selection]
+            for budget in self.budgets:
+                here = [row for row in rows if row["budget"] in (budget, "")]
+                cells += [_percent(row[stage] for row in here if stage in row) for stage in stages]
+            seconds = [row["score_seconds"] for row in rows if "score_seconds" in row]
+            table.append([*cells, f"{statistics.mean(seconds):.1f}" if seconds else ""])
+        return table
+
+
+def _spread(values: Iterable[float]) -> tuple[float, float | None]:
+    """(mean, standard deviation where there are two values and more)."""
+    values = list(values)
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _percent(values: Iterable[float]) -> str:
+    values = list(values)
+    if not values:
+        return ""
+    mean, spread = _spread(values)
+    return f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
