@@ -79,7 +79,7 @@ WORKLOADS = {
         "digits",
         _vit(**DIGITS, embed_dim=96, depth=6, num_heads=6),
         xprune.Finetune(epochs=60, lr=2e-3),
-        xprune.Finetune(epochs=15, lr=5e-4),
+        xprune.Finetune(epochs=10, lr=5e-4),
         batch=64,
     ),
     "cifar10-vit": Workload("cifar10", _vit(**_images(32, 10, 4), **VIT), TRAIN, xprune.Finetune(epochs=1, lr=5e-4)),

@@ -147,7 +147,10 @@ class _Seed:
             return self._figures(self.case.model, folder, 0)
         if criterion in self.grid.peers:
             start = time.perf_counter()
-            pruned = self.grid.peers[criterion](self.case, self.budgets[budget], self.seed)
+            try:
+                pruned = self.grid.peers[criterion](self.case, self.budgets[budget], self.seed)
+            except Exception as error:  # another library's failure is a result, not the end of the grid
+                return {"failed": f"{type(error).__name__}: {error}"}
             return {"score_seconds": time.perf_counter() - start, **self._figures(pruned, folder, 0)}
         scores, seconds = self._scores(criterion, budget, folder)
         start = time.perf_counter()

@@ -120,7 +120,8 @@ class Comparison:
             cells = [criterion, selection]
             for budget in self.budgets:
                 here = [row for row in rows if row["budget"] in (budget, "")]
-                cells += [_percent(row[stage] for row in here if stage in row) for stage in stages]
+                failed = any("failed" in row for row in here)
+                cells += ["failed" if failed else _percent(r[stage] for r in here if stage in r) for stage in stages]
             seconds = [row["score_seconds"] for row in rows if "score_seconds" in row]
             table.append([*cells, f"{statistics.mean(seconds):.1f}" if seconds else ""])
         return table

@@ -1,0 +1,89 @@
+"""The proofs: every criterion and selection, dense, chance and torch-pruning, on the same terms, three seeds."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch.utils.data import DataLoader
+
+import xprune
+from benchmarks.peers import peers
+from benchmarks.record import RESULTS
+from benchmarks.workloads import WORKLOADS, Images, dense, splits
+from xprune.criteria.captum_gates import IntegratedGradients
+
+SEEDS = (0, 1, 2)
+LEARNED: dict[str, Any] = {
+    "learned, frozen": xprune.LearnedThresholds(weights="frozen"),
+    "learned, joint": xprune.LearnedThresholds(weights="joint"),
+}
+FAST: dict[str, Any] = {"random": "random", "magnitude": "magnitude", "taylor": "taylor"}
+LIMITS = {"cifar10": (15_000, 5_000)}
+"""Training images that pruning and fine-tuning use, and test images that figures are measured on: what two cores do."""
+
+
+def grids(name: str) -> list[xprune.Grid]:
+    """What is run, in this order, each over all seeds before the next."""
+    tune = WORKLOADS[name].tune
+
+    def grid(criteria: Mapping[str, Any], selections: Mapping[str, Any], *shares: float, **more: Any) -> xprune.Grid:
+        budgets = tuple(xprune.Budget(macs=share) for share in shares)
+        return xprune.Grid(criteria, selections, budgets, SEEDS, tune, **more)
+
+    if name == "digits-vit":
+        criteria = {**FAST, "integrated gradients": "captum:IntegratedGradients", "xpruner": "xpruner"}
+        selections = {"uniform": "uniform", "global": "global", **LEARNED}
+        return [grid(criteria, selections, 0.5, 0.3, 0.15, peers=peers())]
+    criteria = {**FAST, "integrated gradients": IntegratedGradients(batches=10), "xpruner": "xpruner"}
+    theirs = {label: peer for label, peer in peers().items() if "isomorphic" in label}
+    some = {label: criteria[label] for label in ("random", "taylor", "xpruner")}
+    return [
+        grid(criteria, {"global": "global"}, 0.3, peers=theirs),
+        grid(some, LEARNED, 0.3),
+        grid(criteria, {"global": "global"}, 0.5, peers=theirs),
+    ]
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=", ".join(WORKLOADS))],
+    data: Annotated[Path | None, typer.Option(help="folder with the packed images")] = None,
+    cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
+    out: Annotated[Path | None, typer.Option(help="docs/results/proof-NAME where not given")] = None,
+) -> None:
+    """Trains what dense models are missing, runs the grids from where they stopped, and draws the picture."""
+    torch.set_num_threads(1)  # tiny operations on several threads slow each other down
+    workload, folder = WORKLOADS[name], out or RESULTS / f"proof-{name}"
+
+    def case(seed: int) -> xprune.Case:
+        found = splits(workload, data, seed)
+        model = dense(name, data, seed, cache)
+        train, held_out = found.train, found.test
+        if workload.data in LIMITS:
+            train, held_out = (
+                _first(loader, n) for loader, n in zip((train, held_out), LIMITS[workload.data], strict=True)
+            )
+        inputs = next(iter(held_out))[0][:2]
+        stem = ["patch_embed.*"] if workload.data != "digits" else []  # of which not every side knows
+        return xprune.Case(model, train, held_out, xprune.find_sites(model, inputs, exclude=stem))
+
+    settings = {"workload": name, "dense": asdict(workload.dense), "limits": LIMITS.get(workload.data)}
+    for grid in grids(name):
+        comparison = xprune.compare(case, grid, folder, command=f"python -m benchmarks.proof {name}", **settings)
+    shutil.rmtree(folder / "running", ignore_errors=True)
+    (folder / "table.md").write_text(comparison.markdown())
+    comparison.plot(folder / "accuracy.png")
+
+
+def _first(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
+    found = loader.dataset
+    assert isinstance(found, Images)
+    few = Images(found.images[:count], found.labels[:count], found.augment)
+    return DataLoader(few, loader.batch_size, shuffle=found.augment, collate_fn=loader.collate_fn)
+
+
+if __name__ == "__main__":
+    typer.run(main)
