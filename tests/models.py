@@ -1,5 +1,6 @@
 """Tiny random models, one for each variant of an architecture that the package says it prunes."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -73,3 +74,27 @@ def loader(rows: int = 16, batch: int = 8, shuffle: bool = False) -> DataLoader[
     for index, label in enumerate(y.tolist()):
         x[index, :, :, 4 * label : 4 * label + 4] += 3
     return DataLoader(TensorDataset(x, y), batch_size=batch, shuffle=shuffle)
+
+
+class Killed(RuntimeError):
+    """What ends a run in the middle of an epoch."""
+
+
+class Fuse:
+    """A transform's worth of trouble: fails at the n-th sample, of all that are ever read."""
+
+    def __init__(self, data: Any, after: int) -> None:
+        self.data, self.left = data, itertools.count(after, -1)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        if next(self.left) <= 0:
+            raise Killed
+        return self.data[index]
+
+
+def fused(batch: int, after: int = 10**9) -> DataLoader[Any]:
+    """16 samples of `loader`, shuffled, in a data set that fails after so many."""
+    return DataLoader(Fuse(loader(16).dataset, after), batch, shuffle=True)  # type: ignore[arg-type]

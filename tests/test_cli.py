@@ -73,7 +73,7 @@ def test_pruned_to_half_the_macs(saved):
 def test_every_command_on_what_was_saved(saved, folder, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "show", saved) == 0
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("blocks.0.attn", "blocks.1.mlp", "dense", "finetuned", "taylor"))
+    assert all(word in shown for word in ("blocks.0.attn", "blocks.1.mlp", "dense", "finetuned", "xpruner"))
     assert run(monkeypatch, "evaluate", saved, "--data", folder) == 0
     assert "14 validation samples" in capsys.readouterr().out
     assert run(monkeypatch, "export", saved, "--out", tmp_path / "model.onnx") == 0

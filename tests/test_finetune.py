@@ -1,13 +1,11 @@
 """Fine-tuning: learns, resumes to the same bits, and stops with a name where it cannot go on."""
 
-import itertools
-
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import xprune
-from tests.models import build, images, loader
+from tests.models import Killed, build, fused, images, loader
 from xprune.structure import tensors
 from xprune.testing import assert_untouched, snapshot
 
@@ -27,25 +25,6 @@ def test_it_learns_and_leaves_the_model_given_alone():
     assert not trained.training and "forward" not in vars(trained)
 
 
-class Killed(RuntimeError):
-    pass
-
-
-class Fuse:
-    """A transform's worth of trouble: fails at the n-th sample."""
-
-    def __init__(self, data, after):
-        self.data, self.left = data, itertools.count(after, -1)
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, index):
-        if next(self.left) <= 0:
-            raise Killed
-        return self.data[index]
-
-
 @pytest.mark.parametrize(
     "settings", [QUICK, xprune.Finetune(epochs=3, ema=0.9), xprune.Finetune(epochs=3, distill=0.5)]
 )
@@ -56,8 +35,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(settings, tmp_path):
     whole = xprune.finetune(model, DataLoader(data, 4, shuffle=True), settings, **train)
     torch.rand(7)  # another process would have another state
     with pytest.raises(Killed):
-        fused = DataLoader(Fuse(data, 16 + 9), 4, shuffle=True)
-        xprune.finetune(model, fused, settings, checkpoint_dir=tmp_path, **train)
+        xprune.finetune(model, fused(4, after=16 + 9), settings, checkpoint_dir=tmp_path, **train)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
     torch.rand(3)
     resumed = xprune.finetune(model, DataLoader(data, 4, shuffle=True), settings, checkpoint_dir=tmp_path, **train)
@@ -68,8 +46,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(settings, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     data = loader(16).dataset
     with pytest.raises(Killed):
-        fused = DataLoader(Fuse(data, 16 + 9), 4, shuffle=True)
-        xprune.finetune(build("vit"), fused, QUICK, checkpoint_dir=tmp_path)
+        xprune.finetune(build("vit"), fused(4, after=16 + 9), QUICK, checkpoint_dir=tmp_path)
     other = DataLoader(data, 4, shuffle=True)
     with pytest.raises(xprune.TrainingError, match=r"another run: lr differ"):
         xprune.finetune(build("vit"), other, xprune.Finetune(epochs=3, lr=9e-4), checkpoint_dir=tmp_path)

@@ -28,6 +28,7 @@ ModelName = Annotated[
 ]
 DataName = Annotated[str, typer.Option("--data", help="an ImageFolder (train/ and val/), or a known name: digits")]
 ModelArg = Annotated[list[str] | None, typer.Option("--model-arg", help="key=value for timm.create_model, repeatable")]
+CRITERION = "see `xprune list`; settings behind commas: xpruner,objective=label"
 Saved = Annotated[Path, typer.Argument(help="a directory that xprune saved")]
 Batch = Annotated[int, typer.Option(help="samples a batch")]
 Workers = Annotated[int, typer.Option(help="processes that load data")]
@@ -38,7 +39,7 @@ def prune(
     model: ModelName,
     data: DataName,
     out: Annotated[Path, typer.Option(help="directory to write")],
-    criterion: Annotated[str, typer.Option(help="see `xprune list`")] = "taylor",
+    criterion: Annotated[str, typer.Option(help=CRITERION)] = "xpruner",
     selection: Annotated[str, typer.Option(help="see `xprune list`")] = "global",
     macs: Annotated[float | None, typer.Option(help="fraction of the MACs; 0.5 where neither is given")] = None,
     params: Annotated[float | None, typer.Option(help="fraction of the parameters")] = None,
@@ -76,6 +77,44 @@ def prune(
     if _is_main_process():
         result.save(out, arch=arch)
         console.print(sites_table(result.plan), metrics_table(result.metrics), f"saved in {out}")
+
+
+@app.command()
+def compare(
+    model: ModelName,
+    data: DataName,
+    out: Annotated[Path, typer.Option(help="directory of the results; cells that are there are not run again")],
+    criterion: Annotated[list[str] | None, typer.Option(help=CRITERION + "; repeatable, default all")] = None,
+    selection: Annotated[list[str] | None, typer.Option(help="repeatable, default global")] = None,
+    macs: Annotated[list[float] | None, typer.Option(help="fraction of the MACs; repeatable, default 0.5")] = None,
+    seeds: Annotated[int, typer.Option(help="each cell is run for the seeds 0, 1, ...")] = 3,
+    epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
+    lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
+    exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
+    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")] = None,
+    model_arg: ModelArg = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+) -> None:
+    """Compare criteria and selections on the same terms: one table with spread, one picture, one JSON file."""
+    dense, _ = _model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    loaded = _data(data, dense, batch_size, workers, 0)
+    sites = xprune.find_sites(dense, next(iter(loaded.val))[0][:2], exclude=exclude or ())
+    grid = xprune.Grid(
+        {name: name for name in criterion or xprune.CRITERIA},
+        {name: name for name in selection or ("global",)},
+        tuple(xprune.Budget(macs=share) for share in macs or (0.5,)),
+        tuple(range(seeds)),
+        xprune.Finetune(epochs=epochs, lr=lr) if epochs else None,
+    )
+    case = xprune.Case(dense, loaded.train, loaded.val, sites)
+    comparison = xprune.compare(case, grid, out, model=model, data=data, batch_size=batch_size)
+    if _is_main_process():
+        (out / "table.md").write_text(comparison.markdown())
+        console.print(comparison.table())
+        console.print(f"table, picture and figures are in {out}")
+        comparison.plot(out / "accuracy.png")
 
 
 @app.command()

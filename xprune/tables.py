@@ -1,6 +1,9 @@
 """Tables of plug-ins: ours, and those that other packages add through entry points."""
 
+import json
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -24,14 +27,31 @@ def table(group: str, ours: Iterable[Any]) -> dict[str, Any]:
 
 
 def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
-    """An instance: `what` itself where it is one, else the class of that name with its default settings.
+    """An instance: `what` itself where it is one, else the class of that name, with settings where they are given.
 
-    Raises PluginError listing the known names.
+    "taylor", "xpruner,objective=label,steps=200", "learned,slope=[5,20]": values as JSON, or as they stand.
+    Raises PluginError listing the known names, or the settings that the class has.
     """
     if isinstance(what, base):
         return what
-    if isinstance(what, str) and what in kinds:
-        return kinds[what]()
-    raise PluginError(
-        f"unknown {label} {what!r}; known: {', '.join(sorted(kinds))}, or an instance of xprune.{base.__name__}."
-    )
+    name, *settings = re.split(r",(?![^\[]*\])", what) if isinstance(what, str) else ("",)
+    if name not in kinds:
+        raise PluginError(
+            f"unknown {label} {what!r}; known: {', '.join(sorted(kinds))}, or an instance of xprune.{base.__name__}."
+        )
+    given = dict(_setting(text) for text in settings)
+    known = [field.name for field in fields(kinds[name])] if is_dataclass(kinds[name]) else []
+    for key in (key for key in given if key not in known):
+        raise PluginError(f"{what!r}: {name} has no setting {key!r}; it has {', '.join(known) or 'none'}.")
+    return kinds[name](**given)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise PluginError(f"{text!r} is not a setting: wanted key=value, for example steps=200.")
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = {"None": None, "True": True, "False": False}.get(value, value)
+    return key.strip(), tuple(found) if isinstance(found, list) else found

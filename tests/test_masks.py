@@ -1,0 +1,204 @@
+"""Masks: what holds them to the budget, what they read and never materialise, and what they learn."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import xprune
+from tests.models import CLASSES, Killed, build, fused, images, loader
+from xprune.criteria.xpruner import XPruner
+from xprune.masks import SMOOTHNESS, SPARSITY, MaskTable, UnitCosts, along_budget, sampled
+from xprune.scores import LowRank
+from xprune.task import Classification
+
+
+def unit_costs(share=0.5, min_units=1, params=None):
+    model = build("vit")
+    sites = xprune.find_sites(model, images())
+    costs = xprune.measure_costs(model, sites, images())
+    budget = xprune.Budget(macs=share, params=params, min_units=min_units)
+    return UnitCosts.of(costs, budget, torch.device("cpu")), costs
+
+
+@pytest.mark.parametrize("progress", [0.1, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize(("share", "params", "min_units"), [(0.5, None, 1), (0.5, None, 2), (0.6, 0.4, 1)])
+def test_settled_masks_cost_what_is_allowed(share, params, min_units, progress):
+    units, costs = unit_costs(share, min_units, params)
+    logits = 3 * torch.randn(5, units.unit.shape[1], generator=torch.Generator().manual_seed(0))
+    masks, _ = units.settle(logits, progress)
+    worst = units.excess(masks, progress).amax(1)
+    torch.testing.assert_close(worst, torch.zeros(5), atol=1e-4, rtol=0)
+    # by hand: each site's expected units, with what the site costs beside them shared out
+    expected = [part.sum(1) for part in masks.split(units.sizes, 1)]
+    full = costs.macs.total([site.size for site in costs.sites])
+    total = costs.macs.base + sum(
+        e * (u + f / n) for e, u, f, n in zip(expected, costs.macs.unit, costs.macs.fixed, units.sizes, strict=True)
+    )
+    torch.testing.assert_close(units.excess(masks, 2.0)[:, 0], total / full - share, atol=1e-4, rtol=0)
+    for row in range(5):
+        for part, whole in zip(masks[row].split(units.sizes), logits[row].split(units.sizes), strict=True):
+            assert (part[whole.topk(min_units).indices] == 1).all(), "what has to stay is not masked"
+
+
+def test_the_projected_gradient_leaves_the_cost_alone():
+    units, _ = unit_costs()
+    for name, term in SPARSITY.items():
+        logits = torch.randn(3, units.unit.shape[1], requires_grad=True)
+        masks, cost = units.settle(logits, 1.0)
+        along_budget(logits, masks, cost, term)
+        (masks * torch.randn_like(masks)).sum().backward()
+        free = logits.detach().requires_grad_()
+        again, _ = units.settle(free, 1.0)
+        slope = torch.autograd.grad((again * cost).sum(), free)[0]
+        drift = (logits.grad * slope).sum(1) / (logits.grad.norm(dim=1) * slope.norm(dim=1))
+        assert drift.abs().max() < 1e-4, name
+
+
+def test_gates_are_drawn_with_the_masks_probability():
+    torch.manual_seed(0)
+    masks = torch.tensor([[0.1, 0.5, 0.9]]).expand(20_000, -1).clone().requires_grad_()
+    gates = sampled(masks)
+    assert set(gates.detach().round(decimals=5).unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(gates.detach().mean(0), masks.detach()[0], atol=0.02, rtol=0)
+    (gates * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    torch.testing.assert_close(masks.grad[0], torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_regularisers_against_loops():
+    masks, cost, shared = torch.rand(2, 4), torch.rand(2, 4), torch.rand(1, 4)
+    rows = range(2)
+    slow = {
+        "cost": [sum(masks[r, u] * cost[r, u] for u in range(4)) for r in rows],
+        "l1": [sum(masks[r, u] for u in range(4)) for r in rows],
+        "l2": [sum(masks[r, u] ** 2 for u in range(4)) ** 0.5 for r in rows],
+    }
+    for name, term in SPARSITY.items():
+        torch.testing.assert_close(term(masks, cost), torch.stack(slow[name]))
+    apart = sum(abs(masks[r, u] - shared[0, u]) for r in rows for u in range(4)) / 8
+    steps = sum(abs(masks[r, u + 1] - masks[r, u]) for r in rows for u in range(3)) / 6
+    torch.testing.assert_close(SMOOTHNESS["classes"](masks, shared), apart)
+    torch.testing.assert_close(SMOOTHNESS["units"](masks, shared), steps)
+
+
+def test_one_vs_rest_against_the_formula():
+    outputs, own = torch.randn(6, CLASSES, dtype=torch.float64), torch.arange(6) % CLASSES
+    drawn = torch.tensor([0, 1, 5, 3, 0, 1])
+    p = outputs.softmax(-1)
+    each = [-(p[i, c].log() if c == own[i] else (1 - p[i, c]).log()) for i, c in enumerate(drawn.tolist())]
+    found = Classification().one_vs_rest(outputs, own, drawn)
+    torch.testing.assert_close(found, torch.stack(each).mean().float(), rtol=1e-5, atol=1e-6)
+    sure = Classification().one_vs_rest(torch.tensor([[100.0, 0.0]]), torch.tensor([1]), torch.tensor([0]))
+    assert sure == pytest.approx(100.0), "1 - p is computed where p rounds to 1"
+
+
+def test_a_table_of_factors_reads_and_aggregates_like_the_table_they_stand_for():
+    torch.manual_seed(0)
+    low, full = MaskTable(9, 30, rank=4), MaskTable(9, 30)
+    for parameter in (low.deviations.weight, low.shared):
+        torch.nn.init.normal_(parameter)
+    full.shared.data = low.shared.data
+    full.deviations.weight.data = low.deviations.weight.data @ low.basis.data
+    classes = torch.tensor([3, 3, 8])
+    torch.testing.assert_close(low(classes), full(classes))
+    for how in ("shared", "mean", "max"):
+        torch.testing.assert_close(low.aggregate(how, [2]), full.aggregate(how, [2]))
+
+
+SETTINGS = {
+    "default": XPruner(steps=6),
+    "label": XPruner(steps=6, objective="label", shared=0.0, aggregate="mean"),
+    "random-row": XPruner(steps=6, objective="random-row", aggregate="max"),
+    "lambda": XPruner(steps=6, sparsity="l2", lambda_sparse=0.1, lambda_smooth=0.1),
+    "rank": XPruner(steps=6, rank=3, smoothness="units", lambda_smooth=0.1),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_every_setting_learns_and_can_be_repeated(settings):
+    model = build("vit")
+    sites = xprune.find_sites(model, images())
+    one, two = (xprune.score(model, sites, loader(), settings, budget=xprune.Budget(macs=0.4)) for _ in range(2))
+    for a, b, site in zip(one.values, two.values, sites, strict=True):
+        assert torch.equal(a, b) and a.std() > 0, site.name
+    assert one.info["undrawn"] == 0 or settings.objective != "label"
+    table = one.classwise[0]
+    assert table.shape == (CLASSES, sites[0].size) and isinstance(table, LowRank) == (settings.rank is not None)
+
+
+def test_sparse_gradients_reach_the_rows_drawn_alone():
+    model, data = build("vit"), [(images(4), torch.tensor([0, 0, 2, 2]))]
+    sites = xprune.find_sites(model, images())
+    for sparse in (True, False):
+        settings = XPruner(steps=4, objective="label", shared=0.0, sparse=sparse)
+        scores = xprune.score(model, sites, data, settings)
+        gone = [bool(row.isnan().all()) for row in scores.classwise[0]]
+        assert gone == [False, True, False, True, True, True, True]
+        assert scores.info["undrawn"] == 5
+
+
+def test_a_killed_run_goes_on_to_the_same_masks(tmp_path):
+    model, settings = build("swin"), XPruner(steps=10)
+    sites = xprune.find_sites(model, images())
+    whole = xprune.score(model, sites, fused(4), settings, seed=2)
+    with pytest.raises(Killed):
+        xprune.score(model, sites, fused(4, after=4 + 4 + 16 + 9), settings, seed=2, checkpoint_dir=tmp_path)
+    resumed = xprune.score(model, sites, fused(4), settings, seed=2, checkpoint_dir=tmp_path)
+    for a, b in zip(whole.values, resumed.values, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_masks_find_what_the_model_needs():
+    """A model with one unit in three silenced: a mask that keeps those would be no better than chance."""
+    model = build("vit")
+    sites = xprune.find_sites(model, images())
+    for site in sites:
+        weight = model.get_submodule(site.layer).weight
+        for unit in range(0, site.size, 3):
+            weight.data[:, unit * site.width : (unit + 1) * site.width] = 0
+    data = loader(28, 7, shuffle=True)
+    model = xprune.finetune(model, data, xprune.Finetune(epochs=15, lr=3e-3, weight_decay=0.0))
+    for site in sites:
+        weight = model.get_submodule(site.layer).weight
+        for unit in range(0, site.size, 3):
+            weight.data[:, unit * site.width : (unit + 1) * site.width] = 0
+    neurons = [site for site in sites if site.kind == "neuron"]
+    scores = xprune.score(model, neurons, data, XPruner(steps=120), budget=xprune.Budget(macs=0.75))
+    for values in scores.values:
+        dead = torch.arange(len(values)) % 3 == 0
+        assert values[dead].mean() < values[~dead].mean()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"objective": "labels"},
+        {"steps": 0},
+        {"lr": 0.0},
+        {"shared": 1.5},
+        {"anneal": 0.0},
+        {"sparsity": "l3"},
+        {"lambda_sparse": -1.0},
+        {"smoothness": "time"},
+        {"rank": 0},
+        {"aggregate": "sum"},
+    ],
+)
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(xprune.PluginError, match=next(iter(bad))):
+        XPruner(**bad)
+
+
+def test_integrated_gradients_sum_to_what_the_units_add():
+    from xprune.criteria.captum_gates import IntegratedGradients
+
+    model, (x, y) = build("vit"), next(iter(loader(4, 4)))
+    sites = xprune.find_sites(model, x)
+    scores = xprune.score(model, sites, [(x, y)], IntegratedGradients(n_steps=300))
+    with torch.no_grad():
+        there = F.log_softmax(model(x), -1).gather(1, y[:, None])
+        with xprune.Gates(sites, [torch.zeros(site.size) for site in sites]).attached(model):
+            gone = F.log_softmax(model(x), -1).gather(1, y[:, None])
+    assert float(sum(v.sum() for v in scores.values)) == pytest.approx(float((there - gone).mean()), rel=1e-2)
+    assert scores.info["completeness_error"] < 0.02
+    rough = xprune.score(model, sites, [(x, y)], IntegratedGradients(n_steps=2))
+    assert rough.info["completeness_error"] > scores.info["completeness_error"]
