@@ -53,10 +53,20 @@ def test_metrics_are_those_of_one_process(runs):
     assert two["keeps"] == one["keeps"]
 
 
+def test_learners_end_the_same_on_every_process(runs):
+    (_, _), (two, _) = runs
+    first, second = two["learned"]
+    assert first == second, "masks, thresholds and weights that learned along are those of one model"
+
+
 def test_importance_and_weights_are_those_of_one_process(runs):
     (_, one), (_, two) = runs
     assert one.keys() == two.keys()
     for name in one:
+        if name.endswith(
+            "qkv.bias"
+        ):  # softmax does not see a key's bias: its gradient is rounding, which Adam scales up
+            two[name], one[name] = (torch.cat(t.chunk(3)[::2]) for t in (two[name], one[name]))
         torch.testing.assert_close(
             two[name], one[name], rtol=2e-3, atol=2e-5, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
         )

@@ -78,6 +78,11 @@ class Costs:
     macs: LinearCost
     params: LinearCost
 
+    def least(self, budget: Budget) -> float:
+        """The MACs of the smallest model that the budget's min_units and round_to allow, as a share of the dense."""
+        floor = [budget.floor(site) for site in self.sites]
+        return self.macs.total(floor) / self.macs.total([site.size for site in self.sites])
+
     def limits(self, budget: Budget) -> list[tuple[str, LinearCost, float]]:
         """(name, cost, allowed) for each cost that the budget speaks of.
 

@@ -50,7 +50,7 @@ class MaskSettings:
 class MaskLearner:
     """Learns the masks of one model, task and budget."""
 
-    def __init__(self, context: Context, sites: Sequence[Site], settings: MaskSettings, budget: Budget) -> None:
+    def __init__(self, context: Context, sites: Sequence[Site], settings: MaskSettings) -> None:
         self.context, self.settings, self.sites = context, settings, tuple(sites)
         self.runner = accelerator(unused=True)  # a step of the shared row leaves the classes' rows without a gradient
         device = self.runner.device
@@ -58,8 +58,9 @@ class MaskLearner:
         units = sum(site.size for site in sites)
         with seeded(context.seed):
             self.table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse()).to(device)
-        costs = UnitCosts.of(measure_costs(context.model, sites, context.example_inputs), budget, device)
-        self.source = _Source(self.table, costs, settings)
+        costs = measure_costs(context.model, sites, context.example_inputs)
+        budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
+        self.source = _Source(self.table, UnitCosts.of(costs, budget, device), settings)
         self.seen = nn.Module()
         self.seen.register_buffer("classes", torch.zeros(max(self.classes, 1), device=device))
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from xprune.budget import Budget
 from xprune.errors import PluginError
 from xprune.interfaces import Context, Criterion
 from xprune.mask_learner import OBJECTIVES, MaskLearner, MaskSettings
@@ -46,7 +45,8 @@ class XPruner(MaskSettings, Criterion):
 
     Gates are 0 or 1 in the forward pass, drawn with the mask's probability, so that what is trained is what will be
     cut; the paper's are the masks themselves (section 3.2), which end between 0 and 1. Scores are logits: one
-    threshold on them is the plan. Without a budget (`score` alone), masks are learned at half of the MACs.
+    threshold on them is the plan. Without a budget (`score` alone), masks are learned halfway between the
+    dense model's MACs and the least that can be reached.
     """
 
     aggregate: str = "shared"
@@ -75,7 +75,7 @@ class XPruner(MaskSettings, Criterion):
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
         """Logits of masks learned at `context.budget`; class-wise where the task has classes."""
         start = time.perf_counter()
-        learner = MaskLearner(context, sites, self, context.budget or Budget(macs=0.5)).run()
+        learner = MaskLearner(context, sites, self).run()
         table, sizes = learner.table, [site.size for site in sites]
         undrawn = learner.undrawn
         values = table.aggregate(self.aggregate, undrawn)
