@@ -81,7 +81,8 @@ def main(
 def _first(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
     found = loader.dataset
     assert isinstance(found, Images)
-    few = Images(found.images[:count], found.labels[:count], found.augment)
+    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]  # files may be sorted
+    few = Images(found.images[some], found.labels[some], found.augment)
     return DataLoader(few, loader.batch_size, shuffle=found.augment, collate_fn=loader.collate_fn)
 
 

@@ -1,5 +1,6 @@
 """MaskLearner: gradient steps on class-wise masks, the model's weights frozen, the budget met at every step."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from xprune.budget import Budget
 from xprune.cost import measure_costs
 from xprune.gates import Gated
 from xprune.interfaces import Context
+from xprune.landing import normalise
 from xprune.loop import Loop, Stateful, Weights, length
-from xprune.masks import SMOOTHNESS, SPARSITY, MaskTable, UnitCosts, along_budget, sampled
+from xprune.masks import SMOOTHNESS, SPARSITY, MaskTable, UnitCosts, along_budget, from_scores, sampled
 from xprune.runtime import accelerator, reduced, seeded
+from xprune.scores import Scores
 from xprune.site import Site
 
 
@@ -45,12 +48,15 @@ class MaskSettings:
     lambda_smooth: float = 0.0
     rank: int | None = None
     sparse: bool | None = None
+    warm_start: str | None = "taylor,batches=100"
 
 
 class MaskLearner:
-    """Learns the masks of one model, task and budget."""
+    """Learns the masks of one model, task and budget, from equal ones or from another criterion's scores."""
 
-    def __init__(self, context: Context, sites: Sequence[Site], settings: MaskSettings) -> None:
+    def __init__(
+        self, context: Context, sites: Sequence[Site], settings: MaskSettings, start: Scores | None = None
+    ) -> None:
         self.context, self.settings, self.sites = context, settings, tuple(sites)
         self.runner = accelerator(unused=True)  # a step of the shared row leaves the classes' rows without a gradient
         device = self.runner.device
@@ -60,6 +66,8 @@ class MaskLearner:
             self.table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse()).to(device)
         costs = measure_costs(context.model, sites, context.example_inputs)
         budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
+        if start is not None:
+            self.table.shared.data = from_scores(torch.cat(normalise(start, costs, budget))).to(device)
         self.source = _Source(self.table, UnitCosts.of(costs, budget, device), settings)
         self.seen = nn.Module()
         self.seen.register_buffer("classes", torch.zeros(max(self.classes, 1), device=device))
@@ -103,7 +111,10 @@ class MaskLearner:
             loss = task.one_vs_rest(outputs, targets, drawn)
         else:
             loss = task.loss(outputs, targets)
+        rate = settings.lr * 0.5 * (1 + math.cos(math.pi * step / self.loop.steps))
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
         self.loop.backward(loss + self.source.penalty())
         for optimizer in self.optimizers:

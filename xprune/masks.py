@@ -11,6 +11,7 @@ from xprune.budget import Budget, Costs, LinearCost
 TEMPERATURE = 0.5
 """Of the sigmoid that turns logits into masks: the scale that learning rates of logits refer to."""
 _HALVINGS = 24
+_SPREAD = 2.0
 _COLUMNS = 256
 _OPEN = 4.0  # logit, in temperatures, of a mask that nothing has pressed yet: 0.98
 
@@ -53,6 +54,18 @@ class MaskTable(nn.Module):
         if self.basis is None:
             return self.shared + weight.amax(0)
         return self.shared + torch.cat([(weight @ part).amax(0) for part in self.basis.split(_COLUMNS, dim=1)])
+
+
+def from_scores(values: Tensor) -> Tensor:
+    """Logits float32 (units,) in the order of comparable scores (units,), spread so that the budget parts them softly.
+
+    Of the ranks alone, so that one spread fits every criterion: odds of the mask = (r / (1 - r))^2 at half the cost.
+    """
+    ranks = torch.empty(len(values), dtype=torch.float64)
+    ranks[torch.argsort(values.cpu(), stable=True)] = (torch.arange(len(values), dtype=torch.float64) + 0.5) / len(
+        values
+    )
+    return (_SPREAD * TEMPERATURE * torch.logit(ranks)).float()
 
 
 @dataclass(frozen=True)

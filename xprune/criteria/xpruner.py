@@ -14,6 +14,7 @@ from xprune.mask_learner import OBJECTIVES, MaskLearner, MaskSettings
 from xprune.masks import SMOOTHNESS, SPARSITY, split
 from xprune.scores import LowRank, Scores
 from xprune.site import Site
+from xprune.tables import resolve
 
 AGGREGATES = ("shared", "mean", "max")
 
@@ -33,7 +34,7 @@ class XPruner(MaskSettings, Criterion):
                     "random-row": any class, cross-entropy: masks that know nothing of classes, a control
     shared          share of the steps that train, by plain cross-entropy, a row that all classes' rows deviate from,
                     so that what the plan keeps was learned together; 0: the paper's
-    steps, lr       of Adam, on the masks' logits
+    steps, lr       of Adam, on the masks' logits; lr falls to 0 by a cosine
     anneal          share of the steps over which the allowed cost falls from the dense model's to the budget
     sparsity        the term that makes masks small: "cost" (expected MACs or parameters), "l1", "l2" (equation 7)
     lambda_sparse   its weight; None: what holds the masks' expected cost at what is allowed, at every step
@@ -41,6 +42,7 @@ class XPruner(MaskSettings, Criterion):
     lambda_smooth   its weight
     aggregate       a unit's score: its logit in the "shared" row, or the "mean" or "max" over classes
     rank            None: a table (classes, units); r: factors (classes, r) and (r, units), for many classes
+    warm_start      a criterion whose order the shared row starts in; None: the paper's, where all units start alike
     sparse          gradients of the table by the rows drawn alone; None: from 1,001 classes on, on one process
 
     Gates are 0 or 1 in the forward pass, drawn with the mask's probability, so that what is trained is what will be
@@ -54,6 +56,7 @@ class XPruner(MaskSettings, Criterion):
     at_budget: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self._first()  # an unknown one is refused now
         choices = {"objective": OBJECTIVES, "sparsity": SPARSITY, "smoothness": SMOOTHNESS, "aggregate": AGGREGATES}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -72,10 +75,16 @@ class XPruner(MaskSettings, Criterion):
                 f"xpruner: {field}={getattr(self, field)!r} is out of range; see the docstring of XPruner."
             )
 
+    def _first(self) -> Criterion | None:
+        from xprune.criteria import CRITERIA  # the table that this class stands in
+
+        return resolve(self.warm_start, CRITERIA, Criterion, "criterion") if self.warm_start else None
+
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
         """Logits of masks learned at `context.budget`; class-wise where the task has classes."""
         start = time.perf_counter()
-        learner = MaskLearner(context, sites, self).run()
+        first = self._first()
+        learner = MaskLearner(context, sites, self, first.score(context, sites) if first else None).run()
         table, sizes = learner.table, [site.size for site in sites]
         undrawn = learner.undrawn
         values = table.aggregate(self.aggregate, undrawn)
