@@ -50,7 +50,7 @@ def main(name: str = "digits-vit", data: Path | None = None, cache: Path = Path(
         sites = xprune.find_sites(model, inputs)
         plain = xprune.evaluate(model, found.test).metric
         for objective in OBJECTIVES:
-            learned = XPruner(objective=objective, steps=steps, shared=0.0, aggregate="mean", warm_start=None)
+            learned = XPruner(objective=objective, steps=steps, shared=0.0, aggregate="mean")
             scores = xprune.score(model, sites, found.train, learned, budget=BUDGET, seed=seed)
             gates = []
             for label in range(len(scores.classwise[0])):

@@ -48,7 +48,7 @@ class MaskSettings:
     lambda_smooth: float = 0.0
     rank: int | None = None
     sparse: bool | None = None
-    warm_start: str | None = "taylor,batches=100"
+    warm_start: str | None = None
 
 
 class MaskLearner:

@@ -42,7 +42,7 @@ class XPruner(MaskSettings, Criterion):
     lambda_smooth   its weight
     aggregate       a unit's score: its logit in the "shared" row, or the "mean" or "max" over classes
     rank            None: a table (classes, units); r: factors (classes, r) and (r, units), for many classes
-    warm_start      a criterion whose order the shared row starts in; None: the paper's, where all units start alike
+    warm_start      a criterion whose order the shared row starts in ("taylor"); None: all units start alike
     sparse          gradients of the table by the rows drawn alone; None: from 1,001 classes on, on one process
 
     Gates are 0 or 1 in the forward pass, drawn with the mask's probability, so that what is trained is what will be
