@@ -1,6 +1,5 @@
 """The proofs: every criterion and selection, dense, chance and torch-pruning, on the same terms, three seeds."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +72,6 @@ def main(
     settings = {"workload": name, "dense": asdict(workload.dense), "limits": LIMITS.get(workload.data)}
     for grid in grids(name):
         comparison = xprune.compare(case, grid, folder, command=f"python -m benchmarks.proof {name}", **settings)
-    shutil.rmtree(folder / "running", ignore_errors=True)
     (folder / "table.md").write_text(comparison.markdown())
     comparison.plot(folder / "accuracy.png")
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,31 @@ def test_every_command_on_what_was_saved(saved, folder, tmp_path, monkeypatch, c
     assert second["keeps"][0] == first["keeps"][0] and second["keeps"] != first["keeps"], (
         "blocks.0.attn was to be left alone"
     )
+
+
+def test_compare_writes_a_table_a_picture_and_the_figures(folder, weights, tmp_path, monkeypatch, capsys):
+    words = ["compare", *prune(folder, weights, tmp_path)[1:], "--seeds", "2", "--macs", "0.7", "--macs", "0.6"]
+    words += ["--criterion", "random", "--criterion", "xpruner,steps=2,objective=label", "--selection", "learned"]
+    assert run(monkeypatch, *words) == 0
+    assert "xpruner,steps=2,objective=label" in " ".join(capsys.readouterr().out.split())
+    assert {path.name for path in tmp_path.iterdir()} == {"comparison.json", "table.md", "accuracy.png"}
+    assert len(json.loads((tmp_path / "comparison.json").read_text())["rows"]) == 2 * (1 + 2 * 2)
+    (tmp_path / "table.md").unlink()
+    monkeypatch.setattr(sys.modules["xprune.compare"]._Seed, "cell", lambda *_: pytest.fail("every cell is there"))
+    assert run(monkeypatch, *words) == 0 and (tmp_path / "table.md").is_file()
+
+
+def test_the_recipe_of_the_documentation_runs(folder, weights, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "imagenet.md").read_text()
+    command = page.split("```")[1].replace("\\\n", " ").split("xprune prune ")[1]
+    words = command[command.index("--macs") :].split()
+    small = {"--macs": "0.6", "--criterion": "xpruner,steps=3", "--epochs": "2", "--batch-size": "7", "--workers": "0"}
+    for option, value in {**small, "--checkpoint-dir": str(tmp_path / "state")}.items():
+        words[words.index(option) + 1] = value
+    out = tmp_path / "pruned"
+    assert run(monkeypatch, *prune(folder, weights, out), *words) == 0
+    extra = xprune.artefact.read_header(out)["extra"]
+    assert extra["criterion"] == "xpruner" and xprune.artefact.read_header(out)["plan"]["info"]["updates"] > 0
 
 
 def test_list_names_every_plug_in(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """compare: a grid of criteria x selections x budgets x seeds, every cell on the same terms, kept cell by cell."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -99,6 +100,8 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
             for key in todo:
                 get_console().log(f"seed {seed}: {key[1]} {key[2]} {key[3]}")
                 kept.add(key, run.cell(*key[1:]))
+    if accelerator().is_main_process:
+        shutil.rmtree(folder / "running", ignore_errors=True)
     return kept.comparison()
 
 
