@@ -1,6 +1,5 @@
 """compare: a grid of criteria x selections x budgets x seeds, every cell on the same terms, kept cell by cell."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,11 +11,9 @@ from rich import get_console
 from torch import nn
 
 from xprune.budget import Budget
-from xprune.comparison import Comparison
+from xprune.comparison import Comparison, Kept, Key
 from xprune.cost import count_macs, count_params
 from xprune.criteria import CRITERIA
-from xprune.environment import hardware, versions
-from xprune.errors import ArtefactError
 from xprune.evaluate import evaluate
 from xprune.finetune import Finetune, finetune
 from xprune.interfaces import Criterion, Selection
@@ -92,7 +89,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
     ):
         resolve(name, kinds, base, label)
     folder = Path(out)
-    kept = _Kept(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **settings})
+    kept = Kept(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **settings})
     for seed in grid.seeds:
         todo = [key for key in _keys(grid, seed) if key not in kept]
         if todo:
@@ -103,10 +100,6 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
     if accelerator().is_main_process:
         shutil.rmtree(folder / "running", ignore_errors=True)
     return kept.comparison()
-
-
-Key = tuple[int, str, str, str]
-"""seed, criterion, selection, budget"""
 
 
 def budget_name(budget: Budget) -> str:
@@ -214,48 +207,3 @@ class _Seed:
         figures["finetune_seconds"] = time.perf_counter() - start
         tuned = evaluate(model, self.case.held_out, task=self.task, data="held-out")
         return {**figures, "tuned_metric": tuned.metric, "tuned_loss": tuned.loss}
-
-
-class _Kept:
-    """The cells in the file."""
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path, settings = path, json.loads(json.dumps(settings))
-        self.report: dict[str, Any] = {"settings": settings, "rows": []}
-        self.report |= {"hardware": hardware(), "versions": versions()}
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text())
-                same = found["settings"] == settings
-                self.keys: set[Key] = {self._key(row) for row in found["rows"]}
-            except (ValueError, KeyError, TypeError) as error:
-                raise ArtefactError(f"{path} is not a comparison: {error}. Choose another folder.") from error
-            if not same:
-                raise ArtefactError(
-                    f"{path} was made with {found['settings']}, asked is {settings}: cells of the two cannot stand "
-                    "in one table. Choose another folder, or the same settings."
-                )
-            self.report = found
-        else:
-            self.keys = set()
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self.keys
-
-    def _key(self, row: Mapping[str, Any]) -> Key:
-        return row["seed"], row["criterion"], row["selection"], row["budget"]
-
-    def add(self, key: Key, figures: Mapping[str, Any]) -> None:
-        """Writes the file anew with one more cell."""
-        names = ("seed", "criterion", "selection", "budget")
-        self.report["rows"].append({**dict(zip(names, key, strict=True)), **figures})
-        self.keys.add(key)
-        if accelerator().is_main_process:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.report, indent=1) + "\n")
-            part.replace(self.path)
-
-    def comparison(self) -> Comparison:
-        """What the file holds."""
-        return Comparison(tuple(self.report["rows"]), self.report)

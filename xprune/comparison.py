@@ -1,5 +1,6 @@
-"""Comparison: the cells of a grid, as a table with spread and as a picture of accuracy against MACs."""
+"""Comparison: the cells of a grid, kept in a file, as a table with spread and as a picture of accuracy against MACs."""
 
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,13 @@ from typing import Any
 
 from rich.table import Table
 
-from xprune.errors import DataError, ModelError
+from xprune.environment import hardware, versions
+from xprune.errors import ArtefactError, DataError, ModelError
+from xprune.runtime import accelerator
 
 Row = Mapping[str, Any]
+Key = tuple[int, str, str, str]
+"""seed, criterion, selection, budget"""
 STAGES = {"metric": "before fine-tuning", "tuned_metric": "after"}
 
 
@@ -125,6 +130,51 @@ class Comparison:
             seconds = [row["score_seconds"] for row in rows if "score_seconds" in row]
             table.append([*cells, f"{statistics.mean(seconds):.1f}" if seconds else ""])
         return table
+
+
+class Kept:
+    """The cells in the file."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, settings = path, json.loads(json.dumps(settings))
+        self.report: dict[str, Any] = {"settings": settings, "rows": []}
+        self.report |= {"hardware": hardware(), "versions": versions()}
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text())
+                same = found["settings"] == settings
+                self.keys: set[Key] = {self._key(row) for row in found["rows"]}
+            except (ValueError, KeyError, TypeError) as error:
+                raise ArtefactError(f"{path} is not a comparison: {error}. Choose another folder.") from error
+            if not same:
+                raise ArtefactError(
+                    f"{path} was made with {found['settings']}, asked is {settings}: cells of the two cannot stand "
+                    "in one table. Choose another folder, or the same settings."
+                )
+            self.report = found
+        else:
+            self.keys = set()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.keys
+
+    def _key(self, row: Mapping[str, Any]) -> Key:
+        return row["seed"], row["criterion"], row["selection"], row["budget"]
+
+    def add(self, key: Key, figures: Mapping[str, Any]) -> None:
+        """Writes the file anew with one more cell."""
+        names = ("seed", "criterion", "selection", "budget")
+        self.report["rows"].append({**dict(zip(names, key, strict=True)), **figures})
+        self.keys.add(key)
+        if accelerator().is_main_process:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.report, indent=1) + "\n")
+            part.replace(self.path)
+
+    def comparison(self) -> Comparison:
+        """What the file holds."""
+        return Comparison(tuple(self.report["rows"]), self.report)
 
 
 def _spread(values: Iterable[float]) -> tuple[float, float | None]:
