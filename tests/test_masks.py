@@ -142,6 +142,9 @@ def test_a_killed_run_goes_on_to_the_same_masks(tmp_path):
     whole = xprune.score(model, sites, fused(4), settings, seed=2)
     with pytest.raises(Killed):
         xprune.score(model, sites, fused(4, after=4 + 4 + 16 + 9), settings, seed=2, checkpoint_dir=tmp_path)
+    with pytest.raises(xprune.TrainingError, match="another run: allowed differ"):
+        other = {"budget": xprune.Budget(macs=0.9), "seed": 2, "checkpoint_dir": tmp_path}
+        xprune.score(model, sites, fused(4), settings, **other)
     resumed = xprune.score(model, sites, fused(4), settings, seed=2, checkpoint_dir=tmp_path)
     for a, b in zip(whole.values, resumed.values, strict=True):
         assert torch.equal(a, b)

@@ -87,7 +87,7 @@ class MaskLearner:
             parts: dict[str, Stateful] = {"table": Weights(self.table), "seen": Weights(self.seen)}
             parts |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(self.optimizers)}
             start = Weights(context.model).digest()
-            loop.keep(context.checkpoint_dir, parts, **asdict(settings), start=start)
+            loop.keep(context.checkpoint_dir, parts, **asdict(settings), **self.source.costs.budget, start=start)
             self.loop = loop
             with gated.gates.attached(context.model):
                 loop.run(self._step)

@@ -100,6 +100,11 @@ class UnitCosts:
             tuple(budget.floor(site) for site in costs.sites),
         )
 
+    @property
+    def budget(self) -> dict[str, list[float]]:
+        """What is allowed, as plain data: a checkpoint of a run at another budget is not this one's."""
+        return {"allowed": self.allowed.tolist(), "least": list(self.least)}
+
     def excess(self, masks: Tensor, progress: float = 1.0) -> Tensor:
         """(rows, limits): expected cost of masks (rows, units) over what is allowed, which falls from 1 to the budget.
 

@@ -83,7 +83,8 @@ class ThresholdLearner:
             parts: dict[str, Stateful] = {"thresholds": Weights(self.source), "history": self.history}
             parts |= {"model": Weights(model)} if joint else {}
             parts |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(self.optimizers)}
-            loop.keep(context.checkpoint_dir, parts, **asdict(settings), joint=joint, start=start)
+            fingerprint = {**asdict(settings), **self.source.costs.budget, "joint": joint, "start": start}
+            loop.keep(context.checkpoint_dir, parts, **fingerprint)
             self.loop = loop
             model.train(joint)
             with gated.gates.attached(model):
