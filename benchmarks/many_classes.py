@@ -19,7 +19,7 @@ RANK = 64
 
 
 def measure(side: str, classes: int, model: str, batch: int, steps: int) -> None:
-    """Run in a process of its own: prints CPU seconds of all steps (1 thread) and the peak of resident memory in bytes."""
+    """Run in a process of its own: prints CPU seconds of all steps, on 1 thread, and the peak of memory in bytes."""
     torch.manual_seed(0)
     dense = timm.create_model(model, num_classes=classes)
     size = dense.patch_embed.img_size
