@@ -1,6 +1,6 @@
 """Class-wise masks: the table they are kept in, and the budget they are held to while they learn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -171,14 +171,17 @@ def sampled(masks: Tensor) -> Tensor:
     return (torch.rand_like(masks) < masks).to(masks.dtype) + masks - masks.detach()
 
 
-SPARSITY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+SPARSITY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cost": lambda masks, cost: (masks * cost).sum(1),
     "l1": lambda masks, cost: masks.sum(1),
     "l2": lambda masks, cost: masks.square().sum(1).sqrt(),
 }
-"""Sparsity of masks (rows, units) whose units cost (rows, units), one number a row; "l2" is the paper's equation 7."""
+"""Sparsity of masks (rows, units) whose units cost (rows, units), one number a row; "l2" is the paper's equation 7.
 
-SMOOTHNESS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+Add your own under a new name, which `XPruner(sparsity=...)` then takes; the same holds for SMOOTHNESS.
+"""
+
+SMOOTHNESS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": lambda masks, shared: (masks - shared).abs().mean(),
     "units": lambda masks, shared: masks.diff(dim=1).abs().mean(),
 }
