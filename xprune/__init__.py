@@ -39,6 +39,7 @@ from xprune.sites import find_sites
 from xprune.stages import score, select
 from xprune.surgery import apply
 from xprune.task import Classification, Task
+from xprune.units import Units
 
 __version__ = "0.1.0"
 
@@ -77,6 +78,7 @@ __all__ = [
     "SurgeryError",
     "Task",
     "TrainingError",
+    "Units",
     "XPruneError",
     "apply",
     "compare",

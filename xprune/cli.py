@@ -171,8 +171,8 @@ def list_() -> None:
     ):
         table = Table(title, "what it is")
         for name, plugin in plugins.items():
-            kind = plugin if isinstance(plugin, type) else type(plugin)
-            table.add_row(name, (kind.__doc__ or "").strip().splitlines()[0])
+            about = (plugin.__doc__ or "").splitlines()[0] if isinstance(plugin, type) else ", ".join(plugin.classes)
+            table.add_row(name, about)
         console.print(table)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xprune.adapters import ADAPTERS
 from xprune.errors import GateError
 from xprune.nest import call
 from xprune.site import Site
@@ -44,11 +45,25 @@ class Gates:
                 handles.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
             if site.norm:
                 handles.append(model.get_submodule(site.norm).register_forward_hook(self._norm(index)))
+        own = self._swap(model)
         try:
             yield model
         finally:
             for handle in handles:
                 handle.remove()
+            for module, kind in own:
+                module.__class__ = kind
+
+    def _swap(self, model: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
+        """Gives modules whose own forward calls no layer that a hook could gate a class whose forward does."""
+        own = []
+        for site in self.sites:
+            gated = ADAPTERS[site.adapter].gated if site.adapter in ADAPTERS else None
+            if gated is not None:
+                module = model.get_submodule(site.module)
+                own.append((module, type(module)))
+                module.__class__ = gated
+        return own
 
     def _gate(self, index: int, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

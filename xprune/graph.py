@@ -1,7 +1,6 @@
 """The dependency graph: MLP neurons of any model, found by torch-pruning (DepGraph, Fang et al., CVPR 2023).
 
-Modules that an adapter knows are stood in for by one linear layer, which reads and writes the residual stream as they
-do, so that the graph stays small and never has to see through an attention.
+Modules that an adapter knows are stood in for, so that the graph stays small and never has to see through an attention.
 """
 
 from collections.abc import Mapping
@@ -9,13 +8,14 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError
 from xprune.gates import over_features
-from xprune.nest import call, map_tensors
+from xprune.nest import call, map_tensors, tensors_in
 from xprune.site import Cut, Site
+from xprune.standin import StandIn, StandInPruner, stand_in
 from xprune.structure import Removed, alias
 
 _ENDS = {
@@ -33,11 +33,30 @@ _MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVe
 """Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
 
 
-class _StandIn(nn.Linear):
-    """A linear layer that takes whatever an attention takes."""
+class _Graph(tp.DependencyGraph):
+    """torch-pruning's graph, which guesses from one flag whether a reshape flattens maps or only moves tokens.
 
-    def forward(self, input: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return super().forward(input)
+    On torch versions whose autograd nodes do not tell sizes; a wrong guess makes index lists explode. It looks at
+    linear layers with outputs of three axes; here stand-ins count too, and any number of axes above two.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tokens = False
+        super().__init__()
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, StandIn)):
+                module.register_forward_hook(self._look)
+
+    def _look(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._tokens = self._tokens or tensors_in(output)[0].dim() > 2
+
+    @property
+    def _2d_4d(self) -> bool:
+        return not self._tokens
+
+    @_2d_4d.setter
+    def _2d_4d(self, _: bool) -> None:
+        pass
 
 
 def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> list[Site]:
@@ -56,7 +75,7 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     for module, path in paths.items():
         if (
             isinstance(module, (nn.Linear, nn.Conv2d))
-            and not isinstance(module, _StandIn)
+            and not isinstance(module, StandIn)
             and module in graph.module2node
         ):
             sites.append(_hidden(graph, module, path, paths))
@@ -74,31 +93,22 @@ def _try_forward(model: nn.Module, example_inputs: Any) -> None:
         ) from error
 
 
-def _stand_in(model: nn.Module, path: str, site: Site) -> None:
-    reader, writer = model.get_parameter(site.cuts[0].tensor), model.get_submodule(site.layer)
-    if not isinstance(writer, nn.Linear):
-        return  # a convolutional MLP: the graph sees through it
-    parent, _, child = path.rpartition(".")
-    stand_in = _StandIn(reader.shape[1], writer.out_features, device=reader.device, dtype=reader.dtype)
-    nn.init.zeros_(stand_in.weight)
-    setattr(model.get_submodule(parent), child, stand_in)
-
-
 def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], device: str | None) -> tuple[Any, Any]:
     """(a copy of the model with stand-ins, its graph)."""
     copy = alias(model, requires_grad=True, device=device)
-    for path, site in known.items():
-        _stand_in(copy, path, site)
     inputs = map_tensors(example_inputs, lambda tensor: tensor.detach().to(device))
     as_given = inputs if isinstance(inputs, (dict, tuple)) else (inputs,)  # a bare tensor would be unpacked by rows
     try:
+        stand_in(copy, inputs, known)
         with torch.enable_grad():
-            return copy, tp.DependencyGraph().build_dependency(copy, as_given, verbose=False)
+            pruners = {StandIn: StandInPruner()}
+            graph = _Graph(copy).build_dependency(copy, as_given, customized_pruners=pruners, verbose=False)
     except Exception as error:
         raise ModelError(
             f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
             "Check that model(example_inputs) runs; data-dependent control flow cannot be traced."
         ) from error
+    return copy, graph
 
 
 def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
@@ -131,7 +141,7 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
 
 def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
-    if len(members) < 2 or any(isinstance(model.get_submodule(member), (_StandIn, Removed)) for member in members):
+    if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):
         return None
     owner = _common_parent(members)
     if not owner:

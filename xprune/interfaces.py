@@ -79,11 +79,15 @@ class Selection(ABC):
 
 
 class Adapter(ABC):
-    """Knows one attention or MLP class: its units, and what shrinks with them."""
+    """Knows one attention or MLP class: its units, and what shrinks with them. `Units` says most of them as data."""
 
-    name: ClassVar[str]
-    classes: ClassVar[tuple[str, ...]]
+    name: str
+    classes: tuple[str, ...]
     """Qualified names of the classes served, compared with every base class of a module, so nothing is imported."""
+    pruned: type[nn.Module] | None = None
+    """The class that a module gets once units have gone, where its own forward assumes all of them; None: its own."""
+    gated: type[nn.Module] | None = None
+    """The class it has while gates are attached, where its own forward does not call the layer that units feed."""
 
     def serves(self, module: nn.Module) -> bool:
         """True where the module is of one of `classes` or inherits from one."""
@@ -93,5 +97,10 @@ class Adapter(ABC):
     def site(self, path: str, module: nn.Module) -> Site | None:
         """The site of the module at `path`, or None where this one cannot be pruned. Every cut is declared in it."""
 
-    def resize(self, module: nn.Module, kept: int) -> None:  # noqa: B027 - most classes have nothing to update
-        """Sets the attributes that hold counts, and the class whose forward fits, after the cuts; kept >= 1."""
+    def resize(self, module: nn.Module) -> None:
+        """What is left to do on the module once its tensors are cut and its counts are set; at least one unit is left.
+
+        Here: the class whose forward fits.
+        """
+        if self.pruned is not None:
+            module.__class__ = self.pruned

@@ -39,7 +39,7 @@ class Site:
     kind      "head" or "neuron"
     size      units
     width     features per unit in the input of `layer`
-    layer     path of the module the units feed (`feeds` names all of them where there are several)
+    layer     path of the module the units feed
     axis      feature axis of that input: -1 for Linear, 1 for convolutions
     layout    "unit-major": a unit's features are contiguous; "width-major": they stride over the units
     cuts      every tensor that shrinks, as data: enough to carry out a plan without tracing the model again
@@ -48,6 +48,8 @@ class Site:
     adapter   name in the table ADAPTERS, "" where the graph found the site
     norm      path of a norm that runs over the units themselves, "" for none: gates then mean statistics
               over the units that are kept
+    feeds     every layer the units feed, where there are several
+    counts    attributes, by their paths, that hold a multiple of the number of units: `num_heads`, `attn_dim`
     """
 
     name: str
@@ -62,6 +64,7 @@ class Site:
     adapter: str = ""
     norm: str = ""
     feeds: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -86,7 +89,8 @@ class Site:
         try:
             fields = dict(data)
             fields["cuts"] = tuple(_typed(Cut, dict(cut)) for cut in fields["cuts"])
-            fields["feeds"] = tuple(str(path) for path in fields.get("feeds", ()))
+            for name in ("feeds", "counts"):
+                fields[name] = tuple(str(path) for path in fields.get(name, ()))
             site: Site = _typed(Site, fields)
         except (TypeError, KeyError, ValueError) as error:
             raise PlanError(f"not a site: {data!r} ({error}).") from error

@@ -98,8 +98,9 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
             setattr(model.get_submodule(parent), child, Removed(model.get_submodule(site.layer)))
         elif len(keep) < site.size:
             _cut(model, site, keep, owners)
+            _recount(model, site, len(keep))
             if site.adapter:
-                adapters[site.adapter].resize(model.get_submodule(site.module), len(keep))
+                adapters[site.adapter].resize(model.get_submodule(site.module))
     return model
 
 
@@ -111,6 +112,9 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
         for path in (*site.feeds, site.module, site.norm):
             model.get_submodule(path)
         tensors = [tensor_at(model, cut.tensor) for cut in site.cuts]
+        uneven = [path for path in site.counts if attribute_at(model, path) % site.size]
+        if uneven:
+            raise AttributeError(f"{uneven[0]} is {attribute_at(model, uneven[0])}, no multiple of {site.size}")
         if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.module)):
             raise AttributeError(f"{site.module} is a {type(model.get_submodule(site.module)).__name__}")
     except AttributeError as error:
@@ -133,6 +137,15 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
     return tensor
 
 
+def attribute_at(model: nn.Module, path: str) -> int:
+    """The whole number at a dotted path; AttributeError where there is none."""
+    owner, _, name = path.rpartition(".")
+    value = getattr(model.get_submodule(owner), name)
+    if type(value) is not int:
+        raise AttributeError(f"{path} is no whole number")
+    return value
+
+
 def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, list[tuple[nn.Module, str]]]) -> None:
     for cut in site.cuts:
         old = tensor_at(model, cut.tensor)
@@ -147,6 +160,13 @@ def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, 
         norm: Any = model.get_submodule(site.norm)
         if hasattr(norm, "normalized_shape"):
             norm.normalized_shape = (len(keep) * site.width,)
+
+
+def _recount(model: nn.Module, site: Site, kept: int) -> None:
+    for path in site.counts:
+        owner, _, name = path.rpartition(".")
+        module = model.get_submodule(owner)
+        setattr(module, name, getattr(module, name) * kept // site.size)
 
 
 def _sync(module: nn.Module) -> None:

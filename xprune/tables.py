@@ -11,7 +11,7 @@ from xprune.errors import PluginError
 
 
 def table(group: str, ours: Iterable[Any]) -> dict[str, Any]:
-    """name -> class, for our classes and for the entry points of the group `xprune.<group>`.
+    """name -> plug-in (a class; for adapters an instance), ours and the entry points' of the group `xprune.<group>`.
 
     Raises PluginError where a foreign plug-in takes a name that is taken.
     """
@@ -19,9 +19,7 @@ def table(group: str, ours: Iterable[Any]) -> dict[str, Any]:
     for point in entry_points(group=f"xprune.{group}"):
         kind = point.load()
         if kind.name in found:
-            raise PluginError(
-                f"{point.value} is called {kind.name!r} like {found[kind.name].__name__}; rename one of them."
-            )
+            raise PluginError(f"{point.value} is called {kind.name!r} like {found[kind.name]!r}; rename one of them.")
         found[kind.name] = kind
     return found
 

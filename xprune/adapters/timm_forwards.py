@@ -1,16 +1,12 @@
-"""timm's SwinV2 window attention: logit scales and the last layer of the position MLP are per head."""
+"""Forwards of timm's attentions whose heads need not fill the model's width, where timm's own assume that they do."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from timm.models.swin_transformer_v2 import WindowAttention
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-
-from xprune.interfaces import Adapter
-from xprune.site import Cut, Site
 
 
 class PrunedWindowAttentionV2(WindowAttention):
@@ -46,40 +42,3 @@ class PrunedWindowAttentionV2(WindowAttention):
         table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
         bias = table[self.relative_position_index.view(-1)].view(area, area, -1)
         return 16 * bias.permute(2, 0, 1).sigmoid()  # (heads, tokens, tokens)
-
-
-@dataclass(frozen=True)
-class TimmSwinV2(Adapter):
-    """Heads of `timm.models.swin_transformer_v2.WindowAttention`; k_bias is a buffer of zeros and is cut too."""
-
-    name: ClassVar[str] = "timm-swinv2"
-    classes: ClassVar[tuple[str, ...]] = ("timm.models.swin_transformer_v2.WindowAttention",)
-
-    def site(self, path: str, module: nn.Module) -> Site | None:
-        """Heads, fused qkv in the order (3, heads, head_dim), biases apart."""
-        attn: Any = module
-        width = attn.proj.in_features // attn.num_heads
-        cuts = [
-            Cut(f"{path}.qkv.weight", 0, 3, width),
-            Cut(f"{path}.proj.weight", 1, 1, width),
-            Cut(f"{path}.logit_scale", 0),
-            Cut(f"{path}.cpb_mlp.2.weight", 0),
-        ]
-        if attn.q_bias is not None:
-            cuts += [Cut(f"{path}.{name}", 0, 1, width) for name in ("q_bias", "k_bias", "v_bias")]
-        return Site(
-            path,
-            "head",
-            attn.num_heads,
-            width,
-            f"{path}.proj",
-            cuts=tuple(cuts),
-            module=path,
-            adapter=self.name,
-        )
-
-    def resize(self, module: nn.Module, kept: int) -> None:
-        """num_heads, and the class whose forward takes any number of them."""
-        attn: Any = module
-        attn.num_heads = kept
-        attn.__class__ = PrunedWindowAttentionV2

@@ -1,0 +1,86 @@
+"""StandIn: one operation in place of an attention or MLP that an adapter knows, for the dependency graph to see.
+
+It gives what the module gave, in shape and nesting, and depends on all that the module was given.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from xprune.nest import call, map_tensors, tensors_in
+from xprune.site import Site
+
+
+class StandIn(nn.Module):
+    """In place of a module: `readers` read the stream (in_features), `writer` writes to it (out_features).
+
+    outputs   what the module gave, one nest for each of its calls in a forward pass
+    """
+
+    def __init__(self, readers: int, writer: int, outputs: Sequence[Any]) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.outputs, self.calls = readers, writer, tuple(outputs), 0
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The nest of this call: its first tensor made by one operation on all inputs, the others as they were."""
+        given = self.outputs[self.calls % len(self.outputs)]
+        self.calls += 1
+        first = tensors_in(given)[0]
+        reads = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        made = _Made.apply(first, self.weight.to(first.device), *reads)
+        return map_tensors(given, lambda t: made if t is first else t)
+
+
+class _Made(torch.autograd.Function):
+    """Zeros like the first argument, which depend on all others."""
+
+    @staticmethod
+    def forward(ctx: Any, like: Tensor, *reads: Tensor) -> Tensor:
+        return torch.zeros_like(like)
+
+
+class StandInPruner(tp.BasePruningFunc):
+    """Tells the graph how many features a stand-in reads and writes. Nothing is pruned through the graph."""
+
+    def get_in_channels(self, layer: StandIn) -> int:
+        """Features of the stream that it reads."""
+        return layer.in_features
+
+    def get_out_channels(self, layer: StandIn) -> int:
+        """Features of the stream that it writes."""
+        return layer.out_features
+
+    def prune_in_channels(self, layer: StandIn, idxs: Sequence[int]) -> StandIn:
+        """Never called: groups are read, not carried out."""
+        return layer
+
+    def prune_out_channels(self, layer: StandIn, idxs: Sequence[int]) -> StandIn:
+        """Never called: groups are read, not carried out."""
+        return layer
+
+
+@torch.no_grad()
+def stand_in(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -> None:
+    """Replaces the modules of known sites (path -> site) in place, after a forward pass that shows what they give."""
+    outputs: dict[str, list[Any]] = {path: [] for path in known}
+
+    def watch(path: str) -> Any:
+        return model.get_submodule(path).register_forward_hook(lambda _module, _args, out: outputs[path].append(out))
+
+    handles = [watch(path) for path in known]
+    try:
+        call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, site in known.items():
+        if outputs[path]:  # else it is not called, and nothing has to be seen of it
+            reader, writer = model.get_parameter(site.cuts[0].tensor), model.get_submodule(site.layer)
+            parent, _, child = path.rpartition(".")
+            width: Any = writer.weight
+            made = StandIn(reader.shape[1], width.shape[0], outputs[path])
+            setattr(model.get_submodule(parent), child, made.to(reader.device))
