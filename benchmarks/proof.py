@@ -1,4 +1,9 @@
-"""The proofs: every criterion and selection, dense, chance and torch-pruning, on the same terms, three seeds."""
+"""The proofs: every criterion and selection, dense, chance and other libraries, on the same terms, three seeds.
+
+python -m benchmarks.proof digits-vit
+python -m benchmarks.proof digits-vit --ablation       # settings of masks and thresholds, no fine-tuning
+python -m benchmarks.proof cifar10-vit --data DIR
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,10 +15,12 @@ import typer
 from torch.utils.data import DataLoader
 
 import xprune
+from benchmarks.fastnas import fastnas_peers
 from benchmarks.peers import peers
 from benchmarks.record import RESULTS
 from benchmarks.workloads import WORKLOADS, Images, dense, splits
 from xprune.criteria.captum_gates import IntegratedGradients
+from xprune.criteria.xpruner import XPruner
 
 SEEDS = (0, 1, 2)
 LEARNED: dict[str, Any] = {
@@ -36,14 +43,44 @@ def grids(name: str) -> list[xprune.Grid]:
     if name == "digits-vit":
         criteria = {**FAST, "integrated gradients": "captum:IntegratedGradients", "xpruner": "xpruner"}
         selections = {"uniform": "uniform", "global": "global", **LEARNED}
-        return [grid(criteria, selections, 0.5, 0.3, 0.15, peers=peers())]
+        theirs = peers()
+        return [grid(criteria, selections, 0.5, 0.3, 0.15, peers=theirs), grid({}, {}, 0.5, peers=fastnas_peers())]
     criteria = {**FAST, "integrated gradients": IntegratedGradients(batches=10), "xpruner": "xpruner"}
     theirs = {label: peer for label, peer in peers().items() if "isomorphic" in label}
     some = {label: criteria[label] for label in ("random", "taylor", "xpruner")}
     return [
         grid(criteria, {"global": "global"}, 0.3, peers=theirs),
         grid(some, LEARNED, 0.3),
-        grid(criteria, {"global": "global"}, 0.5, peers=theirs),
+        grid(criteria, {"global": "global"}, 0.5, peers={**theirs, **fastnas_peers()}),
+    ]
+
+
+def ablations() -> list[xprune.Grid]:
+    """The paper's ablation: one setting away from ours at a time, then its own objective; the slope of thresholds."""
+    masks = {
+        "as they are": XPruner(),
+        "label": XPruner(objective="label"),
+        "label, the paper's": XPruner(objective="label", shared=0.0, aggregate="mean"),
+        "random-row": XPruner(objective="random-row"),
+        "mean over classes": XPruner(aggregate="mean"),
+        "max over classes": XPruner(aggregate="max"),
+        "no shared steps": XPruner(shared=0.0, aggregate="mean"),
+        "shared steps alone": XPruner(shared=1.0),
+        "l2 sparsity": XPruner(sparsity="l2"),
+        "lambda_smooth 0.1": XPruner(lambda_smooth=0.1),
+        "lambda_smooth 10": XPruner(lambda_smooth=10.0),
+        "lambda_sparse 0.03": XPruner(lambda_sparse=0.03),
+        "lambda_sparse 0.3": XPruner(lambda_sparse=0.3),
+        "lambda_sparse 3": XPruner(lambda_sparse=3.0),
+    }
+    slopes = {
+        f"learned, slope {a:g} to {b:g}": xprune.LearnedThresholds(weights="frozen", slope=(a, b))
+        for a, b in ((5.0, 5.0), (10.0, 50.0), (50.0, 50.0), (200.0, 200.0))
+    }
+    budgets = xprune.Budget(macs=0.3), xprune.Budget(macs=0.15)
+    return [
+        xprune.Grid(masks, {"global": "global"}, budgets, SEEDS, None),
+        xprune.Grid({"taylor": "taylor"}, {"global": "global", **slopes}, budgets, SEEDS, None),
     ]
 
 
@@ -52,10 +89,12 @@ def main(
     data: Annotated[Path | None, typer.Option(help="folder with the packed images")] = None,
     cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
     out: Annotated[Path | None, typer.Option(help="docs/results/proof-NAME where not given")] = None,
+    ablation: Annotated[bool, typer.Option(help="settings of masks and thresholds instead")] = False,
 ) -> None:
     """Trains what dense models are missing, runs the grids from where they stopped, and draws the picture."""
     torch.set_num_threads(1)  # tiny operations on several threads slow each other down
-    workload, folder = WORKLOADS[name], out or RESULTS / f"proof-{name}"
+    what = "ablation" if ablation else "proof"
+    workload, folder = WORKLOADS[name], out or RESULTS / f"{what}-{name}"
 
     def case(seed: int) -> xprune.Case:
         found = splits(workload, data, seed)
@@ -70,8 +109,11 @@ def main(
         return xprune.Case(model, train, held_out, xprune.find_sites(model, inputs, exclude=stem))
 
     settings = {"workload": name, "dense": asdict(workload.dense), "limits": LIMITS.get(workload.data)}
-    for grid in grids(name):
-        comparison = xprune.compare(case, grid, folder, command=f"python -m benchmarks.proof {name}", **settings)
+    settings["command"] = " ".join(
+        ["python -m benchmarks.proof", name, *["--ablation"] * ablation, *["--data DIR"] * bool(data)]
+    )
+    for grid in ablations() if ablation else grids(name):
+        comparison = xprune.compare(case, grid, folder, **settings)
     (folder / "table.md").write_text(comparison.markdown())
     comparison.plot(folder / "accuracy.png")
 
