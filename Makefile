@@ -2,6 +2,7 @@
 # make test    the tests
 # make lint    style and types
 # make bench   the benchmarks
+# make docs    the site, in build/site
 # make clean   remove the environment and everything built
 #
 # Each installs what it needs into .venv first. PYTHON=python3.12 picks another interpreter for it.
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench docs clean
 
 help:
 	@sed -n "/^$$/q; s/^# \{0,1\}//p; s/^#$$//p" Makefile
@@ -42,6 +43,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest benchmarks $(ARGS)
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
