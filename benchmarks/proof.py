@@ -28,7 +28,7 @@ LEARNED: dict[str, Any] = {
     "learned, joint": xprune.LearnedThresholds(weights="joint"),
 }
 FAST: dict[str, Any] = {"random": "random", "magnitude": "magnitude", "taylor": "taylor"}
-LIMITS = {"cifar10": (15_000, 5_000)}
+LIMITS = {"cifar10": (10_000, 5_000)}
 """Training images that pruning and fine-tuning use, and test images that figures are measured on: what two cores do."""
 
 
