@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+from xprune.adapters.hugging_face import HUGGING_FACE
 from xprune.adapters.timm import TIMM
 from xprune.interfaces import Adapter
 from xprune.tables import table
 
-ADAPTERS: Mapping[str, Adapter] = table("adapters", TIMM)
+ADAPTERS: Mapping[str, Adapter] = table("adapters", (*TIMM, *HUGGING_FACE))
 """Adapter by name."""
