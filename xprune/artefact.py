@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def save(
 ) -> Path:
     """Writes model.safetensors and xprune.json; `load` gives the model back in a process that has neither.
 
-    arch    a timm name, or (name, keyword arguments); None: taken from the model where it carries them truthfully.
-            Either way it is proved on the meta device that it rebuilds the model. Where none does, a warning says
-            that `load` will need model_fn.
+    arch    a timm name, or (name, keyword arguments); None: taken from the model where it carries them truthfully,
+            which a Hugging Face model does in its config. Either way it is proved on the meta device that it rebuilds
+            the model. Where none does, a warning says that `load` will need model_fn.
     extra   plain data to keep beside the model (metrics, scores)
 
     The plan is written relative to the original architecture, however often the model was pruned. An earlier
@@ -59,7 +60,7 @@ def save(
         save_file(unique, working / MODEL)
         header = {
             "format": FORMAT,
-            "arch": {"name": found.name, "kwargs": dict(found.kwargs)} if found else None,
+            "arch": {**asdict(found), "kwargs": dict(found.kwargs)} if found else None,
             "plan": plan.to_json(),
             "ties": ties,
             "sha256": _sha256(working / MODEL),
@@ -85,7 +86,8 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
     header = read_header(directory)
     try:
         plan = Plan.from_json(header["plan"])
-        arch = Arch(header["arch"]["name"], tuple(header["arch"]["kwargs"].items())) if header["arch"] else None
+        named = header["arch"]  # a file without a library is of the time when there was timm alone
+        arch = Arch(named["name"], tuple(named["kwargs"].items()), named.get("library", "timm")) if named else None
         ties = {str(name): str(other) for name, other in header["ties"].items()}
     except (PlanError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{directory / HEADER} is tampered with or damaged: {error}") from error
