@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 TOKENS, CLASSES = 96, 5
@@ -25,6 +24,8 @@ def _made(model: str, config: str, inputs: Callable[[], Any], **fields: Any) -> 
     """A builder of (model, example inputs) from names of classes in transformers and the fields of the config."""
 
     def build() -> tuple[nn.Module, Any]:
+        import transformers  # optional
+
         torch.manual_seed(0)
         return getattr(transformers, model)(getattr(transformers, config)(**fields)).eval(), inputs()
 

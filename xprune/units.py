@@ -30,6 +30,7 @@ class Units(Adapter):
     caches    attributes to empty once units have gone
     inner     the module in it that the units make up, where a tensor that shrinks with them stands outside that
     transposed   weights of readers and writer are (in, out), as transformers' Conv1D has them
+    unless    what is true of the module where its units cannot go
     kind      "head" or "neuron"
     pruned, gated, removed   see Adapter
 
@@ -48,6 +49,7 @@ class Units(Adapter):
     norm: str = ""
     caches: tuple[str, ...] = ()
     inner: str = ""
+    unless: str = ""
     transposed: bool = False
     kind: str = "head"
     pruned: type[nn.Module] | None = None
@@ -55,10 +57,10 @@ class Units(Adapter):
     removed: type[nn.Module] | None = None
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """See Adapter.site; None where the layers are of another kind, or do not divide by the number of units."""
+        """See Adapter.site; None for layers of another kind or no multiples of the units, or where `unless` says so."""
         writer: Any = _at(module, self.writer)
         layers = [writer, *(_at(module, name) for name, _ in self.readers if _at(module, name))]
-        if not all(self._plain(layer) for layer in layers):
+        if not all(self._plain(layer) for layer in layers) or (self.unless and _at(module, self.unless)):
             return None
         incoming, outgoing = (0, 1) if self.transposed else (1, 0)
         features = writer.weight.shape[incoming] * getattr(writer, "groups", 1)

@@ -78,6 +78,7 @@ HUGGING_FACE = (
         count="attention.num_attention_heads",
         tensors=(("relative_position_bias.relative_position_bias_table", 1),),
         inner="attention",
+        unless="attention.config.use_shared_relative_position_bias",  # one table for the heads of all layers
         removed=RemovedAttention,
     ),
     Units(
@@ -103,6 +104,7 @@ HUGGING_FACE = (
         (("c_attn", 3),),
         writer="c_proj",
         counts=("split_size", "c_attn.nf", "c_proj.nx"),
+        unless="is_cross_attention",
         transposed=True,
         removed=RemovedAttention,
     ),
