@@ -39,6 +39,7 @@ from xprune.sites import find_sites
 from xprune.stages import score, select
 from xprune.surgery import apply
 from xprune.task import Classification, Task
+from xprune.token_tasks import LanguageModel, TokenClassification
 from xprune.units import Units
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ __all__ = [
     "Gated",
     "Gates",
     "Grid",
+    "LanguageModel",
     "LearnedThresholds",
     "Metrics",
     "ModelError",
@@ -77,6 +79,7 @@ __all__ = [
     "Site",
     "SurgeryError",
     "Task",
+    "TokenClassification",
     "TrainingError",
     "Units",
     "XPruneError",

@@ -14,6 +14,13 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
+def logits(outputs: Any) -> Any:
+    """What a model's outputs have as `logits`, by key or attribute; outputs that have none as they are."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in a nest of tuples, lists and mappings, in order."""
     if isinstance(value, Tensor):

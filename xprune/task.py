@@ -1,6 +1,7 @@
 """Task: how to read a batch, the loss, the metric, and which sample each row of a layer's input belongs to."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xprune.errors import DataError
-from xprune.nest import call
+from xprune.nest import call, logits
 from xprune.site import Site
 
 
@@ -30,8 +31,8 @@ class Task(ABC):
         """The metric of each sample, float (batch,); its mean over the data is reported as `metric_name`."""
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """The model's output for inputs as `unpack` gives them."""
-        return call(model, inputs)
+        """The model's output for inputs as `unpack` gives them: its logits, where it returns them among others."""
+        return logits(call(model, inputs))
 
     def check(self, outputs: Any, targets: Any) -> None:  # noqa: B027 - a task without checks is a task
         """Raises DataError where targets do not fit outputs. Called on every batch before the loss."""
@@ -72,19 +73,30 @@ class Task(ABC):
         return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
 
 
+def unpacked(batch: Any) -> tuple[Any, Any]:
+    """(inputs, labels) of a pair, or of a mapping with "labels"; DataError where the batch is something else."""
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    what = type(batch).__name__
+    if isinstance(batch, (tuple, list, Mapping)):
+        what += f" of {', '.join(map(str, batch)) if isinstance(batch, Mapping) else len(batch)}"
+    raise DataError(
+        f"a batch is a {what}, wanted (inputs, labels) or a mapping with 'labels'; for anything else give a "
+        "task=xprune.Task."
+    )
+
+
 class Classification(Task):
-    """Single-label classification of batches (inputs, labels): labels int64 (batch,), outputs (batch, classes)."""
+    """Single-label classification: labels int64 (batch,), logits (batch, classes).
+
+    A batch is (inputs, labels), or a mapping of what the model's forward takes and "labels", as Hugging Face has it.
+    """
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """(inputs, labels); DataError where the batch is something else."""
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            what = (
-                f"{type(batch).__name__} of {len(batch)}"
-                if isinstance(batch, (tuple, list, dict))
-                else type(batch).__name__
-            )
-            raise DataError(f"a batch is a {what}, wanted (inputs, labels); for anything else give a task=xprune.Task.")
-        inputs, labels = batch
+        inputs, labels = unpacked(batch)
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
             raise DataError(
                 "labels have to be an integer tensor of shape (batch,); for other targets give a task=xprune.Task."

@@ -11,7 +11,7 @@ from xprune.adapters import ADAPTERS
 from xprune.budget import Budget
 from xprune.cost import count_macs, count_params, measure_costs
 from xprune.interfaces import Criterion, Selection
-from xprune.nest import call, tensors_in
+from xprune.nest import call, first_rows, tensors_in
 from xprune.plan import Plan
 from xprune.scores import Scores
 from xprune.site import Site
@@ -19,6 +19,7 @@ from xprune.sites import find_sites
 from xprune.stages import score, select
 from xprune.structure import alias, carve, tensors
 from xprune.surgery import TOLERANCE, apply, compare, gated_outputs
+from xprune.task import Classification, Task
 
 
 def perturb(model: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
@@ -106,11 +107,13 @@ def check_adapter(
     return sites
 
 
-def check_criterion(criterion: str | Criterion, model: nn.Module, loader: Iterable[Any]) -> Scores:
+def check_criterion(
+    criterion: str | Criterion, model: nn.Module, loader: Iterable[Any], task: Task | None = None
+) -> Scores:
     """Holds a criterion to its contract on a model: finite scores, the same under the same seed, model untouched."""
-    inputs = next(iter(loader))[0]
-    sites, before = find_sites(model, inputs[:2]), snapshot(model)
-    first, second = (score(model, sites, loader, criterion, seed=3) for _ in range(2))
+    inputs, _ = (task or Classification()).unpack(next(iter(loader)))
+    sites, before = find_sites(model, first_rows(inputs, 2)), snapshot(model)
+    first, second = (score(model, sites, loader, criterion, task=task, seed=3) for _ in range(2))
     assert_untouched(model, before)
     assert first.sites == sites, "the scores are not of the sites that were asked for"
     for site, a, b in zip(sites, first.values, second.values, strict=True):
