@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.errors import GateError
-from xprune.nest import call
+from xprune.nest import call, slow_path
 from xprune.site import Site
 
 Rows = Callable[[Site, Tensor, int], Tensor | None]
@@ -47,7 +47,8 @@ class Gates:
                 handles.append(model.get_submodule(site.norm).register_forward_hook(self._norm(index)))
         own = self._swap(model)
         try:
-            yield model
+            with slow_path():
+                yield model
         finally:
             for handle in handles:
                 handle.remove()
@@ -106,21 +107,22 @@ class Gates:
         shape[axis] = -1
         if value.dim() == 2:
             value = value[self._rows(site, x, len(value))]  # (rows, features)
-            shape[0] = len(value)
+            shape[site.batch] = len(value)
+            value = value if site.batch < axis else value.T
         return value.view(shape).to(x.dtype)
 
     def _rows(self, site: Site, x: Tensor, samples: int) -> Tensor:
         rows = self.rows(site, x, samples) if self.rows else None
         if rows is None:
-            if x.shape[0] % samples:
+            if x.shape[site.batch] % samples:
                 raise GateError(
-                    f"{site.name}: the input of {site.layer} has {x.shape[0]} rows for {samples} samples; "
+                    f"{site.name}: the input of {site.layer} has {x.shape[site.batch]} rows for {samples} samples; "
                     "say in Task.rows which sample each row belongs to."
                 )
-            rows = torch.arange(samples, device=x.device).repeat_interleave(x.shape[0] // samples)
-        if rows.shape != x.shape[:1]:
+            rows = torch.arange(samples, device=x.device).repeat_interleave(x.shape[site.batch] // samples)
+        if len(rows) != x.shape[site.batch]:
             raise GateError(
-                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {x.shape[0]} rows of {site.layer}'s input."
+                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {x.shape[site.batch]} rows of {site.layer}'s input."
             )
         return rows.to(x.device)
 

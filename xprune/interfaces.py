@@ -90,6 +90,8 @@ class Adapter(ABC):
     """The class it has while gates are attached, where its own forward does not call the layer that units feed."""
     removed: type[nn.Module] | None = None
     """The class of what stands in its place once all units have gone, made from (layer, module); None: `Removed`."""
+    empties: bool = False
+    """True where `pruned` runs without any units, and stays when all have gone; else the writer's bias is what stays."""
 
     def serves(self, module: nn.Module) -> bool:
         """True where the module is of one of `classes` or inherits from one."""
@@ -100,7 +102,7 @@ class Adapter(ABC):
         """The site of the module at `path`, or None where this one cannot be pruned. Every cut is declared in it."""
 
     def resize(self, module: nn.Module) -> None:
-        """What is left to do on the module once its tensors are cut and its counts are set; at least one unit is left.
+        """What is left to do on the module once its tensors are cut and its counts are set.
 
         Here: the class whose forward fits.
         """

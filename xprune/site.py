@@ -49,6 +49,7 @@ class Site:
     norm      path of a norm that runs over the units themselves, "" for none: gates then mean statistics
               over the units that are kept
     feeds     every layer the units feed, where there are several
+    batch     axis of the samples in that input: 0, or 1 where tokens come first
     counts    attributes, by their paths, that hold a multiple of the number of units: `num_heads`, `attn_dim`
     """
 
@@ -65,6 +66,7 @@ class Site:
     norm: str = ""
     feeds: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
+    batch: int = 0
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

@@ -1,16 +1,19 @@
 """find_sites: where a model has units that can go."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from xprune.adapters import ADAPTERS
 from xprune.errors import ModelError
-from xprune.nest import map_tensors
+from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Site
-from xprune.structure import Removed, reference_device, unwrap
+from xprune.structure import Removed, alias, reference_device, unwrap
 
 UNITS = ("head", "neuron")
 
@@ -37,6 +40,7 @@ def find_sites(
     known = _adapter_sites(model)
     found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, known)}}
     sites = _in_order(model, [site for site in found.values() if site.kind in units])
+    sites = _with_batch_axes(model, sites, example_inputs)
     _refuse_shared(model, sites)
     for pattern in exclude:
         if not any(fnmatchcase(site.name, pattern) for site in sites):
@@ -60,6 +64,34 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
                 sites[site.name] = site
                 break
     return sites
+
+
+def _with_batch_axes(model: nn.Module, sites: list[Site], example_inputs: Any) -> list[Site]:
+    """The sites with the axis of the samples in their layers' inputs: the one that grows with the batch."""
+    shapes: list[dict[str, torch.Size]] = []
+    for times in (1, 2):
+        seen: dict[str, torch.Size] = {}
+        copy = alias(model, device="meta")
+        for path in {site.layer for site in sites}:
+            hook = partial(_see, seen, path)
+            copy.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            with torch.no_grad(), slow_path():
+                call(copy, map_tensors(example_inputs, lambda t: torch.cat([t.to("meta")] * times)))  # noqa: B023
+        except Exception:  # no batch along the first axis, or a forward that looks at values
+            return sites
+        shapes.append(seen)
+    found = []
+    for site in sites:
+        one, two = (seen.get(site.layer, torch.Size()) for seen in shapes)
+        grown = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
+        found.append(replace(site, batch=grown[0]) if grown and grown[0] != site.axis % len(one) else site)
+    return found
+
+
+def _see(seen: dict[str, torch.Size], path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
+    given = tensors_in((args, kwargs))
+    seen[path] = given[0].shape if given else torch.Size()
 
 
 def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:

@@ -93,7 +93,8 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
     owners = _owners(model)
     for site, keep in zip(plan.sites, plan.keeps, strict=True):
         check_fit(model, site, adapters)
-        if not keep:
+        empties = bool(site.adapter) and adapters[site.adapter].empties
+        if not keep and not empties:
             left = adapters[site.adapter].removed if site.adapter else None
             parts = model.get_submodule(site.layer), model.get_submodule(site.module)
             parent, _, child = site.module.rpartition(".")

@@ -19,7 +19,8 @@ class Units(Adapter):
     count     attribute that holds the number of units; "": as many as the writer has input features
     width     attribute that holds the features of a unit in the last reader, where none holds the number of units:
               keys and values that several query heads share make one unit of them
-    readers   (layer, groups) of each layer that makes the units' features: its rows come as (groups, units, width),
+    readers   (layer, groups) of each layer, or bare weight, that makes the units' features: its rows come as
+              (groups, units, width),
               3 for a fused qkv in the order (3, heads, head_dim), 1 for a q of its own or for rows with the heads first
     writer    the layer that the units feed, which is where they are gated
     tensors   (tensor, axis) of whatever else shrinks with a unit, a multiple of the units long along that axis:
@@ -32,7 +33,7 @@ class Units(Adapter):
     transposed   weights of readers and writer are (in, out), as transformers' Conv1D has them
     unless    what is true of the module where its units cannot go
     kind      "head" or "neuron"
-    pruned, gated, removed   see Adapter
+    pruned, gated, removed, empties   see Adapter
 
     What a module does not have, or has as None, is left out: one entry serves the variants of a class.
     """
@@ -55,16 +56,26 @@ class Units(Adapter):
     pruned: type[nn.Module] | None = None
     gated: type[nn.Module] | None = None
     removed: type[nn.Module] | None = None
+    empties: bool = False
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """See Adapter.site; None for layers of another kind or no multiples of the units, or where `unless` says so."""
+        """See Adapter.site; None for layers of another kind or no multiples of the units, or where `unless` says so.
+
+        None too where a subclass has a forward of its own and `gated` or `pruned` would put another in its place.
+        """
         writer: Any = _at(module, self.writer)
-        layers = [writer, *(_at(module, name) for name, _ in self.readers if _at(module, name))]
+        readers = [_at(module, name) for name, _ in self.readers]
+        layers = [writer, *(reader for reader in readers if isinstance(reader, nn.Module))]
         if not all(self._plain(layer) for layer in layers) or (self.unless and _at(module, self.unless)):
+            return None
+        ours = self.gated or self.pruned
+        if ours and not any(type(module).forward is vars(base).get("forward") for base in ours.__mro__):
             return None
         incoming, outgoing = (0, 1) if self.transposed else (1, 0)
         features = writer.weight.shape[incoming] * getattr(writer, "groups", 1)
         size = self._size(module, layers[-1].weight.shape[outgoing], features)
+        if not size:
+            return None  # its units went before
         cuts = [cut for name, groups in self.readers for cut in _made(module, name, outgoing, groups, size)]
         cuts.append(Cut(f"{self.writer}.weight", incoming, 1, features // size))
         cuts += [_along(_at(module, name), name, axis, size) for name, axis in self.tensors if _held(module, name)]
@@ -122,8 +133,8 @@ def _held(module: nn.Module, path: str) -> bool:
 
 
 def _made(module: nn.Module, layer: str, axis: int, groups: int, size: int) -> Sequence[Cut]:
-    """Cuts of a reader's weight, along the axis of what it makes, and bias."""
-    found = [(f"{layer}.{part}", along) for part, along in (("weight", axis), ("bias", 0))]
+    """Cuts of a reader's weight, or of the weight that it is, along the axis of what it makes, and of its bias."""
+    found = [(layer, axis), (f"{layer}.weight", axis), (f"{layer}.bias", 0)]
     return [_along(_at(module, name), name, along, size, groups) for name, along in found if _held(module, name)]
 
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 from xprune.adapters.hugging_face import HUGGING_FACE
 from xprune.adapters.timm import TIMM
+from xprune.adapters.torch_nn import TORCH_NN
+from xprune.adapters.torchvision import TORCHVISION
 from xprune.interfaces import Adapter
 from xprune.tables import table
 
-ADAPTERS: Mapping[str, Adapter] = table("adapters", (*TIMM, *HUGGING_FACE))
+ADAPTERS: Mapping[str, Adapter] = table("adapters", (*TIMM, *TORCH_NN, *TORCHVISION, *HUGGING_FACE))
 """Adapter by name."""
