@@ -261,8 +261,13 @@ def test_window_attention_is_torchvisions(ours, bias):
 
 
 SWIN = {
-    "patch_size": [2, 2], "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4], "mlp_ratio": 1.0,
-}  # fmt: skip
+    "patch_size": [2, 2],
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": [4, 4],
+    "mlp_ratio": 1.0,
+}
 VISION = {
     "torch-attention": lambda: VisionTransformer(32, 8, 2, 3, 24, 32, num_classes=5),
     "torchvision-swin": lambda: SwinTransformer(**SWIN, num_classes=5),

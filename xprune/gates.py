@@ -122,7 +122,7 @@ class Gates:
             rows = torch.arange(samples, device=x.device).repeat_interleave(x.shape[site.batch] // samples)
         if len(rows) != x.shape[site.batch]:
             raise GateError(
-                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {x.shape[site.batch]} rows of {site.layer}'s input."
+                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {x.shape[site.batch]} rows at {site.layer}."
             )
         return rows.to(x.device)
 

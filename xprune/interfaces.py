@@ -91,7 +91,7 @@ class Adapter(ABC):
     removed: type[nn.Module] | None = None
     """The class of what stands in its place once all units have gone, made from (layer, module); None: `Removed`."""
     empties: bool = False
-    """True where `pruned` runs without any units, and stays when all have gone; else the writer's bias is what stays."""
+    """True where `pruned` runs without any units, and stays when all have gone; else only the layer's bias stays."""
 
     def serves(self, module: nn.Module) -> bool:
         """True where the module is of one of `classes` or inherits from one."""

@@ -15,7 +15,7 @@ class HeadedAttention(nn.MultiheadAttention):
     torch's own passes the weight of `out_proj` to a function, so that no hook on that layer ever fires.
     """
 
-    _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+    _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)
     """What nn.TransformerEncoderLayer asks before it takes the fast path, which needs heads that fill the width."""
 
     def forward(
@@ -64,10 +64,9 @@ class HeadedAttention(nn.MultiheadAttention):
         matrices = apart if packed is None else packed.chunk(3)
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         made = [F.linear(x, w, b) for x, w, b in zip((query, key, value), matrices, biases, strict=True)]
-        added = None, self.bias_k, self.bias_v
-        made = [
-            x if b is None else torch.cat([x, b.expand(len(x), 1, -1)], 1) for x, b in zip(made, added, strict=True)
-        ]
+        for index, added in ((1, self.bias_k), (2, self.bias_v)):
+            if added is not None:
+                made[index] = torch.cat([made[index], added.expand(len(key), 1, -1)], 1)
         if self.add_zero_attn:
             made[1:] = (F.pad(x, (0, 0, 0, 1)) for x in made[1:])
         return [x.view(len(x), x.shape[1], self.num_heads, self.head_dim).transpose(1, 2) for x in made]
