@@ -35,7 +35,7 @@ from xprune.scores import Scores
 from xprune.selections import SELECTIONS
 from xprune.selections.learned import LearnedThresholds
 from xprune.site import Cut, Site
-from xprune.sites import find_sites
+from xprune.sites import Sites, find_sites
 from xprune.stages import score, select
 from xprune.surgery import apply
 from xprune.task import Classification, Task
@@ -77,6 +77,7 @@ __all__ = [
     "Scores",
     "Selection",
     "Site",
+    "Sites",
     "SurgeryError",
     "Task",
     "TokenClassification",

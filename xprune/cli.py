@@ -1,5 +1,6 @@
-"""The command line: prune, evaluate, show, export, list, demo, in the words of the API."""
+"""The command line: prune, compare, evaluate, sites, show, export, list, demo, in the words of the API."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from xprune.data import Data, data_config, load_data
 from xprune.errors import ModelError, XPruneError
 from xprune.export import export_onnx
 from xprune.plan import Plan
-from xprune.result import metrics_table, sites_table
+from xprune.result import found_table, metrics_table, sites_table
 
 app = typer.Typer(
     help="Structured pruning of transformers: exact, or refused.", no_args_is_help=True, add_completion=False
@@ -134,13 +135,20 @@ def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Work
 
 
 @app.command()
+def sites(model: ModelName, model_arg: ModelArg = None) -> None:
+    """What of a model can go, and what is left alone and why. Random weights, nothing is downloaded."""
+    dense, _ = _model(model, model_arg, False, None)
+    example = torch.randn(2, *data_config(dense)["input_size"], generator=torch.Generator().manual_seed(0))
+    console.print(found_table(xprune.find_sites(dense, example)))
+
+
+@app.command()
 def show(saved: Saved) -> None:
     """What went where, and what the model measured when it was saved."""
     header = read_header(saved)
     arch = header["arch"]
-    console.print(
-        f"{saved}: {arch['name'] if arch else 'architecture not saved, load needs model_fn'}", highlight=False
-    )
+    name = arch["name"] if arch else "architecture not saved, load needs model_fn"
+    console.print(f"{saved}: {name}", highlight=False)
     console.print(sites_table(Plan.from_json(header["plan"])))
     metrics = header["extra"].get("metrics")
     if metrics:
@@ -205,8 +213,6 @@ def _model(name: str, args: list[str] | None, pretrained: bool, checkpoint: Path
 
 def _argument(text: str) -> tuple[str, Any]:
     """key=value, the value as JSON where it is JSON."""
-    import json
-
     key, equals, value = text.partition("=")
     if not equals:
         raise ModelError(f"--model-arg {text!r}: wanted key=value, for example num_classes=10.")

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError
 from xprune.gates import over_features
-from xprune.nest import call, map_tensors, tensors_in
+from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Cut, Site
 from xprune.standin import StandIn, StandInPruner, stand_in
 from xprune.structure import Removed, alias
@@ -74,7 +74,7 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     try:  # shapes are all that the graph looks at: the meta device gives them without the work
         copy, graph = _trace(model, example_inputs, known, "meta")
     except Exception:  # a forward that looks at values, or one that fails
-        _try_forward(model, example_inputs)
+        try_forward(model, example_inputs)
         copy, graph = _trace(model, example_inputs, known, None)
     paths = {module: path for path, module in copy.named_modules()}
     sites = []
@@ -88,9 +88,10 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     return [site for site in sites if site is not None]
 
 
-def _try_forward(model: nn.Module, example_inputs: Any) -> None:
+def try_forward(model: nn.Module, example_inputs: Any) -> None:
+    """ModelError where the model's forward fails on the example inputs."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), slow_path():
             call(alias(model), example_inputs)
     except Exception as error:
         raise ModelError(

@@ -13,6 +13,7 @@ from xprune.artefact import save
 from xprune.evaluate import Metrics
 from xprune.plan import Plan
 from xprune.scores import Scores
+from xprune.sites import Sites
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ def sites_table(plan: Plan) -> Table:
     for site, count in zip(plan.sites, plan.counts, strict=True):
         filled = round(20 * count / site.size)
         table.add_row(site.name, f"{site.kind}s", str(count), str(site.size), "█" * filled + "░" * (20 - filled))
+    return table
+
+
+def found_table(sites: Sites) -> Table:
+    """One row per site that was found, then one per module that was left alone, with the reason."""
+    table = Table(title="what can go", title_justify="left")
+    for heading in ("module", "units", "of features", "feed, or why", "known by"):
+        table.add_column(heading, justify="right" if heading == "of features" else "left")
+    for site in sites:
+        known = site.adapter or ("proof" if site.kind == "head" else "the graph, or proof")
+        table.add_row(site.name, f"{site.size} {site.kind}s", str(site.width), site.layer, known)
+    for index, (path, why) in enumerate(sites.left.items()):
+        if not index:
+            table.add_section()
+        table.add_row(path, "left alone", "", why, "")
     return table
 
 

@@ -1,6 +1,6 @@
 """find_sites: where a model has units that can go."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -18,19 +18,36 @@ from xprune.structure import Removed, alias, reference_device, unwrap
 UNITS = ("head", "neuron")
 
 
+class Sites(tuple[Site, ...]):
+    """Sites, and what was left alone.
+
+    left   for each attention or MLP that gave no site, the path of its module -> why, in words
+    """
+
+    left: Mapping[str, str]
+
+    def __new__(cls, sites: Iterable[Site] = (), left: Mapping[str, str] | None = None) -> "Sites":
+        """A tuple of the sites, with `left`."""
+        made = super().__new__(cls, sites)
+        made.left = dict(left or {})
+        return made
+
+
 def find_sites(
     model: nn.Module, example_inputs: Any, *, units: Sequence[str] = UNITS, exclude: Sequence[str] = ()
-) -> tuple[Site, ...]:
-    """The sites of a model, in its own order.
+) -> Sites:
+    """The sites of a model, in its own order; `sites.left` says which attentions and MLPs gave none, and why.
 
     example_inputs   what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments
     units            kinds of unit to look for: "head", "neuron"
     exclude          patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp"
 
-    The model is traced once and not changed. Raises ModelError where its forward fails, where it has no sites, or
+    Where no adapter serves a class, units are proposed by structure and each proposal is proved on the module by
+    cutting. The model is traced and not changed. Raises ModelError where its forward fails, where it has no sites, or
     where a pattern matches none (a typing error would prune what was to be left alone).
     """
-    from xprune.graph import neuron_sites  # needs torch-pruning, which loading a saved model does not
+    from xprune.generic import generic_sites  # both need torch-pruning, which loading a saved model does not
+    from xprune.graph import neuron_sites
 
     model = unwrap(model)
     unknown = sorted(set(units) - set(UNITS))
@@ -38,7 +55,11 @@ def find_sites(
         raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNITS)}.")
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     known = _adapter_sites(model)
+    heads, left = generic_sites(model, example_inputs, known, "head")
+    known.update(heads)
     found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, known)}}
+    neurons, more = generic_sites(model, example_inputs, found, "neuron")
+    found, left = {**found, **neurons}, {**left, **more}
     sites = _in_order(model, [site for site in found.values() if site.kind in units])
     sites = _with_batch_axes(model, sites, example_inputs)
     _refuse_shared(model, sites)
@@ -49,9 +70,10 @@ def find_sites(
     if not sites:
         raise ModelError(
             f"{type(model).__name__} has no sites of units {', '.join(units)}: no adapter knows its attention "
-            f"({', '.join(ADAPTERS)}), and the graph found no hidden neurons. See the README on adding an architecture."
+            f"({', '.join(ADAPTERS)}), and the graph found no hidden neurons. {_reasons(left)}"
+            "See docs/adapters.md on adding an architecture."
         )
-    return tuple(sites)
+    return Sites(sites, left)
 
 
 def _adapter_sites(model: nn.Module) -> dict[str, Site]:
@@ -110,6 +132,10 @@ def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
                 raise ModelError(
                     f"{site.name} and {cut_by[key]} share the tensor {cut.tensor}; exclude both or untie it."
                 )
+
+
+def _reasons(left: Mapping[str, str]) -> str:
+    return "".join(f"Left alone: {path}, {why}. " for path, why in list(left.items())[:3])
 
 
 def _few(names: Sequence[str]) -> str:

@@ -1,7 +1,5 @@
 """The table of adapters: what is known of each attention or MLP class. A file a library; entry points add more."""
 
-from collections.abc import Mapping
-
 from xprune.adapters.hugging_face import HUGGING_FACE
 from xprune.adapters.timm import TIMM
 from xprune.adapters.torch_nn import TORCH_NN
@@ -9,5 +7,5 @@ from xprune.adapters.torchvision import TORCHVISION
 from xprune.interfaces import Adapter
 from xprune.tables import table
 
-ADAPTERS: Mapping[str, Adapter] = table("adapters", (*TIMM, *TORCH_NN, *TORCHVISION, *HUGGING_FACE))
-"""Adapter by name."""
+ADAPTERS: dict[str, Adapter] = table("adapters", (*TIMM, *TORCH_NN, *TORCHVISION, *HUGGING_FACE))
+"""Adapter by name. A script adds its own here; a package, through an entry point."""
