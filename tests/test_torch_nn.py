@@ -12,7 +12,7 @@ import xprune
 from xprune.adapters.torch_nn import HeadedAttention
 from xprune.adapters.torchvision import WindowAttention, WindowAttentionV2
 from xprune.plan import Plan
-from xprune.testing import check_adapter, check_exact, perturb, random_plan
+from xprune.testing import check_adapter, check_criterion, check_exact, perturb, random_plan
 
 KINDS = {
     "packed": {},
@@ -207,6 +207,16 @@ def test_each_sample_has_its_own_gates_wherever_its_axis_is(batch_first):
     for index in range(4):
         with xprune.Gates(sites, [row[index] for row in rows]).attached(model), torch.no_grad():
             torch.testing.assert_close(together[index], model(x[index : index + 1])[0])
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "magnitude", "captum:IntegratedGradients"])
+def test_pruned_by_a_criterion_to_a_budget(criterion):
+    x, y = torch.randn(8, 5, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    model = Encoder(batch_first=False)
+    check_criterion(criterion, model, [(x, y)])
+    result = xprune.Pruner(model, criterion, xprune.Budget(macs=0.5), finetune=None).run([(x, y)])
+    macs = [xprune.count_macs(m, x[:2]) for m in (model, result.model)]
+    assert 0.4 < macs[1] / macs[0] <= 0.5
 
 
 def test_decoder_layers_self_and_cross():

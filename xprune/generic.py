@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xprune.errors import XPruneError
 from xprune.graph import try_forward
-from xprune.nest import tensors_in
+from xprune.nest import map_tensors, tensors_in
 from xprune.plan import Plan
 from xprune.proposals import heads_of, linears_of, proposals, sizes_of
 from xprune.site import Site
@@ -41,7 +41,8 @@ class Alone(nn.Module):
         self.module = module
 
     def forward(self, args: Any, kwargs: Any) -> Tensor:
-        """The first tensor that the module gives."""
+        """The first tensor that the module gives, which may write into what it is given."""
+        args, kwargs = map_tensors((args, kwargs), Tensor.clone)
         return tensors_in(self.module(*args, **kwargs))[0]
 
 
@@ -141,6 +142,8 @@ def _find(module: nn.Module, seen: Call, kind: str, twin: Site | str | None) -> 
     readers = [name for name in dict.fromkeys(seen.layers[:-1]) if name != writer]
     if kind == "neuron" and not any(linears[name].out_features % features == 0 for name in readers):
         return ""
+    if sizes == [1]:
+        return "it has one head, which is the whole of it" if kind == "head" else ""
     if all(features % size for size in sizes):
         return f"{writer} reads {features} features, no multiple of {sizes[0]} heads"
     alone = own(alias(Alone(module)), module)
@@ -185,8 +188,6 @@ def _plans(site: Site) -> Iterator[Plan]:
 @torch.no_grad()
 def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
     """Why the site is not what the module has; None where every cut is exact and every gate tells."""
-    if site.size == 1:
-        return "it has one unit"
     try:
         dense = gated_outputs(alone, Plan.full((site,)), inputs)[0]
         for plan in _plans(site):

@@ -90,25 +90,33 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
 
 def _with_batch_axes(model: nn.Module, sites: list[Site], example_inputs: Any) -> list[Site]:
     """The sites with the axis of the samples in their layers' inputs: the one that grows with the batch."""
-    shapes: list[dict[str, torch.Size]] = []
-    for times in (1, 2):
-        seen: dict[str, torch.Size] = {}
-        copy = alias(model, device="meta")
-        for path in {site.layer for site in sites}:
-            hook = partial(_see, seen, path)
-            copy.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+    paths = {site.layer for site in sites}
+    for device in ("meta", None):  # a forward that looks at values does not run on the meta device
         try:
-            with torch.no_grad(), slow_path():
-                call(copy, map_tensors(example_inputs, lambda t: torch.cat([t.to("meta")] * times)))  # noqa: B023
-        except Exception:  # no batch along the first axis, or a forward that looks at values
-            return sites
-        shapes.append(seen)
+            shapes = [_shapes(model, paths, example_inputs, times, device) for times in (1, 2)]
+            break
+        except Exception:  # or there is no batch along the first axis
+            shapes = [{}, {}]
     found = []
     for site in sites:
         one, two = (seen.get(site.layer, torch.Size()) for seen in shapes)
         grown = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
         found.append(replace(site, batch=grown[0]) if grown and grown[0] != site.axis % len(one) else site)
     return found
+
+
+@torch.no_grad()
+def _shapes(
+    model: nn.Module, paths: Iterable[str], example_inputs: Any, times: int, device: str | None
+) -> dict[str, torch.Size]:
+    """Shape of each layer's input, for a batch that is so many times the example's."""
+    seen: dict[str, torch.Size] = {}
+    copy = alias(model, device=device)
+    for path in paths:
+        copy.get_submodule(path).register_forward_pre_hook(partial(_see, seen, path), with_kwargs=True)
+    with slow_path():
+        call(copy, map_tensors(example_inputs, lambda t: torch.cat([t.to(device)] * times)))
+    return seen
 
 
 def _see(seen: dict[str, torch.Size], path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
