@@ -128,11 +128,17 @@ def check_criterion(
 
 
 def check_selection(
-    selection: str | Selection, model: nn.Module, scores: Scores, loader: Iterable[Any], budget: Budget
+    selection: str | Selection,
+    model: nn.Module,
+    scores: Scores,
+    loader: Iterable[Any],
+    budget: Budget,
+    task: Task | None = None,
 ) -> Plan:
     """Holds a selection to its contract: never over the budget, and within 1 % of it or one step's cost, recounted."""
-    before, example_inputs = snapshot(model), next(iter(loader))[0][:2]
-    plan, again = (select(model, scores, budget, selection, loader=loader) for _ in range(2))
+    inputs, _ = (task or Classification()).unpack(next(iter(loader)))
+    before, example_inputs = snapshot(model), first_rows(inputs, 2)
+    plan, again = (select(model, scores, budget, selection, loader=loader, task=task) for _ in range(2))
     assert_untouched(model, before)
     assert plan == again, "the plan is not repeatable"
     counts: dict[str, Callable[[nn.Module], int]] = {
