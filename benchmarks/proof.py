@@ -13,7 +13,7 @@ import xprune
 from benchmarks.peers import peers
 from benchmarks.record import RESULTS
 from benchmarks.workloads import WORKLOADS, Images, dense, splits
-from xprune.criteria.captum_gates import IntegratedGradients
+from xprune.criteria.captum_methods import IntegratedGradients
 
 SEEDS = (0, 1, 2)
 LEARNED: dict[str, Any] = {
