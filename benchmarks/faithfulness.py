@@ -23,7 +23,7 @@ from xprune.criteria.xpruner import XPruner
 from xprune.explain import agreement, faithfulness
 from xprune.explain.deletion import ORDERS
 
-LIMITS = {"cifar10": (10_000, 2_000)}
+LIMITS = {"cifar10": (10_000, 500)}
 """Training images that scores see, and test images that curves are measured on."""
 CRITERIA: dict[str, Any] = {
     "taylor": "taylor",
@@ -82,7 +82,7 @@ def _rows(
             ranks = torch.tensor(list(agreement(found, first, order).values())).nanmean()
             common = {"workload": name, "seed": seed}
             row = {"criterion": label, "order": order, "deletion gap": result.gap}
-            row |= {"insertion gap": -result.insertion.gap, "rank correlation with taylor": float(ranks)}
+            row |= {"insertion gap": result.insertion_gap, "rank correlation with taylor": float(ranks)}
             rows.append({**common, **row, "score seconds": round(seconds[label], 1)})
             if control:
                 gap = sum(curves.gap for curves in result.chance) / 3

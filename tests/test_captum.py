@@ -111,9 +111,7 @@ def test_gradient_times_activation_at_the_layer_is_that_of_the_gate(name):
 def test_integrated_gradients_are_complete_and_the_batches_do_not_matter():
     model = build("vit")
     sites = xprune.find_sites(model, images())
-    few, many = (
-        xprune.score(model, sites, loader(8, size), "captum:IntegratedGradients,n_steps=50") for size in (8, 4)
-    )
+    few, many = (xprune.score(model, sites, loader(8, size), "captum:IntegratedGradients") for size in (8, 4))
     assert few.info["completeness_error"] < 1e-3
     for a, b in zip(few.values, many.values, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
@@ -122,21 +120,22 @@ def test_integrated_gradients_are_complete_and_the_batches_do_not_matter():
 def test_the_cost_is_printed_before_it_is_paid(capsys):
     model = build("vit")
     sites = xprune.find_sites(model, images(), units=("head",))
+    everything = xprune.find_sites(model, images())
     xprune.score(model, sites, loader(8, 4), "captum:FeatureAblation")
     assert "captum:FeatureAblation: 7 forward passes a batch, 2 batches: about" in capsys.readouterr().out
-    for text, match in (
-        ("ShapleyValues,groups=None", "too many"),
-        ("KernelShap,n_samples=5", "cannot tell 6 features apart"),
+    for where, text, match in (
+        (everything, "ShapleyValues", "for 22 features are too many"),
+        (sites, "KernelShap,n_samples=5", "cannot tell 6 features apart"),
     ):
         with pytest.raises(xprune.PluginError, match=match) as caught:
-            xprune.score(model, sites, loader(8, 4), f"captum:{text}")
+            xprune.score(model, where, loader(8, 4), f"captum:{text}")
         assert "units=('head',)" in str(caught.value)
 
 
 def test_layer_lrp_has_no_rules_for_transformers_and_leaves_the_model_alone():
     model = build("vit")
     before = snapshot(model)
-    with pytest.raises(xprune.PluginError, match="captum:LayerLRP cannot run on this model.*no rule"):
+    with pytest.raises(xprune.PluginError, match=r"captum:LayerLRP cannot run on this model.*no rule"):
         xprune.score(model, xprune.find_sites(model, images()), loader(4, 4), "captum:LayerLRP")
     assert_untouched(model, before)
 

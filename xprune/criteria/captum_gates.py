@@ -24,7 +24,7 @@ FORWARDS: Mapping[str, Callable[[int, Any], int]] = {
     "Lime": lambda features, own: own.n_samples,
 }
 """Forward passes over a batch that a perturbation method takes, by the number of features."""
-MOST = 200_000
+MOST = 100_000
 
 
 @dataclass(frozen=True)

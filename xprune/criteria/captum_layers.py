@@ -23,6 +23,10 @@ class LayerMethod(CaptumMethod):
     do not add up to anything: what flows past a layer is not in its share.
     """
 
+    def passes(self, sites: Sequence[Site]) -> int:
+        """Of a method that takes steps, at one layer after the other."""
+        return getattr(self, "n_steps", 0) * sum(len(site.feeds) for site in sites)
+
     def attributions(self, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
         """Captum's attributions to the layers of all sites, (samples, units)."""
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)

@@ -16,7 +16,6 @@ class Curves:
 
     own, others   [fraction][class], the metric; NaN where no sample was measured
     dense         [class], the metric of its samples with every unit there
-
     others_dense  [class], that of the samples that `others` is measured on
     """
 
@@ -36,7 +35,7 @@ class Curves:
 
     @property
     def gap(self) -> float:
-        """Mean gap over fractions and classes: the area between the two curves."""
+        """Mean gap over fractions and classes: the area between the two drops."""
         return _mean(value for row in self.gaps for value in row)
 
 
@@ -66,10 +65,15 @@ class Faithfulness:
         """Mean deletion gap; 0: classes do not differ in what they need, as far as the scores know."""
         return self.deletion.gap
 
+    @property
+    def insertion_gap(self) -> float | None:
+        """Mean of what the others lose beyond what the class loses, where only the units it needs most are there."""
+        return None if self.insertion is None else -self.insertion.gap
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the mean gaps; what was not measured is None."""
-        gaps = {"deletion": self.gap, "chance": [curves.gap for curves in self.chance]}
-        gaps |= {name: curves.gap for name, curves in self._more() if curves is not None}
+        gaps = {"deletion": self.gap, "insertion": self.insertion_gap, "chance": [c.gap for c in self.chance]}
+        gaps["agnostic"] = self.agnostic.gap if self.agnostic else None
         found: dict[str, Any] = _plain({**asdict(self), "gaps": gaps})
         return found
 
