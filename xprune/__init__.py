@@ -5,6 +5,7 @@ result.save("pruned/")
 model = xprune.load("pruned/")
 """
 
+from xprune import explain
 from xprune.adapters import ADAPTERS
 from xprune.artefact import load, save
 from xprune.budget import Budget, Costs
@@ -89,6 +90,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "evaluate",
+    "explain",
     "find_sites",
     "finetune",
     "latency",

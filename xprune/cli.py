@@ -92,6 +92,7 @@ def compare(
     epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
     lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
     exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
+    faithfulness: Annotated[bool, typer.Option(help="measure what class-wise scores say of classes")] = False,
     pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
     checkpoint: Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")] = None,
     model_arg: ModelArg = None,
@@ -108,6 +109,7 @@ def compare(
         tuple(xprune.Budget(macs=share) for share in macs or (0.5,)),
         tuple(range(seeds)),
         xprune.Finetune(epochs=epochs, lr=lr) if epochs else None,
+        faithfulness=faithfulness,
     )
     case = xprune.Case(dense, loaded.train, loaded.val, sites)
     comparison = xprune.compare(case, grid, out, model=model, data=data, batch_size=batch_size)
