@@ -12,7 +12,7 @@ from torch import nn
 from xprune.adapters import ADAPTERS
 from xprune.errors import ModelError
 from xprune.nest import call, map_tensors, slow_path, tensors_in
-from xprune.site import Site
+from xprune.site import Cut, Site
 from xprune.structure import Removed, alias, reference_device, unwrap
 
 UNITS = ("head", "neuron")
@@ -57,7 +57,8 @@ def find_sites(
     known = _adapter_sites(model)
     heads, left = generic_sites(model, example_inputs, known, "head")
     known.update(heads)
-    found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, known)}}
+    seen = {**known, **{path: _opaque(model, path) for path in left}}
+    found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, seen)}}
     neurons, more = generic_sites(model, example_inputs, found, "neuron")
     found, left = {**found, **neurons}, {**left, **more}
     sites = _in_order(model, [site for site in found.values() if site.kind in units])
@@ -74,6 +75,13 @@ def find_sites(
             "See docs/adapters.md on adding an architecture."
         )
     return Sites(sites, left)
+
+
+def _opaque(model: nn.Module, path: str) -> Site:
+    """What the graph needs to know of an attention that is left alone, so as not to look into it: its two ends."""
+    layers = [name for name, part in model.get_submodule(path).named_modules() if isinstance(part, nn.Linear)]
+    first, last = (f"{path}.{name}" for name in (layers[0], layers[-1]))
+    return Site(path, "head", 1, 1, last, cuts=(Cut(f"{first}.weight", 0), Cut(f"{last}.weight", 1)), module=path)
 
 
 def _adapter_sites(model: nn.Module) -> dict[str, Site]:
