@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError
@@ -38,17 +38,23 @@ class _Graph(tp.DependencyGraph):
 
     On torch versions whose autograd nodes do not tell sizes; a wrong guess makes index lists explode. It looks at
     linear layers with outputs of three axes; here stand-ins count too, and any number of axes above two.
+
+    shapes   of the first tensor that each module takes and gives
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._tokens = False
+        self.shapes: dict[nn.Module, tuple[list[int], list[int]]] = {}
         super().__init__()
         for module in model.modules():
-            if isinstance(module, (nn.Linear, StandIn)):
-                module.register_forward_hook(self._look)
+            module.register_forward_hook(self._look, with_kwargs=True)
 
-    def _look(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self._tokens = self._tokens or tensors_in(output)[0].dim() > 2
+    def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given, made = tensors_in((args, kwargs)), tensors_in(output)
+        if given and made:
+            self.shapes[module] = list(given[0].shape), list(made[0].shape)
+        if isinstance(module, (nn.Linear, StandIn)):
+            self._tokens = self._tokens or made[0].dim() > 2
 
     @property
     def _2d_4d(self) -> bool:
@@ -102,13 +108,23 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
         stand_in(copy, inputs, known)
         with torch.enable_grad():
             pruners = {StandIn: StandInPruner()}
-            graph = _Graph(copy).build_dependency(copy, as_given, customized_pruners=pruners, verbose=False)
+            graph = _Graph(copy).build_dependency(
+                copy, as_given, customized_pruners=pruners, output_transform=_traceable, verbose=False
+            )
     except Exception as error:
         raise ModelError(
             f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
             "Check that model(example_inputs) runs; data-dependent control flow cannot be traced."
         ) from error
     return copy, graph
+
+
+def _traceable(output: Any) -> list[Tensor]:
+    """The tensors of the model's output that lead back to its layers; ValueError for none."""
+    found = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+    if not found:
+        raise ValueError("its output holds no tensor with a gradient")
+    return found
 
 
 def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
@@ -136,10 +152,11 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
-    return _assemble(graph.model, reader, path, cuts, norm)
+    return _assemble(graph, reader, path, cuts, norm)
 
 
-def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
+def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
+    model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
     if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):
         return None
@@ -147,8 +164,8 @@ def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: 
     if not owner:
         return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
-    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
-    alone = alone and not any(_resizes(model.get_submodule(member)) for member in members)
+    axis = 1 if isinstance(reader, nn.Conv2d) else -1
+    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"} and _keeps_places(graph, owner, axis)
     size = reader.weight.shape[1]
     return Site(
         name=owner if alone else path,
@@ -156,20 +173,21 @@ def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: 
         size=size,
         width=1,
         layer=path,
-        axis=1 if isinstance(reader, nn.Conv2d) else -1,
+        axis=axis,
         cuts=tuple(cuts),
         module=owner if alone else "",
         norm=norm,
     )
 
 
-def _resizes(layer: nn.Module) -> bool:
-    """True for a convolution whose output is not as high and wide as its input."""
-    if not isinstance(layer, nn.Conv2d):
+def _keeps_places(graph: Any, owner: str, axis: int) -> bool:
+    """True for a module that gives as many tokens, or as large a map, as it takes: its bias can stand in for it."""
+    shapes = [list(shape) for shape in graph.shapes.get(graph.model.get_submodule(owner), ())]
+    if not shapes or min(len(shape) for shape in shapes) < 2:
         return False
-    padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
-    same = layer.padding == "same" or all(2 * p == k - 1 for p, k in zip(padding, layer.kernel_size, strict=True))
-    return not same or set(layer.stride) != {1}
+    for shape in shapes:
+        del shape[axis]
+    return bool(shapes[0] == shapes[1])
 
 
 def _common_parent(paths: set[str]) -> str:
