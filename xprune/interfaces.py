@@ -88,6 +88,8 @@ class Adapter(ABC):
     """The class that a module gets once units have gone, where its own forward assumes all of them; None: its own."""
     gated: type[nn.Module] | None = None
     """The class it has while gates are attached, where its own forward does not call the layer that units feed."""
+    removed: type[nn.Module] | None = None
+    """The class of what stands in its place once all units have gone, made from (layer, module); None: `Removed`."""
 
     def serves(self, module: nn.Module) -> bool:
         """True where the module is of one of `classes` or inherits from one."""

@@ -77,7 +77,10 @@ class Site:
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the modules whose cost depends on the units."""
-        return (self.module,) if self.module else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
+        owners = dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts)
+        if not self.module:
+            return tuple(owners)
+        return (self.module, *(owner for owner in owners if not f"{owner}.".startswith(f"{self.module}.")))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, `Site.from_json` is its inverse."""

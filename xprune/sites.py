@@ -57,7 +57,7 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
         for adapter in ADAPTERS.values() if path and not inside and not isinstance(module, Removed) else ():
             site = adapter.site(path, module) if adapter.serves(module) else None
             if site is not None:
-                sites[path] = site
+                sites[site.name] = site
                 break
     return sites
 

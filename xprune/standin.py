@@ -79,8 +79,8 @@ def stand_in(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -> None:
             handle.remove()
     for path, site in known.items():
         if outputs[path]:  # else it is not called, and nothing has to be seen of it
-            reader, writer = model.get_parameter(site.cuts[0].tensor), model.get_submodule(site.layer)
+            reads, writes = site.cuts[0], next(cut for cut in site.cuts if cut.tensor == f"{site.layer}.weight")
+            reader, writer = (model.get_parameter(cut.tensor) for cut in (reads, writes))
             parent, _, child = path.rpartition(".")
-            width: Any = writer.weight
-            made = StandIn(reader.shape[1], width.shape[0], outputs[path])
+            made = StandIn(reader.shape[1 - reads.axis], writer.shape[1 - writes.axis], outputs[path])
             setattr(model.get_submodule(parent), child, made.to(reader.device))

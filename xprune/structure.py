@@ -20,9 +20,9 @@ class Removed(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, module: nn.Module | None = None) -> None:
         super().__init__()
-        self.out_features = int(layer.weight.shape[0])
+        self.out_features = int(layer.weight.shape[0]) if layer.bias is None else len(layer.bias)
         self.axis = -1 if layer.weight.dim() == 2 else 1  # a linear layer, or a convolution
         self.register_parameter("bias", layer.bias)
 
@@ -94,8 +94,10 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
     for site, keep in zip(plan.sites, plan.keeps, strict=True):
         check_fit(model, site, adapters)
         if not keep:
+            left = adapters[site.adapter].removed if site.adapter else None
+            parts = model.get_submodule(site.layer), model.get_submodule(site.module)
             parent, _, child = site.module.rpartition(".")
-            setattr(model.get_submodule(parent), child, Removed(model.get_submodule(site.layer)))
+            setattr(model.get_submodule(parent), child, (left or Removed)(*parts))
         elif len(keep) < site.size:
             _cut(model, site, keep, owners)
             _recount(model, site, len(keep))
@@ -167,6 +169,7 @@ def _recount(model: nn.Module, site: Site, kept: int) -> None:
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
         setattr(module, name, getattr(module, name) * kept // site.size)
+        _sync(module)
 
 
 def _sync(module: nn.Module) -> None:

@@ -17,6 +17,8 @@ class Units(Adapter):
     name      of the adapter
     classes   qualified names of the classes served
     count     attribute that holds the number of units; "": as many as the writer has input features
+    width     attribute that holds the features of a unit in the last reader, where none holds the number of units:
+              keys and values that several query heads share make one unit of them
     readers   (layer, groups) of each layer that makes the units' features: its rows come as (groups, units, width),
               3 for a fused qkv in the order (3, heads, head_dim), 1 for a q of its own or for rows with the heads first
     writer    the layer that the units feed, which is where they are gated
@@ -26,8 +28,10 @@ class Units(Adapter):
     norm      a norm that runs over the units themselves
     layers    layers all of whose tensors of one axis shrink: gates, norms over units
     caches    attributes to empty once units have gone
+    inner     the module in it that the units make up, where a tensor that shrinks with them stands outside that
+    transposed   weights of readers and writer are (in, out), as transformers' Conv1D has them
     kind      "head" or "neuron"
-    pruned, gated   see Adapter
+    pruned, gated, removed   see Adapter
 
     What a module does not have, or has as None, is left out: one entry serves the variants of a class.
     """
@@ -37,44 +41,64 @@ class Units(Adapter):
     readers: tuple[tuple[str, int], ...]
     writer: str = "proj"
     count: str = "num_heads"
+    width: str = ""
     tensors: tuple[tuple[str, int], ...] = ()
     layers: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
     norm: str = ""
     caches: tuple[str, ...] = ()
+    inner: str = ""
+    transposed: bool = False
     kind: str = "head"
     pruned: type[nn.Module] | None = None
     gated: type[nn.Module] | None = None
+    removed: type[nn.Module] | None = None
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """See Adapter.site; None where the layers are no linear layers or convolutions."""
+        """See Adapter.site; None where the layers are of another kind, or do not divide by the number of units."""
         writer: Any = _at(module, self.writer)
-        if not _plain(writer) or any(not _plain(_at(module, name)) for name, _ in self.readers if _at(module, name)):
+        layers = [writer, *(_at(module, name) for name, _ in self.readers if _at(module, name))]
+        if not all(self._plain(layer) for layer in layers):
             return None
-        features = writer.weight.shape[1] * getattr(writer, "groups", 1)
-        size = int(getattr(module, self.count)) if self.count else features
-        cuts = [cut for name, groups in self.readers for cut in _rows(module, name, groups, size)]
-        cuts.append(Cut(f"{self.writer}.weight", 1, 1, features // size))
+        incoming, outgoing = (0, 1) if self.transposed else (1, 0)
+        features = writer.weight.shape[incoming] * getattr(writer, "groups", 1)
+        size = self._size(module, layers[-1].weight.shape[outgoing], features)
+        cuts = [cut for name, groups in self.readers for cut in _made(module, name, outgoing, groups, size)]
+        cuts.append(Cut(f"{self.writer}.weight", incoming, 1, features // size))
         cuts += [_along(_at(module, name), name, axis, size) for name, axis in self.tensors if _held(module, name)]
         for layer in (*self.layers, self.norm):
             held = _at(module, layer) if layer else None
             named = (*held.named_parameters(), *held.named_buffers()) if held is not None else ()
             cuts += [_along(tensor, f"{layer}.{name}", 0, size) for name, tensor in named if tensor.dim()]
+        if any(_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
+            return None
         normed = bool(self.norm) and any(True for _ in _at(module, self.norm).parameters())
-        counts = (*((self.count,) if self.count else ()), *(name for name in self.counts if hasattr(module, name)))
+        counts = (*((self.count,) if self.count else ()), *(n for n in self.counts if _at(module, n) is not None))
+        owner = f"{path}.{self.inner}" if self.inner else path
         return Site(
-            name=path,
+            name=owner,
             kind=self.kind,
             size=size,
             width=features // size,
             layer=f"{path}.{self.writer}",
-            axis=-1 if isinstance(writer, nn.Linear) else 1,
+            axis=1 if isinstance(writer, nn.Conv2d) else -1,
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
-            module=path,
+            module=owner,
             adapter=self.name,
             norm=f"{path}.{self.norm}" if normed else "",
             counts=tuple(f"{path}.{name}" for name in counts),
         )
+
+    def _size(self, module: nn.Module, rows: int, features: int) -> int:
+        """Units: as an attribute says, or as many as fit the last reader's rows, or as the writer has features."""
+        if self.width:
+            return rows // (self.readers[-1][1] * int(_at(module, self.width)))
+        return int(_at(module, self.count)) if self.count else features
+
+    def _plain(self, layer: Any) -> bool:
+        known = isinstance(layer, (nn.Linear, nn.Conv2d))
+        weight = getattr(layer, "weight", None)
+        return not known and isinstance(weight, Tensor) and weight.dim() == 2 if self.transposed else known
 
     def resize(self, module: nn.Module) -> None:
         """See Adapter.resize; caches are emptied too."""
@@ -95,14 +119,10 @@ def _held(module: nn.Module, path: str) -> bool:
     return isinstance(_at(module, path), Tensor)
 
 
-def _plain(layer: object) -> bool:
-    return isinstance(layer, (nn.Linear, nn.Conv2d))
-
-
-def _rows(module: nn.Module, layer: str, groups: int, size: int) -> Sequence[Cut]:
-    """Cuts of a reader's weight and bias."""
-    found = [f"{layer}.{part}" for part in ("weight", "bias") if _held(module, f"{layer}.{part}")]
-    return [_along(_at(module, name), name, 0, size, groups) for name in found]
+def _made(module: nn.Module, layer: str, axis: int, groups: int, size: int) -> Sequence[Cut]:
+    """Cuts of a reader's weight, along the axis of what it makes, and bias."""
+    found = [(f"{layer}.{part}", along) for part, along in (("weight", axis), ("bias", 0))]
+    return [_along(_at(module, name), name, along, size, groups) for name, along in found if _held(module, name)]
 
 
 def _along(tensor: Tensor, name: str, axis: int, size: int, groups: int = 1) -> Cut:
