@@ -6,7 +6,10 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.gcvit import GlobalContextVit
+from timm.models.nest import Nest
 from timm.models.vision_transformer import ParallelThingsBlock
+from timm.models.volo import VOLO
 from torch import nn
 
 SIZE, CLASSES = 32, 7
@@ -14,7 +17,7 @@ TINY: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 24, "dep
 STAGES: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (8, 12, 16, 16), "num_heads": (2, 3, 2, 2)}
 
 
-def tiny(name: str, *without: str, size: int = SIZE, **kwargs: Any) -> Callable[[], nn.Module]:
+def tiny(name: str, *without: str, **kwargs: Any) -> Callable[[], nn.Module]:
     """A timm model of that name with the settings of TINY, but for those in `without`."""
     settings = {key: value for key, value in TINY.items() if key not in without}
     return lambda: timm.create_model(name, num_classes=CLASSES, **{**settings, **kwargs})
@@ -50,22 +53,20 @@ TIMM_VIT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         tiny("beitv2_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
         ("timm-beit",),
     ),
-    "beit3": (tiny("beit3_base_patch16_224"), ("timm-eva",)),
+    "beit3": (tiny("beit3_base_patch16_224"), ("timm-attention",)),
     "relpos": (tiny("vit_relpos_small_patch16_224"), ("timm-relpos",)),
     "relpos table": (tiny("vit_relpos_small_patch16_224", rel_pos_type="bias", class_token=True), ("timm-relpos",)),
     "relpos shared": (tiny("vit_srelpos_small_patch16_224"), ("timm-relpos",)),
     "diff": (tiny("vit_dwee_patch16_reg1_gap_256"), ("timm-diff",)),
-    "parallel scaling": (tiny("vit_pwee_patch16_reg1_gap_256"), ()),
     "parallel things": (tiny("vit_small_patch16_36x1_224", block_fn=ParallelThingsBlock), ("timm-attention",)),
     "sam": (
         tiny("samvit_base_patch16", window_size=2, global_attn_indexes=(1,), neck_chans=8, num_heads=3),
         ("timm-sam",),
     ),
-    "sam rope": (tiny("vit_medium_patch16_rope_reg1_gap_256"), ("timm-rope",)),
-    "hybrid": (other("vit_small_r26_s32_224", img_size=64, embed_dim=24, depth=1, num_heads=3), ("timm-attention",)),
+    "rope": (tiny("vit_medium_patch16_rope_reg1_gap_256"), ("timm-eva",)),
     "naflex": (tiny("naflexvit_base_patch16_gap", "img_size"), ("timm-attention",)),
     "deepseek": (tiny("deepseek_vit_412m", "img_size", img_size=48), ("timm-rope",)),
-    "qwen3": (tiny("qwen3_vit_88m", pos_embed_grid_size=4), ("timm-eva",)),
+    "qwen3": (tiny("qwen3_vit_88m", pos_embed_grid_size=4), ("timm-rope",)),
     "gemma4": (
         tiny("gemma4_vit_167m", "patch_size", head_dim=8, intermediate_size=32, num_kv_heads=3, num_heads=6),
         ("timm-gemma4",),
@@ -86,7 +87,14 @@ TIMM_VIT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("timm-twins-local", "timm-twins-global"),
     ),
     "crossvit": (
-        other("crossvit_tiny_240", img_size=48, embed_dim=(12, 24), depth=((1, 1, 0), (1, 1, 0)), num_heads=(3, 3)),
+        other(
+            "crossvit_tiny_240",
+            img_size=48,
+            img_scale=(1.0, 2 / 3),
+            embed_dim=(12, 24),
+            depth=((1, 1, 0), (1, 1, 0)),
+            num_heads=(3, 3),
+        ),
         ("timm-crossvit", "timm-attention"),
     ),
     "convit": (
@@ -98,8 +106,10 @@ TIMM_VIT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("timm-tnt",),
     ),
     "volo": (
-        other(
-            "volo_d1_224",
+        partial(
+            VOLO,
+            num_classes=CLASSES,
+            use_aux_head=False,
             img_size=64,
             layers=(1, 1, 1, 1),
             embed_dims=(12, 24, 24, 24),
@@ -109,7 +119,9 @@ TIMM_VIT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("timm-volo", "timm-volo-outlook", "timm-volo-class"),
     ),
     "nest": (
-        other("nest_tiny", img_size=SIZE, embed_dims=(8, 16, 24), num_heads=(2, 2, 3), depths=(1, 1, 1)),
+        partial(
+            Nest, num_classes=CLASSES, img_size=SIZE, embed_dims=(8, 16, 24), num_heads=(2, 2, 3), depths=(1, 1, 1)
+        ),
         ("timm-nest",),
     ),
     "visformer": (
@@ -121,7 +133,14 @@ TIMM_VIT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("timm-hiera",),
     ),
     "hieradet": (
-        other("sam2_hiera_tiny", img_size=64, embed_dim=8, num_heads=2, stages=(1, 1, 1, 1), global_att_blocks=(2,)),
+        other(
+            "sam2_hiera_tiny",
+            embed_dim=8,
+            num_heads=2,
+            stages=(1, 2, 1, 1),
+            global_att_blocks=(2,),
+            window_spec=(4, 4, 4, 4),
+        ),
         ("timm-hieradet",),
     ),
     "swinv2 cr": (
@@ -129,21 +148,32 @@ TIMM_VIT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("timm-swinv2-cr",),
     ),
     "gcvit": (
-        other("gcvit_xxtiny", img_size=64, embed_dim=8, depths=(2, 2), num_heads=(2, 4), window_ratio=(8, 8)),
+        partial(
+            GlobalContextVit,
+            num_classes=CLASSES,
+            img_size=64,
+            embed_dim=8,
+            depths=(2, 2),
+            num_heads=(2, 4),
+            window_ratio=(32, 16),
+        ),
         ("timm-gcvit",),
     ),
     "davit": (
-        other("davit_tiny", embed_dims=(8, 12, 16, 16), num_heads=(2, 3, 2, 2), depths=(1, 1, 1, 1)),
+        other("davit_tiny", embed_dims=(8, 12), num_heads=(2, 3), depths=(1, 1)),
         ("timm-davit", "timm-davit-channel"),
     ),
     "davit v2": (
         other(
             "davit_tiny",
-            embed_dims=(8, 12, 16, 16),
-            num_heads=(2, 3, 2, 2),
-            depths=(1, 1, 1, 1),
+            embed_dims=(8, 12),
+            num_heads=(2, 3),
+            depths=(1, 1),
             channel_attn_v2=True,
         ),
         ("timm-davit-channel-v2",),
     ),
 }
+
+SIZES = {"volo": 64, "hiera": 64, "hieradet": 64, "swinv2 cr": 64, "gcvit": 64, "deepseek": 48, "crossvit": 48}
+"""Height and width of the images that a model takes where it is not SIZE."""

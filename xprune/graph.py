@@ -134,7 +134,11 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
     prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
     size = reader.weight.shape[1]
     cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
-    for dep, idxs in graph.get_pruning_group(reader, prune_in, [probe])[1:]:
+    try:
+        group = graph.get_pruning_group(reader, prune_in, [probe])[1:]
+    except ArithmeticError:  # torch-pruning cannot say where these features go: they are no plain hidden layer
+        return None
+    for dep, idxs in group:
         module, kind = dep.target.module, dep.target.type
         if kind in _ENDS or [int(i) for i in idxs] != [probe] or any(mix in dep.target.name for mix in _MIXING):
             return None
@@ -165,7 +169,7 @@ def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[C
         return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
     axis = 1 if isinstance(reader, nn.Conv2d) else -1
-    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"} and _keeps_places(graph, owner, axis)
+    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"} and _keeps_places(graph, owner, path, axis)
     size = reader.weight.shape[1]
     return Site(
         name=owner if alone else path,
@@ -180,14 +184,20 @@ def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[C
     )
 
 
-def _keeps_places(graph: Any, owner: str, axis: int) -> bool:
-    """True for a module that gives as many tokens, or as large a map, as it takes: its bias can stand in for it."""
-    shapes = [list(shape) for shape in graph.shapes.get(graph.model.get_submodule(owner), ())]
-    if not shapes or min(len(shape) for shape in shapes) < 2:
+def _keeps_places(graph: Any, owner: str, path: str, axis: int) -> bool:
+    """True for a module that gives as many tokens, or as large a map, as it takes and as the layer at `path` makes.
+
+    The layer's bias can then stand in for it.
+    """
+    taken, given = (
+        [list(shape) for shape in graph.shapes.get(graph.model.get_submodule(p), ())] for p in (owner, path)
+    )
+    shapes = [*taken, *given[1:]]
+    if len(shapes) < 3 or min(len(shape) for shape in shapes) < 2:
         return False
     for shape in shapes:
         del shape[axis]
-    return bool(shapes[0] == shapes[1])
+    return all(shape == shapes[0] for shape in shapes)
 
 
 def _common_parent(paths: set[str]) -> str:

@@ -18,12 +18,22 @@ class StandIn(nn.Module):
     """In place of a module: `readers` read the stream (in_features), `writer` writes to it (out_features).
 
     outputs   what the module gave, one nest for each of its calls in a forward pass
+    original  the module, whose attributes its surroundings may ask for
     """
 
-    def __init__(self, readers: int, writer: int, outputs: Sequence[Any]) -> None:
+    def __init__(self, readers: int, writer: int, outputs: Sequence[Any], original: nn.Module) -> None:
         super().__init__()
+        self.original = (original,)  # a tuple: it is no submodule
         self.in_features, self.out_features, self.outputs, self.calls = readers, writer, tuple(outputs), 0
         self.weight = nn.Parameter(torch.zeros(1))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "original" not in self.__dict__:
+                raise
+            return getattr(self.original[0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The nest of this call: its first tensor made by one operation on all inputs, the others as they were."""
@@ -82,5 +92,7 @@ def stand_in(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -> None:
             reads, writes = site.cuts[0], next(cut for cut in site.cuts if cut.tensor == f"{site.layer}.weight")
             reader, writer = (model.get_parameter(cut.tensor) for cut in (reads, writes))
             parent, _, child = path.rpartition(".")
-            made = StandIn(reader.shape[1 - reads.axis], writer.shape[1 - writes.axis], outputs[path])
+            made = StandIn(
+                reader.shape[1 - reads.axis], writer.shape[1 - writes.axis], outputs[path], model.get_submodule(path)
+            )
             setattr(model.get_submodule(parent), child, made.to(reader.device))

@@ -173,10 +173,12 @@ class PrunedWindowAttentionGlobal(WindowAttentionGlobal):
     built: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor, q_global: Tensor | None = None) -> Tensor:
-        """x (batch * windows, tokens, dim), q_global (batch, tokens, heads built * width)."""
+        """x (batch * windows, tokens, dim), q_global (batch, height, width, heads built * head_dim)."""
         if self.use_global and q_global is not None:
             k, v = split(self.qkv(x), self.num_heads, 2)
-            q: Any = q_global.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads built, tokens, width)
+            q: Any = (
+                q_global.flatten(1, -2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            )  # (batch, heads built, tokens, width)
             q = left(q, self.built, 1).repeat_interleave(len(x) // len(q), dim=0)
         else:
             q, k, v = split(self.qkv(x), self.num_heads, 3)

@@ -93,11 +93,11 @@ class PrunedBeitAttention(BeitAttention):
     built: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """x (batch, tokens, dim), shared_rel_pos_bias (1, heads built, tokens, tokens)."""
+        """x (batch, tokens, dim), shared_rel_pos_bias (heads built, tokens, tokens)."""
         parts: Any = self
         bias = None if self.q_bias is None else torch.cat((parts.q_bias, parts.k_bias, parts.v_bias))
         q, k, v = split(F.linear(x, self.qkv.weight, bias), self.num_heads, 3)
-        position = left(shared_rel_pos_bias, self.built, 1)
+        position = left(shared_rel_pos_bias, self.built, -3)
         if self.relative_position_bias_table is not None:
             position = self._get_rel_pos_bias() + (0 if position is None else position)
         return project(self, merge(attend(self, q, k, v, position)))
@@ -112,7 +112,7 @@ class PrunedRelPosAttention(RelPosAttention):
         """x (batch, tokens, dim), shared_rel_pos (1, heads built, tokens, tokens)."""
         q, k, v = split(self.qkv(x), self.num_heads, 3)
         q, k = self.q_norm(q), self.k_norm(k)
-        bias = left(shared_rel_pos, self.built, 1) if self.rel_pos is None else self.rel_pos.get_bias()
+        bias = left(shared_rel_pos, self.built, -3) if self.rel_pos is None else self.rel_pos.get_bias()
         return project(self, merge(attend(self, q, k, v, bias)))
 
 
