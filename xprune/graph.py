@@ -134,6 +134,7 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
     prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
     size = reader.weight.shape[1]
     cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
+    counts: list[str] = []
     try:
         group = graph.get_pruning_group(reader, prune_in, [probe])[1:]
     except ArithmeticError:  # torch-pruning cannot say where these features go: they are no plain hidden layer
@@ -144,7 +145,9 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
             return None
         if module not in paths:
             continue  # elementwise, or the flattening inside a linear layer
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, nn.Conv2d) and module.groups == size == module.out_channels == module.in_channels:
+            counts.append(f"{paths[module]}.groups")  # depthwise: each channel has a filter of its own
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
             if not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1:
                 return None
@@ -156,10 +159,12 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
-    return _assemble(graph, reader, path, cuts, norm)
+    return _assemble(graph, reader, path, cuts, norm, counts)
 
 
-def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
+def _assemble(
+    graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str, counts: list[str]
+) -> Site | None:
     model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
     if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):
@@ -181,6 +186,7 @@ def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[C
         cuts=tuple(cuts),
         module=owner if alone else "",
         norm=norm,
+        counts=tuple(counts),
     )
 
 

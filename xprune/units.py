@@ -20,7 +20,7 @@ class Units(Adapter):
     width     attribute that holds the features of a unit in the last reader, where none holds the number of units:
               keys and values that several query heads share make one unit of them
     readers   (layer, groups) of each layer that makes the units' features: its rows come as (groups, units, width),
-              3 for a fused qkv in the order (3, heads, head_dim), 1 for a q of its own or for rows with the heads first,
+              3 for a fused qkv in the order (3, heads, head_dim), 1 for a q of its own or for rows with heads first,
               0 for as often as the writer's input fits in them
     writer    the layer that the units feed, which is where they are gated
     tensors   (tensor, axis) of whatever else shrinks with a unit, a multiple of the units long along that axis:

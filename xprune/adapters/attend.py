@@ -18,7 +18,7 @@ def merge(x: Tensor) -> Tensor:
 
 
 def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Attention (..., heads, tokens, width), fused where `module` has it so; `bias` is a mask or added to the scores."""
+    """Attention (..., heads, tokens, width), fused where `module` has it so; `bias`: mask or addend of scores."""
     drop = getattr(module, "attn_drop", None)
     if getattr(module, "fused_attn", True):
         p = drop.p if drop is not None and module.training else 0.0

@@ -88,7 +88,7 @@ class PrunedDiffAttention(DiffAttention):
 
 
 class PrunedBeitAttention(BeitAttention):
-    """BEiT attention, whose position bias may be the module's own, one made outside for the heads of all blocks, or both."""
+    """BEiT attention, with a position bias of its own, one made outside for the heads of all blocks, or both."""
 
     built: tuple[int, ...] | None = None
 
