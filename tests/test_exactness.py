@@ -6,21 +6,28 @@ from torch import nn
 
 import xprune
 from tests.models import MODELS, build, images
+from tests.timm_models import TIMM_VIT
 from xprune.plan import Plan
 from xprune.structure import Removed
 from xprune.testing import assert_untouched, check_adapter, check_exact, random_plan, snapshot
 
-ADAPTER = {"swin": "timm-swin", "swinv2": "timm-swinv2", "packed glu": "timm-glu", "class attention": None}
+ADAPTER = {
+    "swin": "timm-swin",
+    "swinv2": "timm-swinv2",
+    "packed glu": "timm-glu",
+    "class attention": "timm-class-attention",
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_equals_gated(name):
     sites = check_adapter(build(name), images(), adapter=ADAPTER.get(name, "timm-attention"))
-    assert {site.kind for site in sites} == ({"neuron"} if name == "class attention" else {"head", "neuron"})
+    assert {site.kind for site in sites} == {"head", "neuron"}
 
 
 def test_every_adapter_is_exercised():
-    served = {ADAPTER.get(name, "timm-attention") for name in MODELS} - {None}
+    served = {ADAPTER.get(name, "timm-attention") for name in MODELS}
+    served = served.union(*(adapters for _, adapters in TIMM_VIT.values())) - {None}
     assert served == {name for name in xprune.ADAPTERS if name.startswith("timm-")}
 
 

@@ -135,13 +135,20 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
     prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
     size = reader.weight.shape[1]
     cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
-    for dep, idxs in graph.get_pruning_group(reader, prune_in, [probe])[1:]:
+    counts: list[str] = []
+    try:
+        group = graph.get_pruning_group(reader, prune_in, [probe])[1:]
+    except ArithmeticError:  # torch-pruning cannot say where these features go: they are no plain hidden layer
+        return None
+    for dep, idxs in group:
         module, kind = dep.target.module, dep.target.type
         if kind in _ENDS or [int(i) for i in idxs] != [probe] or any(mix in dep.target.name for mix in _MIXING):
             return None
         if module not in paths:
             continue  # elementwise, or the flattening inside a linear layer
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, nn.Conv2d) and module.groups == size == module.out_channels == module.in_channels:
+            counts.append(f"{paths[module]}.groups")  # depthwise: each channel has a filter of its own
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
             if not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1:
                 return None
@@ -153,10 +160,12 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
-    return _assemble(graph, reader, path, cuts, norm)
+    return _assemble(graph, reader, path, cuts, norm, counts)
 
 
-def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
+def _assemble(
+    graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str, counts: list[str]
+) -> Site | None:
     model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
     if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):
@@ -166,7 +175,7 @@ def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[C
         return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
     axis = 1 if isinstance(reader, nn.Conv2d) else -1
-    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"} and _keeps_places(graph, owner, axis)
+    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"} and _keeps_places(graph, owner, path, axis)
     size = reader.weight.shape[1]
     return Site(
         name=owner if alone else path,
@@ -178,17 +187,24 @@ def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[C
         cuts=tuple(cuts),
         module=owner if alone else "",
         norm=norm,
+        counts=tuple(counts),
     )
 
 
-def _keeps_places(graph: Any, owner: str, axis: int) -> bool:
-    """True for a module that gives as many tokens, or as large a map, as it takes: its bias can stand in for it."""
-    shapes = [list(shape) for shape in graph.shapes.get(graph.model.get_submodule(owner), ())]
-    if not shapes or min(len(shape) for shape in shapes) < 2:
+def _keeps_places(graph: Any, owner: str, path: str, axis: int) -> bool:
+    """True for a module that gives as many tokens, or as large a map, as it takes and as the layer at `path` makes.
+
+    The layer's bias can then stand in for it.
+    """
+    taken, given = (
+        [list(shape) for shape in graph.shapes.get(graph.model.get_submodule(p), ())] for p in (owner, path)
+    )
+    shapes = [*taken, *given[1:]]
+    if len(shapes) < 3 or min(len(shape) for shape in shapes) < 2:
         return False
     for shape in shapes:
         del shape[axis]
-    return bool(shapes[0] == shapes[1])
+    return all(shape == shapes[0] for shape in shapes)
 
 
 def _common_parent(paths: set[str]) -> str:

@@ -103,6 +103,7 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
             _cut(model, site, keep, owners)
             _recount(model, site, len(keep))
             if site.adapter:
+                adapters[site.adapter].kept(model.get_submodule(site.module), keep)
                 adapters[site.adapter].resize(model.get_submodule(site.module))
     return model
 

@@ -11,7 +11,7 @@ from xprune.gates import Gates
 from xprune.nest import call, map_tensors, slow_path, tensors_in, to_float
 from xprune.plan import Plan
 from xprune.provenance import inherit
-from xprune.structure import alias, carve, own, reference_device, unwrap
+from xprune.structure import alias, carve, own, reference_device, tensor_at, unwrap
 
 TOLERANCE = 1e-4
 """Largest error allowed, times max(1, largest output), float32, eval mode."""
@@ -113,9 +113,7 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
         except Exception:
             exact = False
         if not exact:
-            shapes = ", ".join(
-                f"{cut.tensor} {tuple(model.state_dict(keep_vars=True)[cut.tensor].shape)}" for cut in site.cuts[:4]
-            )
+            shapes = ", ".join(f"{cut.tensor} {tuple(tensor_at(model, cut.tensor).shape)}" for cut in site.cuts[:4])
             bad.append(f"{site.name} ({len(keep)} of {site.size} {site.kind}s kept; {shapes})")
     if not bad:
         return "No site fails alone; together they do. Your model is untouched."

@@ -21,11 +21,16 @@ class Units(Adapter):
               keys and values that several query heads share make one unit of them
     readers   (layer, groups) of each layer, or bare weight, that makes the units' features: its rows come as
               (groups, units, width),
-              3 for a fused qkv in the order (3, heads, head_dim), 1 for a q of its own or for rows with the heads first
+              3 for a fused qkv in the order (3, heads, head_dim), 1 for a q of its own or for rows with heads first,
+              0 for as often as the writer's input fits in them
     writer    the layer that the units feed, which is where they are gated
     tensors   (tensor, axis) of whatever else shrinks with a unit, a multiple of the units long along that axis:
               a bias table's column for each head, biases that are no layer's
     counts    attributes that hold a multiple of the units, beside `count`
+    shapes    (attribute, position) of each tuple that holds the number of units
+    layout    of the writer's input, see Site.layout
+    index     attribute that is to say which of the units built are left, for a `pruned` class that is given something
+              made outside of it for all of them
     norm      a norm that runs over the units themselves
     layers    layers all of whose tensors of one axis shrink: gates, norms over units
     caches    attributes to empty once units have gone
@@ -47,6 +52,9 @@ class Units(Adapter):
     tensors: tuple[tuple[str, int], ...] = ()
     layers: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
+    shapes: tuple[tuple[str, int], ...] = ()
+    layout: str = "unit-major"
+    index: str = ""
     norm: str = ""
     caches: tuple[str, ...] = ()
     inner: str = ""
@@ -64,9 +72,11 @@ class Units(Adapter):
         None too where a subclass has a forward of its own and `gated` or `pruned` would put another in its place.
         """
         writer: Any = _at(module, self.writer)
-        readers = [_at(module, name) for name, _ in self.readers]
-        layers = [writer, *(reader for reader in readers if isinstance(reader, nn.Module))]
-        if not all(self._plain(layer) for layer in layers) or (self.unless and _at(module, self.unless)):
+        parts = writer, *(_at(module, name) for name, _ in self.readers)
+        layers = [part for part in parts if isinstance(part, nn.Module)]
+        if writer is None or not all(self._plain(layer) for layer in layers):
+            return None
+        if (self.unless and _at(module, self.unless)) or (self.count and _at(module, self.count) is None):
             return None
         ours = self.gated or self.pruned
         if ours and not any(type(module).forward is vars(base).get("forward") for base in ours.__mro__):
@@ -76,8 +86,13 @@ class Units(Adapter):
         size = self._size(module, layers[-1].weight.shape[outgoing], features)
         if not size:
             return None  # its units went before
-        cuts = [cut for name, groups in self.readers for cut in _made(module, name, outgoing, groups, size)]
-        cuts.append(Cut(f"{self.writer}.weight", incoming, 1, features // size))
+        width = features // size
+        readers = [
+            (name, groups or _at(module, name).weight.shape[outgoing] // features) for name, groups in self.readers
+        ]
+        cuts = [cut for name, groups in readers for cut in _made(module, name, outgoing, groups, size)]
+        order = (1, width) if self.layout == "unit-major" else (width, 1)
+        cuts.append(Cut(f"{self.writer}.weight", incoming, *order))
         cuts += [_along(_at(module, name), name, axis, size) for name, axis in self.tensors if _held(module, name)]
         for layer in (*self.layers, self.norm):
             held = _at(module, layer) if layer else None
@@ -92,7 +107,8 @@ class Units(Adapter):
             name=owner,
             kind=self.kind,
             size=size,
-            width=features // size,
+            width=width,
+            layout=self.layout,
             layer=f"{path}.{self.writer}",
             axis=1 if isinstance(writer, nn.Conv2d) else -1,
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
@@ -113,9 +129,22 @@ class Units(Adapter):
         weight = getattr(layer, "weight", None)
         return not known and isinstance(weight, Tensor) and weight.dim() == 2 if self.transposed else known
 
+    def kept(self, module: nn.Module, keep: Sequence[int]) -> None:
+        """See Adapter.kept; what stays of units of which some have gone before is told in the first numbering."""
+        if self.index:
+            before = getattr(module, self.index, None)
+            setattr(module, self.index, tuple(before[i] for i in keep) if before else tuple(keep))
+
     def resize(self, module: nn.Module) -> None:
-        """See Adapter.resize; caches are emptied too."""
+        """See Adapter.resize; tuples are set and caches are emptied too."""
         super().resize(module)
+        for name, position in self.shapes:
+            owner, _, leaf = name.rpartition(".")
+            holder = _at(module, owner) if owner else module
+            if _at(module, name) is not None:
+                shape = list(getattr(holder, leaf))
+                shape[position] = _at(module, self.count)
+                setattr(holder, leaf, tuple(shape))
         for name in self.caches:
             getattr(module, name).clear()
 
