@@ -60,7 +60,7 @@ class Gates:
         for site in self.sites:
             gated = ADAPTERS[site.adapter].gated if site.adapter in ADAPTERS else None
             if gated is not None:
-                module = model.get_submodule(site.module)
+                module = model.get_submodule(site.owner)
                 own.append((module, type(module)))
                 module.__class__ = gated
         return own

@@ -3,13 +3,15 @@
 Modules that an adapter knows are stood in for, so that the graph stays small and never has to see through an attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch_pruning._helpers import _HybridIndex
+from torch_pruning.dependency.index_mapping import update_index_mapping
 
 from xprune.errors import ModelError
 from xprune.gates import over_features
@@ -70,6 +72,7 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     except Exception:  # a forward that looks at values, or one that fails
         _try_forward(model, example_inputs)
         copy, graph = _trace(model, example_inputs, known, None)
+    update_index_mapping(graph)
     paths = {module: path for path, module in copy.named_modules()}
     sites = []
     for module, path in paths.items():
@@ -118,9 +121,9 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
     prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
     size = reader.weight.shape[1]
     cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
-    for dep, idxs in graph.get_pruning_group(reader, prune_in, [probe])[1:]:
-        module, kind = dep.target.module, dep.target.type
-        if kind in _ENDS or [int(i) for i in idxs] != [probe] or any(mix in dep.target.name for mix in _MIXING):
+    for dep in _reached(graph, reader, prune_in, probe):
+        module = dep.target.module if dep else None
+        if module is None:
             return None
         if module not in paths:
             continue  # elementwise, or the flattening inside a linear layer
@@ -137,6 +140,30 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
     return _assemble(graph.model, reader, path, cuts, norm)
+
+
+def _reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
+    """What loses the feature `probe` with the reader's input, each once; None, and the end, where it is no feature.
+
+    torch-pruning's own walk (`get_pruning_group`) lets a wrongly guessed reshape multiply the indices at every step
+    and may never end. Here one index goes in and one has to come out of each dependency.
+    """
+    stack, seen = [(graph.module2node[reader], handler)], {(graph.module2node[reader], handler)}
+    while stack:
+        node, handler = stack.pop()
+        for dep in node.dependencies:
+            if not dep.is_triggered_by(handler) or (dep.target, dep.handler) in seen:
+                continue
+            idxs = [_HybridIndex(idx=probe, root_idx=probe)]
+            for mapping in dep.index_mapping:
+                idxs = mapping(idxs) if mapping is not None else idxs
+            plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS
+            if not plain or any(mix in dep.target.name for mix in _MIXING):
+                yield None
+                return
+            seen.add((dep.target, dep.handler))
+            stack.append((dep.target, dep.handler))
+            yield dep
 
 
 def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:

@@ -75,9 +75,14 @@ class Site:
             object.__setattr__(self, "feeds", (self.layer,))
 
     @property
+    def owner(self) -> str:
+        """Path of the module that the adapter knows."""
+        return self.module or self.name
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the modules whose cost depends on the units."""
-        return (self.module,) if self.module else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
+        return (self.owner,) if self.module or self.adapter else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, `Site.from_json` is its inverse."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from xprune.interfaces import Adapter
 from xprune.site import Cut, Site
+from xprune.structure import attribute_at
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,14 @@ class Units(Adapter):
     writer    the layer that the units feed, which is where they are gated
     tensors   (tensor, axis) of whatever else shrinks with a unit, a multiple of the units long along that axis:
               a bias table's column for each head, biases that are no layer's
-    counts    attributes that hold a multiple of the units, beside `count`
+    counts    attributes that hold a multiple of the units, beside `count`; "bias_shape.2" is the third of a tuple
     norm      a norm that runs over the units themselves
     layers    layers all of whose tensors of one axis shrink: gates, norms over units
     caches    attributes to empty once units have gone
+    needs     what the module has, and not as False, where this entry serves it: variants of a class in other layouts
+              have entries of their own
+    unless    what is true of the module where its units cannot go
+    whole     False where the module gives more than its writer's output, so that one unit has to stay
     kind      "head" or "neuron"
     pruned, gated   see Adapter
 
@@ -42,12 +47,18 @@ class Units(Adapter):
     counts: tuple[str, ...] = ()
     norm: str = ""
     caches: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    unless: str = ""
+    whole: bool = True
     kind: str = "head"
     pruned: type[nn.Module] | None = None
     gated: type[nn.Module] | None = None
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """See Adapter.site; None where the layers are no linear layers or convolutions."""
+        """See Adapter.site; None for layers of another kind or no multiples of the units, and as `needs`, `unless` say."""
+        lacking = [name for name in self.needs if _at(module, name) is None or _at(module, name) is False]
+        if lacking or (self.unless and _at(module, self.unless)):
+            return None
         writer: Any = _at(module, self.writer)
         if not _plain(writer) or any(not _plain(_at(module, name)) for name, _ in self.readers if _at(module, name)):
             return None
@@ -60,8 +71,10 @@ class Units(Adapter):
             held = _at(module, layer) if layer else None
             named = (*held.named_parameters(), *held.named_buffers()) if held is not None else ()
             cuts += [_along(tensor, f"{layer}.{name}", 0, size) for name, tensor in named if tensor.dim()]
+        if any(_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
+            return None
         normed = bool(self.norm) and any(True for _ in _at(module, self.norm).parameters())
-        counts = (*((self.count,) if self.count else ()), *(name for name in self.counts if hasattr(module, name)))
+        counts = (*((self.count,) if self.count else ()), *(n for n in self.counts if _counted(module, n)))
         return Site(
             name=path,
             kind=self.kind,
@@ -70,7 +83,7 @@ class Units(Adapter):
             layer=f"{path}.{self.writer}",
             axis=-1 if isinstance(writer, nn.Linear) else 1,
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
-            module=path,
+            module=path if self.whole else "",
             adapter=self.name,
             norm=f"{path}.{self.norm}" if normed else "",
             counts=tuple(f"{path}.{name}" for name in counts),
@@ -89,6 +102,14 @@ def _at(module: nn.Module, path: str) -> Any:
     for name in path.split("."):
         found = getattr(found, name, None)
     return found
+
+
+def _counted(module: nn.Module, path: str) -> bool:
+    """True where `attribute_at` finds a whole number."""
+    try:
+        return bool(attribute_at(module, path))
+    except AttributeError:
+        return False
 
 
 def _held(module: nn.Module, path: str) -> bool:
