@@ -1,15 +1,19 @@
 """Tiny random models of timm's hybrid families: (builder, image size, the adapter that has to serve it)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import timm
+from timm.models._efficientnet_blocks import MobileAttention, SqueezeExcite, UniversalInvertedResidual
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from timm.models.convnext import ConvNeXt
+from timm.models.focalnet import FocalNet
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
-from timm.models.metaformer import Attention, Pooling, SepConv
+from timm.models.metaformer import Attention, MetaFormer, Pooling, SepConv
+from timm.layers import GatedMlp, GluMlp
+from timm.models.mlp_mixer import MlpMixer, ResBlock, SpatialGatingBlock
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
-from torch import nn
+from torch import Tensor, nn
 
 CLASSES = 7
 
@@ -19,10 +23,10 @@ def tiny(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, num_classes=CLASSES, **kwargs)
 
 
-def maxxvit(block: Any = ("C", "T"), conv: Any = None, **kwargs: Any) -> Callable[[], nn.Module]:
+def maxxvit(block: str = "T", conv: Any = None, **kwargs: Any) -> Callable[[], nn.Module]:
     """A MaxViT, CoAtNet or MaxxViT of one stage."""
-    transformer = MaxxVitTransformerCfg(dim_head=8, window_size=(2, 2), grid_size=(2, 2), **kwargs)
-    cfg = MaxxVitCfg((16, 24), (1, 1), ("C", block), 8, conv_cfg=conv or MaxxVitConvCfg(), transformer_cfg=transformer)
+    transformer = MaxxVitTransformerCfg(dim_head=16, window_size=(2, 2), grid_size=(2, 2), **kwargs)
+    cfg = MaxxVitCfg((16, 32), (1, 1), ("C", block), 8, conv_cfg=conv or MaxxVitConvCfg(), transformer_cfg=transformer)
     return lambda: MaxxVit(cfg, img_size=32, num_classes=CLASSES)
 
 
@@ -39,6 +43,29 @@ def byob(layer: str, **kwargs: Any) -> Callable[[], nn.Module]:
     blocks = ByoBlockCfg("bottle", d=1, c=32, s=1, gs=0, br=0.5), ByoBlockCfg("self_attn", d=2, c=32, s=2, gs=0, br=1.0)
     cfg = ByoModelCfg(blocks, stem_chs=8, self_attn_layer=layer, self_attn_kwargs=kwargs, fixed_input_size=True)
     return lambda: ByobNet(cfg, num_classes=CLASSES, img_size=32)
+
+
+def mixer(**kwargs: Any) -> Callable[[], nn.Module]:
+    """An MLP-Mixer of one block."""
+    return lambda: MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1, num_classes=CLASSES, **kwargs)
+
+
+class MobileNet(nn.Module):
+    """A stem and the attention blocks of MobileNetV4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, 4)
+        queries = {"num_heads": 4, "key_dim": 4, "value_dim": 4, "noskip": False}
+        self.multi_query = MobileAttention(16, 16, use_multi_query=True, kv_stride=2, **queries)
+        self.plain = MobileAttention(16, 16, num_heads=4, use_multi_query=False)
+        self.inverted = UniversalInvertedResidual(16, 16, se_layer=SqueezeExcite, exp_ratio=2.0)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) to (batch, classes)."""
+        x = self.inverted(self.plain(self.multi_query(self.stem(x))))
+        return self.head(x.mean((2, 3)))
 
 
 CONV_NEXT: dict[str, Any] = {"depths": (1, 1), "dims": (8, 16)}
@@ -64,18 +91,18 @@ TIMM_HYBRID_MODELS: dict[str, Model] = {
         "timm-levit-downsample",
     ),
     "coat": (
-        tiny("coat_tiny", img_size=32, patch_size=2, embed_dims=(16,) * 4, serial_depths=(1,) * 4, parallel_depth=1),
-        32,
+        tiny("coat_lite_tiny", img_size=64, embed_dims=(16,) * 4, serial_depths=(1,) * 4),
+        64,
         None,
     ),
     "edgenext": (
-        tiny("edgenext_xx_small", depths=(1, 2), dims=(16, 24), global_block_counts=(0, 1), heads=(2, 3)),
+        tiny("edgenext_xx_small", depths=(1, 1, 1, 2), dims=(8, 16, 16, 24), global_block_counts=(0, 0, 0, 1), heads=(2, 2, 2, 3)),
         32,
         "timm-edgenext",
     ),
     "efficientformer": (
-        tiny("efficientformer_l1", img_size=64, depths=(1, 1, 1, 2), embed_dims=(8, 8, 8, 16), num_vit=1),
-        64,
+        tiny("efficientformer_l1", img_size=224, depths=(1, 1, 1, 2), embed_dims=(8, 8, 8, 16), num_vit=1),
+        224,
         "timm-efficientformer",
     ),
     "efficientformerv2": (
@@ -97,11 +124,11 @@ TIMM_HYBRID_MODELS: dict[str, Model] = {
         32,
         "timm-fastvit",
     ),
-    "focalnet": (tiny("focalnet_tiny_srf", depths=(1, 1), embed_dim=16, focal_levels=(2, 2)), 32, None),
+    "focalnet": (lambda: FocalNet(depths=(1, 1), embed_dim=16, focal_levels=(2, 2), focal_windows=(3, 3), num_classes=CLASSES), 32, None),
     "mobilevit": (tiny("mobilevit_xxs"), 64, "timm-attention"),
     "mobilevitv2": (tiny("mobilevitv2_050"), 64, None),
     "nextvit": (
-        tiny("nextvit_small", stem_chs=(8, 8, 8), depths=(1, 1, 1, 1), head_dim=16),
+        tiny("nextvit_small", stem_chs=(8, 8, 8), depths=(1, 1, 1, 1)),
         32,
         "timm-nextvit",
     ),
@@ -110,9 +137,9 @@ TIMM_HYBRID_MODELS: dict[str, Model] = {
         32,
         "timm-attention",
     ),
-    "poolformer": (tiny("poolformer_s12", **CONV_NEXT, token_mixers=Pooling), 32, None),
+    "poolformer": (lambda: MetaFormer(**CONV_NEXT, token_mixers=Pooling, num_classes=CLASSES), 32, None),
     "caformer": (
-        tiny("caformer_s18", depths=(1, 1), dims=(8, 64), token_mixers=[SepConv, Attention]),
+        lambda: MetaFormer(depths=(1, 1), dims=(8, 64), token_mixers=[SepConv, Attention], num_classes=CLASSES),
         32,
         "timm-metaformer",
     ),
@@ -120,7 +147,6 @@ TIMM_HYBRID_MODELS: dict[str, Model] = {
     "tinyvit": (
         tiny(
             "tiny_vit_5m_224",
-            img_size=32,
             embed_dims=(8, 16, 24, 24),
             depths=(1, 1, 1, 1),
             num_heads=(1, 2, 3, 3),
@@ -130,13 +156,13 @@ TIMM_HYBRID_MODELS: dict[str, Model] = {
         "timm-tinyvit",
     ),
     "vitamin": (tiny("vitamin_small_224", img_size=32, depth=1), 32, "timm-attention"),
-    "mixer": (tiny("mixer_s32_224", img_size=32, patch_size=8, embed_dim=16, num_blocks=1), 32, None),
-    "gmixer": (tiny("gmixer_12_224", img_size=32, patch_size=8, embed_dim=16, num_blocks=1), 32, "timm-glu"),
-    "gmlp": (tiny("gmlp_ti16_224", img_size=32, patch_size=8, embed_dim=16, num_blocks=1), 32, "timm-gated-mlp"),
-    "resmlp": (tiny("resmlp_12_224", img_size=32, patch_size=8, embed_dim=16, num_blocks=1), 32, None),
-    "convnext": (tiny("convnext_atto", **CONV_NEXT), 32, None),
-    "convnextv2": (tiny("convnextv2_atto", **CONV_NEXT, conv_mlp=False), 32, "timm-grn-mlp"),
-    "convnextv2 conv mlp": (tiny("convnextv2_atto", **CONV_NEXT, conv_mlp=True), 32, "timm-grn-mlp"),
+    "mixer": (mixer(), 32, None),
+    "gmixer": (mixer(mlp_layer=GluMlp), 32, "timm-glu"),
+    "gmlp": (mixer(block_layer=SpatialGatingBlock, mlp_layer=GatedMlp), 32, "timm-gated-mlp"),
+    "resmlp": (mixer(block_layer=ResBlock), 32, None),
+    "convnext": (lambda: ConvNeXt(**CONV_NEXT, num_classes=CLASSES), 32, None),
+    "convnextv2": (lambda: ConvNeXt(**CONV_NEXT, use_grn=True, ls_init_value=None, num_classes=CLASSES), 32, "timm-grn-mlp"),
+    "convnextv2 conv mlp": (lambda: ConvNeXt(**CONV_NEXT, use_grn=True, ls_init_value=None, conv_mlp=True, num_classes=CLASSES), 32, "timm-grn-mlp"),
     "efficientvit mit": (tiny("efficientvit_b0", widths=(8, 8, 8, 16, 16), depths=(1, 1, 1, 1, 1), head_widths=(16, 16)), 32, None),
     "efficientvit msra": (
         tiny("efficientvit_m0", img_size=64, embed_dim=(16, 16, 24), key_dim=(4, 4, 4), depth=(1, 1, 1), num_heads=(2, 2, 2)),
@@ -145,11 +171,10 @@ TIMM_HYBRID_MODELS: dict[str, Model] = {
     ),
     "botnet": (byob("bottleneck"), 32, "timm-bottleneck"),
     "halonet": (byob("halo", block_size=2, halo_size=1), 32, "timm-halo"),
-    "mobilenetv4 hybrid": (tiny("mobilenetv4_hybrid_medium", channel_multiplier=0.25), 64, "timm-multi-query"),
+    "mobilenetv4 hybrid": (MobileNet, 32, "timm-multi-query"),
     "shvit": (tiny("shvit_s1", embed_dim=(16, 16, 16), partial_dim=(8, 8, 8), depth=(1, 1, 1)), 64, None),
     "lowformer": (tiny("lowformer_b0", width_list=(8, 8, 8, 64, 64), depth_list=(0, 1, 1, 1, 1)), 32, "timm-lowformer"),
     "iformer": (tiny("iformer_t", dims=(8, 8, 8, 8), depths=(1, 1, 4, 3), attn_groups=(0, 0, 1, 1)), 32, None),
     "inception next": (tiny("inception_next_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)), 32, None),
     "repvit": (tiny("repvit_m0_9", embed_dim=(8, 8, 8, 8), depth=(1, 1, 1, 1)), 32, None),
 }
-__all__ = ["TIMM_HYBRID_MODELS", "partial"]

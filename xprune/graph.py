@@ -11,7 +11,6 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch_pruning._helpers import _HybridIndex
-from torch_pruning.dependency.index_mapping import update_index_mapping
 
 from xprune.errors import ModelError
 from xprune.gates import over_features
@@ -35,22 +34,35 @@ _MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVe
 """Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
 
 
+_MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "Clone", "Alias", "Squeeze", "Unsqueeze")
+"""Autograd nodes that move features and change none."""
+
+
 class _Graph(tp.DependencyGraph):
     """torch-pruning's graph, which guesses from one flag whether a reshape flattens maps or only moves tokens.
 
     On torch versions whose autograd nodes do not tell sizes; a wrong guess makes index lists explode. It looks at
     linear layers with outputs of three axes; here stand-ins count too, and any number of axes above two.
+
+    shapes   of the first tensor that each module takes and gives
+    made     the autograd node of that tensor
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._tokens = False
+        self.shapes: dict[nn.Module, tuple[list[int], list[int]]] = {}
+        self.made: dict[nn.Module, Any] = {}
         super().__init__()
         for module in model.modules():
-            if isinstance(module, (nn.Linear, StandIn)):
-                module.register_forward_hook(self._look)
+            module.register_forward_hook(self._look, with_kwargs=True)
 
-    def _look(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self._tokens = self._tokens or tensors_in(output)[0].dim() > 2
+    def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given, made = tensors_in((args, kwargs)), tensors_in(output)
+        if given and made:
+            self.shapes[module] = list(given[0].shape), list(made[0].shape)
+            self.made[module] = made[0].grad_fn
+        if isinstance(module, (nn.Linear, StandIn)):
+            self._tokens = self._tokens or made[0].dim() > 2
 
     @property
     def _2d_4d(self) -> bool:
@@ -72,7 +84,6 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     except Exception:  # a forward that looks at values, or one that fails
         _try_forward(model, example_inputs)
         copy, graph = _trace(model, example_inputs, known, None)
-    update_index_mapping(graph)
     paths = {module: path for path, module in copy.named_modules()}
     sites = []
     for module, path in paths.items():
@@ -105,7 +116,13 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
         stand_in(copy, inputs, known)
         with torch.enable_grad():
             pruners = {StandIn: StandInPruner()}
-            graph = _Graph(copy).build_dependency(copy, as_given, customized_pruners=pruners, verbose=False)
+            graph = _Graph(copy)
+            try:
+                graph.build_dependency(copy, as_given, customized_pruners=pruners, verbose=False)
+            except (ZeroDivisionError, TypeError):
+                if not getattr(graph, "module2node", None):
+                    raise
+                # traced, but it could not work out all indices across reshapes; `_hidden` compares widths itself
     except Exception as error:
         raise ModelError(
             f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
@@ -120,7 +137,8 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
         return None
     prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
     size = reader.weight.shape[1]
-    cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
+    axis = 1 if isinstance(reader, nn.Conv2d) else -1
+    cuts, norm, probe, feeds = {f"{path}.weight": Cut(f"{path}.weight", 1)}, "", size - 1, [path]
     for dep in _reached(graph, reader, prune_in, probe):
         module = dep.target.module if dep else None
         if module is None:
@@ -128,18 +146,31 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
         if module not in paths:
             continue  # elementwise, or the flattening inside a linear layer
         if isinstance(module, (nn.Linear, nn.Conv2d)):
+            apart = isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels == size
+            if not apart and _also_reads(graph, module, dep.handler, reader):
+                feeds.append(paths[module])
+                cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
+                continue
             writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
-            if not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1:
+            if not apart and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
                 return None
         elif isinstance(module, _BatchNorm):
             pass  # each channel has statistics of its own, and they are cut with it
-        elif over_features(module) and not norm:
+        elif over_features(module) and norm in ("", paths[module]):
             norm = paths[module]
         elif any(True for _ in module.parameters()):
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
-    return _assemble(graph.model, reader, path, cuts, norm)
+        cuts |= {f"{paths[module]}.{name}": Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()}
+    return _assemble(graph, reader, path, axis, tuple(cuts.values()), norm, tuple(feeds))
+
+
+def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, reader: nn.Module) -> bool:
+    """True for a squeeze: a layer that reads the features' means over the map, beside the reader of the map itself."""
+    if handler != tp.prune_conv_in_channels or not isinstance(reader, nn.Conv2d) or module.groups != 1:  # type: ignore[union-attr]
+        return False
+    squeezed, whole = (graph.shapes.get(layer, ([], []))[0][2:] for layer in (module, reader))
+    return bool(squeezed == [1, 1] and whole != [1, 1] and module.weight.shape[1] == reader.weight.shape[1])
 
 
 def _reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
@@ -158,7 +189,8 @@ def _reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterato
             for mapping in dep.index_mapping:
                 idxs = mapping(idxs) if mapping is not None else idxs
             plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS
-            if not plain or any(mix in dep.target.name for mix in _MIXING):
+            mixes = any(mix in dep.target.name for mix in _MIXING) and not _over_map(dep.target.grad_fn)
+            if not plain or mixes:
                 yield None
                 return
             seen.add((dep.target, dep.handler))
@@ -166,7 +198,18 @@ def _reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterato
             yield dep
 
 
-def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
+def _over_map(node: Any) -> bool:
+    """True for a mean over height and width, which leaves each channel to itself."""
+    dims, shape = getattr(node, "_saved_dim", None), getattr(node, "_saved_self_sym_sizes", ())
+    if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4:
+        return False
+    return {dim - 2**64 if dim >= 2**63 else dim for dim in dims} <= {2, 3, -1, -2}
+
+
+def _assemble(
+    graph: Any, reader: Any, path: str, axis: int, cuts: tuple[Cut, ...], norm: str, feeds: tuple[str, ...]
+) -> Site | None:
+    model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
     if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):
         return None
@@ -175,28 +218,37 @@ def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: 
         return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
     alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
-    alone = alone and not any(_resizes(model.get_submodule(member)) for member in members)
-    size = reader.weight.shape[1]
+    alone = alone and _keeps_places(graph, owner, axis) and _gives_only(graph, owner, reader)
     return Site(
         name=owner if alone else path,
         kind="neuron",
-        size=size,
+        size=reader.weight.shape[1],
         width=1,
         layer=path,
-        axis=1 if isinstance(reader, nn.Conv2d) else -1,
-        cuts=tuple(cuts),
+        axis=axis,
+        cuts=cuts,
         module=owner if alone else "",
         norm=norm,
+        feeds=feeds,
     )
 
 
-def _resizes(layer: nn.Module) -> bool:
-    """True for a convolution whose output is not as high and wide as its input."""
-    if not isinstance(layer, nn.Conv2d):
+def _keeps_places(graph: Any, owner: str, axis: int) -> bool:
+    """True for a module that gives as many tokens, or as large a map, as it takes: its bias can stand in for it."""
+    shapes = [list(shape) for shape in graph.shapes.get(graph.model.get_submodule(owner), ())]
+    if not shapes or min(len(shape) for shape in shapes) < 2:
         return False
-    padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
-    same = layer.padding == "same" or all(2 * p == k - 1 for p, k in zip(padding, layer.kernel_size, strict=True))
-    return not same or set(layer.stride) != {1}
+    for shape in shapes:
+        del shape[axis]
+    return bool(shapes[0] == shapes[1])
+
+
+def _gives_only(graph: Any, owner: str, reader: nn.Module) -> bool:
+    """True where the module gives what its last layer gives, reshaped at most; a gate or a norm after it would not."""
+    node, wanted = graph.made.get(graph.model.get_submodule(owner)), graph.made.get(reader)
+    while node is not None and node is not wanted and type(node).__name__.startswith(_MOVES):
+        node = node.next_functions[0][0]
+    return node is not None and node is wanted
 
 
 def _common_parent(paths: set[str]) -> str:

@@ -63,7 +63,7 @@ class Units(Adapter):
         if not _plain(writer) or any(not _plain(_at(module, name)) for name, _ in self.readers if _at(module, name)):
             return None
         features = writer.weight.shape[1] * getattr(writer, "groups", 1)
-        size = int(getattr(module, self.count)) if self.count else features
+        size = int(_at(module, self.count)) if self.count else features
         cuts = [cut for name, groups in self.readers for cut in _rows(module, name, groups, size)]
         cuts.append(Cut(f"{self.writer}.weight", 1, 1, features // size))
         cuts += [_along(_at(module, name), name, axis, size) for name, axis in self.tensors if _held(module, name)]
