@@ -4,11 +4,11 @@
     python -m benchmarks.prunability --table        the recorded result as a Markdown table
 
 Random weights, perturbed, at the model's own image size, one image, random scores. The MACs asked are 0.5 of the dense
-model's, or midway between xprune's least and 1 where 0.5 cannot be reached; both sides are asked for the same.
+model's, or midway between the least and 1 where 0.5 cannot be reached; both sides are asked for the same.
 
 xprune is exact where its pruned model equals the gated dense one. torch-pruning (its BasePruner, one ratio for heads
 and neurons, found by halving; `num_heads` given and counts set by hand) is exact where its pruned model equals the
-dense one in which the columns of every layer that read what was pruned are zero. Both within 1e-4 of the largest output.
+dense one in which the columns of each layer that read what was pruned are zero. Both within 1e-4 of the largest value.
 A side that fails, runs out of time or of memory is recorded as refused, with its reason.
 
 Other libraries' models are added to `BUILDERS`: a name and a function that gives (model, example inputs).
@@ -34,20 +34,76 @@ from xprune.cost import measure_costs
 from xprune.surgery import TOLERANCE, compare
 from xprune.testing import perturb
 
-TIMM = (
-    "vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224 vit_relpos_small_patch16_224 "
-    "vit_tiny_r_s16_p8_224 vit_small_patch14_reg4_dinov2 samvit_base_patch16_224 eva02_tiny_patch14_224 "
-    "beit_base_patch16_224 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_ns_224 cait_xxs24_224 "
-    "xcit_nano_12_p16_224 pvt_v2_b0 twins_svt_small crossvit_tiny_240 convit_tiny tnt_s_legacy_patch16_224 "
-    "volo_d1_224 nest_tiny visformer_tiny hiera_tiny_224 gcvit_xxtiny davit_tiny naflexvit_base_patch16_gap "
-    "mvitv2_tiny coatnet_pico_rw_224 maxvit_pico_rw_256 maxvit_tiny_tf_224 maxvit_tiny_pm_256 maxxvit_rmlp_nano_rw_256 "
-    "levit_128s levit_conv_128s coat_lite_tiny edgenext_xx_small efficientformer_l1 efficientformerv2_s0 fastvit_sa12 "
-    "focalnet_tiny_srf mobilevit_xxs mobilevitv2_050 nextvit_small pit_ti_224 poolformer_s12 convformer_s18 "
-    "caformer_s18 swiftformer_xs tiny_vit_5m_224 vitamin_small_224 mixer_s32_224 gmixer_24_224 gmlp_ti16_224 "
-    "resmlp_12_224 convnext_atto convnextv2_atto efficientvit_b0 efficientvit_m0 botnet26t_256 "
-    "mobilenetv4_hybrid_medium shvit_s1 lowformer_b0 iformer_t cpubone_nano csatv2 inception_next_atto repvit_m0_9 "
-    "mambaout_femto"
-).split()
+TIMM = [
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "deit3_small_patch16_224",
+    "vit_relpos_small_patch16_224",
+    "vit_tiny_r_s16_p8_224",
+    "vit_small_patch14_reg4_dinov2",
+    "samvit_base_patch16_224",
+    "eva02_tiny_patch14_224",
+    "beit_base_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "swinv2_cr_tiny_ns_224",
+    "cait_xxs24_224",
+    "xcit_nano_12_p16_224",
+    "pvt_v2_b0",
+    "twins_svt_small",
+    "crossvit_tiny_240",
+    "convit_tiny",
+    "tnt_s_legacy_patch16_224",
+    "volo_d1_224",
+    "nest_tiny",
+    "visformer_tiny",
+    "hiera_tiny_224",
+    "gcvit_xxtiny",
+    "davit_tiny",
+    "naflexvit_base_patch16_gap",
+    "mvitv2_tiny",
+    "coatnet_pico_rw_224",
+    "maxvit_pico_rw_256",
+    "maxvit_tiny_tf_224",
+    "maxvit_tiny_pm_256",
+    "maxxvit_rmlp_nano_rw_256",
+    "levit_128s",
+    "levit_conv_128s",
+    "coat_lite_tiny",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "fastvit_sa12",
+    "focalnet_tiny_srf",
+    "mobilevit_xxs",
+    "mobilevitv2_050",
+    "nextvit_small",
+    "pit_ti_224",
+    "poolformer_s12",
+    "convformer_s18",
+    "caformer_s18",
+    "swiftformer_xs",
+    "tiny_vit_5m_224",
+    "vitamin_small_224",
+    "mixer_s32_224",
+    "gmixer_24_224",
+    "gmlp_ti16_224",
+    "resmlp_12_224",
+    "convnext_atto",
+    "convnextv2_atto",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "botnet26t_256",
+    "mobilenetv4_hybrid_medium",
+    "shvit_s1",
+    "lowformer_b0",
+    "iformer_t",
+    "cpubone_nano",
+    "csatv2",
+    "inception_next_atto",
+    "repvit_m0_9",
+    "mambaout_femto",
+]
 HALVINGS = 5
 COUNTS = ("num_heads", "attn_dim", "attention_dim", "dim_out", "out_dim", "key_attn_dim", "val_attn_dim")
 """Attributes that hold the heads, or a multiple of them, in timm."""

@@ -82,7 +82,11 @@ class Site:
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the modules whose cost depends on the units."""
-        return (self.owner,) if self.module or self.adapter else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
+        return (
+            (self.owner,)
+            if self.module or self.adapter
+            else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, `Site.from_json` is its inverse."""

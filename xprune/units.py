@@ -55,7 +55,7 @@ class Units(Adapter):
     gated: type[nn.Module] | None = None
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """See Adapter.site; None for layers of another kind or no multiples of the units, and as `needs`, `unless` say."""
+        """See Adapter.site; None for other layers or no multiples of the units, and as `needs`, `unless` say."""
         lacking = [name for name in self.needs if _at(module, name) is None or _at(module, name) is False]
         if lacking or (self.unless and _at(module, self.unless)):
             return None

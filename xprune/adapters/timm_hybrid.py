@@ -38,10 +38,7 @@ TIMM_HYBRID = (
     Units("timm-maxvit-tf", MAXXVIT, QKV, tensors=((TABLE, 0),), counts=BIAS_TF, needs=("rel_pos.height_lookup",)),
     Units("timm-maxvit", MAXXVIT, HEADS_FIRST, tensors=MLP_BIAS, counts=BIAS, needs=("head_first",)),
     Units("timm-maxvit-qkv-first", MAXXVIT, QKV, tensors=MLP_BIAS, counts=BIAS),
-    Units(
-        "timm-attention2d-heads-first", ("timm.layers.attention2d.Attention2d",), HEADS_FIRST, needs=("head_first",)
-    ),
-    Units("timm-attention2d", ("timm.layers.attention2d.Attention2d",), QKV),
+    Units("timm-attention2d", ("timm.layers.attention2d.Attention2d",), QKV, unless="head_first"),
     Units(
         "timm-multi-query",  # one key and one value for all heads, which stay
         ("timm.layers.attention2d.MultiQueryAttention2d",),
@@ -115,7 +112,9 @@ TIMM_HYBRID = (
         tensors=(("temperature", 0),),
         pruned=PrunedCrossCovarianceAttn,
     ),
-    Units("timm-fastvit", ("timm.models.fastvit.Attention",), QKV, pruned=PrunedFastVitAttention),
+    Units(  # a linear layer in it, a map around it
+        "timm-fastvit", ("timm.models.fastvit.Attention",), QKV, pruned=PrunedFastVitAttention, whole=False
+    ),
     Units(
         "timm-nextvit",
         ("timm.models.nextvit.EfficientAttention",),
