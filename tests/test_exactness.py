@@ -7,6 +7,7 @@ from torch import nn
 import xprune
 from tests.models import MODELS, build, images
 from tests.timm_models import TIMM_VIT
+from xprune.adapters.timm_hybrid import TIMM_HYBRID
 from xprune.plan import Plan
 from xprune.structure import Removed
 from xprune.testing import assert_untouched, check_adapter, check_exact, random_plan, snapshot
@@ -28,6 +29,7 @@ def test_pruned_equals_gated(name):
 def test_every_adapter_is_exercised():
     served = {ADAPTER.get(name, "timm-attention") for name in MODELS}
     served = served.union(*(adapters for _, adapters in TIMM_VIT.values())) - {None}
+    served |= {adapter.name for adapter in TIMM_HYBRID}  # test_timm_hybrid.py
     assert served == {name for name in xprune.ADAPTERS if name.startswith("timm-")}
 
 

@@ -61,7 +61,7 @@ class Gates:
         for site in self.sites:
             gated = ADAPTERS[site.adapter].gated if site.adapter in ADAPTERS else None
             if gated is not None:
-                module = model.get_submodule(site.module)
+                module = model.get_submodule(site.owner)
                 own.append((module, type(module)))
                 module.__class__ = gated
         return own
@@ -173,8 +173,12 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
     weight of all ones: the norm itself. weight of 0 and 1: the norm of the features kept, as after their removal.
     """
+    if type(norm).__name__ == "GlobalResponseNorm":
+        return _weighted_response(norm, x.float(), weight)
     if not over_features(norm):
-        raise GateError(f"a {type(norm).__name__} runs over the units: only LayerNorm and RMSNorm are known there.")
+        raise GateError(
+            f"a {type(norm).__name__} runs over the units: only LayerNorm, RMSNorm and GlobalResponseNorm are known."
+        )
     x, total = x.float(), weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     if isinstance(norm, nn.LayerNorm):
         x = x - (x * weight).sum(-1, keepdim=True) / total
@@ -183,3 +187,12 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     if getattr(norm, "weight", None) is not None:
         x = x * norm.weight  # type: ignore[operator]
     return x + norm.bias if getattr(norm, "bias", None) is not None else x  # type: ignore[operator]
+
+
+def _weighted_response(norm: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """Global response normalisation (ConvNeXt V2, Woo et al., CVPR 2023) its mean weighted by channel."""
+    axis, total = norm.channel_dim, weight.sum(norm.channel_dim, keepdim=True)
+    size = x.norm(p=2, dim=norm.spatial_dim, keepdim=True)  # of each channel over the map
+    mean = (size * weight).sum(axis, keepdim=True) / total.clamp_min(torch.finfo(torch.float32).tiny)
+    scale, shift = norm.weight.view(norm.wb_shape), norm.bias.view(norm.wb_shape)
+    return x + torch.addcmul(shift, scale, x * (size / (mean + norm.eps)))

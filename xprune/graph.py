@@ -3,13 +3,14 @@
 Modules that an adapter knows are stood in for, so that the graph stays small and never has to see through an attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch_pruning._helpers import _HybridIndex
 
 from xprune.errors import ModelError
 from xprune.gates import over_features
@@ -33,6 +34,10 @@ _MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVe
 """Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
 
 
+_MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "Clone", "Alias", "Squeeze", "Unsqueeze")
+"""Autograd nodes that move features and change none."""
+
+
 class _Graph(tp.DependencyGraph):
     """torch-pruning's graph, which guesses from one flag whether a reshape flattens maps or only moves tokens.
 
@@ -40,11 +45,13 @@ class _Graph(tp.DependencyGraph):
     linear layers with outputs of three axes; here stand-ins count too, and any number of axes above two.
 
     shapes   of the first tensor that each module takes and gives
+    made     the autograd node of that tensor
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._tokens = False
         self.shapes: dict[nn.Module, tuple[list[int], list[int]]] = {}
+        self.made: dict[nn.Module, Any] = {}
         super().__init__()
         for module in model.modules():
             module.register_forward_hook(self._look, with_kwargs=True)
@@ -53,6 +60,7 @@ class _Graph(tp.DependencyGraph):
         given, made = tensors_in((args, kwargs)), tensors_in(output)
         if given and made:
             self.shapes[module] = list(given[0].shape), list(made[0].shape)
+            self.made[module] = made[0].grad_fn
         if isinstance(module, (nn.Linear, StandIn)):
             self._tokens = self._tokens or made[0].dim() > 2
 
@@ -109,9 +117,15 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
         stand_in(copy, inputs, known)
         with torch.enable_grad():
             pruners = {StandIn: StandInPruner()}
-            graph = _Graph(copy).build_dependency(
-                copy, as_given, customized_pruners=pruners, output_transform=_traceable, verbose=False
-            )
+            graph = _Graph(copy)
+            try:
+                graph.build_dependency(
+                    copy, as_given, customized_pruners=pruners, output_transform=_traceable, verbose=False
+                )
+            except (ZeroDivisionError, TypeError):
+                if not getattr(graph, "module2node", None):
+                    raise
+                # traced, but it could not work out all indices across reshapes; `_hidden` compares widths itself
     except Exception as error:
         raise ModelError(
             f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
@@ -134,37 +148,77 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
         return None
     prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
     size = reader.weight.shape[1]
-    cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
-    counts: list[str] = []
-    try:
-        group = graph.get_pruning_group(reader, prune_in, [probe])[1:]
-    except ArithmeticError:  # torch-pruning cannot say where these features go: they are no plain hidden layer
-        return None
-    for dep, idxs in group:
-        module, kind = dep.target.module, dep.target.type
-        if kind in _ENDS or [int(i) for i in idxs] != [probe] or any(mix in dep.target.name for mix in _MIXING):
+    axis = 1 if isinstance(reader, nn.Conv2d) else -1
+    cuts, norm, probe, feeds = {f"{path}.weight": Cut(f"{path}.weight", 1)}, "", size - 1, [path]
+    for dep in _reached(graph, reader, prune_in, probe):
+        module = dep.target.module if dep else None
+        if module is None:
             return None
         if module not in paths:
             continue  # elementwise, or the flattening inside a linear layer
-        if isinstance(module, nn.Conv2d) and module.groups == size == module.out_channels == module.in_channels:
-            counts.append(f"{paths[module]}.groups")  # depthwise: each channel has a filter of its own
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            apart = isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels == size
+            if not apart and _also_reads(graph, module, dep.handler, reader):
+                feeds.append(paths[module])
+                cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
+                continue
             writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
-            if not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1:
+            if not apart and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
                 return None
         elif isinstance(module, _BatchNorm):
             pass  # each channel has statistics of its own, and they are cut with it
-        elif over_features(module) and not norm:
+        elif over_features(module) and norm in ("", paths[module]):
             norm = paths[module]
         elif any(True for _ in module.parameters()):
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
-    return _assemble(graph, reader, path, cuts, norm, counts)
+        cuts |= {f"{paths[module]}.{name}": Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()}
+    return _assemble(graph, reader, path, axis, tuple(cuts.values()), norm, tuple(feeds))
+
+
+def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, reader: nn.Module) -> bool:
+    """True for a squeeze: a layer that reads the features' means over the map, beside the reader of the map itself."""
+    if handler != tp.prune_conv_in_channels or not isinstance(reader, nn.Conv2d) or module.groups != 1:
+        return False
+    squeezed, whole = (graph.shapes.get(layer, ([], []))[0][2:] for layer in (module, reader))
+    return bool(squeezed == [1, 1] and whole != [1, 1] and module.weight.shape[1] == reader.weight.shape[1])
+
+
+def _reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
+    """What loses the feature `probe` with the reader's input, each once; None, and the end, where it is no feature.
+
+    torch-pruning's own walk (`get_pruning_group`) lets a wrongly guessed reshape multiply the indices at every step
+    and may never end. Here one index goes in and one has to come out of each dependency.
+    """
+    stack, seen = [(graph.module2node[reader], handler)], {(graph.module2node[reader], handler)}
+    while stack:
+        node, handler = stack.pop()
+        for dep in node.dependencies:
+            if not dep.is_triggered_by(handler) or (dep.target, dep.handler) in seen:
+                continue
+            idxs = [_HybridIndex(idx=probe, root_idx=probe)]
+            for mapping in dep.index_mapping:
+                idxs = mapping(idxs) if mapping is not None else idxs
+            plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS
+            mixes = any(mix in dep.target.name for mix in _MIXING) and not _over_map(dep.target.grad_fn)
+            if not plain or mixes:
+                yield None
+                return
+            seen.add((dep.target, dep.handler))
+            stack.append((dep.target, dep.handler))
+            yield dep
+
+
+def _over_map(node: Any) -> bool:
+    """True for a mean over height and width, which leaves each channel to itself."""
+    dims, shape = getattr(node, "_saved_dim", None), getattr(node, "_saved_self_sym_sizes", ())
+    if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4:
+        return False
+    return {dim - 2**64 if dim >= 2**63 else dim for dim in dims} <= {2, 3, -1, -2}
 
 
 def _assemble(
-    graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str, counts: list[str]
+    graph: Any, reader: Any, path: str, axis: int, cuts: tuple[Cut, ...], norm: str, feeds: tuple[str, ...]
 ) -> Site | None:
     model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
@@ -174,20 +228,19 @@ def _assemble(
     if not owner:
         return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
-    axis = 1 if isinstance(reader, nn.Conv2d) else -1
-    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"} and _keeps_places(graph, owner, path, axis)
-    size = reader.weight.shape[1]
+    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
+    alone = alone and _keeps_places(graph, owner, path, axis) and _gives_only(graph, owner, reader)
     return Site(
         name=owner if alone else path,
         kind="neuron",
-        size=size,
+        size=reader.weight.shape[1],
         width=1,
         layer=path,
         axis=axis,
-        cuts=tuple(cuts),
+        cuts=cuts,
         module=owner if alone else "",
         norm=norm,
-        counts=tuple(counts),
+        feeds=feeds,
     )
 
 
@@ -205,6 +258,14 @@ def _keeps_places(graph: Any, owner: str, path: str, axis: int) -> bool:
     for shape in shapes:
         del shape[axis]
     return all(shape == shapes[0] for shape in shapes)
+
+
+def _gives_only(graph: Any, owner: str, reader: nn.Module) -> bool:
+    """True where the module gives what its last layer gives, reshaped at most; a gate or a norm after it would not."""
+    node, wanted = graph.made.get(graph.model.get_submodule(owner)), graph.made.get(reader)
+    while node is not None and node is not wanted and type(node).__name__.startswith(_MOVES):
+        node = node.next_functions[0][0]
+    return node is not None and node is wanted
 
 
 def _common_parent(paths: set[str]) -> str:

@@ -77,12 +77,17 @@ class Site:
             object.__setattr__(self, "feeds", (self.layer,))
 
     @property
+    def owner(self) -> str:
+        """Path of the module that the adapter knows."""
+        return self.module or self.name
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the modules whose cost depends on the units."""
         owners = dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts)
-        if not self.module:
+        if not self.module and not self.adapter:
             return tuple(owners)
-        return (self.module, *(owner for owner in owners if not f"{owner}.".startswith(f"{self.module}.")))
+        return (self.owner, *(path for path in owners if not f"{path}.".startswith(f"{self.owner}.")))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, `Site.from_json` is its inverse."""

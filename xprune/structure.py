@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError, PlanError
 from xprune.interfaces import Adapter
+from xprune.nest import tensors_in
 from xprune.plan import Plan
 from xprune.site import Site
 
@@ -71,6 +72,9 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         wants = tensor.requires_grad if requires_grad is None else requires_grad
         wants = wants and tensor.is_floating_point()
         memo.setdefault(id(tensor), nn.Parameter(data, wants) if isinstance(tensor, nn.Parameter) else data)
+    for module in model.modules():
+        for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph
+            memo.setdefault(id(tensor), tensor.detach())
     return copy.deepcopy(model, memo).eval()
 
 
@@ -103,8 +107,8 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
             _cut(model, site, keep, owners)
             _recount(model, site, len(keep))
             if site.adapter:
-                adapters[site.adapter].kept(model.get_submodule(site.module), keep)
-                adapters[site.adapter].resize(model.get_submodule(site.module))
+                adapters[site.adapter].kept(model.get_submodule(site.owner), keep)
+                adapters[site.adapter].resize(model.get_submodule(site.owner))
     return model
 
 
@@ -119,8 +123,8 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
         uneven = [path for path in site.counts if attribute_at(model, path) % site.size]
         if uneven:
             raise AttributeError(f"{uneven[0]} is {attribute_at(model, uneven[0])}, no multiple of {site.size}")
-        if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.module)):
-            raise AttributeError(f"{site.module} is a {type(model.get_submodule(site.module)).__name__}")
+        if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.owner)):
+            raise AttributeError(f"{site.owner} is a {type(model.get_submodule(site.owner)).__name__}")
     except AttributeError as error:
         raise PlanError(f"{site.name}: the plan does not fit this model: {error}.") from error
     for cut, tensor in zip(site.cuts, tensors, strict=True):
@@ -142,12 +146,23 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
 
 
 def attribute_at(model: nn.Module, path: str) -> int:
-    """The whole number at a dotted path; AttributeError where there is none."""
-    owner, _, name = path.rpartition(".")
-    value = getattr(model.get_submodule(owner), name)
+    """The whole number at a dotted path, that of a tuple at its index; AttributeError where there is none."""
+    module, name, index = _count_at(model, path)
+    value = getattr(module, name)
+    if index is not None:
+        value = value[index] if isinstance(value, tuple) and index < len(value) else None
     if type(value) is not int:
         raise AttributeError(f"{path} is no whole number")
     return value
+
+
+def _count_at(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]:
+    """(module, attribute, index in it): "rel_pos.bias_shape.2" is the third number of a tuple."""
+    owner, _, name = path.rpartition(".")
+    index = int(name) if name.isdigit() else None
+    if index is not None:
+        owner, _, name = owner.rpartition(".")
+    return model.get_submodule(owner), name, index
 
 
 def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, list[tuple[nn.Module, str]]]) -> None:
@@ -168,9 +183,12 @@ def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, 
 
 def _recount(model: nn.Module, site: Site, kept: int) -> None:
     for path in site.counts:
-        owner, _, name = path.rpartition(".")
-        module = model.get_submodule(owner)
-        setattr(module, name, getattr(module, name) * kept // site.size)
+        module, name, index = _count_at(model, path)
+        value: Any = attribute_at(model, path) * kept // site.size
+        if index is not None:
+            old = getattr(module, name)
+            value = (*old[:index], value, *old[index + 1 :])
+        setattr(module, name, value)
         _sync(module)
 
 
@@ -179,6 +197,8 @@ def _sync(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
+        if module.groups > 1:  # whole groups go, with their inputs: all of depthwise convolutions, heads of others
+            module.groups = module.groups * module.weight.shape[0] // module.out_channels
         module.out_channels, module.in_channels = (
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from xprune.interfaces import Adapter
 from xprune.site import Cut, Site
+from xprune.structure import attribute_at
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Units(Adapter):
     writer    the layer that the units feed, which is where they are gated
     tensors   (tensor, axis) of whatever else shrinks with a unit, a multiple of the units long along that axis:
               a bias table's column for each head, biases that are no layer's
-    counts    attributes that hold a multiple of the units, beside `count`
-    shapes    (attribute, position) of each tuple that holds the number of units
+    counts    attributes that hold a multiple of the units, beside `count`; "bias_shape.2" is the third of a tuple
     layout    of the writer's input, see Site.layout
     index     attribute that is to say which of the units built are left, for a `pruned` class that is given something
               made outside of it for all of them
@@ -36,7 +36,10 @@ class Units(Adapter):
     caches    attributes to empty once units have gone
     inner     the module in it that the units make up, where a tensor that shrinks with them stands outside that
     transposed   weights of readers and writer are (in, out), as transformers' Conv1D has them
+    needs     what the module has, and not as False, where this entry serves it: variants of a class in other layouts
+              have entries of their own
     unless    what is true of the module where its units cannot go
+    whole     False where the module gives more than its writer's output, so that one unit has to stay
     kind      "head" or "neuron"
     pruned, gated, removed, empties   see Adapter
 
@@ -52,13 +55,14 @@ class Units(Adapter):
     tensors: tuple[tuple[str, int], ...] = ()
     layers: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
-    shapes: tuple[tuple[str, int], ...] = ()
     layout: str = "unit-major"
     index: str = ""
     norm: str = ""
     caches: tuple[str, ...] = ()
     inner: str = ""
+    needs: tuple[str, ...] = ()
     unless: str = ""
+    whole: bool = True
     transposed: bool = False
     kind: str = "head"
     pruned: type[nn.Module] | None = None
@@ -67,16 +71,19 @@ class Units(Adapter):
     empties: bool = False
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """See Adapter.site; None for layers of another kind or no multiples of the units, or where `unless` says so.
+        """See Adapter.site; None for other layers or no multiples of the units, and as `needs`, `unless` say.
 
         None too where a subclass has a forward of its own and `gated` or `pruned` would put another in its place.
         """
+        lacking = [name for name in self.needs if _at(module, name) is None or _at(module, name) is False]
+        if lacking or (self.unless and _at(module, self.unless)):
+            return None
         writer: Any = _at(module, self.writer)
         parts = writer, *(_at(module, name) for name, _ in self.readers)
-        layers = [part for part in parts if isinstance(part, nn.Module)]
+        layers: list[Any] = [part for part in parts if isinstance(part, nn.Module)]
         if writer is None or not all(self._plain(layer) for layer in layers):
             return None
-        if (self.unless and _at(module, self.unless)) or (self.count and _at(module, self.count) is None):
+        if self.count and _at(module, self.count) is None:
             return None
         ours = self.gated or self.pruned
         if ours and not any(type(module).forward is vars(base).get("forward") for base in ours.__mro__):
@@ -101,7 +108,7 @@ class Units(Adapter):
         if any(_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
             return None
         normed = bool(self.norm) and any(True for _ in _at(module, self.norm).parameters())
-        counts = (*((self.count,) if self.count else ()), *(n for n in self.counts if _at(module, n) is not None))
+        counts = (*((self.count,) if self.count else ()), *(n for n in self.counts if _counted(module, n)))
         owner = f"{path}.{self.inner}" if self.inner else path
         return Site(
             name=owner,
@@ -112,7 +119,7 @@ class Units(Adapter):
             layer=f"{path}.{self.writer}",
             axis=1 if isinstance(writer, nn.Conv2d) else -1,
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
-            module=owner,
+            module=owner if self.whole else "",
             adapter=self.name,
             norm=f"{path}.{self.norm}" if normed else "",
             counts=tuple(f"{path}.{name}" for name in counts),
@@ -136,15 +143,8 @@ class Units(Adapter):
             setattr(module, self.index, tuple(before[i] for i in keep) if before else tuple(keep))
 
     def resize(self, module: nn.Module) -> None:
-        """See Adapter.resize; tuples are set and caches are emptied too."""
+        """See Adapter.resize; caches are emptied too."""
         super().resize(module)
-        for name, position in self.shapes:
-            owner, _, leaf = name.rpartition(".")
-            holder = _at(module, owner) if owner else module
-            if _at(module, name) is not None:
-                shape = list(getattr(holder, leaf))
-                shape[position] = _at(module, self.count)
-                setattr(holder, leaf, tuple(shape))
         for name in self.caches:
             getattr(module, name).clear()
 
@@ -155,6 +155,14 @@ def _at(module: nn.Module, path: str) -> Any:
     for name in path.split("."):
         found = getattr(found, name, None)
     return found
+
+
+def _counted(module: nn.Module, path: str) -> bool:
+    """True where `attribute_at` finds a whole number."""
+    try:
+        return bool(attribute_at(module, path))
+    except AttributeError:
+        return False
 
 
 def _held(module: nn.Module, path: str) -> bool:

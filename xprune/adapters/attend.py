@@ -17,7 +17,7 @@ def merge(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).flatten(-2)
 
 
-def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """Attention (..., heads, tokens, width), fused where `module` has it so; `bias`: mask or addend of scores."""
     drop = getattr(module, "attn_drop", None)
     if getattr(module, "fused_attn", True):
@@ -39,6 +39,6 @@ def project(module: Any, x: Tensor) -> Tensor:
     return out if drop is None else drop(out)
 
 
-def left(x: Tensor | None, index: Sequence[int] | None, axis: int) -> Tensor | None:
+def left(x: Any, index: Sequence[int] | None, axis: int) -> Any:
     """Of something made for every head that was built, along `axis`, the part of those that are left."""
     return x if x is None or index is None else x.index_select(axis, x.new_tensor(index, dtype=int))

@@ -36,12 +36,14 @@ class PrunedAttentionRope(AttentionRope):
 
     built: tuple[int, ...] | None = None
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """x (batch, tokens, dim), rope (tokens, width) or (heads built, tokens, width)."""
         groups = self.num_kv_groups
         heads = self.built and [groups * i + j for i in self.built for j in range(groups)]
         per_head = rope is not None and rope.dim() > 2
-        out: Tensor = super().forward(x, left(rope, heads, -3) if per_head else rope, **kwargs)
+        out: Tensor = super().forward(x, left(rope, heads, -3) if per_head else rope, attn_mask, is_causal)
         return out
 
 
@@ -68,7 +70,7 @@ class PrunedEvaAttention(EvaAttention):
             q, k = (
                 torch.cat([t[:, :, :first], after], dim=2).type_as(v) for t, after in zip((q, k), turned, strict=True)
             )
-        out = self.norm(merge(attend(self, q, k, v, attn_mask, is_causal)))
+        out = self.norm(merge(attend(self, q, k, v, attn_mask, causal=is_causal)))
         return project(self, out if self.gate is None else out * self.gate(x).sigmoid())
 
 
@@ -78,8 +80,8 @@ class PrunedDiffAttention(DiffAttention):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """x (batch, tokens, dim)."""
         q, k, v = split(self.qkv(x), self.num_heads, 3)  # (batch, heads, tokens, 2 * width)
-        q, k = (self._halves(t, norm) for t, norm in ((q, self.q_norm), (k, self.k_norm)))
-        one, two = (attend(self, a, b, v, attn_mask, is_causal) for a, b in zip(q, k, strict=True))
+        halves = (self._halves(t, norm) for t, norm in ((q, self.q_norm), (k, self.k_norm)))
+        one, two = (attend(self, a, b, v, attn_mask, causal=is_causal) for a, b in zip(*halves, strict=True))
         out = self.sub_norm(one - self._compute_lambda().type_as(v) * two) * (1 - self.lambda_init)
         return project(self, self.norm(merge(out)))
 
@@ -112,7 +114,8 @@ class PrunedRelPosAttention(RelPosAttention):
         """x (batch, tokens, dim), shared_rel_pos (1, heads built, tokens, tokens)."""
         q, k, v = split(self.qkv(x), self.num_heads, 3)
         q, k = self.q_norm(q), self.k_norm(k)
-        bias = left(shared_rel_pos, self.built, -3) if self.rel_pos is None else self.rel_pos.get_bias()
+        own: Any = self.rel_pos
+        bias = left(shared_rel_pos, self.built, -3) if own is None else own.get_bias()
         return project(self, merge(attend(self, q, k, v, bias)))
 
 
