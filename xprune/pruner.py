@@ -119,7 +119,7 @@ class Pruner:
         rows = getattr(loader, "dataset", None)
         chosen = {"selection": self.selection, "budget": self.budget, "finetune": self.finetune}
         return {
-            **{name: {"name": getattr(kind, "name", name), **_plain(kind)} for name, kind in chosen.items() if kind},
+            **{name: _plain(kind) for name, kind in chosen.items() if kind},
             "seed": self.seed,
             "training_samples": len(rows) if isinstance(rows, Sized) else None,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -143,6 +143,8 @@ class Pruner:
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass, whatever is not plain as text."""
-    fields: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str)) if is_dataclass(settings) else {}
-    return fields
+    """The name of a plug-in and the fields of a dataclass, whatever is not plain as text."""
+    fields: dict[str, Any] = {}
+    if is_dataclass(settings) and not isinstance(settings, type):
+        fields = json.loads(json.dumps(asdict(settings), default=str))
+    return {"name": settings.name, **fields} if hasattr(settings, "name") else fields

@@ -33,7 +33,7 @@ def attention(model: nn.Module, site: Site, inputs: Any) -> Tensor | None:
     finally:
         for handle in handles:
             handle.remove()
-    parts = []
+    parts: list[Tensor] = []
     for path, groups in readers.items():
         if path not in seen or seen[path].dim() != 3 or seen[path].shape[-1] != groups * site.size * site.width:
             return None

@@ -11,9 +11,9 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from xprune.report.classmap import ClassMap
-from xprune.report.collect import ClassFacts, Facts, SiteFacts, short
+from xprune.report.collect import Facts, short
 
-KEPT, REMOVED, INK, QUIET = "#0b5394", "#d1600a", "#1c2733", "#8a94a0"
+KEPT, REMOVED, INK = "#0b5394", "#b8520a", "#1c2733"
 """Blue and orange, which all kinds of colour vision tell apart, of different lightness for grey print."""
 BLUES = [[0, "#f2f6fa"], [0.5, "#7fb0d8"], [1, "#08306b"]]
 ORANGES = [[0, "#fdf4ec"], [0.5, "#f0a765"], [1, "#8c3a00"]]
@@ -64,20 +64,24 @@ def accuracy(facts: Facts) -> dict[str, Any]:
     figure = go.Figure()
     for row, name in zip(rows, names, strict=True):
         figure.add_scatter(
-            x=[100 * row.before, 100 * row.after], y=[name, name], mode="lines", line={"color": "#c5ccd3", "width": 3},
-            hoverinfo="skip", showlegend=False,
+            x=[100 * row.before, 100 * row.after],
+            y=[name, name],
+            mode="lines",
+            line={"color": "#c5ccd3", "width": 3},
+            hoverinfo="skip",
+            showlegend=False,
         )
-    after = list(facts.metrics)[-1]
-    for title, values, colour, symbol in (
-        ("dense", [row.before for row in rows], QUIET, "circle-open"),
-        (_stage(after), [row.after for row in rows], KEPT, "circle"),
+    last = "pruned, fine-tuned" if "finetuned" in facts.metrics else "pruned"
+    for title, values, colour, symbol, size in (
+        ("dense", [row.before for row in rows], INK, "circle-open", 14),
+        (last, [row.after for row in rows], KEPT, "circle", 8),
     ):
         figure.add_scatter(
             x=[100 * value for value in values],
             y=names,
             mode="markers",
             name=title,
-            marker={"color": colour, "size": 11, "symbol": symbol, "line": {"width": 2}},
+            marker={"color": colour, "size": size, "symbol": symbol, "line": {"width": 1.5}},
             customdata=[row.samples for row in rows],
             hovertemplate="%{y}: %{x:.1f} % of %{customdata} samples<extra>" + title + "</extra>",
         )
@@ -135,6 +139,18 @@ def training(facts: Facts) -> dict[str, Any]:
                 row=line,
                 col=1,
             )
+            if field == "rates":
+                figure.add_scatter(
+                    x=[steps[-1] * 1.03],
+                    y=[100 * len(facts.sites[index].kept) / facts.sites[index].size],
+                    mode="markers",
+                    name=name,
+                    marker={"color": shade, "size": 8, "symbol": "diamond"},
+                    showlegend=False,
+                    hovertemplate=name + "<br>the plan keeps %{y:.3g} %<extra></extra>",
+                    row=line,
+                    col=1,
+                )
         title = "% of units" if field == "rates" else "rank"
         figure.update_yaxes(title_text=title, rangemode="tozero", fixedrange=True, row=line, col=1)
     figure.update_xaxes(fixedrange=True)
@@ -194,10 +210,6 @@ def _text(name: str) -> str:
     return escape(name, quote=False)
 
 
-def _stage(name: str) -> str:
-    return {"finetuned": "pruned, fine-tuned", "pruned": "pruned"}.get(name, name)
-
-
 def _pattern(names: Sequence[str]) -> str:
     """blocks.N.attn for the blocks.0.attn, blocks.1.attn, ... of which `short` leaves the numbers."""
     first, label = names[0], short(names)[0]
@@ -221,16 +233,3 @@ def _depths(count: int) -> list[str]:
     positions = [0.9 - 0.85 * i / max(count - 1, 1) for i in range(count)]
     shades: list[str] = sample_colorscale("Cividis", positions)
     return shades
-
-
-def worst(facts: Facts) -> ClassFacts | None:
-    """The class that lost most, None where accuracies of classes are not known."""
-    return facts.accuracy[0] if facts.accuracy else None
-
-
-def blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
-    """Sites by block, in order."""
-    found: dict[str, list[tuple[int, SiteFacts]]] = {}
-    for index, site in enumerate(facts.sites):
-        found.setdefault(site.block or site.name, []).append((index, site))
-    return list(found.items())

@@ -38,7 +38,7 @@ class ClassMap:
 
 
 def comparable(scores: Scores) -> list[Tensor]:
-    """Scores float32 (units,) of which those of two sites can be compared, as far as the criterion's scale allows it."""
+    """Scores float32 (units,) that can be compared across sites, as far as the criterion's scale allows it."""
     if scores.scale != "site":
         return list(scores.values)
     return [value / value.abs().mean().clamp_min(1e-30) for value in scores.values]
@@ -69,7 +69,8 @@ def neuron_map(result: "PruneResult") -> ClassMap | None:
     chosen = _sites(result, "neuron")
     if not chosen:
         return None
-    labels, kept, spans, columns = [], [], [], []
+    labels: list[str] = []
+    kept, spans, columns = [], [], []
     for i in chosen:
         site, keep = result.plan.sites[i], torch.zeros(result.plan.sites[i].size, dtype=torch.bool)
         keep[list(result.plan.keeps[i])] = True

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,7 +92,7 @@ def collect(
 ) -> Facts:
     """The facts of a result; see `xprune.report.write`."""
     maps = tuple(found for found in (head_map(result), neuron_map(result)) if found)
-    names = _names(result, classes)
+    names = names_of(result, classes)
     return Facts(
         metrics=result.metrics,
         criterion=result.scores.criterion,
@@ -128,8 +128,13 @@ def short(names: Sequence[str]) -> list[str]:
     parts = [name.split(".") for name in dict.fromkeys(names)]
     if len(parts) < 2:
         return list(names)
-    first, last = len(commonprefix(parts)), len(commonprefix([p[::-1] for p in parts]))
+    first, last = _alike(parts), _alike([part[::-1] for part in parts])
     return [".".join(name.split(".")[first : len(name.split(".")) - last]) or name for name in names]
+
+
+def _alike(parts: Sequence[Sequence[str]]) -> int:
+    """How many elements all sequences start with."""
+    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
 
 
 def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
@@ -143,7 +148,9 @@ def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
 def history(result: "PruneResult") -> tuple[Mapping[str, Any], ...]:
     """Records of rates and thresholds while they learned, of a selection that keeps them."""
     records = result.plan.info.get("history") or ()
-    return tuple(r for r in records if len(r.get("rates", ())) == len(r.get("thresholds", ())) == len(result.plan.sites))
+    return tuple(
+        r for r in records if len(r.get("rates", ())) == len(r.get("thresholds", ())) == len(result.plan.sites)
+    )
 
 
 def _heads(result: "PruneResult", classmap: ClassMap | None) -> tuple[UnitFacts, ...]:
@@ -179,7 +186,7 @@ def _top(classmap: ClassMap | None, column: int) -> tuple[tuple[int, float], ...
     return tuple((classmap.classes[int(i)], float(uses[i])) for i in best if uses[i] >= 0)
 
 
-def _names(result: "PruneResult", given: Sequence[str] | None) -> tuple[str, ...]:
+def names_of(result: "PruneResult", given: Sequence[str] | None) -> tuple[str, ...]:
     first = next(iter(result.metrics.values()))
     count = len(first.by_class)
     for table in result.scores.classwise or ():

@@ -40,6 +40,8 @@ function why(index) {
     text += ` It is used most by ${names}.`;
   }
   document.getElementById("why-text").textContent = text;
+  document.getElementById("why-title").textContent =
+    `Why head ${head.unit} of ${site.name} ${head.kept ? "stayed" : "went"}: it ranks ${head.rank} of ${site.size} in its site`;
   document.getElementById("head").value = String(index);
   for (const button of document.querySelectorAll("button[data-head]")) {
     const chosen = Number(button.dataset.head) === index;
@@ -56,16 +58,16 @@ function why(index) {
     textposition: "top center", textfont: { size: 11 },
     marker: {
       size: 14, color: i ? "#fff" : colours.kept,
-      line: {
-        width: group.map(([, k]) => (k === index ? 4 : 2)),
-        color: group.map(([, k]) => (k === index ? "#1c2733" : i ? colours.removed : colours.kept)),
-      },
+      line: { width: 2, color: i ? colours.removed : colours.kept },
     },
     hovertemplate: `head %{text}: score %{x:.3g}<extra>${i ? "removed" : "kept"}</extra>`,
-  })), own({
+  })).concat({
+    type: "scatter", mode: "markers", x: [head.score], y: [0], showlegend: false, hoverinfo: "skip", cliponaxis: false,
+    marker: { size: 24, symbol: "circle-open", color: "#1c2733", line: { width: 2 } },
+  }), own({
     height: 150, shapes: lines, dragmode: false, margin: { l: 20, r: 20, t: 30, b: 44 },
     xaxis: { title: { text: "score" }, fixedrange: true, zeroline: false },
-    yaxis: { visible: false, range: [-1, 1.6], fixedrange: true },
+    yaxis: { visible: false, range: [-1, 1.8], fixedrange: true },
   }));
   if (head.classes.length && document.getElementById("why-classes")) {
     const most = [...head.classes].reverse();

@@ -14,9 +14,9 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from xprune.evaluate import Metrics
-from xprune.report import charts
+from xprune.report import charts, findings
 from xprune.report.classmap import CLASSES
-from xprune.report.collect import Facts
+from xprune.report.collect import Facts, SiteFacts
 from xprune.report.pictures import Pictures
 from xprune.result import amount
 
@@ -35,30 +35,26 @@ def render(facts: Facts) -> str:
         undefined=jinja2.StrictUndefined,
     )
     figures = _figures(facts)
+    metrics = list(facts.metrics.values())
     context: dict[str, Any] = {
         "facts": facts,
+        "findings": findings,
         "figures": figures,
         "layout": charts.figure_layout(),
         "colours": {"kept": charts.KEPT, "removed": charts.REMOVED},
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
-        "title": _title(facts.metrics),
-        "rows": [_row(name, row, next(iter(facts.metrics.values()))) for name, row in facts.metrics.items()],
-        "first": next(iter(facts.metrics.values())),
-        "last": list(facts.metrics.values())[-1],
+        "rows": [_row(name, row, metrics[0]) for name, row in facts.metrics.items()],
+        "first": metrics[0],
+        "last": metrics[-1],
         "stage": STAGES.get(list(facts.metrics)[-1], list(facts.metrics)[-1]),
-        "blocks": charts.blocks(facts),
-        "kinds": _kinds(facts),
+        "blocks": _blocks(facts),
         "by_site": _by_site(facts),
         "chosen": _chosen(facts),
         "units": _units(facts),
-        "worst": charts.worst(facts),
-        "lost": sum(row.after < row.before for row in facts.accuracy),
-        "gained": sum(row.after > row.before for row in facts.accuracy),
         "rows_shown": charts.ROWS,
         "classes_shown": CLASSES,
         "examples": _examples(facts) if isinstance(facts.pictures, Pictures) else [],
         "settings": _settings(facts),
-        "grown": _training_finding(facts),
     }
     return environment.get_template("template.html.jinja").render(context)
 
@@ -77,20 +73,8 @@ def _figures(facts: Facts) -> dict[str, Any]:
     return found
 
 
-def _title(metrics: Mapping[str, Metrics]) -> str:
-    dense, last = next(iter(metrics.values())), list(metrics.values())[-1]
-    what = "the model"
-    if dense.macs and last.macs:
-        what = f"{1 - last.macs / dense.macs:.0%} of the MACs"
-    elif dense.params and last.params:
-        what = f"{1 - last.params / dense.params:.0%} of the parameters"
-    if dense.metric_name != "accuracy":
-        return f"{what} cut: {dense.metric_name} from {dense.metric:.4g} to {last.metric:.4g}"
-    return f"{what} cut: accuracy from {dense.metric:.1%} to {last.metric:.1%}".replace("%", " %")
-
-
 def _row(name: str, metrics: Metrics, dense: Metrics) -> dict[str, str]:
-    metric = f"{100 * metrics.metric:.1f} %" if metrics.metric_name == "accuracy" else f"{metrics.metric:.4g}"
+    metric = findings.percent(metrics.metric) if metrics.metric_name == "accuracy" else f"{metrics.metric:.4g}"
     return {
         "name": STAGES.get(name, name),
         "metric": metric,
@@ -101,16 +85,12 @@ def _row(name: str, metrics: Metrics, dense: Metrics) -> dict[str, str]:
     }
 
 
-def _kinds(facts: Facts) -> list[dict[str, Any]]:
-    """Units kept of units there were, for each kind, and the site that lost the greatest share."""
-    found = []
-    for kind in dict.fromkeys(site.kind for site in facts.sites):
-        sites = [site for site in facts.sites if site.kind == kind]
-        kept, size = sum(len(site.kept) for site in sites), sum(site.size for site in sites)
-        hardest = min(sites, key=lambda site: len(site.kept) / site.size)
-        even = len({len(site.kept) / site.size for site in sites}) == 1
-        found.append({"kind": kind, "kept": kept, "size": size, "hardest": None if even else hardest})
-    return found
+def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
+    """Sites by block, in order, each with its index."""
+    found: dict[str, list[tuple[int, SiteFacts]]] = {}
+    for index, site in enumerate(facts.sites):
+        found.setdefault(site.block or site.name, []).append((index, site))
+    return list(found.items())
 
 
 def _by_site(facts: Facts) -> dict[int, list[tuple[int, Any]]]:
@@ -142,18 +122,6 @@ def _units(facts: Facts) -> dict[str, Any]:
     return {"sites": sites, "heads": heads, "maps": maps, "comparable": facts.scale != "site"}
 
 
-def _training_finding(facts: Facts) -> str:
-    """Rates went from and to where."""
-    if not facts.history:
-        return ""
-    rates = facts.history[-1]["rates"]
-    low, high = min(range(len(rates)), key=rates.__getitem__), max(range(len(rates)), key=rates.__getitem__)
-    return (
-        f"{facts.sites[low].name} ended lowest with {rates[low]:.0%}".replace("%", " %")
-        + f" of its units kept, {facts.sites[high].name} highest with {rates[high]:.0%}".replace("%", " %")
-    )
-
-
 def _settings(facts: Facts) -> list[tuple[str, str]]:
     """Provenance as rows of (what, value)."""
     first, told = next(iter(facts.metrics.values())), dict(facts.settings)
@@ -181,7 +149,7 @@ def _examples(facts: Facts) -> list[dict[str, Any]]:
     found = []
     for example in facts.pictures.examples:
         says = {
-            name: f"{facts.classes[index] if index < len(facts.classes) else index} ({100 * chance:.0f} %)"
+            name: f"{facts.classes[index] if index < len(facts.classes) else index} ({findings.percent(chance, 0)})"
             for name, (index, chance) in (("dense", example.dense), ("pruned", example.pruned))
         }
         label = facts.classes[example.label] if example.label < len(facts.classes) else f"class {example.label}"
@@ -208,6 +176,3 @@ def _png(image: Tensor, values: Tensor | None = None) -> str:
     buffer = io.BytesIO()
     imsave(buffer, np.clip(pixels, 0, 1), format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-

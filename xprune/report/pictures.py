@@ -57,28 +57,31 @@ def look(result: "PruneResult") -> Pictures | str:
     if result.dense is None or result.data is None or result.task is None:
         return "The dense model and the data are not saved with the pruned one; they were not given to this report."
     device = reference_device(result.dense)
-    models = {"dense": alias(result.dense, requires_grad=True).to(device), "pruned": alias(result.model, requires_grad=True).to(device)}
+    models = {
+        "dense": alias(result.dense, requires_grad=True).to(device),
+        "pruned": alias(result.model, requires_grad=True).to(device),
+    }
     chosen = _choose(result, models, device)
     if isinstance(chosen, str):
         return chosen
     inputs, labels, says = chosen
-    block = _block(result)
-    if block is None:
+    last = _last(result)
+    if last is None:
         return "No attention of the model kept a head, so that no token is looked at."
-    grid = _grid(models["dense"], inputs)
+    grid, block = _grid(models["dense"]), last.name.rpartition(".")[0]
     titles = {}
     site, kept, removed, weights = _pair(result, models["dense"], inputs)
     prefix = 0
     if weights is not None:
         prefix, grid = _tokens(models["dense"], weights.shape[-1], grid)
     if weights is not None and grid:
-        for title, head in (("kept head", kept), ("removed head", removed)):
+        for title, head in ((f"kept head {kept}", kept), (f"removed head {removed}", removed)):
             rows = weights[:, head, 0] if prefix else weights[:, head].mean(1)  # (inputs, tokens)
             titles[title] = rows[:, prefix:].unflatten(1, grid)
     else:
         site = None
     for name, model in models.items():
-        found = _relevance(model, block, inputs, labels, grid)
+        found = _relevance(model, last, inputs, labels, grid)
         if found is None:
             return f"Tokens at the input of {block} are no grid of patches, so that maps of them cannot be drawn."
         titles[f"relevance, {name}"] = found
@@ -116,14 +119,15 @@ def _choose(
     first = {row[2]: row for row in reversed(rows) if row[3]["dense"][0] == row[3]["pruned"][0] == row[2]}
     others = [first[label] for label in sorted(first) if not broken or label != broken[0][2]]
     chosen = (broken + others + rows)[:INPUTS]
-    says = {name: [row[3][name] for row in chosen] for name in models}
-    return torch.stack([row[1] for row in chosen]).to(device), torch.tensor([row[2] for row in chosen]), says
+    told = {name: [row[3][name] for row in chosen] for name in models}
+    return torch.stack([row[1] for row in chosen]).to(device), torch.tensor([row[2] for row in chosen]), told
 
 
-def _block(result: "PruneResult") -> str | None:
-    """What the last attention that kept a head is part of."""
-    found = [s.name for s, keep in zip(result.plan.sites, result.plan.keeps, strict=True) if s.kind == "head" and keep]
-    return found[-1].rpartition(".")[0] if found else None
+def _last(result: "PruneResult") -> Site | None:
+    """The last attention within a block that kept a head: behind it, patches have nothing to say to a class token."""
+    pairs = zip(result.plan.sites, result.plan.keeps, strict=True)
+    found = [site for site, keep in pairs if site.kind == "head" and keep and "." in site.name]
+    return found[-1] if found else None
 
 
 def _pair(result: "PruneResult", dense: nn.Module, inputs: Tensor) -> tuple[Site | None, int, int, Tensor | None]:
@@ -139,15 +143,13 @@ def _pair(result: "PruneResult", dense: nn.Module, inputs: Tensor) -> tuple[Site
     return None, 0, 0, None
 
 
-def _grid(model: nn.Module, inputs: Tensor) -> tuple[int, int] | None:
+def _grid(model: nn.Module) -> tuple[int, int] | None:
     """(rows, columns) of patches, of a model that says so."""
     size = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     return (int(size[0]), int(size[1])) if size is not None and len(size) == 2 else None
 
 
-def _tokens(
-    model: nn.Module, tokens: int, grid: tuple[int, int] | None
-) -> tuple[int, tuple[int, int] | None]:
+def _tokens(model: nn.Module, tokens: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
     """(tokens before the patches, grid); a grid of None where patches cannot be told."""
     if grid is None:
         side = int(tokens**0.5)
@@ -157,14 +159,14 @@ def _tokens(
 
 
 def _relevance(
-    model: nn.Module, block: str, inputs: Tensor, labels: Tensor, grid: tuple[int, int] | None
+    model: nn.Module, last: Site, inputs: Tensor, labels: Tensor, grid: tuple[int, int] | None
 ) -> Tensor | None:
-    """Gradient x activation of the label's logit at the block's input, positive part, float32 (inputs, rows, columns)."""
-    method = LayerGradientXActivation(model, model.get_submodule(block))
+    """Gradient x activation of the label's logit at the input of a site's block, positive part, (inputs, rows, columns)."""
+    method = LayerGradientXActivation(model, model.get_submodule(last.name.rpartition(".")[0]))
     found: Any = method.attribute(inputs, target=labels.to(inputs.device), attribute_to_layer_input=True)
     found = (found[0] if isinstance(found, tuple) else found).detach().float()
-    if found.dim() == 4:  # (inputs, rows, columns, features)
-        return found.sum(-1).clamp_min(0)
+    if found.dim() == 4:  # (inputs, rows, columns, features), channels first where a convolution follows
+        return found.sum(last.axis).clamp_min(0)
     if found.dim() != 3:
         return None
     prefix, grid = _tokens(model, found.shape[1], grid)
