@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +25,7 @@ class Metrics:
     macs                  per sample
     params                parameters
     latency_ms            median of a forward pass on the example inputs, and their number of rows
-    by_class              (mean metric, samples) of each class, by index; a class without samples is (0, 0); empty
-                          where the task has no classes or nobody asked
+    by_class              (mean metric, samples) of each class, by index; empty where the task has none
     """
 
     metric: float
@@ -59,17 +59,8 @@ class Metrics:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: Iterable[Any],
-    *,
-    task: Task | None = None,
-    data: str = "validation",
-    by_class: bool = False,
-) -> Metrics:
+def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = None, data: str = "validation") -> Metrics:
     """Loss and metric over a loader, eval mode, on the device that Accelerate picks; the model is not changed.
-
-    by_class   the metric of each class too
 
     Raises DataError for a loader that is empty or does not fit the task.
     """
@@ -77,32 +68,39 @@ def evaluate(
     check_loader(loader, task)
     runner = accelerator()
     copy = alias(unwrap(model)).to(runner.device)
-    sums = torch.zeros(3, dtype=torch.float64)  # loss, metric, samples
-    classes = torch.zeros(2, 0, dtype=torch.float64)  # metric, samples
+    sums, tally = torch.zeros(3, dtype=torch.float64), _ByClass()  # loss, metric, samples
     for inputs, targets in batches(runner, prepared(runner, loader), task, f"evaluating ({data})"):
         outputs = task.forward(copy, inputs)
         task.check(outputs, targets)
         metric = task.metric(outputs, targets)
         samples = len(metric)
+        tally.add(task.classes(outputs, targets), metric)
         sums += torch.tensor(
             [float(task.loss(outputs, targets)) * samples, float(metric.sum()), samples], dtype=torch.float64
         )
-        if by_class:
-            found = _by_class(task.classes(outputs, targets), metric)
-            classes = classes + found if classes.numel() else found
-    if runner.num_processes > 1:
-        most = int(runner.gather(torch.tensor([classes.shape[1]], device=runner.device)).max())  # 0: saw no batch
-        both = torch.cat([sums, F.pad(classes, (0, most - classes.shape[1])).flatten()])
-        both = reduced(runner, both.float().to(runner.device)).cpu()
-        sums, classes = both[:3], both[3:].view(2, most)
-    loss, total, count = sums.tolist()
-    rows = tuple(zip((classes[0] / classes[1].clamp_min(1)).tolist(), classes[1].tolist(), strict=True))
-    return Metrics(total / count, loss / count, int(count), task.metric_name, data, by_class=rows)
+    loss, total, count = reduced(runner, sums.float().to(runner.device) if runner.num_processes > 1 else sums).tolist()
+    return Metrics(total / count, loss / count, int(count), task.metric_name, data, by_class=tally.rows(runner))
 
 
-def _by_class(found: tuple[Tensor, int] | None, metric: Tensor) -> Tensor:
-    """(sum of the metric, samples) of each class, float64 (2, classes); (2, 0) where there are none."""
-    if found is None:
-        return torch.zeros(2, 0, dtype=torch.float64)
-    labels, metric = found[0].cpu(), metric.cpu().double()
-    return torch.stack([torch.bincount(labels, w, minlength=found[1]) for w in (metric, torch.ones_like(metric))])
+class _ByClass:
+    """Metric and samples of each class, summed up along the way."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, 0, dtype=torch.float64)  # metric, samples
+
+    def add(self, found: tuple[Tensor, int] | None, metric: Tensor) -> None:
+        """A batch: (class of each sample, number of classes), or None; the metric of each sample, (batch,)."""
+        if found is None or metric.shape != found[0].shape:
+            return
+        labels, metric = found[0].cpu(), metric.detach().cpu().double()
+        sums = torch.stack([torch.bincount(labels, w, minlength=found[1]) for w in (metric, torch.ones_like(metric))])
+        self.sums = self.sums + sums if self.sums.numel() else sums
+
+    def rows(self, runner: Accelerator) -> tuple[tuple[float, int], ...]:
+        """(mean metric, samples) of each class, over all processes; (0, 0) for one without samples."""
+        if runner.num_processes > 1:
+            widths = runner.gather(torch.tensor([self.sums.shape[1]], device=runner.device))
+            padded = F.pad(self.sums, (0, int(widths.max()) - self.sums.shape[1]))  # one may have seen no batch
+            self.sums = reduced(runner, padded.float().to(runner.device)).cpu()
+        means = self.sums[0] / self.sums[1].clamp_min(1)
+        return tuple(zip(means.tolist(), map(int, self.sums[1].tolist()), strict=True))

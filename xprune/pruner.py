@@ -134,7 +134,7 @@ class Pruner:
         self, model: nn.Module, inputs: Any, train_loader: Iterable[Any], val_loader: Iterable[Any] | None
     ) -> Metrics:
         data, loader = ("training", train_loader) if val_loader is None else ("validation", val_loader)
-        return evaluate(model, loader, task=self.task, data=data, by_class=True).with_costs(
+        return evaluate(model, loader, task=self.task, data=data).with_costs(
             macs=count_macs(model, first_rows(inputs, 2)),
             params=count_params(model),
             latency_ms=latency(model, inputs),

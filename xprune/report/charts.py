@@ -46,6 +46,7 @@ def class_map(facts: Facts, found: ClassMap) -> dict[str, Any]:
         shapes=[_line(x) for x in edges],
         height=max(260, min(620, 110 + 22 * len(names))),
         dragmode="zoom",
+        margin={"t": 8},
         xaxis={
             "tickvals": [(start + stop - 1) / 2 for _, start, stop in spans],
             "ticktext": labels,

@@ -25,21 +25,26 @@ const figure = (x) => Number(x.toPrecision(3)).toString();
 function why(index) {
   const head = units.heads[index], site = units.sites[head.site];
   const near = units.heads.map((each, i) => [each, i]).filter(([each]) => each.site === head.site);
-  const threshold = site.cut === null
-    ? "the site kept no head at all"
-    : `the lowest score that the site kept is ${figure(site.cut)}`;
-  let text = `Head ${head.unit} of ${site.name} was ${head.kept ? "kept" : "removed"}. Its score is ${figure(head.score)}: ` +
-    `rank ${head.rank} of ${site.size} in its site, of which ${site.kept} stayed; rank ${head.rank_all} of ${head.of_all} ` +
-    `among all heads${units.comparable ? "" : " (scores over their site's mean)"}. For comparison, ${threshold}.`;
+  const says = [
+    site.cut === null
+      ? `Its score is ${figure(head.score)}; the site kept no head at all.`
+      : `Its score is ${figure(head.score)}; the lowest that the site kept is ${figure(site.cut)}.`,
+    `It ranks ${head.rank} of ${site.size} in its site, where ${site.kept} stayed, and ${head.rank_all} of ` +
+      `${head.of_all} among all heads${units.comparable ? "" : " (scores over their site's mean)"}.`,
+  ];
   if (site.learned !== null) {
-    text += ` The site's learned threshold is ${figure(site.learned)} on ranks from 0 to 1, before the shift that all ` +
-      `sites have in common; this head's rank is ${figure(head.share)} there.`;
+    says.push(`On ranks from 0 to 1 it stands at ${figure(head.share)}; the site's learned threshold is ` +
+      `${figure(site.learned)}, before the shift that all sites share.`);
   }
   if (head.classes.length) {
     const names = head.classes.slice(0, 3).map(([name, use]) => `${name} (${Math.round(use)})`).join(", ");
-    text += ` It is used most by ${names}.`;
+    says.push(`It is used most by ${names}: percentiles among all heads.`);
   }
-  document.getElementById("why-text").textContent = text;
+  document.getElementById("why-text").replaceChildren(...says.map((line) => {
+    const item = document.createElement("li");
+    item.textContent = line;
+    return item;
+  }));
   document.getElementById("why-title").textContent =
     `Why head ${head.unit} of ${site.name} ${head.kept ? "stayed" : "went"}: it ranks ${head.rank} of ${site.size} in its site`;
   document.getElementById("head").value = String(index);
@@ -53,15 +58,17 @@ function why(index) {
     type: "line", x0: site.cut, x1: site.cut, yref: "paper", y0: 0, y1: 1, line: { color: "#1c2733", width: 1.2, dash: "dot" },
   }];
   draw("why-scores", groups.map((group, i) => ({
-    type: "scatter", mode: "markers+text", name: i ? "removed" : "kept", cliponaxis: false,
+    type: "scatter", mode: "markers", name: i ? "removed" : "kept", cliponaxis: false,
     x: group.map(([each]) => each.score), y: group.map(() => 0), text: group.map(([each]) => String(each.unit)),
-    textposition: "top center", textfont: { size: 11 },
     marker: {
       size: 14, color: i ? "#fff" : colours.kept,
       line: { width: 2, color: i ? colours.removed : colours.kept },
     },
     hovertemplate: `head %{text}: score %{x:.3g}<extra>${i ? "removed" : "kept"}</extra>`,
   })).concat({
+    type: "scatter", mode: "text", x: near.map(([each]) => each.score), y: near.map(() => 1.1),
+    text: near.map(([each]) => String(each.unit)), showlegend: false, hoverinfo: "skip",
+  }, {
     type: "scatter", mode: "markers", x: [head.score], y: [0], showlegend: false, hoverinfo: "skip", cliponaxis: false,
     marker: { size: 24, symbol: "circle-open", color: "#1c2733", line: { width: 2 } },
   }), own({

@@ -79,8 +79,8 @@ def _row(name: str, metrics: Metrics, dense: Metrics) -> dict[str, str]:
         "name": STAGES.get(name, name),
         "metric": metric,
         "loss": f"{metrics.loss:.3f}",
-        "macs": amount(metrics.macs, dense.macs),
-        "params": amount(metrics.params, dense.params),
+        "macs": amount(metrics.macs, dense.macs).replace("%", "\N{NO-BREAK SPACE}%"),
+        "params": amount(metrics.params, dense.params).replace("%", "\N{NO-BREAK SPACE}%"),
         "latency": "-" if metrics.latency_ms is None else f"{metrics.latency_ms:.1f} ms",
     }
 

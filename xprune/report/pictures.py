@@ -161,7 +161,7 @@ def _tokens(model: nn.Module, tokens: int, grid: tuple[int, int] | None) -> tupl
 def _relevance(
     model: nn.Module, last: Site, inputs: Tensor, labels: Tensor, grid: tuple[int, int] | None
 ) -> Tensor | None:
-    """Gradient x activation of the label's logit at the input of a site's block, positive part, (inputs, rows, columns)."""
+    """Gradient x activation of the label's logit at the input of a site's block, positive, (inputs, rows, columns)."""
     method = LayerGradientXActivation(model, model.get_submodule(last.name.rpartition(".")[0]))
     found: Any = method.attribute(inputs, target=labels.to(inputs.device), attribute_to_layer_input=True)
     found = (found[0] if isinstance(found, tuple) else found).detach().float()
