@@ -55,7 +55,7 @@ function why(index) {
   }
   const groups = [true, false].map((kept) => near.filter(([each]) => each.kept === kept));
   const lines = site.cut === null ? [] : [{
-    type: "line", x0: site.cut, x1: site.cut, yref: "paper", y0: 0, y1: 1, line: { color: "#1c2733", width: 1.2, dash: "dot" },
+    type: "line", x0: site.cut, x1: site.cut, yref: "paper", y0: 0, y1: 0.6, line: { color: "#1c2733", width: 1.2, dash: "dot" },
   }];
   draw("why-scores", groups.map((group, i) => ({
     type: "scatter", mode: "markers", name: i ? "removed" : "kept", cliponaxis: false,
@@ -114,11 +114,13 @@ async function start() {
     }
     why(Number(choice.value));
   }
+  performance.mark("opened");
   for (const [id, { data, layout: its }] of Object.entries(figures)) {
     await pause(); // the page can be read while charts are being drawn
     await draw(id, data, its);
     if (units.maps[id]) readout(id, units.maps[id]);
   }
+  performance.mark("drawn");
   document.body.dataset.ready = "true";
 }
 
