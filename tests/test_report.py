@@ -12,6 +12,7 @@ from torch import nn
 
 import xprune
 from tests.models import CLASSES, VIT, build, images, loader
+from xprune.cli import main
 from xprune.report.attention import attention
 from xprune.scores import LowRank
 
@@ -217,7 +218,7 @@ def test_a_saved_result_reports_the_same(result, tmp_path, monkeypatch):
     once = replace(result, dense=None).report(tmp_path / "a.html").read_text()
     monkeypatch.setattr(sys, "argv", ["xprune", "report", str(tmp_path / "pruned")])
     with pytest.raises(SystemExit) as stop:
-        xprune.cli.main()
+        main()
     assert not stop.value.code and (tmp_path / "pruned" / "report.html").read_text() == once
 
 

@@ -92,10 +92,13 @@ def neuron_map(result: "PruneResult") -> ClassMap | None:
 
 def percentiles(table: Tensor) -> Tensor:
     """Ranks within each row of (rows, columns) as 0 to 100, equal values alike, NaN where a row is."""
-    ordered = table.sort(1).values.contiguous()
-    below = torch.searchsorted(ordered, table.contiguous())
-    upto = torch.searchsorted(ordered, table.contiguous(), right=True)
-    found = 50.0 * (below + upto - 1).float() / max(table.shape[1] - 1, 1)
+    ordered, order = table.sort(1)
+    ranks = torch.empty_like(table).scatter_(1, order, torch.arange(table.shape[1]).to(table).expand_as(table))
+    if bool((ordered.diff(dim=1) == 0).any()):
+        below = torch.searchsorted(ordered, table.contiguous())
+        upto = torch.searchsorted(ordered, table.contiguous(), right=True)
+        ranks = (below + upto - 1).to(table) / 2
+    found = 100.0 * ranks / max(table.shape[1] - 1, 1)
     return found.masked_fill(table.isnan(), torch.nan)
 
 
