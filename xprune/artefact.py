@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
@@ -22,7 +22,7 @@ from xprune.provenance import Arch, provenance, record
 from xprune.structure import carve, tensors, unwrap
 
 FORMAT = 1
-MODEL, HEADER = "model.safetensors", "xprune.json"
+MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"
 
 
 def save(
@@ -31,13 +31,15 @@ def save(
     *,
     arch: str | tuple[str, Mapping[str, Any]] | None = None,
     extra: Mapping[str, Any] | None = None,
+    tensors_beside: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes model.safetensors and xprune.json; `load` gives the model back in a process that has neither.
 
     arch    a timm name, or (name, keyword arguments); None: taken from the model where it carries them truthfully,
             which a Hugging Face model does in its config. Either way it is proved on the meta device that it rebuilds
             the model. Where none does, a warning says that `load` will need model_fn.
-    extra   plain data to keep beside the model (metrics, scores)
+    extra   plain data to keep beside the model (metrics, settings)
+    tensors_beside   what is too large for JSON (scores), in tensors.safetensors; `read_tensors` reads it
 
     The plan is written relative to the original architecture, however often the model was pruned. An earlier
     artefact at the same place is replaced as a whole; anything else there is an ArtefactError.
@@ -66,6 +68,10 @@ def save(
             "sha256": _sha256(working / MODEL),
             "extra": dict(extra or {}),
         }
+        if tensors_beside:
+            beside, same = _unique(tensors_beside)
+            save_file(beside, working / TENSORS)
+            header["beside"] = {"ties": same, "sha256": _sha256(working / TENSORS)}
         (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
         working.chmod(0o755)
         _replace(working, directory)
@@ -120,6 +126,20 @@ def read_header(directory: str | Path) -> dict[str, Any]:
     if header["format"] != FORMAT:
         raise ArtefactError(f"{path} is of format {header['format']!r}; this version reads {FORMAT}.")
     return header
+
+
+def read_tensors(directory: str | Path) -> dict[str, Tensor]:
+    """What `save` was given as tensors_beside, empty where it was nothing; ArtefactError for a file that is not it."""
+    held, path = read_header(directory).get("beside"), Path(directory) / TENSORS
+    if held is None:
+        return {}
+    if not path.is_file() or not isinstance(held, dict) or _sha256(path) != held.get("sha256"):
+        raise ArtefactError(f"{path} is not the file that was saved: it is missing, or its checksum differs.")
+    try:
+        found = load_file(path)
+        return {**found, **{name: found[other] for name, other in held["ties"].items()}}
+    except (SafetensorError, KeyError, AttributeError, TypeError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}.") from error
 
 
 def _fill(model: nn.Module, path: Path, ties: Mapping[str, str], sha256: str) -> None:

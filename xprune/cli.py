@@ -1,6 +1,7 @@
-"""The command line: prune, compare, evaluate, sites, show, export, list, demo, in the words of the API."""
+"""The command line: prune, compare, evaluate, sites, show, report, export, list, demo, in the words of the API."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,12 @@ from torch import nn
 
 import xprune
 from xprune.artefact import HEADER, read_header, refuse_foreign
-from xprune.data import Data, data_config, load_data
+from xprune.data import Data, class_names, data_config, load_data
 from xprune.errors import ModelError, XPruneError
 from xprune.export import export_onnx
 from xprune.plan import Plan
 from xprune.result import found_table, metrics_table, sites_table
+from xprune.structure import check_fit
 
 app = typer.Typer(
     help="Structured pruning of transformers: exact, or refused.", no_args_is_help=True, add_completion=False
@@ -156,6 +158,31 @@ def show(saved: Saved) -> None:
     if metrics:
         console.print(f"criterion: {header['extra'].get('criterion')}")
         console.print(metrics_table({name: xprune.Metrics(**row) for name, row in metrics.items()}))
+
+
+@app.command()
+def report(
+    saved: Saved,
+    out: Annotated[Path | None, typer.Option(help="the page to write; default: report.html in the directory")] = None,
+    data: Annotated[str | None, typer.Option(help="for pictures and class names: as --data of prune")] = None,
+    model: Annotated[str | None, typer.Option(help="for pictures: the dense model, as --model of prune")] = None,
+    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="its weights (.safetensors) instead")] = None,
+    model_arg: ModelArg = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+) -> None:
+    """Write one HTML page: what was cut, why, and what it did to each class."""
+    result, names = xprune.PruneResult.load(saved), None
+    if data is not None:
+        loaded = _data(data, result.model, batch_size, workers, 0)
+        names, result = class_names(loaded.val), replace(result, data=loaded.val, task=xprune.Classification())
+    if model is not None:
+        dense = _model(model, model_arg, pretrained and checkpoint is None, checkpoint)[0]
+        for site in result.plan.sites:
+            check_fit(dense, site, xprune.ADAPTERS)
+        result = replace(result, dense=dense)
+    console.print(f"report in {result.report(out or saved / 'report.html', classes=names)}", highlight=False)
 
 
 @app.command()

@@ -1,6 +1,9 @@
 """Pruner: the whole path in one call, a short function over the stages."""
 
-from collections.abc import Iterable, Sequence
+import json
+import time
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from torch import nn
 from xprune.budget import Budget
 from xprune.cost import count_macs, count_params, latency
 from xprune.criteria import CRITERIA
+from xprune.environment import hardware, versions
 from xprune.evaluate import Metrics, evaluate
 from xprune.finetune import Finetune, finetune
 from xprune.interfaces import Criterion, Selection
@@ -107,7 +111,21 @@ class Pruner:
             )
             measured.append(self._measure(pruned, inputs, train_loader, val_loader))
         metrics = dict(zip(("dense", "pruned", "finetuned"), measured, strict=False))
-        return PruneResult(pruned, plan, scores, metrics)
+        data = train_loader if val_loader is None else val_loader
+        return PruneResult(pruned, plan, scores, metrics, self._settings(train_loader), self.model, data, self.task)
+
+    def _settings(self, loader: Iterable[Any]) -> dict[str, Any]:
+        """What the run was made with and on, plain data."""
+        rows = getattr(loader, "dataset", None)
+        chosen = {"selection": self.selection, "budget": self.budget, "finetune": self.finetune}
+        return {
+            **{name: _plain(kind) for name, kind in chosen.items() if kind},
+            "seed": self.seed,
+            "training_samples": len(rows) if isinstance(rows, Sized) else None,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "hardware": hardware(),
+            "versions": versions(),
+        }
 
     def _folder(self, stage: str) -> Path | None:
         return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None
@@ -122,3 +140,11 @@ class Pruner:
             latency_ms=latency(model, inputs),
             latency_rows=self.task.size(self.task.unpack(next(iter(train_loader)))[1]),
         )
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """The name of a plug-in and the fields of a dataclass, whatever is not plain as text."""
+    fields: dict[str, Any] = {}
+    if is_dataclass(settings) and not isinstance(settings, type):
+        fields = json.loads(json.dumps(asdict(settings), default=str))
+    return {"name": settings.name, **fields} if hasattr(settings, "name") else fields
