@@ -23,7 +23,7 @@ from xprune.criteria.xpruner import XPruner
 from xprune.explain import agreement, faithfulness
 from xprune.explain.deletion import ORDERS
 
-LIMITS = {"cifar10": (10_000, 500)}
+LIMITS = {"cifar10": (10_000, 2_000)}
 """Training images that scores see, and test images that curves are measured on."""
 CRITERIA: dict[str, Any] = {
     "taylor": "taylor",
