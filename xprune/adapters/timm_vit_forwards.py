@@ -36,12 +36,14 @@ class PrunedAttentionRope(AttentionRope):
 
     built: tuple[int, ...] | None = None
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """x (batch, tokens, dim), rope (tokens, width) or (heads built, tokens, width)."""
         groups = self.num_kv_groups
         heads = self.built and [groups * i + j for i in self.built for j in range(groups)]
         per_head = rope is not None and rope.dim() > 2
-        out: Tensor = super().forward(x, left(rope, heads, -3) if per_head else rope, **kwargs)
+        out: Tensor = super().forward(x, left(rope, heads, -3) if per_head else rope, attn_mask, is_causal)
         return out
 
 
@@ -62,9 +64,9 @@ class PrunedEvaAttention(EvaAttention):
             q, k, v = (split(layer(x), self.num_heads)[0] for layer in (parts.q_proj, parts.k_proj, parts.v_proj))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            rope = left(rope, self.built, -3) if rope.dim() > 2 else rope
+            turn: Any = left(rope, self.built, -3) if rope.dim() > 2 else rope
             first, half = self.num_prefix_tokens, getattr(self, "rotate_half", False)
-            turned = [apply_rot_embed_cat(t[:, :, first:], rope, half=half) for t in (q, k)]
+            turned = [apply_rot_embed_cat(t[:, :, first:], turn, half=half) for t in (q, k)]
             q, k = (
                 torch.cat([t[:, :, :first], after], dim=2).type_as(v) for t, after in zip((q, k), turned, strict=True)
             )
@@ -83,7 +85,7 @@ class PrunedDiffAttention(DiffAttention):
         out = self.sub_norm(one - self._compute_lambda().type_as(v) * two) * (1 - self.lambda_init)
         return project(self, self.norm(merge(out)))
 
-    def _halves(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, ...]:
+    def _halves(self, x: Tensor, norm: nn.Module) -> Any:
         return norm(x.unflatten(-1, (2, -1))).unbind(-2)
 
 
@@ -112,7 +114,8 @@ class PrunedRelPosAttention(RelPosAttention):
         """x (batch, tokens, dim), shared_rel_pos (1, heads built, tokens, tokens)."""
         q, k, v = split(self.qkv(x), self.num_heads, 3)
         q, k = self.q_norm(q), self.k_norm(k)
-        bias = left(shared_rel_pos, self.built, -3) if self.rel_pos is None else self.rel_pos.get_bias()
+        own: Any = self.rel_pos
+        bias = left(shared_rel_pos, self.built, -3) if own is None else own.get_bias()
         return project(self, merge(attend(self, q, k, v, bias)))
 
 
