@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def split(x: Tensor, heads: int, groups: int = 1) -> tuple[Tensor, ...]:
+def split(x: Tensor, heads: int, groups: int = 1) -> Any:
     """(..., tokens, groups * heads * width) as `groups` tensors (..., heads, tokens, width)."""
     return x.unflatten(-1, (groups, heads, -1)).movedim(-3, 0).transpose(-3, -2).unbind(0)
 
@@ -39,6 +40,6 @@ def project(module: Any, x: Tensor) -> Tensor:
     return out if drop is None else drop(out)
 
 
-def left(x: Any, index: Sequence[int] | None, axis: int) -> Any:
+def left(x: Tensor | None, index: Sequence[int] | None, axis: int) -> Any:
     """Of something made for every head that was built, along `axis`, the part of those that are left."""
-    return x if x is None or index is None else x.index_select(axis, x.new_tensor(index, dtype=int))
+    return x if x is None or index is None else x.index_select(axis, torch.tensor(index, device=x.device))

@@ -64,9 +64,9 @@ class PrunedEvaAttention(EvaAttention):
             q, k, v = (split(layer(x), self.num_heads)[0] for layer in (parts.q_proj, parts.k_proj, parts.v_proj))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            rope = left(rope, self.built, -3) if rope.dim() > 2 else rope
+            turn: Any = left(rope, self.built, -3) if rope.dim() > 2 else rope
             first, half = self.num_prefix_tokens, getattr(self, "rotate_half", False)
-            turned = [apply_rot_embed_cat(t[:, :, first:], rope, half=half) for t in (q, k)]
+            turned = [apply_rot_embed_cat(t[:, :, first:], turn, half=half) for t in (q, k)]
             q, k = (
                 torch.cat([t[:, :, :first], after], dim=2).type_as(v) for t, after in zip((q, k), turned, strict=True)
             )
@@ -85,7 +85,7 @@ class PrunedDiffAttention(DiffAttention):
         out = self.sub_norm(one - self._compute_lambda().type_as(v) * two) * (1 - self.lambda_init)
         return project(self, self.norm(merge(out)))
 
-    def _halves(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, ...]:
+    def _halves(self, x: Tensor, norm: nn.Module) -> Any:
         return norm(x.unflatten(-1, (2, -1))).unbind(-2)
 
 
