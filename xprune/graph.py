@@ -76,8 +76,9 @@ class _Graph(tp.DependencyGraph):
 def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> list[Site]:
     """Sites of hidden neurons between two layers, outside the modules of the `known` sites (path -> site).
 
-    A hidden layer is one whose features are written by linear layers or 1x1 convolutions, go through nothing but
-    elementwise operations and norms, and are read by one layer. Raises ModelError where the forward fails.
+    A hidden layer is one whose features are written by linear layers or convolutions, go through nothing but
+    elementwise operations, depthwise convolutions and norms, and are read by one linear layer or 1x1 convolution, and
+    by squeezes beside it. Raises ModelError where the forward fails.
     """
     try:  # shapes are all that the graph looks at: the meta device gives them without the work
         copy, graph = _trace(model, example_inputs, known, "meta")
@@ -167,7 +168,7 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
 
 def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, reader: nn.Module) -> bool:
     """True for a squeeze: a layer that reads the features' means over the map, beside the reader of the map itself."""
-    if handler != tp.prune_conv_in_channels or not isinstance(reader, nn.Conv2d) or module.groups != 1:  # type: ignore[union-attr]
+    if handler != tp.prune_conv_in_channels or not isinstance(reader, nn.Conv2d) or module.groups != 1:
         return False
     squeezed, whole = (graph.shapes.get(layer, ([], []))[0][2:] for layer in (module, reader))
     return bool(squeezed == [1, 1] and whole != [1, 1] and module.weight.shape[1] == reader.weight.shape[1])

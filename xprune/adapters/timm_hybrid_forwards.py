@@ -73,7 +73,7 @@ class PrunedTalkingAttention2d(TalkingAttention2d):
         v = v.reshape(rows, self.num_heads, -1, self.N).transpose(2, 3)  # (rows, heads left, tokens, width)
         scores = self.talking_head1(q @ k * self.scale + self.get_attention_biases(x.device))
         scores = self.talking_head2(scores.softmax(dim=-1))  # (rows, heads left, tokens, tokens)
-        out = (scores @ v).transpose(2, 3).reshape(rows, -1, *self.resolution) + local
+        out = (scores @ v).transpose(2, 3).reshape_as(local) + local
         if self.upsample is not None:
             out = self.upsample(out)
         return self.proj(self.act(out))
