@@ -76,8 +76,9 @@ class _Graph(tp.DependencyGraph):
 def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> list[Site]:
     """Sites of hidden neurons between two layers, outside the modules of the `known` sites (path -> site).
 
-    A hidden layer is one whose features are written by linear layers or 1x1 convolutions, go through nothing but
-    elementwise operations and norms, and are read by one layer. Raises ModelError where the forward fails.
+    A hidden layer is one whose features are written by linear layers or convolutions, go through nothing but
+    elementwise operations, depthwise convolutions and norms, and are read by one linear layer or 1x1 convolution, and
+    by squeezes beside it. Raises ModelError where the forward fails.
     """
     try:  # shapes are all that the graph looks at: the meta device gives them without the work
         copy, graph = _trace(model, example_inputs, known, "meta")

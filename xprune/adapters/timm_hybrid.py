@@ -129,7 +129,7 @@ TIMM_HYBRID = (
         pruned=PrunedConvFormerAttention,
     ),
     Units(
-        "timm-lowformer",  # an upsampling follows
+        "timm-lowformer",  # an upsampling follows; where it is the layer that the heads feed, they stay
         ("timm.models.lowformer.ConvAttention", "timm.models.cpubone.ConvAttention"),
         (("pwise", 1),),
         writer="o_proj",
