@@ -16,7 +16,7 @@ from xprune.gates import over_features
 from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Cut, Site
 from xprune.standin import StandIn, StandInPruner, stand_in
-from xprune.structure import Removed, alias
+from xprune.structure import Removed, alias, is_linear
 
 _ENDS = {
     tp.ops.OPTYPE.CONCAT,
@@ -31,6 +31,21 @@ _ENDS = {
 
 _MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVectorNorm", "Cumsum")
 """Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
+
+
+class _LinearPruner(tp.function.LinearPruner):
+    """Lets the graph see linear layers that are not torch's."""
+
+    def get_in_channels(self, layer: Any) -> int:
+        """Features that it reads."""
+        return int(layer.weight.shape[1])
+
+    def get_out_channels(self, layer: Any) -> int:
+        """Features that it writes."""
+        return int(layer.weight.shape[0])
+
+
+_LINEAR = _LinearPruner()
 
 
 class _Graph(tp.DependencyGraph):
@@ -53,7 +68,7 @@ class _Graph(tp.DependencyGraph):
         given, made = tensors_in((args, kwargs)), tensors_in(output)
         if given and made:
             self.shapes[module] = list(given[0].shape), list(made[0].shape)
-        if isinstance(module, (nn.Linear, StandIn)):
+        if is_linear(module) or isinstance(module, StandIn):
             self._tokens = self._tokens or made[0].dim() > 2
 
     @property
@@ -79,11 +94,7 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     paths = {module: path for path, module in copy.named_modules()}
     sites = []
     for module, path in paths.items():
-        if (
-            isinstance(module, (nn.Linear, nn.Conv2d))
-            and not isinstance(module, StandIn)
-            and module in graph.module2node
-        ):
+        if (is_linear(module) or isinstance(module, nn.Conv2d)) and module in graph.module2node:
             sites.append(_hidden(graph, module, path, paths))
     return [site for site in sites if site is not None]
 
@@ -108,7 +119,8 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
     try:
         stand_in(copy, inputs, known)
         with torch.enable_grad():
-            pruners = {StandIn: StandInPruner()}
+            pruners = {type(m): _LINEAR for m in copy.modules() if is_linear(m) and not isinstance(m, nn.Linear)}
+            pruners = {StandIn: StandInPruner(), **pruners}
             graph = _Graph(copy).build_dependency(
                 copy, as_given, customized_pruners=pruners, output_transform=_traceable, verbose=False
             )
@@ -128,11 +140,11 @@ def _traceable(output: Any) -> list[Tensor]:
     return found
 
 
-def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
+def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
     """The site of the features that `reader` reads, None where they are no plain hidden layer."""
     if isinstance(reader, nn.Conv2d) and (reader.groups != 1 or set(reader.kernel_size) != {1}):
         return None
-    prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
+    prune_in = graph.get_pruner_of_module(reader).prune_in_channels
     size = reader.weight.shape[1]
     cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
     for dep, idxs in graph.get_pruning_group(reader, prune_in, [probe])[1:]:
@@ -141,8 +153,8 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
             return None
         if module not in paths:
             continue  # elementwise, or the flattening inside a linear layer
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
+        if is_linear(module) or isinstance(module, nn.Conv2d):
+            writes = dep.handler == graph.get_pruner_of_module(module).prune_out_channels
             if not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1:
                 return None
         elif isinstance(module, _BatchNorm):
@@ -156,7 +168,7 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
     return _assemble(graph, reader, path, cuts, norm)
 
 
-def _assemble(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
+def _assemble(graph: Any, reader: Any, path: str, cuts: list[Cut], norm: str) -> Site | None:
     model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
     if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):

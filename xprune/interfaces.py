@@ -101,10 +101,10 @@ class Adapter(ABC):
     def site(self, path: str, module: nn.Module) -> Site | None:
         """The site of the module at `path`, or None where this one cannot be pruned. Every cut is declared in it."""
 
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: nn.Module, site: Site) -> None:
         """What is left to do on the module once its tensors are cut and its counts are set.
 
-        Here: the class whose forward fits.
+        site   as it was before the cut. Here: the class whose forward fits.
         """
         if self.pruned is not None:
             module.__class__ = self.pruned

@@ -77,6 +77,11 @@ class Site:
             object.__setattr__(self, "feeds", (self.layer,))
 
     @property
+    def owner(self) -> str:
+        """Path of the module that the adapter knows."""
+        return self.module or self.name
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the modules whose cost depends on the units."""
         owners = dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts)

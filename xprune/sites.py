@@ -1,5 +1,6 @@
 """find_sites: where a model has units that can go."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -60,7 +61,8 @@ def find_sites(
     found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, known)}}
     neurons, more = generic_sites(model, example_inputs, found, "neuron")
     found, left = {**found, **neurons}, {**left, **more}
-    sites = _in_order(model, [site for site in found.values() if site.kind in units])
+    wanted = [site for site in found.values() if site.kind in units]
+    sites = _in_order(model, [site for site in (_closed(model, s, example_inputs) for s in wanted) if site])
     sites = _with_batch_axes(model, sites, example_inputs)
     _refuse_shared(model, sites)
     for pattern in exclude:
@@ -122,6 +124,19 @@ def _shapes(
 def _see(seen: dict[str, torch.Size], path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
     given = tensors_in((args, kwargs))
     seen[path] = given[0].shape if given else torch.Size()
+
+
+def _closed(model: nn.Module, site: Site, example_inputs: Any) -> Site | None:
+    """The site with all that its units feed; None, with a warning that says why, where that cannot be told."""
+    from xprune.consumers import with_consumers
+
+    if site.layer:
+        return site
+    try:
+        return with_consumers(model, site, example_inputs)
+    except ModelError as reason:
+        warnings.warn(f"{site.name}: its {site.kind}s are left alone: {reason}.", stacklevel=3)
+        return None
 
 
 def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:

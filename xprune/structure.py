@@ -103,7 +103,7 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
             _cut(model, site, keep, owners)
             _recount(model, site, len(keep))
             if site.adapter:
-                adapters[site.adapter].resize(model.get_submodule(site.module))
+                adapters[site.adapter].resize(model.get_submodule(site.owner), site)
     return model
 
 
@@ -118,8 +118,8 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
         uneven = [path for path in site.counts if attribute_at(model, path) % site.size]
         if uneven:
             raise AttributeError(f"{uneven[0]} is {attribute_at(model, uneven[0])}, no multiple of {site.size}")
-        if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.module)):
-            raise AttributeError(f"{site.module} is a {type(model.get_submodule(site.module)).__name__}")
+        if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.owner)):
+            raise AttributeError(f"{site.owner} is a {type(model.get_submodule(site.owner)).__name__}")
     except AttributeError as error:
         raise PlanError(f"{site.name}: the plan does not fit this model: {error}.") from error
     for cut, tensor in zip(site.cuts, tensors, strict=True):
@@ -173,7 +173,14 @@ def _recount(model: nn.Module, site: Site, kept: int) -> None:
         _sync(module)
 
 
-def _sync(module: nn.Module) -> None:
+def is_linear(module: nn.Module) -> bool:
+    """True for a linear layer: torch's, or one that calls its features channels, as PyG's own does."""
+    weight = getattr(module, "weight", None)
+    named = hasattr(module, "in_channels") and hasattr(module, "out_channels")
+    return isinstance(module, nn.Linear) or (named and isinstance(weight, Tensor) and weight.dim() == 2)
+
+
+def _sync(module: Any) -> None:
     """Sets the counts that a layer keeps beside its weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
@@ -182,6 +189,8 @@ def _sync(module: nn.Module) -> None:
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
+    elif is_linear(module):
+        module.out_channels, module.in_channels = tensor_at(module, "weight").shape
     elif isinstance(module, _BatchNorm):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 

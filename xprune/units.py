@@ -113,9 +113,9 @@ class Units(Adapter):
         weight = getattr(layer, "weight", None)
         return not known and isinstance(weight, Tensor) and weight.dim() == 2 if self.transposed else known
 
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: nn.Module, site: Site) -> None:
         """See Adapter.resize; caches are emptied too."""
-        super().resize(module)
+        super().resize(module, site)
         for name in self.caches:
             getattr(module, name).clear()
 

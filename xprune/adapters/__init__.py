@@ -1,11 +1,12 @@
 """The table of adapters: what is known of each attention or MLP class. A file a library; entry points add more."""
 
 from xprune.adapters.hugging_face import HUGGING_FACE
+from xprune.adapters.pyg import PYG
 from xprune.adapters.timm import TIMM
 from xprune.adapters.torch_nn import TORCH_NN
 from xprune.adapters.torchvision import TORCHVISION
 from xprune.interfaces import Adapter
 from xprune.tables import table
 
-ADAPTERS: dict[str, Adapter] = table("adapters", (*TIMM, *TORCH_NN, *TORCHVISION, *HUGGING_FACE))
+ADAPTERS: dict[str, Adapter] = table("adapters", (*TIMM, *TORCH_NN, *TORCHVISION, *HUGGING_FACE, *PYG))
 """Adapter by name. A script adds its own here; a package, through an entry point."""
