@@ -1,6 +1,5 @@
 """find_sites: where a model has units that can go."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -62,7 +61,7 @@ def find_sites(
     neurons, more = generic_sites(model, example_inputs, found, "neuron")
     found, left = {**found, **neurons}, {**left, **more}
     wanted = [site for site in found.values() if site.kind in units]
-    sites = _in_order(model, [site for site in (_closed(model, s, example_inputs) for s in wanted) if site])
+    sites = _in_order(model, _closed(model, wanted, example_inputs, left))
     sites = _with_batch_axes(model, sites, example_inputs)
     _refuse_shared(model, sites)
     for pattern in exclude:
@@ -126,17 +125,17 @@ def _see(seen: dict[str, torch.Size], path: str, _module: nn.Module, args: Any, 
     seen[path] = given[0].shape if given else torch.Size()
 
 
-def _closed(model: nn.Module, site: Site, example_inputs: Any) -> Site | None:
-    """The site with all that its units feed; None, with a warning that says why, where that cannot be told."""
-    from xprune.consumers import with_consumers
+def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]) -> list[Site]:
+    """The sites with all that their units feed; those of which that cannot be told are put into `left`, with why."""
+    from xprune.consumers import with_consumers  # needs gates, which need adapters
 
-    if site.layer:
-        return site
-    try:
-        return with_consumers(model, site, example_inputs)
-    except ModelError as reason:
-        warnings.warn(f"{site.name}: its {site.kind}s are left alone: {reason}.", stacklevel=3)
-        return None
+    found = []
+    for site in sites:
+        try:
+            found.append(site if site.layer else with_consumers(model, site, example_inputs))
+        except ModelError as reason:
+            left[site.name] = str(reason)
+    return found
 
 
 def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:
