@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from xprune.adapters import ADAPTERS
+from xprune.consumers import with_consumers
 from xprune.errors import ModelError
 from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Site
@@ -127,8 +128,6 @@ def _see(seen: dict[str, torch.Size], path: str, _module: nn.Module, args: Any, 
 
 def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]) -> list[Site]:
     """The sites with all that their units feed; those of which that cannot be told are put into `left`, with why."""
-    from xprune.consumers import with_consumers  # needs gates, which need adapters
-
     found = []
     for site in sites:
         try:
