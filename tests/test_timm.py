@@ -39,12 +39,12 @@ def test_replacement_forwards_compute_what_timm_computes(case, fused):
             module.fused_attn = fused
     expected, copy = model(images), alias(model)
     swapped = 0
-    for module in copy.modules():
+    for path, module in copy.named_modules():
         for name in adapters:
             adapter = xprune.ADAPTERS[name]
-            if adapter.pruned is not None and adapter.serves(module):
-                adapter.kept(module, range(int(getattr(module, adapter.count))))
-                adapter.resize(module)
+            site = adapter.site(path, module) if adapter.pruned is not None and adapter.serves(module) else None
+            if site is not None:
+                adapter.resize(module, site, range(site.size))
                 swapped += 1
     assert swapped or all(xprune.ADAPTERS[name].pruned is None for name in adapters)
     torch.testing.assert_close(copy(images), expected, rtol=1e-5, atol=1e-5)

@@ -33,6 +33,7 @@ from xprune.plan import Plan
 from xprune.pruner import Pruner
 from xprune.result import PruneResult
 from xprune.scores import Scores
+from xprune.segmentation import Segmentation
 from xprune.selections import SELECTIONS
 from xprune.selections.learned import LearnedThresholds
 from xprune.site import Cut, Site
@@ -40,6 +41,7 @@ from xprune.sites import Sites, find_sites
 from xprune.stages import score, select
 from xprune.surgery import apply
 from xprune.task import Classification, Task
+from xprune.tasks_graph import GraphClassification, NodeClassification
 from xprune.token_tasks import LanguageModel, TokenClassification
 from xprune.units import Units
 
@@ -65,17 +67,20 @@ __all__ = [
     "GateError",
     "Gated",
     "Gates",
+    "GraphClassification",
     "Grid",
     "LanguageModel",
     "LearnedThresholds",
     "Metrics",
     "ModelError",
+    "NodeClassification",
     "Plan",
     "PlanError",
     "PluginError",
     "PruneResult",
     "Pruner",
     "Scores",
+    "Segmentation",
     "Selection",
     "Site",
     "Sites",

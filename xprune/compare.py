@@ -19,7 +19,6 @@ from xprune.explain.deletion import faithfulness
 from xprune.finetune import Finetune, finetune
 from xprune.interfaces import Criterion, Selection
 from xprune.loop import length
-from xprune.nest import first_rows
 from xprune.runtime import accelerator, check_loader
 from xprune.scores import Scores
 from xprune.selections import SELECTIONS
@@ -134,7 +133,7 @@ class _Seed:
         self.task = grid.task or Classification()
         inputs = check_loader(case.train, self.task)
         check_loader(case.held_out, self.task)
-        self.example = first_rows(inputs, 2)
+        self.example = self.task.example(inputs)
         self.sites = tuple(case.sites) if case.sites is not None else find_sites(case.model, self.example)
         self.budgets = {budget_name(budget): budget for budget in grid.budgets}
         self.updates = grid.finetune.epochs * length(case.train, "compare") if grid.finetune else 0

@@ -68,18 +68,22 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
     check_loader(loader, task)
     runner = accelerator()
     copy = alias(unwrap(model)).to(runner.device)
-    sums, tally = torch.zeros(3, dtype=torch.float64), _ByClass()  # loss, metric, samples
+    sums: torch.Tensor | None = None  # loss, samples, and what the metric sums up
+    shape, tally = torch.Size(), _ByClass()
     for inputs, targets in batches(runner, prepared(runner, loader), task, f"evaluating ({data})"):
         outputs = task.forward(copy, inputs)
         task.check(outputs, targets)
-        metric = task.metric(outputs, targets)
-        samples = len(metric)
-        tally.add(task.classes(outputs, targets), metric)
-        sums += torch.tensor(
-            [float(task.loss(outputs, targets)) * samples, float(metric.sum()), samples], dtype=torch.float64
-        )
-    loss, total, count = reduced(runner, sums.float().to(runner.device) if runner.num_processes > 1 else sums).tolist()
-    return Metrics(total / count, loss / count, int(count), task.metric_name, data, by_class=tally.rows(runner))
+        figures = task.metric(outputs, targets)
+        samples, shape = len(figures), figures.shape[1:]
+        tally.add(task.classes(outputs, targets), figures)
+        loss = torch.tensor([float(task.loss(outputs, targets)) * samples, samples], dtype=torch.float64)
+        batch = torch.cat([loss, figures.sum(0).flatten().cpu().double()])
+        sums = batch if sums is None else sums + batch
+    assert sums is not None  # the loader was checked
+    sums = reduced(runner, sums.float().to(runner.device)).cpu() if runner.num_processes > 1 else sums
+    samples = int(sums[1])
+    metric = task.summarise(sums[2:].view(shape), samples)
+    return Metrics(metric, float(sums[0]) / samples, samples, task.metric_name, data, by_class=tally.rows(runner))
 
 
 class _ByClass:

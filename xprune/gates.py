@@ -70,27 +70,29 @@ class Gates:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._fired.add(path)
             if args:
-                return (args[0] * self._factor(index, args[0]), *args[1:]), kwargs
+                return (args[0] * self._factor(index, args[0], path), *args[1:]), kwargs
             name = next(iter(kwargs), "")
             if not isinstance(kwargs.get(name), Tensor):
                 raise GateError(f"{path} was called without an input tensor; its units cannot be gated.")
-            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name])}
+            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name], path)}
 
         return hook
 
     def _norm(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return weighted_norm(module, args[0], self._factor(index, args[0]).float()).to(output.dtype)
+            factor = self._factor(index, args[0], self.sites[index].norm)
+            return weighted_norm(module, args[0], factor.float()).to(output.dtype)
 
         return hook
 
-    def _factor(self, index: int, x: Tensor) -> Tensor:
-        """The gate of a site, shaped to multiply the layer's input x."""
+    def _factor(self, index: int, x: Tensor, path: str) -> Tensor:
+        """The gate of a site, shaped to multiply the input x of the layer at `path`, which may hold units in groups."""
         site, value = self.sites[index], self.values[index].to(x.device)
         axis = site.axis % x.dim()
-        if x.shape[axis] != site.size * site.width:
+        groups = next((cut.groups for cut in site.cuts if cut.tensor == f"{path}.weight"), 1)
+        if x.shape[axis] != groups * site.size * site.width:
             raise GateError(
-                f"{site.name}: {site.size} units of {site.width} features do not fit the input of {site.layer}, "
+                f"{site.name}: {site.size} units of {site.width} features do not fit the input of {path}, "
                 f"{tuple(x.shape)}."
             )
         if value.shape[-1] != site.size or value.dim() not in (1, 2):
@@ -103,6 +105,7 @@ class Gates:
             if unit_major
             else value.repeat(*[1] * (value.dim() - 1), site.width)
         )
+        value = value.repeat(*[1] * (value.dim() - 1), groups)
         shape = [1] * x.dim()
         shape[axis] = -1
         if value.dim() == 2:

@@ -17,7 +17,7 @@ from xprune.gates import over_features
 from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Cut, Site
 from xprune.standin import StandIn, StandInPruner, stand_in
-from xprune.structure import Removed, alias
+from xprune.structure import Removed, alias, is_linear
 
 _ENDS = {
     tp.ops.OPTYPE.CONCAT,
@@ -36,6 +36,21 @@ _MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVe
 
 _MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "Clone", "Alias", "Squeeze", "Unsqueeze")
 """Autograd nodes that move features and change none."""
+
+
+class _LinearPruner(tp.function.LinearPruner):
+    """Lets the graph see linear layers that are not torch's."""
+
+    def get_in_channels(self, layer: Any) -> int:
+        """Features that it reads."""
+        return int(layer.weight.shape[1])
+
+    def get_out_channels(self, layer: Any) -> int:
+        """Features that it writes."""
+        return int(layer.weight.shape[0])
+
+
+_LINEAR = _LinearPruner()
 
 
 class _Graph(tp.DependencyGraph):
@@ -61,7 +76,7 @@ class _Graph(tp.DependencyGraph):
         if given and made:
             self.shapes[module] = list(given[0].shape), list(made[0].shape)
             self.made[module] = made[0].grad_fn
-        if isinstance(module, (nn.Linear, StandIn)):
+        if is_linear(module) or isinstance(module, StandIn):
             self._tokens = self._tokens or made[0].dim() > 2
 
     @property
@@ -88,11 +103,7 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     paths = {module: path for path, module in copy.named_modules()}
     sites = []
     for module, path in paths.items():
-        if (
-            isinstance(module, (nn.Linear, nn.Conv2d))
-            and not isinstance(module, StandIn)
-            and module in graph.module2node
-        ):
+        if (is_linear(module) or isinstance(module, nn.Conv2d)) and module in graph.module2node:
             sites.append(_hidden(graph, module, path, paths))
     return [site for site in sites if site is not None]
 
@@ -117,7 +128,8 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
     try:
         stand_in(copy, inputs, known)
         with torch.enable_grad():
-            pruners = {StandIn: StandInPruner()}
+            pruners = {type(m): _LINEAR for m in copy.modules() if is_linear(m) and not isinstance(m, nn.Linear)}
+            pruners = {StandIn: StandInPruner(), **pruners}
             graph = _Graph(copy)
             try:
                 graph.build_dependency(
@@ -143,11 +155,11 @@ def _traceable(output: Any) -> list[Tensor]:
     return found
 
 
-def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
+def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
     """The site of the features that `reader` reads, None where they are no plain hidden layer."""
     if isinstance(reader, nn.Conv2d) and (reader.groups != 1 or set(reader.kernel_size) != {1}):
         return None
-    prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
+    prune_in = graph.get_pruner_of_module(reader).prune_in_channels
     size = reader.weight.shape[1]
     axis = 1 if isinstance(reader, nn.Conv2d) else -1
     cuts, norm, probe, feeds = {f"{path}.weight": Cut(f"{path}.weight", 1)}, "", size - 1, [path]
@@ -157,13 +169,13 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
             return None
         if module not in paths:
             continue  # elementwise, or the flattening inside a linear layer
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if is_linear(module) or isinstance(module, nn.Conv2d):
             apart = isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels == size
             if not apart and _also_reads(graph, module, dep.handler, reader):
                 feeds.append(paths[module])
                 cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
                 continue
-            writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
+            writes = dep.handler == graph.get_pruner_of_module(module).prune_out_channels
             if not apart and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
                 return None
         elif isinstance(module, _BatchNorm):

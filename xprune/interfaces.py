@@ -101,11 +101,10 @@ class Adapter(ABC):
     def site(self, path: str, module: nn.Module) -> Site | None:
         """The site of the module at `path`, or None where this one cannot be pruned. Every cut is declared in it."""
 
-    def kept(self, module: nn.Module, keep: Sequence[int]) -> None:  # noqa: B027
-        """Told, before `resize`, which of its units the module keeps. Here: nothing."""
-
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
         """What is left to do on the module once its tensors are cut and its counts are set.
+
+        site   as it was before the cut, of which the units `keep` are left
 
         Here: the class whose forward fits.
         """

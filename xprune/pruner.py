@@ -17,7 +17,6 @@ from xprune.evaluate import Metrics, evaluate
 from xprune.finetune import Finetune, finetune
 from xprune.interfaces import Criterion, Selection
 from xprune.loop import length
-from xprune.nest import first_rows
 from xprune.result import PruneResult
 from xprune.runtime import check_loader
 from xprune.selections import SELECTIONS
@@ -74,7 +73,7 @@ class Pruner:
         inputs = check_loader(train_loader, self.task)
         if val_loader is not None:
             check_loader(val_loader, self.task)
-        example = first_rows(inputs, 2)
+        example = self.task.example(inputs)
         sites = tuple(self.sites) if self.sites is not None else find_sites(self.model, example)
         measured = [self._measure(self.model, inputs, train_loader, val_loader)]
         scores = score(
@@ -135,7 +134,7 @@ class Pruner:
     ) -> Metrics:
         data, loader = ("training", train_loader) if val_loader is None else ("validation", val_loader)
         return evaluate(model, loader, task=self.task, data=data).with_costs(
-            macs=count_macs(model, first_rows(inputs, 2)),
+            macs=count_macs(model, self.task.example(inputs)),
             params=count_params(model),
             latency_ms=latency(model, inputs),
             latency_rows=self.task.size(self.task.unpack(next(iter(train_loader)))[1]),

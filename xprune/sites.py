@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from xprune.adapters import ADAPTERS
+from xprune.consumers import with_consumers
 from xprune.errors import ModelError
 from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Cut, Site
@@ -61,7 +62,8 @@ def find_sites(
     found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, seen)}}
     neurons, more = generic_sites(model, example_inputs, found, "neuron")
     found, left = {**found, **neurons}, {**left, **more}
-    sites = _in_order(model, [site for site in found.values() if site.kind in units])
+    wanted = [site for site in found.values() if site.kind in units]
+    sites = _in_order(model, _closed(model, wanted, example_inputs, left))
     sites = _with_batch_axes(model, sites, example_inputs)
     _refuse_shared(model, sites)
     for pattern in exclude:
@@ -130,6 +132,17 @@ def _shapes(
 def _see(seen: dict[str, torch.Size], path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
     given = tensors_in((args, kwargs))
     seen[path] = given[0].shape if given else torch.Size()
+
+
+def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]) -> list[Site]:
+    """The sites with all that their units feed; those of which that cannot be told are put into `left`, with why."""
+    found = []
+    for site in sites:
+        try:
+            found.append(site if site.layer else with_consumers(model, site, example_inputs))
+        except ModelError as reason:
+            left[site.name] = str(reason)
+    return found
 
 
 def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:

@@ -90,9 +90,9 @@ def stand_in(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -> None:
             handle.remove()
     for path, site in known.items():
         if outputs[path]:  # else it is not called, and nothing has to be seen of it
-            reads, writes = site.cuts[0], next(cut for cut in site.cuts if cut.tensor == f"{site.layer}.weight")
-            reader, writer = (model.get_parameter(cut.tensor) for cut in (reads, writes))
+            reads, given = site.cuts[0], tensors_in(outputs[path][0])[0]
+            reader = model.get_parameter(reads.tensor)
             parent, _, child = path.rpartition(".")
-            features = reader.shape[1 - reads.axis], writer.shape[1 - writes.axis]
+            features = reader.shape[1 - reads.axis], given.shape[site.axis]
             made = StandIn(*features, outputs[path], model.get_submodule(path))
             setattr(model.get_submodule(parent), child, made.to(reader.device))

@@ -107,8 +107,7 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
             _cut(model, site, keep, owners)
             _recount(model, site, len(keep))
             if site.adapter:
-                adapters[site.adapter].kept(model.get_submodule(site.owner), keep)
-                adapters[site.adapter].resize(model.get_submodule(site.owner))
+                adapters[site.adapter].resize(model.get_submodule(site.owner), site, keep)
     return model
 
 
@@ -192,7 +191,14 @@ def _recount(model: nn.Module, site: Site, kept: int) -> None:
         _sync(module)
 
 
-def _sync(module: nn.Module) -> None:
+def is_linear(module: nn.Module) -> bool:
+    """True for a linear layer: torch's, or one that calls its features channels, as PyG's own does."""
+    weight = getattr(module, "weight", None)
+    named = hasattr(module, "in_channels") and hasattr(module, "out_channels")
+    return isinstance(module, nn.Linear) or (named and isinstance(weight, Tensor) and weight.dim() == 2)
+
+
+def _sync(module: Any) -> None:
     """Sets the counts that a layer keeps beside its weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
@@ -203,6 +209,8 @@ def _sync(module: nn.Module) -> None:
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
+    elif is_linear(module):
+        module.out_channels, module.in_channels = tensor_at(module, "weight").shape
     elif isinstance(module, _BatchNorm):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 

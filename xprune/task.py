@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xprune.errors import DataError
-from xprune.nest import call, logits
+from xprune.nest import call, first_rows, logits
 from xprune.site import Site
 
 
@@ -28,7 +28,14 @@ class Task(ABC):
 
     @abstractmethod
     def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """The metric of each sample, float (batch,); its mean over the data is reported as `metric_name`."""
+        """The metric of each sample, float (batch,); its mean over the data is reported as `metric_name`.
+
+        For a metric that is no mean over samples: counts (batch, ...), of which `summarise` gets the sum over the data.
+        """
+
+    def summarise(self, total: Tensor, samples: int) -> float:
+        """The metric of a data set, from the sum of what `metric` gave and the number of samples; here the mean."""
+        return float(total) / samples
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
         """The model's output for inputs as `unpack` gives them: its logits, where it returns them among others."""
@@ -41,9 +48,24 @@ class Task(ABC):
         """Samples in the batch."""
         return len(targets)
 
+    def example(self, inputs: Any) -> Any:
+        """What of a batch's inputs is enough to trace, verify and count on: its first two rows."""
+        return first_rows(inputs, 2)
+
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
-        """(class of each sample, int64 (batch,); number of classes), or None where the task has no classes."""
+        """(class of each sample, int64 (batch,); number of classes), or None where the task has no classes.
+
+        Where several classes are in a sample, one of them by chance.
+        """
         return None
+
+    def other(self, targets: Any, own: Tensor, classes: int) -> Tensor:
+        """A class by chance for each sample, int64 (batch,), that is not in it; `own` is what `classes` gave."""
+        return (own + torch.randint_like(own, 1, classes)) % classes
+
+    def class_scores(self, outputs: Any, targets: Any, own: Tensor) -> Tensor:
+        """log p of the class `own` of each sample, (batch,): what attributions explain."""
+        return outputs.float().log_softmax(-1).gather(1, own[:, None])[:, 0]
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor) -> Tensor:
         """Mean over samples of -log p_c where the drawn class c is the sample's own, of -log(1 - p_c) where not.

@@ -11,7 +11,7 @@ from xprune.adapters import ADAPTERS
 from xprune.budget import Budget
 from xprune.cost import count_macs, count_params, measure_costs
 from xprune.interfaces import Criterion, Selection
-from xprune.nest import call, first_rows, tensors_in
+from xprune.nest import call, tensors_in
 from xprune.plan import Plan
 from xprune.scores import Scores
 from xprune.site import Site
@@ -111,8 +111,7 @@ def check_criterion(
     criterion: str | Criterion, model: nn.Module, loader: Iterable[Any], task: Task | None = None
 ) -> Scores:
     """Holds a criterion to its contract on a model: finite scores, the same under the same seed, model untouched."""
-    inputs, _ = (task or Classification()).unpack(next(iter(loader)))
-    sites, before = find_sites(model, first_rows(inputs, 2)), snapshot(model)
+    sites, before = find_sites(model, _example(loader, task)), snapshot(model)
     first, second = (score(model, sites, loader, criterion, task=task, seed=3) for _ in range(2))
     assert_untouched(model, before)
     assert first.sites == sites, "the scores are not of the sites that were asked for"
@@ -136,8 +135,7 @@ def check_selection(
     task: Task | None = None,
 ) -> Plan:
     """Holds a selection to its contract: never over the budget, and within 1 % of it or one step's cost, recounted."""
-    inputs, _ = (task or Classification()).unpack(next(iter(loader)))
-    before, example_inputs = snapshot(model), first_rows(inputs, 2)
+    before, example_inputs = snapshot(model), _example(loader, task)
     plan, again = (select(model, scores, budget, selection, loader=loader, task=task) for _ in range(2))
     assert_untouched(model, before)
     assert plan == again, "the plan is not repeatable"
@@ -157,9 +155,14 @@ def check_selection(
         for index, (site, count) in enumerate(zip(scores.sites, plan.counts, strict=True)):
             larger = [k for k in budget.counts(site) if k > count]
             if larger:
-                steps.append(cost.site(index, larger[0]) - cost.site(index, count))
+                steps.append(cost.step(plan.counts, index, larger[0]))
         slack.append(not steps or got >= 0.99 * allowed or got + min(steps) > allowed - 1)
     assert any(slack), f"the budget is wasted: {plan.info}"
     for site, count in zip(plan.sites, plan.counts, strict=True):
         assert count in budget.counts(site), f"{site.name}: {count} units are not allowed by {budget}"
     return plan
+
+
+def _example(loader: Iterable[Any], task: Task | None) -> Any:
+    task = task or Classification()
+    return task.example(task.unpack(next(iter(loader)))[0])

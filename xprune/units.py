@@ -136,15 +136,12 @@ class Units(Adapter):
         weight = getattr(layer, "weight", None)
         return not known and isinstance(weight, Tensor) and weight.dim() == 2 if self.transposed else known
 
-    def kept(self, module: nn.Module, keep: Sequence[int]) -> None:
-        """See Adapter.kept; what stays of units of which some have gone before is told in the first numbering."""
+    def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
+        """See Adapter.resize; caches are emptied too, and `index` says which units are left, in the first numbering."""
+        super().resize(module, site, keep)
         if self.index:
             before = getattr(module, self.index, None)
             setattr(module, self.index, tuple(before[i] for i in keep) if before else tuple(keep))
-
-    def resize(self, module: nn.Module) -> None:
-        """See Adapter.resize; caches are emptied too."""
-        super().resize(module)
         for name in self.caches:
             getattr(module, name).clear()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xprune.errors import DataError, PluginError
 from xprune.interfaces import Context, Criterion
-from xprune.nest import map_tensors
+from xprune.nest import map_tensors, tensors_in
 from xprune.runtime import accelerator, batches, prepared, reduced, seeded
 from xprune.scores import Scores
 from xprune.site import Site
@@ -145,9 +145,15 @@ class Batch:
     def scores(self, index: Tensor) -> Tensor:
         """Log probability of the own class of the samples at `index`, int64 (rows,), which Captum repeats at will."""
         index = index.reshape(-1)
-        inputs = self.inputs if torch.equal(index, self.index) else map_tensors(self.inputs, lambda t: t[index])
-        logs: Tensor = self.task.forward(self.context.model, inputs).float().log_softmax(-1)
-        return logs.gather(1, self.classes[index][:, None])[:, 0]
+        if torch.equal(index, self.index):
+            outputs = self.task.forward(self.context.model, self.inputs)
+            return self.task.class_scores(outputs, self.targets, self.classes)
+        if any(len(tensor) != len(self.index) for tensor in tensors_in((self.inputs, self.targets))):
+            raise DataError(
+                "this method repeats samples, which graphs do not allow; captum:IntegratedGradients does not."
+            )
+        inputs, targets = map_tensors((self.inputs, self.targets), lambda t: t[index])
+        return self.task.class_scores(self.task.forward(self.context.model, inputs), targets, self.classes[index])
 
 
 def incompleteness(attributed: Tensor, difference: Tensor) -> Tensor:
