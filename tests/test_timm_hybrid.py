@@ -6,7 +6,7 @@ import torch
 import xprune
 from tests.timm_hybrid_models import TIMM_HYBRID_MODELS
 from xprune.adapters.timm_hybrid import TIMM_HYBRID
-from xprune.graph import neuron_sites
+from xprune.neurons import neuron_sites
 from xprune.testing import check_adapter, perturb
 
 NEURONLESS = {"lowformer"}

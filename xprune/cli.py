@@ -1,21 +1,19 @@
 """The command line: prune, compare, evaluate, sites, show, report, export, list, demo, in the words of the API."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import timm
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 import xprune
-from xprune.artefact import HEADER, read_header, refuse_foreign
-from xprune.data import Data, class_names, data_config, load_data
-from xprune.errors import ModelError, XPruneError
+from xprune.artefact import read_header, refuse_foreign
+from xprune.cli_inputs import named_data, named_model
+from xprune.data import class_names, data_config
+from xprune.errors import XPruneError
 from xprune.export import export_onnx
 from xprune.plan import Plan
 from xprune.result import found_table, metrics_table, sites_table
@@ -69,8 +67,8 @@ def prune(
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )
-    dense, arch = _model(model, model_arg, pretrained and checkpoint is None, checkpoint)
-    loaded = _data(data, dense, batch_size, workers, seed)
+    dense, arch = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    loaded = named_data(data, dense, batch_size, workers, seed)
     example = next(iter(loaded.val))[0][:2]
     sites = xprune.find_sites(dense, example, units=units or ("head", "neuron"), exclude=exclude or ())
     pruner = xprune.Pruner(
@@ -102,8 +100,8 @@ def compare(
     workers: Workers = 0,
 ) -> None:
     """Compare criteria and selections on the same terms: one table with spread, one picture, one JSON file."""
-    dense, _ = _model(model, model_arg, pretrained and checkpoint is None, checkpoint)
-    loaded = _data(data, dense, batch_size, workers, 0)
+    dense, _ = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    loaded = named_data(data, dense, batch_size, workers, 0)
     sites = xprune.find_sites(dense, next(iter(loaded.val))[0][:2], exclude=exclude or ())
     grid = xprune.Grid(
         {name: name for name in criterion or xprune.CRITERIA},
@@ -126,7 +124,7 @@ def compare(
 def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Workers = 0) -> None:
     """Measure a saved model on validation data."""
     model = xprune.load(saved)
-    loaded = _data(data, model, batch_size, workers, 0)
+    loaded = named_data(data, model, batch_size, workers, 0)
     inputs = next(iter(loaded.val))[0]
     metrics = xprune.evaluate(model, loaded.val).with_costs(
         macs=xprune.count_macs(model, inputs[:2]),
@@ -141,7 +139,7 @@ def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Work
 @app.command()
 def sites(model: ModelName, model_arg: ModelArg = None) -> None:
     """What of a model can go, and what is left alone and why. Random weights, nothing is downloaded."""
-    dense, _ = _model(model, model_arg, False, None)
+    dense, _ = named_model(model, model_arg, False, None)
     example = torch.randn(2, *data_config(dense)["input_size"], generator=torch.Generator().manual_seed(0))
     console.print(found_table(xprune.find_sites(dense, example)))
 
@@ -175,10 +173,10 @@ def report(
     """Write one HTML page: what was cut, why, and what it did to each class."""
     result, names = xprune.PruneResult.load(saved), None
     if data is not None:
-        loaded = _data(data, result.model, batch_size, workers, 0)
+        loaded = named_data(data, result.model, batch_size, workers, 0)
         names, result = class_names(loaded.val), replace(result, data=loaded.val, task=xprune.Classification())
     if model is not None:
-        dense = _model(model, model_arg, pretrained and checkpoint is None, checkpoint)[0]
+        dense = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)[0]
         for site in result.plan.sites:
             check_fit(dense, site, xprune.ADAPTERS)
         result = replace(result, dense=dense)
@@ -222,44 +220,6 @@ def demo(
     from xprune.demo import run
 
     run(out, cache, console)
-
-
-def _model(name: str, args: list[str] | None, pretrained: bool, checkpoint: Path | None) -> tuple[nn.Module, Any]:
-    """(the dense model, what rebuilds it: (timm name, arguments), None for a saved one that knows)."""
-    if (Path(name) / HEADER).is_file():
-        return xprune.load(name), None
-    kwargs = dict(_argument(arg) for arg in args or ())
-    weights: dict[str, Any] = {"checkpoint_path": str(checkpoint)} if checkpoint else {}
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **weights, **kwargs)
-    except Exception as error:
-        raise ModelError(
-            f"timm cannot build {name!r} with {kwargs}: {error} Give a name of timm.list_models() or a saved "
-            "directory; --no-pretrained builds it without a download, --checkpoint FILE loads your weights."
-        ) from error
-    return model, (name, kwargs) if timm.is_model(name.partition(".")[0]) and ":" not in name else None
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    """key=value, the value as JSON where it is JSON."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ModelError(f"--model-arg {text!r}: wanted key=value, for example num_classes=10.")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
-def _data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
-    data = load_data(name, data_config(model), batch_size=batch_size, workers=workers, seed=seed)
-    classes = getattr(model, "num_classes", data.classes)
-    if classes != data.classes:
-        raise ModelError(
-            f"the model's head has {classes} classes, {name} has {data.classes}. Prune a model that was trained "
-            f"on these classes: --model-arg num_classes={data.classes} with --checkpoint FILE."
-        )
-    return data
 
 
 def _is_main_process() -> bool:

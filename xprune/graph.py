@@ -1,4 +1,4 @@
-"""The dependency graph: MLP neurons of any model, found by torch-pruning (DepGraph, Fang et al., CVPR 2023).
+"""The dependency graph of any model that can be traced, by torch-pruning (DepGraph, Fang et al., CVPR 2023).
 
 Modules that an adapter knows are stood in for, so that the graph stays small and never has to see through an attention.
 """
@@ -9,15 +9,13 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch_pruning._helpers import _HybridIndex
 
 from xprune.errors import ModelError
-from xprune.gates import over_features
 from xprune.nest import call, map_tensors, slow_path, tensors_in
-from xprune.site import Cut, Site
+from xprune.site import Site
 from xprune.standin import StandIn, StandInPruner, stand_in
-from xprune.structure import Removed, alias, is_linear
+from xprune.structure import alias, is_linear
 
 _ENDS = {
     tp.ops.OPTYPE.CONCAT,
@@ -32,10 +30,6 @@ _ENDS = {
 
 _MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVectorNorm", "Cumsum")
 """Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
-
-
-_MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "Clone", "Alias", "Squeeze", "Unsqueeze")
-"""Autograd nodes that move features and change none."""
 
 
 class _LinearPruner(tp.function.LinearPruner):
@@ -88,24 +82,16 @@ class _Graph(tp.DependencyGraph):
         pass
 
 
-def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> list[Site]:
-    """Sites of hidden neurons between two layers, outside the modules of the `known` sites (path -> site).
+def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[nn.Module, Any]:
+    """(a copy of the model with stand-ins for the `known` sites' modules, its graph).
 
-    A hidden layer is one whose features are written by linear layers or convolutions, go through nothing but
-    elementwise operations, depthwise convolutions and norms, and are read by one linear layer or 1x1 convolution, and
-    by squeezes beside it. Raises ModelError where the forward fails.
+    Raises ModelError where the forward fails, or cannot be traced.
     """
     try:  # shapes are all that the graph looks at: the meta device gives them without the work
-        copy, graph = _trace(model, example_inputs, known, "meta")
+        return _trace(model, example_inputs, known, "meta")
     except Exception:  # a forward that looks at values, or one that fails
         try_forward(model, example_inputs)
-        copy, graph = _trace(model, example_inputs, known, None)
-    paths = {module: path for path, module in copy.named_modules()}
-    sites = []
-    for module, path in paths.items():
-        if (is_linear(module) or isinstance(module, nn.Conv2d)) and module in graph.module2node:
-            sites.append(_hidden(graph, module, path, paths))
-    return [site for site in sites if site is not None]
+        return _trace(model, example_inputs, known, None)
 
 
 def try_forward(model: nn.Module, example_inputs: Any) -> None:
@@ -138,7 +124,7 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
             except (ZeroDivisionError, TypeError):
                 if not getattr(graph, "module2node", None):
                     raise
-                # traced, but it could not work out all indices across reshapes; `_hidden` compares widths itself
+                # traced, but it could not work out all indices across reshapes; who walks it compares widths
     except Exception as error:
         raise ModelError(
             f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
@@ -155,49 +141,7 @@ def _traceable(output: Any) -> list[Tensor]:
     return found
 
 
-def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
-    """The site of the features that `reader` reads, None where they are no plain hidden layer."""
-    if isinstance(reader, nn.Conv2d) and (reader.groups != 1 or set(reader.kernel_size) != {1}):
-        return None
-    prune_in = graph.get_pruner_of_module(reader).prune_in_channels
-    size = reader.weight.shape[1]
-    axis = 1 if isinstance(reader, nn.Conv2d) else -1
-    cuts, norm, probe, feeds = {f"{path}.weight": Cut(f"{path}.weight", 1)}, "", size - 1, [path]
-    for dep in _reached(graph, reader, prune_in, probe):
-        module = dep.target.module if dep else None
-        if module is None:
-            return None
-        if module not in paths:
-            continue  # elementwise, or the flattening inside a linear layer
-        if is_linear(module) or isinstance(module, nn.Conv2d):
-            apart = isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels == size
-            if not apart and _also_reads(graph, module, dep.handler, reader):
-                feeds.append(paths[module])
-                cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
-                continue
-            writes = dep.handler == graph.get_pruner_of_module(module).prune_out_channels
-            if not apart and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
-                return None
-        elif isinstance(module, _BatchNorm):
-            pass  # each channel has statistics of its own, and they are cut with it
-        elif over_features(module) and norm in ("", paths[module]):
-            norm = paths[module]
-        elif any(True for _ in module.parameters()):
-            return None
-        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        cuts |= {f"{paths[module]}.{name}": Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()}
-    return _assemble(graph, reader, path, axis, tuple(cuts.values()), norm, tuple(feeds))
-
-
-def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, reader: nn.Module) -> bool:
-    """True for a squeeze: a layer that reads the features' means over the map, beside the reader of the map itself."""
-    if handler != tp.prune_conv_in_channels or not isinstance(reader, nn.Conv2d) or module.groups != 1:
-        return False
-    squeezed, whole = (graph.shapes.get(layer, ([], []))[0][2:] for layer in (module, reader))
-    return bool(squeezed == [1, 1] and whole != [1, 1] and module.weight.shape[1] == reader.weight.shape[1])
-
-
-def _reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
+def reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
     """What loses the feature `probe` with the reader's input, each once; None, and the end, where it is no feature.
 
     torch-pruning's own walk (`get_pruning_group`) lets a wrongly guessed reshape multiply the indices at every step
@@ -228,64 +172,3 @@ def _over_map(node: Any) -> bool:
     if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4:
         return False
     return {dim - 2**64 if dim >= 2**63 else dim for dim in dims} <= {2, 3, -1, -2}
-
-
-def _assemble(
-    graph: Any, reader: Any, path: str, axis: int, cuts: tuple[Cut, ...], norm: str, feeds: tuple[str, ...]
-) -> Site | None:
-    model = graph.model
-    members = {cut.tensor.rpartition(".")[0] for cut in cuts}
-    if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):
-        return None
-    owner = _common_parent(members)
-    if not owner:
-        return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
-    theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
-    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
-    alone = alone and _keeps_places(graph, owner, path, axis) and _gives_only(graph, owner, reader)
-    return Site(
-        name=owner if alone else path,
-        kind="neuron",
-        size=reader.weight.shape[1],
-        width=1,
-        layer=path,
-        axis=axis,
-        cuts=cuts,
-        module=owner if alone else "",
-        norm=norm,
-        feeds=feeds,
-    )
-
-
-def _keeps_places(graph: Any, owner: str, path: str, axis: int) -> bool:
-    """True for a module that gives as many tokens, or as large a map, as it takes and as the layer at `path` makes.
-
-    The layer's bias can then stand in for it.
-    """
-    taken, given = (
-        [list(shape) for shape in graph.shapes.get(graph.model.get_submodule(p), ())] for p in (owner, path)
-    )
-    shapes = [*taken, *given[1:]]
-    if len(shapes) < 3 or min(len(shape) for shape in shapes) < 2:
-        return False
-    for shape in shapes:
-        del shape[axis]
-    return all(shape == shapes[0] for shape in shapes)
-
-
-def _gives_only(graph: Any, owner: str, reader: nn.Module) -> bool:
-    """True where the module gives what its last layer gives, reshaped at most; a gate or a norm after it would not."""
-    node, wanted = graph.made.get(graph.model.get_submodule(owner)), graph.made.get(reader)
-    while node is not None and node is not wanted and type(node).__name__.startswith(_MOVES):
-        node = node.next_functions[0][0]
-    return node is not None and node is wanted
-
-
-def _common_parent(paths: set[str]) -> str:
-    parts = [path.split(".")[:-1] for path in paths]
-    shared = []
-    for names in zip(*parts, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return ".".join(shared)

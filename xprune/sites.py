@@ -48,7 +48,7 @@ def find_sites(
     where a pattern matches none (a typing error would prune what was to be left alone).
     """
     from xprune.generic import generic_sites  # both need torch-pruning, which loading a saved model does not
-    from xprune.graph import neuron_sites
+    from xprune.neurons import neuron_sites
 
     model = unwrap(model)
     unknown = sorted(set(units) - set(UNITS))
