@@ -89,7 +89,13 @@ def accuracy(facts: Facts) -> dict[str, Any]:
     figure.update_layout(
         height=110 + 24 * len(rows),
         xaxis={"title": {"text": "accuracy, %"}, "fixedrange": True, "automargin": True},
-        yaxis={"autorange": "reversed", "automargin": True, "fixedrange": True, "type": "category", "dtick": 1},
+        yaxis={
+            "range": [len(rows) - 0.4, -0.6],
+            "automargin": True,
+            "fixedrange": True,
+            "type": "category",
+            "dtick": 1,
+        },
         dragmode=False,
     )
     return _plain(figure)
@@ -110,7 +116,7 @@ def losses(facts: Facts) -> dict[str, Any]:
     )
     figure.update_layout(
         height=300,
-        xaxis={"title": {"text": "classes, from the greatest loss to the greatest gain"}, "fixedrange": True},
+        xaxis={"title": {"text": "classes in order of their change"}, "fixedrange": True},
         yaxis={"title": {"text": "change, points"}, "fixedrange": True},
         dragmode=False,
     )

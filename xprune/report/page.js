@@ -53,9 +53,10 @@ function why(index) {
     button.classList.toggle("chosen", chosen);
     button.setAttribute("aria-pressed", String(chosen));
   }
+  const row = [...near].sort(([a], [b]) => a.score - b.score); // labels at two heights, so that neighbours can be read
   const groups = [true, false].map((kept) => near.filter(([each]) => each.kept === kept));
   const lines = site.cut === null ? [] : [{
-    type: "line", x0: site.cut, x1: site.cut, yref: "paper", y0: 0, y1: 0.6, line: { color: "#1c2733", width: 1.2, dash: "dot" },
+    type: "line", x0: site.cut, x1: site.cut, yref: "paper", y0: 0, y1: 0.5, line: { color: "#1c2733", width: 1.2, dash: "dot" },
   }];
   draw("why-scores", groups.map((group, i) => ({
     type: "scatter", mode: "markers", name: i ? "removed" : "kept", cliponaxis: false,
@@ -66,15 +67,15 @@ function why(index) {
     },
     hovertemplate: `head %{text}: score %{x:.3g}<extra>${i ? "removed" : "kept"}</extra>`,
   })).concat({
-    type: "scatter", mode: "text", x: near.map(([each]) => each.score), y: near.map(() => 1.1),
-    text: near.map(([each]) => String(each.unit)), showlegend: false, hoverinfo: "skip",
+    type: "scatter", mode: "text", x: row.map(([each]) => each.score),
+    y: row.map((_, i) => (i % 2 ? 1.75 : 1)), text: row.map(([each]) => String(each.unit)), showlegend: false, hoverinfo: "skip",
   }, {
     type: "scatter", mode: "markers", x: [head.score], y: [0], showlegend: false, hoverinfo: "skip", cliponaxis: false,
     marker: { size: 24, symbol: "circle-open", color: "#1c2733", line: { width: 2 } },
   }), own({
-    height: 150, shapes: lines, dragmode: false, margin: { l: 20, r: 20, t: 30, b: 44 },
+    height: 165, shapes: lines, dragmode: false, margin: { l: 20, r: 20, t: 30, b: 44 },
     xaxis: { title: { text: "score" }, fixedrange: true, zeroline: false },
-    yaxis: { visible: false, range: [-1, 1.8], fixedrange: true },
+    yaxis: { visible: false, range: [-1, 2.3], fixedrange: true },
   }));
   if (head.classes.length && document.getElementById("why-classes")) {
     const most = [...head.classes].reverse();

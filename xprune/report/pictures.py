@@ -55,7 +55,7 @@ class Pictures:
 def look(result: "PruneResult") -> Pictures | str:
     """Pictures of a few inputs, or why there are none."""
     if result.dense is None or result.data is None or result.task is None:
-        return "The dense model and the data are not saved with the pruned one; they were not given to this report."
+        return "Pictures need the dense model and the data, which are not saved; `xprune report` takes them."
     device = reference_device(result.dense)
     models = {
         "dense": alias(result.dense, requires_grad=True).to(device),
