@@ -89,7 +89,8 @@ class Gates:
         """The gate of a site, shaped to multiply the input x of the layer at `path`, which may hold units in groups."""
         site, value = self.sites[index], self.values[index].to(x.device)
         axis = site.axis % x.dim()
-        groups = next((cut.groups for cut in site.cuts if cut.tensor == f"{path}.weight"), 1)
+        cut = next((cut for cut in site.cuts if cut.tensor == f"{path}.weight"), None)
+        groups = cut.groups * cut.width // site.width if cut else 1
         if x.shape[axis] != groups * site.size * site.width:
             raise GateError(
                 f"{site.name}: {site.size} units of {site.width} features do not fit the input of {path}, "

@@ -104,8 +104,9 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
             parent, _, child = site.module.rpartition(".")
             setattr(model.get_submodule(parent), child, (left or Removed)(*parts))
         elif len(keep) < site.size:
+            counts = {path: attribute_at(model, path) for path in site.counts}
             _cut(model, site, keep, owners)
-            _recount(model, site, len(keep))
+            _recount(model, {path: count * len(keep) // site.size for path, count in counts.items()})
             if site.adapter:
                 adapters[site.adapter].resize(model.get_submodule(site.owner), site, keep)
     return model
@@ -180,13 +181,13 @@ def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, 
             norm.normalized_shape = (len(keep) * site.width,)
 
 
-def _recount(model: nn.Module, site: Site, kept: int) -> None:
-    for path in site.counts:
+def _recount(model: nn.Module, counts: Mapping[str, int]) -> None:
+    for path, count in counts.items():
         module, name, index = _count_at(model, path)
-        value: Any = attribute_at(model, path) * kept // site.size
+        value: Any = count
         if index is not None:
             old = getattr(module, name)
-            value = (*old[:index], value, *old[index + 1 :])
+            value = (*old[:index], count, *old[index + 1 :])
         setattr(module, name, value)
         _sync(module)
 
