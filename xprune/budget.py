@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from xprune.errors import BudgetError
 from xprune.site import Site
@@ -52,22 +53,47 @@ class Budget:
 
 @dataclass(frozen=True)
 class LinearCost:
-    """A cost that is linear in the kept units of each site while the site is there at all.
+    """A cost that is linear in the kept units of each site while the site is there at all, and in pairs of sites.
 
-    total(k) = base + sum over sites with k > 0 of (fixed + unit * k), exact for heads and neurons.
+    total(k) = base + sum over sites with k > 0 of (fixed + unit * k) + sum over pairs (i, j, each) of each * k_i * k_j
+
+    Pairs are sites that meet in one layer, as a stream's channels and the heads that read them do, i = j where a layer
+    reads and writes the same stream. Elsewhere there are none.
     """
 
     base: float
     fixed: tuple[float, ...]
     unit: tuple[float, ...]
+    pairs: tuple[tuple[int, int, float], ...] = ()
 
     def site(self, index: int, count: int) -> float:
-        """Cost of one site with `count` units."""
+        """Cost of one site with `count` units, beside its pairs."""
         return self.fixed[index] + self.unit[index] * count if count else 0.0
 
     def total(self, counts: Sequence[int]) -> float:
         """Cost of the model with these numbers of units."""
-        return self.base + sum(self.site(index, count) for index, count in enumerate(counts))
+        alone = self.base + sum(self.site(index, count) for index, count in enumerate(counts))
+        return alone + sum(each * counts[i] * counts[j] for i, j, each in self.pairs)
+
+    def step(self, counts: Sequence[int], index: int, count: int) -> float:
+        """What it costs to keep `count` units at a site in place of as many as `counts` says."""
+        now, pairs = counts[index], 0.0
+        for i, j, each in self._of.get(index, ()):
+            pairs += each * (count**2 - now**2 if i == j else counts[j if i == index else i] * (count - now))
+        return self.site(index, count) - self.site(index, now) + pairs
+
+    def units(self, counts: Sequence[int]) -> list[float]:
+        """What one more unit of each site costs beside these numbers of units."""
+        return [self.step(counts, index, count + 1) for index, count in enumerate(counts)]
+
+    @cached_property
+    def _of(self) -> dict[int, list[tuple[int, int, float]]]:
+        """The pairs of each site."""
+        found: dict[int, list[tuple[int, int, float]]] = {}
+        for pair in self.pairs:
+            for index in {pair[0], pair[1]}:
+                found.setdefault(index, []).append(pair)
+        return found
 
 
 @dataclass(frozen=True)

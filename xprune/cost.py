@@ -1,6 +1,7 @@
 """Costs: MACs by torch's FlopCounterMode, parameters, latency; and what each unit contributes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from xprune.errors import ModelError
 from xprune.nest import call, map_tensors, tensors_in
 from xprune.plan import Plan
 from xprune.site import Site
-from xprune.structure import alias, carve, reference_device
+from xprune.structure import alias, carve, reference_device, tensor_at
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
@@ -44,41 +45,112 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
 def measure_costs(model: nn.Module, sites: Sequence[Site], example_inputs: Any) -> Costs:
     """What the units of each site cost, by recounting: the model as it is, with one unit less everywhere, with none.
 
-    On the meta device where the forward runs there, so that it costs neither time nor memory.
+    And, for each stream whose channels may go, with a channel less, alone and beside one unit less elsewhere. On the
+    meta device where the forward runs there, so that it costs neither time nor memory. Raises ModelError where costs
+    of channels are no sum of products, which one more recount tells.
     """
     try:
-        counts = [_count(model, sites, example_inputs, less, "meta") for less in (0, 1, None)]
+        return _measured(model, sites, example_inputs, "meta")
     except (NotImplementedError, RuntimeError):  # a forward that looks at values
-        counts = [_count(model, sites, example_inputs, less, None) for less in (0, 1, None)]
-    return Costs(tuple(sites), *(_linear(sites, [count[index] for count in counts]) for index in (0, 1)))
+        return _measured(model, sites, example_inputs, None)
+
+
+Counts = dict[str, float]
+"""What sites cost, by name; "" for the model; and tensors that two streams cut, of MACs their layers."""
+
+
+def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, device: str | None) -> Costs:
+    streams = [index for index, site in enumerate(sites) if site.kind == "channel"]
+    full = [site.size for site in sites]
+    least = [1 if index in streams else 0 if site.module else 1 for index, site in enumerate(sites)]
+    less = [max(n - (index not in streams), low) for index, (n, low) in enumerate(zip(full, least, strict=True))]
+    none = [full[index] if index in streams else low for index, low in enumerate(least)]
+    met = _meetings(model, sites, streams)
+
+    def count(kept: Sequence[int]) -> tuple[Counts, Counts]:
+        return _count(model, sites, example_inputs, kept, met, device)
+
+    def thinner(kept: Sequence[int], stream: int) -> list[int]:
+        return [n - (index == stream) for index, n in enumerate(kept)]
+
+    counts = [count(kept) for kept in (full, less, none)]
+    apart = {i: (count(thinner(full, i)), count(thinner(less, i))) for i in streams if full[i] > 1}
+    costs = Costs(
+        tuple(sites),
+        *(
+            _linear(
+                sites, [found[kind] for found in counts], {i: (a[kind], b[kind]) for i, (a, b) in apart.items()}, met
+            )
+            for kind in (0, 1)
+        ),
+    )
+    if streams:
+        some = [max(low, (2 * n) // 3) for n, low in zip(full, least, strict=True)]
+        found = count(some)
+        for name, cost, got in (("MACs", costs.macs, found[0][""]), ("parameters", costs.params, found[1][""])):
+            if abs(cost.total(some) - got) > 1e-6 * got + len(sites):  # MACs of a sample are rounded
+                raise ModelError(
+                    f"{name} of plans with channels cannot be told in advance here: {cost.total(some):.0f} predicted, "
+                    f"{got:.0f} counted. Leave 'channel' out of units=."
+                )
+    return costs
+
+
+def _meetings(model: nn.Module, sites: Sequence[Site], streams: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """Tensors that two streams cut, or one twice: where a layer reads one and writes the other."""
+    by_tensor: dict[int, tuple[str, list[int]]] = {}
+    for index in streams:
+        for cut in sites[index].cuts:
+            by_tensor.setdefault(id(tensor_at(model, cut.tensor)), (cut.tensor, []))[1].append(index)
+    return {name: (met[0], met[1]) for name, met in by_tensor.values() if len(met) == 2}
 
 
 def _count(
-    model: nn.Module, sites: Sequence[Site], example_inputs: Any, less: int | None, device: str | None
-) -> tuple[dict[str, int], dict[str, int]]:
-    """(MACs, parameters) by module with `less` units less at every site, None: as few as can be; "" is the model."""
-    dense = alias(model, requires_grad=True, device=device)
-    keeps = []
-    for site in sites:
-        least = 0 if site.module else 1
-        keeps.append(tuple(range(least if less is None else max(site.size - less, least))))
-    smaller = carve(dense, Plan(tuple(sites), tuple(keeps)), ADAPTERS)
-    params = {"": count_params(smaller)}
-    for site in sites:
+    model: nn.Module,
+    sites: Sequence[Site],
+    example_inputs: Any,
+    kept: Sequence[int],
+    met: Iterable[str],
+    device: str | None,
+) -> tuple[Counts, Counts]:
+    """(MACs, parameters) of the model with so many units kept at each site."""
+    plan = Plan(tuple(sites), tuple(tuple(range(count)) for count in kept))
+    smaller = carve(alias(model, requires_grad=True, device=device), plan, ADAPTERS)
+    held = dict(smaller.named_parameters(remove_duplicate=False))  # what went as a whole is not there
+    params: Counts = {"": count_params(smaller)}
+    params |= {name: held[name].numel() if name in held else 0 for name in met}
+    apart = [site for site in sites if site.kind != "channel"]
+    for site in apart:
         params[site.name] = sum(count_params(smaller.get_submodule(path)) for path in site.modules)
     macs = _macs(smaller, example_inputs)
-    by_site = {site.name: sum(macs.get(path, 0) for path in site.modules) for site in sites}
-    return {"": macs[""], **by_site}, params
+    found: Counts = {site.name: sum(macs.get(path, 0) for path in site.modules) for site in apart}
+    return {"": macs[""], **found, **{name: macs.get(name.rpartition(".")[0], 0) for name in met}}, params
 
 
-def _linear(sites: Sequence[Site], counts: list[dict[str, int]]) -> LinearCost:
+def _linear(
+    sites: Sequence[Site],
+    counts: Sequence[Counts],
+    apart: Mapping[int, tuple[Counts, Counts]],
+    met: Mapping[str, tuple[int, int]],
+) -> LinearCost:
+    """From what was counted: of the whole, with one unit less, with none; and for each stream with a channel less."""
     full, less, least = counts
-    unit = [float(full[s.name] - less[s.name]) for s in sites]  # 0 where a site's only unit has to stay
-    fixed = [
-        float(full[s.name] - least[s.name]) - u * s.size if s.module else 0.0 for s, u in zip(sites, unit, strict=True)
-    ]
-    base = full[""] - sum(f + u * s.size for f, u, s in zip(fixed, unit, sites, strict=True))
-    return LinearCost(float(base), tuple(fixed), tuple(unit))
+    sizes = [site.size for site in sites]
+    others = [(index, site) for index, site in enumerate(sites) if site.kind != "channel"]
+    pairs = [(i, j, full[name] / (sizes[i] * sizes[j])) for name, (i, j) in met.items()]
+    for stream, (alone, both) in apart.items():
+        pairs += [(i, stream, full[s.name] - less[s.name] - alone[s.name] + both[s.name]) for i, s in others]
+    pairs = [pair for pair in pairs if pair[2]]
+    unit, fixed = [0.0] * len(sites), [0.0] * len(sites)
+    for index, site in others:
+        step = full[site.name] - less[site.name]  # 0 where a site's only unit has to stay
+        fixed[index] = full[site.name] - least[site.name] - step * site.size if site.module else 0.0
+        unit[index] = step - sum(each * sizes[j] for i, j, each in pairs if i == index)
+    shared = LinearCost(0.0, tuple(fixed), tuple(unit), tuple(pairs))
+    for stream, (alone, _) in apart.items():
+        unit[stream] = full[""] - alone[""] + shared.step(sizes, stream, sizes[stream] - 1)
+    found = LinearCost(0.0, tuple(fixed), tuple(unit), tuple(pairs))
+    return replace(found, base=full[""] - found.total(sizes))
 
 
 def _macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:

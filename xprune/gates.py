@@ -40,11 +40,11 @@ class Gates:
             model.register_forward_hook(self._check_fired),
         ]
         for index, site in enumerate(self.sites):
-            for path in site.feeds:
-                hook = self._gate(index, path)
+            for path, axis in zip(site.feeds, site.axes, strict=True):
+                hook = self._gate(index, path, axis)
                 handles.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
-            if site.norm:
-                handles.append(model.get_submodule(site.norm).register_forward_hook(self._norm(index)))
+            for path in site.norms:
+                handles.append(model.get_submodule(path).register_forward_hook(self._norm(index, path)))
         own = self._swap(model)
         try:
             yield model
@@ -65,31 +65,35 @@ class Gates:
                 module.__class__ = gated
         return own
 
-    def _gate(self, index: int, path: str) -> Callable[..., Any]:
+    def _gate(self, index: int, path: str, axis: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._fired.add(path)
             if args:
-                return (args[0] * self._factor(index, args[0]), *args[1:]), kwargs
+                gated = args[0] * self._factor(index, args[0], axis, path)
+                return tuple(gated if arg is args[0] else arg for arg in args), kwargs
             name = next(iter(kwargs), "")
             if not isinstance(kwargs.get(name), Tensor):
                 raise GateError(f"{path} was called without an input tensor; its units cannot be gated.")
-            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name])}
+            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name], axis, path)}
 
         return hook
 
-    def _norm(self, index: int) -> Callable[..., Any]:
+    def _norm(self, index: int, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return weighted_norm(module, args[0], self._factor(index, args[0]).float()).to(output.dtype)
+            self._fired.add(path)
+            factor = self._factor(index, args[0], feature_axis(module), path).float()
+            return weighted_norm(module, args[0], factor).to(output.dtype)
 
         return hook
 
-    def _factor(self, index: int, x: Tensor) -> Tensor:
-        """The gate of a site, shaped to multiply the layer's input x."""
+    def _factor(self, index: int, x: Tensor, axis: int, path: str) -> Tensor:
+        """The gate of a site, shaped to multiply the input x of the layer at `path`, which may join several copies."""
         site, value = self.sites[index], self.values[index].to(x.device)
-        axis = site.axis % x.dim()
-        if x.shape[axis] != site.size * site.width:
+        axis = axis % x.dim()
+        copies = x.shape[axis] // (site.size * site.width)
+        if x.shape[axis] != copies * site.size * site.width or (copies != 1 and site.kind != "channel"):
             raise GateError(
-                f"{site.name}: {site.size} units of {site.width} features do not fit the input of {site.layer}, "
+                f"{site.name}: {site.size} units of {site.width} features do not fit the input of {path}, "
                 f"{tuple(x.shape)}."
             )
         if value.shape[-1] != site.size or value.dim() not in (1, 2):
@@ -102,6 +106,7 @@ class Gates:
             if unit_major
             else value.repeat(*[1] * (value.dim() - 1), site.width)
         )
+        value = value.repeat(*[1] * (value.dim() - 1), copies)
         shape = [1] * x.dim()
         shape[axis] = -1
         if value.dim() == 2:
@@ -126,7 +131,7 @@ class Gates:
 
     def _check_fired(self, *_: Any) -> None:
         for site in self.sites:
-            for path in site.feeds:
+            for path in (*site.feeds, *site.norms):
                 if path not in self._fired:
                     raise GateError(
                         f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot "
@@ -162,8 +167,14 @@ class Gated(nn.Module):
 
 
 def over_features(norm: nn.Module) -> bool:
-    """True for a norm with one statistic over all features, a LayerNorm or an RMSNorm."""
-    return isinstance(norm, nn.LayerNorm) or "rmsnorm" in type(norm).__name__.lower()
+    """True for a norm with one statistic over all features: a LayerNorm, an RMSNorm, or a GroupNorm of one group."""
+    one_group = isinstance(norm, nn.GroupNorm) and norm.num_groups == 1
+    return isinstance(norm, nn.LayerNorm) or one_group or "rmsnorm" in type(norm).__name__.lower()
+
+
+def feature_axis(norm: nn.Module) -> int:
+    """1 for norms of feature maps, -1 for the others."""
+    return 1 if isinstance(norm, nn.GroupNorm) or "2d" in type(norm).__name__.lower() else -1
 
 
 def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -173,11 +184,16 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """
     if not over_features(norm):
         raise GateError(f"a {type(norm).__name__} runs over the units: only LayerNorm and RMSNorm are known there.")
-    x, total = x.float(), weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    if isinstance(norm, nn.LayerNorm):
-        x = x - (x * weight).sum(-1, keepdim=True) / total
+    axis, maps = feature_axis(norm), isinstance(norm, nn.GroupNorm)
+    x, weight = x.float().movedim(axis, -1), weight.movedim(axis, -1)  # features last
+    over = tuple(range(1, x.dim())) if maps else (-1,)  # a GroupNorm's statistics are of all positions too
+    weight = weight.expand(len(weight), *x.shape[1:]) if maps else weight
+    total = weight.sum(over, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    if isinstance(norm, (nn.LayerNorm, nn.GroupNorm)):
+        x = x - (x * weight).sum(over, keepdim=True) / total
     eps = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
-    x = x * torch.rsqrt((x * x * weight).sum(-1, keepdim=True) / total + eps)  # type: ignore[operator]
+    x = x * torch.rsqrt((x * x * weight).sum(over, keepdim=True) / total + eps)  # type: ignore[operator]
     if getattr(norm, "weight", None) is not None:
         x = x * norm.weight  # type: ignore[operator]
-    return x + norm.bias if getattr(norm, "bias", None) is not None else x  # type: ignore[operator]
+    x = x + norm.bias if getattr(norm, "bias", None) is not None else x  # type: ignore[operator]
+    return x.movedim(-1, axis)

@@ -65,11 +65,7 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     A hidden layer is one whose features are written by linear layers or 1x1 convolutions, go through nothing but
     elementwise operations and norms, and are read by one layer. Raises ModelError where the forward fails.
     """
-    try:  # shapes are all that the graph looks at: the meta device gives them without the work
-        copy, graph = _trace(model, example_inputs, known, "meta")
-    except Exception:  # a forward that looks at values, or one that fails
-        _try_forward(model, example_inputs)
-        copy, graph = _trace(model, example_inputs, known, None)
+    copy, graph = trace(model, example_inputs, known)
     paths = {module: path for path, module in copy.named_modules()}
     sites = []
     for module, path in paths.items():
@@ -80,6 +76,15 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
         ):
             sites.append(_hidden(graph, module, path, paths))
     return [site for site in sites if site is not None]
+
+
+def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[Any, Any]:
+    """(a copy of the model with stand-ins, its graph). Raises ModelError where the forward fails."""
+    try:  # shapes are all that the graph looks at: the meta device gives them without the work
+        return _trace(model, example_inputs, known, "meta")
+    except Exception:  # a forward that looks at values, or one that fails
+        _try_forward(model, example_inputs)
+        return _trace(model, example_inputs, known, None)
 
 
 def _try_forward(model: nn.Module, example_inputs: Any) -> None:
@@ -117,7 +122,8 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
         return None
     prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
     size = reader.weight.shape[1]
-    cuts, norm, probe = [Cut(f"{path}.weight", 1)], "", size - 1
+    cuts, probe = [Cut(f"{path}.weight", 1)], size - 1
+    norms: tuple[str, ...] = ()
     for dep, idxs in graph.get_pruning_group(reader, prune_in, [probe])[1:]:
         module, kind = dep.target.module, dep.target.type
         if kind in _ENDS or [int(i) for i in idxs] != [probe] or any(mix in dep.target.name for mix in _MIXING):
@@ -130,16 +136,18 @@ def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping
                 return None
         elif isinstance(module, _BatchNorm):
             pass  # each channel has statistics of its own, and they are cut with it
-        elif over_features(module) and not norm:
-            norm = paths[module]
+        elif over_features(module) and not norms:
+            norms = (paths[module],)
         elif any(True for _ in module.parameters()):
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
-    return _assemble(graph.model, reader, path, cuts, norm)
+    return _assemble(graph.model, reader, path, cuts, norms)
 
 
-def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norm: str) -> Site | None:
+def _assemble(
+    model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norms: tuple[str, ...]
+) -> Site | None:
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
     if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):
         return None
@@ -159,7 +167,7 @@ def _assemble(model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: 
         axis=1 if isinstance(reader, nn.Conv2d) else -1,
         cuts=tuple(cuts),
         module=owner if alone else "",
-        norm=norm,
+        norms=norms,
     )
 
 

@@ -27,7 +27,8 @@ def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = No
     if how == "mean":
         return [value / value.abs().mean().clamp_min(torch.finfo(torch.float64).tiny) for value in values]
     if how == "cost":
-        units = (costs.macs if budget.macs is not None else costs.params).unit
+        full = [site.size for site in costs.sites]
+        units = (costs.macs if budget.macs is not None else costs.params).units(full)
         return [value / max(unit, 1.0) for value, unit in zip(values, units, strict=True)]
     return values
 
@@ -109,7 +110,7 @@ class Landing:
         for _, index, a, b in sorted(steps, key=lambda step: (-step[0], step[2] / full[step[1]], step[1])):
             if a != kept[index] or b > most[index]:
                 continue  # a step before it did not fit
-            after = {name: spent[name] + cost.site(index, b) - cost.site(index, a) for name, cost, _ in self.limits}
+            after = {name: spent[name] + cost.step(kept, index, b) for name, cost, _ in self.limits}
             if all(after[name] <= allowed * (1 + 1e-9) for name, _, allowed in self.limits):
                 kept[index], spent = b, after
         return kept

@@ -74,6 +74,7 @@ class UnitCosts:
 
     unit    (limits, units);  base, allowed   (limits,)
     sizes   units of each site, of which `least` have to stay
+    pairs   (limits, sites, sites): what a unit of one site costs for each unit of another, half on either side
     """
 
     unit: Tensor
@@ -81,6 +82,7 @@ class UnitCosts:
     allowed: Tensor
     sizes: tuple[int, ...]
     least: tuple[int, ...]
+    pairs: Tensor
 
     @staticmethod
     def of(costs: Costs, budget: Budget, device: torch.device) -> "UnitCosts":
@@ -92,12 +94,18 @@ class UnitCosts:
             each = [(u * n + f) / n for n, u, f in zip(full, cost.unit, cost.fixed, strict=True)]
             return torch.cat([torch.full((n,), value) for n, value in zip(full, each, strict=True)]) / cost.total(full)
 
+        pairs = torch.zeros(len(limits), len(full), len(full), device=device)
+        for limit, (_, cost, _) in enumerate(limits):
+            for i, j, each in cost.pairs:
+                for a, b in ((i, j), (j, i)):
+                    pairs[limit, a, b] += each / 2 / cost.total(full)
         return UnitCosts(
             torch.stack([shares(cost) for _, cost, _ in limits]).to(device),
             torch.tensor([cost.base / cost.total(full) for _, cost, _ in limits], device=device),
             torch.tensor([allowed / cost.total(full) for _, cost, allowed in limits], device=device),
             tuple(full),
             tuple(budget.floor(site) for site in costs.sites),
+            pairs,
         )
 
     @property
@@ -111,11 +119,29 @@ class UnitCosts:
         It falls as in Zhu and Gupta (2017): fast while there is much to spare, slowly at the end.
         """
         allowed = self.allowed + (1 - self.allowed) * (1 - min(progress, 1.0)) ** 3
-        return self.base + masks @ self.unit.T - allowed
+        return self.base + self._paired(masks) + masks @ self.unit.T - allowed
+
+    def _paired(self, masks: Tensor) -> Tensor:
+        """(rows, limits): expected cost of what sites share, their units being drawn apart from each other."""
+        if not self.pairs.any():
+            return masks.new_zeros(())
+        kept = self._kept_units(masks)
+        return torch.einsum("ri,lij,rj->rl", kept, self.pairs, kept)
+
+    def _kept_units(self, masks: Tensor) -> Tensor:
+        """Expected units of each site (rows, sites)."""
+        return torch.stack([part.sum(1) for part in masks.split(self.sizes, 1)], dim=1)
+
+    @torch.no_grad()
+    def _marginal(self, masks: Tensor, limit: Tensor) -> Tensor:
+        """(rows, units): what a unit more costs each row beside its masks, by the limit (rows,) that binds it."""
+        shared = 2 * torch.einsum("rij,rj->ri", self.pairs[limit], self._kept_units(masks))  # (rows, sites)
+        return self.unit[limit] + shared.repeat_interleave(torch.tensor(self.sizes, device=masks.device), dim=1)
 
     def free(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """As `settle`, for masks that a penalty alone makes small: about 1 at logits of 0."""
-        return torch.sigmoid(logits / TEMPERATURE + _OPEN), self.unit[:1].expand(len(logits), -1)
+        masks = torch.sigmoid(logits / TEMPERATURE + _OPEN)
+        return masks, self._marginal(masks, torch.zeros(len(masks), dtype=torch.long, device=masks.device))
 
     def settle(self, logits: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         """(masks, costs): masks in (0, 1) that cost what is allowed, and what units cost by the binding limit.
@@ -133,7 +159,8 @@ class UnitCosts:
                 over = self.excess(self._held(logits, middle, kept), progress).amax(1, keepdim=True) > 0
                 low, high = torch.where(over, middle, low), torch.where(over, high, middle)
             binding = self.excess(self._held(logits, high, kept), progress).argmax(1)
-        return self._held(logits, high, kept), self.unit[binding]
+        masks = self._held(logits, high, kept)
+        return masks, self._marginal(masks, binding)
 
     def _held(self, logits: Tensor, shift: Tensor, kept: Tensor) -> Tensor:
         return torch.sigmoid((logits - shift) / TEMPERATURE).masked_fill(kept, 1.0)

@@ -12,20 +12,22 @@ from xprune.nest import map_tensors
 from xprune.site import Site
 from xprune.structure import Removed, reference_device, unwrap
 
-UNITS = ("head", "neuron")
+UNITS = ("head", "neuron", "channel")
+DEFAULT = ("head", "neuron")
 
 
 def find_sites(
-    model: nn.Module, example_inputs: Any, *, units: Sequence[str] = UNITS, exclude: Sequence[str] = ()
+    model: nn.Module, example_inputs: Any, *, units: Sequence[str] = DEFAULT, exclude: Sequence[str] = ()
 ) -> tuple[Site, ...]:
     """The sites of a model, in its own order.
 
     example_inputs   what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments
-    units            kinds of unit to look for: "head", "neuron"
+    units            kinds of unit to look for: "head", "neuron", and "channel", the residual streams' channels
     exclude          patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp"
 
-    The model is traced once and not changed. Raises ModelError where its forward fails, where it has no sites, or
-    where a pattern matches none (a typing error would prune what was to be left alone).
+    The model is traced and not changed. Raises ModelError where its forward fails, where it has no sites, where
+    channels are asked for and none can be pruned exactly, or where a pattern matches none (a typing error would prune
+    what was to be left alone).
     """
     from xprune.graph import neuron_sites  # needs torch-pruning, which loading a saved model does not
 
@@ -35,7 +37,12 @@ def find_sites(
         raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNITS)}.")
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     known = _adapter_sites(model)
-    found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, known)}}
+    neurons = neuron_sites(model, example_inputs, known)
+    found = {**known, **{s.name: s for s in neurons}}
+    if "channel" in units:
+        from xprune.channels import channel_sites
+
+        found |= {s.name: s for s in channel_sites(model, example_inputs, known, neurons)}
     sites = _in_order(model, [site for site in found.values() if site.kind in units])
     _refuse_shared(model, sites)
     for pattern in exclude:

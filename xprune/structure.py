@@ -91,7 +91,8 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
     Raises PlanError where the plan does not fit the model; the model is then only partly carved, so carve a copy.
     """
     owners = _owners(model)
-    for site, keep in zip(plan.sites, plan.keeps, strict=True):
+    pairs = zip(plan.sites, plan.keeps, strict=True)
+    for site, keep in sorted(pairs, key=lambda pair: pair[0].kind != "channel"):  # of modules that then go as a whole
         check_fit(model, site, adapters)
         if not keep:
             parent, _, child = site.module.rpartition(".")
@@ -99,9 +100,24 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
         elif len(keep) < site.size:
             _cut(model, site, keep, owners)
             _recount(model, site, len(keep))
-            if site.adapter:
-                adapters[site.adapter].resize(model.get_submodule(site.module))
+            for adapter, path in _resized(model, site, adapters):
+                adapter.resize(model.get_submodule(path))
     return model
+
+
+def _resized(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> list[tuple[Adapter, str]]:
+    """The adapters of the modules that have lost units or channels, with the modules' paths."""
+    if site.adapter:
+        return [(adapters[site.adapter], site.module)]
+    if site.kind != "channel":
+        return []
+    touched = dict.fromkeys(prefix for cut in site.cuts for prefix in _prefixes(cut.tensor))
+    return [(a, path) for path in touched for a in adapters.values() if a.serves(model.get_submodule(path))]
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> None:
@@ -109,7 +125,7 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
     if site.adapter and site.adapter not in adapters:
         raise PlanError(f"{site.name}: no adapter {site.adapter!r} here; known: {', '.join(adapters)}.")
     try:
-        for path in (*site.feeds, site.module, site.norm):
+        for path in (*site.feeds, site.module, *site.norms):
             model.get_submodule(path)
         tensors = [tensor_at(model, cut.tensor) for cut in site.cuts]
         uneven = [path for path in site.counts if attribute_at(model, path) % site.size]
@@ -156,10 +172,12 @@ def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, 
             setattr(module, name, value)
             _sync(module)
         owners[id(value)] = places
-    if site.norm:
-        norm: Any = model.get_submodule(site.norm)
+    for path in site.norms:
+        norm: Any = model.get_submodule(path)
         if hasattr(norm, "normalized_shape"):
-            norm.normalized_shape = (len(keep) * site.width,)
+            norm.normalized_shape = (norm.normalized_shape[0] * len(keep) // site.size,)
+        elif isinstance(norm, nn.GroupNorm):
+            norm.num_channels = norm.num_channels * len(keep) // site.size
 
 
 def _recount(model: nn.Module, site: Site, kept: int) -> None:
@@ -174,10 +192,14 @@ def _sync(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
+        if module.groups == module.out_channels:  # a channel of its own for each filter
+            module.groups = module.weight.shape[0]
         module.out_channels, module.in_channels = (
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, _BatchNorm):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 

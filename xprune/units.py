@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xprune.interfaces import Adapter
-from xprune.site import Cut, Site
+from xprune.site import Along, Cut, Site
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Units(Adapter):
     layers    layers all of whose tensors of one axis shrink: gates, norms over units
     caches    attributes to empty once units have gone
     kind      "head" or "neuron"
+    stream    (tensor, axis) of whatever else in the module lies along the residual stream, beside the readers' columns
+              and the writer's rows: what runs over the stream before some of the readers
     pruned, gated   see Adapter
 
     What a module does not have, or has as None, is left out: one entry serves the variants of a class.
@@ -43,6 +45,7 @@ class Units(Adapter):
     norm: str = ""
     caches: tuple[str, ...] = ()
     kind: str = "head"
+    stream: tuple[tuple[str, int], ...] = ()
     pruned: type[nn.Module] | None = None
     gated: type[nn.Module] | None = None
 
@@ -72,8 +75,22 @@ class Units(Adapter):
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
             module=path,
             adapter=self.name,
-            norm=f"{path}.{self.norm}" if normed else "",
+            norms=(f"{path}.{self.norm}",) if normed else (),
             counts=tuple(f"{path}.{name}" for name in counts),
+        )
+
+    def along_stream(self, path: str, module: nn.Module) -> Along | None:
+        """See Adapter.along_stream."""
+        layers = [(name, _at(module, name)) for name, _ in self.readers if _at(module, name) is not None]
+        extra = [(name, axis) for name, axis in self.stream if _held(module, name)]
+        reads = [(f"{name}.weight", 1) for name, _ in layers] + extra
+        writes = [(f"{self.writer}.{part}", 0) for part in ("weight", "bias") if _held(module, f"{self.writer}.{part}")]
+        inside = dict.fromkeys(name.rpartition(".")[0] for name, axis in reads if axis == 1) if extra else {}
+        feeds = [(f"{path}.{name}", -1 if isinstance(_at(module, name), nn.Linear) else 1) for name in inside]
+        return Along(
+            tuple((f"{path}.{name}", axis) for name, axis in reads),
+            tuple((f"{path}.{name}", axis) for name, axis in writes),
+            tuple(feeds) or ((path, -1 if isinstance(layers[0][1], nn.Linear) else 1),),
         )
 
     def resize(self, module: nn.Module) -> None:

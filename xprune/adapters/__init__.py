@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from xprune.adapters.timm import TIMM
+from xprune.adapters.timm_streams import Scale
 from xprune.interfaces import Adapter
 from xprune.tables import table
 
-ADAPTERS: Mapping[str, Adapter] = table("adapters", TIMM)
+ADAPTERS: Mapping[str, Adapter] = table("adapters", (*TIMM, Scale()))
 """Adapter by name."""
