@@ -40,7 +40,10 @@ class _Stream:
 
     def cut(self, path: str, axis: int) -> None:
         """Takes a tensor whose axis holds the stream once, or several copies of it one after another."""
-        tensor = tensor_at(self.model, path)
+        try:
+            tensor = tensor_at(self.model, path)
+        except AttributeError as error:
+            raise _Refused(f"{path} is said to lie along them, but is not there: {error}") from error
         copies, rest = divmod(tensor.shape[axis] if axis < tensor.dim() else 1, self.size)
         if rest:
             raise _Refused(f"{path} {tuple(tensor.shape)} is not a multiple of {self.size} along axis {axis}")

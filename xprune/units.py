@@ -82,6 +82,8 @@ class Units(Adapter):
     def along_stream(self, path: str, module: nn.Module) -> Along | None:
         """See Adapter.along_stream."""
         layers = [(name, _at(module, name)) for name, _ in self.readers if _at(module, name) is not None]
+        if not layers:
+            return None
         extra = [(name, axis) for name, axis in self.stream if _held(module, name)]
         reads = [(f"{name}.weight", 1) for name, _ in layers] + extra
         writes = [(f"{self.writer}.{part}", 0) for part in ("weight", "bias") if _held(module, f"{self.writer}.{part}")]
