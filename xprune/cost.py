@@ -11,8 +11,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from xprune.adapters import ADAPTERS
-from xprune.budget import Costs, LinearCost
-from xprune.errors import ModelError
+from xprune.budget import Budget, Costs, LinearCost
+from xprune.errors import BudgetError, ModelError
 from xprune.nest import call, map_tensors, tensors_in
 from xprune.plan import Plan
 from xprune.site import Site
@@ -85,15 +85,35 @@ def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, devi
         ),
     )
     if streams:
-        some = [max(low, (2 * n) // 3) for n, low in zip(full, least, strict=True)]
-        found = count(some)
-        for name, cost, got in (("MACs", costs.macs, found[0][""]), ("parameters", costs.params, found[1][""])):
-            if abs(cost.total(some) - got) > 1e-6 * got + len(sites):  # MACs of a sample are rounded
+        some = [max(1, (2 * n) // 3) for n in full]
+        for name, predicted, got in zip(("MACs", "parameters"), _totals(costs, some), count(some), strict=True):
+            if abs(predicted - got[""]) > 1e-6 * got[""] + len(sites):  # MACs of a sample are rounded
                 raise ModelError(
-                    f"{name} of plans with channels cannot be told in advance here: {cost.total(some):.0f} predicted, "
-                    f"{got:.0f} counted. Leave 'channel' out of units=."
+                    f"{name} of plans with channels cannot be told in advance here: {predicted:.0f} predicted, "
+                    f"{got['']:.0f} counted. Leave 'channel' out of units=."
                 )
     return costs
+
+
+def check_landing(model: nn.Module, plan: Plan, costs: Costs, budget: Budget, example_inputs: Any) -> None:
+    """BudgetError where a recount of a plan with channels finds more than the budget allows.
+
+    It can where a whole attention goes that has layers of its own over the stream, beside its heads.
+    """
+    if all(site.kind != "channel" for site in plan.sites):
+        return
+    pruned = carve(alias(model), plan, ADAPTERS)
+    counted = {"macs": count_macs(pruned, example_inputs), "params": count_params(pruned)}
+    for name, _, allowed in costs.limits(budget):
+        if counted[name] > allowed * (1 + 1e-6) + len(plan.sites):
+            raise BudgetError(
+                f"the plan was to cost at most {allowed:.0f} {name} and costs {counted[name]}. Ask for a little less, "
+                "or let no attention go as a whole: min_units=1."
+            )
+
+
+def _totals(costs: Costs, kept: Sequence[int]) -> tuple[float, float]:
+    return costs.macs.total(kept), costs.params.total(kept)
 
 
 def _meetings(model: nn.Module, sites: Sequence[Site], streams: Sequence[int]) -> dict[str, tuple[int, int]]:
