@@ -19,7 +19,7 @@ from benchmarks.fastnas import fastnas_peers
 from benchmarks.peers import peers
 from benchmarks.record import RESULTS
 from benchmarks.workloads import WORKLOADS, Images, dense, splits
-from xprune.criteria.captum_gates import IntegratedGradients
+from xprune.criteria.captum_methods import IntegratedGradients
 from xprune.criteria.xpruner import XPruner
 
 SEEDS = (0, 1, 2)

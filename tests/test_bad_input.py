@@ -73,7 +73,7 @@ def test_a_budget_below_what_is_reachable_states_the_least():
 
 
 def test_a_model_without_sites():
-    with pytest.raises(xprune.ModelError, match=r"no sites.*README"):
+    with pytest.raises(xprune.ModelError, match=r"no sites.*docs/adapters\.md"):
         xprune.find_sites(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images())
 
 

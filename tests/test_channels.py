@@ -91,7 +91,7 @@ def test_patch_merging_reads_four_copies():
     assert groups["layers.1.downsample.reduction.weight"] == groups["layers.1.downsample.norm.weight"] == 4
 
 
-@pytest.mark.parametrize("name", ["everything", "swin", "swinv2"])
+@pytest.mark.parametrize("name", ["everything", "swin"])
 def test_each_sample_has_its_own_row(name):
     model, inputs = model_of(name), images(3)
     sites = xprune.find_sites(model, inputs, units=("channel",))
@@ -114,12 +114,12 @@ def test_norms_of_maps_take_their_statistics_from_those_kept(kind):
     torch.testing.assert_close(weighted_norm(norm, x, torch.ones(1, 6, 1, 1)), norm(x))
 
 
-@pytest.mark.parametrize("name", ["everything", "swin", "swinv2", "convnext"])
+@pytest.mark.parametrize("name", ["everything", "swin", "convnext"])
 def test_costs_are_exact_on_any_plan(name):
     model = model_of(name)
     sites = xprune.find_sites(model, images(), units=ALL)
     costs = xprune.measure_costs(model, sites, images())
-    for seed in range(3):
+    for seed in range(2):
         plan = random_plan(sites, seed)
         pruned = xprune.apply(model, plan, images())
         assert xprune.count_macs(pruned, images()) == pytest.approx(costs.macs.total(plan.counts), abs=1)
@@ -131,26 +131,30 @@ def test_costs_are_exact_on_any_plan(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "selection"),
+    ("selection", "budget"),
     [
-        ("everything", "global"),
-        ("everything", "uniform"),
-        ("everything", xprune.LearnedThresholds(steps=3)),
-        ("swin", "global"),
+        ("global", xprune.Budget(macs=0.5)),
+        ("uniform", xprune.Budget(params=0.3)),
+        (xprune.LearnedThresholds(steps=3), xprune.Budget(macs=0.6, params=0.4, min_units=2, round_to=4)),
     ],
 )
-def test_budgets_are_met_with_all_kinds_of_units(name, selection):
-    model = model_of(name)
+def test_budgets_are_met_with_all_kinds_of_units(selection, budget):
+    model = model_of("everything")
     sites = xprune.find_sites(model, images(), units=ALL)
     scores = xprune.score(model, sites, criterion="random")
-    for budget in (
-        xprune.Budget(macs=0.5),
-        xprune.Budget(params=0.3),
-        xprune.Budget(macs=0.6, params=0.4, min_units=2, round_to=4),
-    ):
-        plan = check_selection(selection, model, scores, loader(), budget)
-        lost = {site.kind for site, count in zip(sites, plan.counts, strict=True) if count < site.size}
-        assert "channel" in lost
+    plan = check_selection(selection, model, scores, loader(), budget)
+    lost = {site.kind for site, count in zip(sites, plan.counts, strict=True) if count < site.size}
+    assert "channel" in lost
+
+
+def test_the_budget_of_a_pyramid_is_met_with_several_streams():
+    model = model_of("convnext")
+    sites = xprune.find_sites(model, images(), units=ALL)
+    budget = xprune.Budget(macs=0.5, params=0.5)
+    plan = xprune.select(model, xprune.score(model, sites, criterion="random"), budget, example_inputs=images())
+    pruned = xprune.apply(model, plan, images())
+    assert xprune.count_macs(pruned, images()) <= 0.5 * xprune.count_macs(model, images()) + 1
+    assert xprune.count_params(pruned) <= 0.5 * xprune.count_params(model)
 
 
 @pytest.mark.parametrize("criterion", ["random", "magnitude", "taylor", "xpruner,steps=4"])

@@ -113,6 +113,15 @@ def test_the_recipe_of_the_documentation_runs(folder, weights, tmp_path, monkeyp
     assert extra["criterion"] == "xpruner" and xprune.artefact.read_header(out)["plan"]["info"]["updates"] > 0
 
 
+def test_sites_says_what_can_go(monkeypatch, capsys):
+    cait = ("--model-arg", "img_size=32", "--model-arg", "patch_size=8", "--model-arg", "embed_dim=24")
+    cait += ("--model-arg", "depth=1", "--model-arg", "num_heads=3")
+    monkeypatch.setenv("COLUMNS", "200")
+    run(monkeypatch, "sites", "--model", "cait_xxs24_224", *cait)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "blocks.0.mlp" in out and "96 neurons" in out
+
+
 def test_list_names_every_plug_in(monkeypatch, capsys):
     assert run(monkeypatch, "list") == 0
     shown = capsys.readouterr().out

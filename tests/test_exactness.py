@@ -6,23 +6,32 @@ from torch import nn
 
 import xprune
 from tests.models import MODELS, build, images
+from tests.timm_models import TIMM_VIT
+from xprune.adapters.timm_hybrid import TIMM_HYBRID
 from xprune.plan import Plan
 from xprune.structure import Removed
 from xprune.testing import assert_untouched, check_adapter, check_exact, random_plan, snapshot
 
-ADAPTER = {"swin": "timm-swin", "swinv2": "timm-swinv2", "packed glu": "timm-glu", "class attention": None}
+ADAPTER = {
+    "swin": "timm-swin",
+    "swinv2": "timm-swinv2",
+    "packed glu": "timm-glu",
+    "class attention": "timm-class-attention",
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_equals_gated(name):
     sites = check_adapter(build(name), images(), adapter=ADAPTER.get(name, "timm-attention"))
-    assert {site.kind for site in sites} == ({"neuron"} if name == "class attention" else {"head", "neuron"})
+    assert {site.kind for site in sites} == {"head", "neuron"}
 
 
 def test_every_adapter_is_exercised():
-    served = {ADAPTER.get(name, "timm-attention") for name in MODELS} - {None}
-    without_units = {"timm-scale"}  # what it knows is held to its contract in test_channels
-    assert served == set(xprune.ADAPTERS) - without_units
+    served = {ADAPTER.get(name, "timm-attention") for name in MODELS}
+    served = served.union(*(adapters for _, adapters in TIMM_VIT.values())) - {None}
+    served |= {adapter.name for adapter in TIMM_HYBRID}  # test_timm_hybrid.py
+    served |= {"timm-scale"}  # has no units: test_channels.py
+    assert served == {name for name in xprune.ADAPTERS if name.startswith("timm-")}
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "swinv2"])

@@ -192,7 +192,7 @@ def test_settings_out_of_range_are_refused(bad):
 
 
 def test_integrated_gradients_sum_to_what_the_units_add():
-    from xprune.criteria.captum_gates import IntegratedGradients
+    from xprune.criteria.captum_methods import IntegratedGradients
 
     model, (x, y) = build("vit"), next(iter(loader(4, 4)))
     sites = xprune.find_sites(model, x)

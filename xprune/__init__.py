@@ -5,6 +5,7 @@ result.save("pruned/")
 model = xprune.load("pruned/")
 """
 
+from xprune import explain
 from xprune.adapters import ADAPTERS
 from xprune.artefact import load, save
 from xprune.budget import Budget, Costs
@@ -32,13 +33,16 @@ from xprune.plan import Plan
 from xprune.pruner import Pruner
 from xprune.result import PruneResult
 from xprune.scores import Scores
+from xprune.segmentation import Segmentation
 from xprune.selections import SELECTIONS
 from xprune.selections.learned import LearnedThresholds
 from xprune.site import Cut, Site
-from xprune.sites import find_sites
+from xprune.sites import Sites, find_sites
 from xprune.stages import score, select
 from xprune.surgery import apply
 from xprune.task import Classification, Task
+from xprune.tasks_graph import GraphClassification, NodeClassification
+from xprune.token_tasks import LanguageModel, TokenClassification
 from xprune.units import Units
 
 __version__ = "0.1.0"
@@ -63,20 +67,26 @@ __all__ = [
     "GateError",
     "Gated",
     "Gates",
+    "GraphClassification",
     "Grid",
+    "LanguageModel",
     "LearnedThresholds",
     "Metrics",
     "ModelError",
+    "NodeClassification",
     "Plan",
     "PlanError",
     "PluginError",
     "PruneResult",
     "Pruner",
     "Scores",
+    "Segmentation",
     "Selection",
     "Site",
+    "Sites",
     "SurgeryError",
     "Task",
+    "TokenClassification",
     "TrainingError",
     "Units",
     "XPruneError",
@@ -85,6 +95,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "evaluate",
+    "explain",
     "find_sites",
     "finetune",
     "latency",

@@ -1,50 +1,36 @@
-"""Arch: the timm name and arguments that rebuild a model, proved before writing and checked before use."""
+"""Arch: the name and arguments that rebuild a model, proved before writing and checked before use."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.errors import ArtefactError
+from xprune.libraries import LIBRARIES
+from xprune.libraries.library import plain
 from xprune.plan import Plan
 from xprune.provenance import Arch, provenance
 from xprune.structure import carve, tensors
-
-_FORBIDDEN = {
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-    "pretrained",
-    "pretrained_strict",
-}
-_TRANSIENT = {"training", "grad_checkpointing", "fused_attn"}
-"""Attributes that say how a model is run, not what it is."""
 
 
 def build(arch: Arch, device: str = "meta") -> nn.Module:
     """The architecture without weights. Downloads nothing and opens no file, whatever the name and arguments say.
 
-    Raises ArtefactError for a name that timm does not know, or arguments that are not plain or would load weights.
+    Raises ArtefactError for a library or name that is not known, or arguments that are not plain or would load
+    weights.
     """
-    if not isinstance(arch.name, str) or not timm.is_model(arch.name):
-        raise ArtefactError(f"{arch.name!r} is no timm architecture; wanted a name that timm.list_models() gives.")
-    for key, value in arch.kwargs:
-        if key in _FORBIDDEN or not isinstance(key, str):
-            raise ArtefactError(
-                f"{arch.name}: the argument {key!r} is not allowed in a saved model: it can load weights."
-            )
-        if not _plain(value):
-            raise ArtefactError(f"{arch.name}: the argument {key}={value!r} is not a number, string, or list of these.")
+    library = LIBRARIES.get(arch.library) if isinstance(arch.library, str) else None
+    if library is None:
+        raise ArtefactError(f"models of {arch.library!r} cannot be rebuilt; known libraries: {', '.join(LIBRARIES)}.")
     try:
         with torch.device(device):
-            model: nn.Module = timm.create_model(arch.name, pretrained=False, **dict(arch.kwargs))
+            return library.build(arch.name, dict(arch.kwargs))
+    except ArtefactError:
+        raise
     except Exception as error:
-        raise ArtefactError(f"timm cannot build {arch.name} with {dict(arch.kwargs)}: {error}.") from error
-    return model
+        raise ArtefactError(f"{arch.library} cannot build {arch.name} with {dict(arch.kwargs)}: {error}.") from error
 
 
 def proven(
@@ -57,14 +43,15 @@ def proven(
     """
     arch = _as_arch(given) or _carried(model)
     if arch is None:
-        return None, "it carries no timm architecture"
+        return None, f"it carries no architecture of {' or '.join(LIBRARIES)}"
     try:
-        difference = _difference(carve(build(arch), plan, ADAPTERS), model)
+        rebuilt = carve(build(arch), plan, ADAPTERS)
+        difference = _difference(rebuilt, model, {"training", *LIBRARIES[arch.library].transient})
     except Exception as error:
         difference = str(error)
     if difference and given is not None:
         raise ArtefactError(f"arch={given!r} does not rebuild this model: {difference}.")
-    return (None, f"timm.create_model({arch.name!r}) differs: {difference}") if difference else (arch, "")
+    return (None, f"what {arch.library} builds as {arch.name} differs: {difference}") if difference else (arch, "")
 
 
 def _as_arch(given: Arch | str | tuple[str, Mapping[str, Any]] | None) -> Arch | None:
@@ -77,26 +64,15 @@ def _as_arch(given: Arch | str | tuple[str, Mapping[str, Any]] | None) -> Arch |
 
 
 def _carried(model: nn.Module) -> Arch | None:
-    """What the model says of itself; timm records a name and the head's size, but no other argument."""
+    """What the model's provenance says, or else what the model says of itself."""
     before = provenance(model)
     if before and before.arch:
         return before.arch
-    cfg = getattr(model, "pretrained_cfg", None)
-    name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
-    if not isinstance(name, str) or not timm.is_model(name):
-        return None
-    classes = getattr(model, "num_classes", None)
-    kwargs = {"num_classes": classes} if isinstance(classes, int) and classes != (cfg or {}).get("num_classes") else {}
-    return Arch(name, tuple(kwargs.items()))
+    found = (library.carried(model) for library in LIBRARIES.values())
+    return next((arch for arch in found if arch is not None), None)
 
 
-def _plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _difference(rebuilt: nn.Module, model: nn.Module) -> str:
+def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]) -> str:
     """The first thing in which two models differ: modules, their plain attributes, shapes of tensors; "" for none."""
     ours, theirs = dict(rebuilt.named_modules()), dict(model.named_modules())
     for path in {**ours, **theirs}:
@@ -105,7 +81,7 @@ def _difference(rebuilt: nn.Module, model: nn.Module) -> str:
         if type(ours[path]) is not type(theirs[path]):
             return f"{path or 'the model'} is a {type(ours[path]).__name__} there, a {type(theirs[path]).__name__} here"
         a, b = _attributes(ours[path]), _attributes(theirs[path])
-        for name in sorted({*a, *b} - _TRANSIENT):
+        for name in sorted({*a, *b} - set(transient)):
             if a.get(name) != b.get(name):
                 return f"{path}.{name} is {a.get(name)!r} there, {b.get(name)!r} here".lstrip(".")
     shapes, wanted = ({name: tuple(t.shape) for name, t in tensors(m).items()} for m in (rebuilt, model))
@@ -121,6 +97,6 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
             found[name] = f"a tensor that is neither parameter nor buffer ({tuple(value.shape)}, {value.device.type})"
-        elif not name.startswith("_") and _plain(value):
+        elif not name.startswith("_") and plain(value):
             found[name] = tuple(value) if isinstance(value, list) else value
     return found

@@ -6,11 +6,12 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
@@ -21,7 +22,7 @@ from xprune.provenance import Arch, provenance, record
 from xprune.structure import carve, tensors, unwrap
 
 FORMAT = 1
-MODEL, HEADER = "model.safetensors", "xprune.json"
+MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"
 
 
 def save(
@@ -30,13 +31,15 @@ def save(
     *,
     arch: str | tuple[str, Mapping[str, Any]] | None = None,
     extra: Mapping[str, Any] | None = None,
+    tensors_beside: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes model.safetensors and xprune.json; `load` gives the model back in a process that has neither.
 
-    arch    a timm name, or (name, keyword arguments); None: taken from the model where it carries them truthfully.
-            Either way it is proved on the meta device that it rebuilds the model. Where none does, a warning says
-            that `load` will need model_fn.
-    extra   plain data to keep beside the model (metrics, scores)
+    arch    a timm name, or (name, keyword arguments); None: taken from the model where it carries them truthfully,
+            which a Hugging Face model does in its config. Either way it is proved on the meta device that it rebuilds
+            the model. Where none does, a warning says that `load` will need model_fn.
+    extra   plain data to keep beside the model (metrics, settings)
+    tensors_beside   what is too large for JSON (scores), in tensors.safetensors; `read_tensors` reads it
 
     The plan is written relative to the original architecture, however often the model was pruned. An earlier
     artefact at the same place is replaced as a whole; anything else there is an ArtefactError.
@@ -59,12 +62,16 @@ def save(
         save_file(unique, working / MODEL)
         header = {
             "format": FORMAT,
-            "arch": {"name": found.name, "kwargs": dict(found.kwargs)} if found else None,
+            "arch": {**asdict(found), "kwargs": dict(found.kwargs)} if found else None,
             "plan": plan.to_json(),
             "ties": ties,
             "sha256": _sha256(working / MODEL),
             "extra": dict(extra or {}),
         }
+        if tensors_beside:
+            beside, same = _unique(tensors_beside)
+            save_file(beside, working / TENSORS)
+            header["beside"] = {"ties": same, "sha256": _sha256(working / TENSORS)}
         (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
         working.chmod(0o755)
         _replace(working, directory)
@@ -85,7 +92,8 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
     header = read_header(directory)
     try:
         plan = Plan.from_json(header["plan"])
-        arch = Arch(header["arch"]["name"], tuple(header["arch"]["kwargs"].items())) if header["arch"] else None
+        named = header["arch"]  # a file without a library is of the time when there was timm alone
+        arch = Arch(named["name"], tuple(named["kwargs"].items()), named.get("library", "timm")) if named else None
         ties = {str(name): str(other) for name, other in header["ties"].items()}
     except (PlanError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{directory / HEADER} is tampered with or damaged: {error}") from error
@@ -118,6 +126,20 @@ def read_header(directory: str | Path) -> dict[str, Any]:
     if header["format"] != FORMAT:
         raise ArtefactError(f"{path} is of format {header['format']!r}; this version reads {FORMAT}.")
     return header
+
+
+def read_tensors(directory: str | Path) -> dict[str, Tensor]:
+    """What `save` was given as tensors_beside, empty where it was nothing; ArtefactError for a file that is not it."""
+    held, path = read_header(directory).get("beside"), Path(directory) / TENSORS
+    if held is None:
+        return {}
+    if not path.is_file() or not isinstance(held, dict) or _sha256(path) != held.get("sha256"):
+        raise ArtefactError(f"{path} is not the file that was saved: it is missing, or its checksum differs.")
+    try:
+        found = load_file(path)
+        return {**found, **{name: found[other] for name, other in held["ties"].items()}}
+    except (SafetensorError, KeyError, AttributeError, TypeError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}.") from error
 
 
 def _fill(model: nn.Module, path: Path, ties: Mapping[str, str], sha256: str) -> None:

@@ -58,7 +58,7 @@ def channel_sites(
 ) -> list[Site]:
     """The residual streams of a model, a site each, whose units are the stream's channels.
 
-    known    sites of the modules that adapters know, by path
+    known    sites of the modules that the graph does not look into, by path
     hidden   sites of hidden neurons, whose features are no stream
 
     A stream is what at least two layers or modules write to. It is proposed by the graph and proved on a copy with
@@ -149,10 +149,10 @@ def _site(
 def _member(stream: _Stream, path: str, module: Any, out: bool, known: Mapping[str, Site]) -> None:
     """Adds a module of the group: what it loses, and where its channels are gated if it reads them."""
     if isinstance(module, StandIn):
-        adapter = ADAPTERS[known[path].adapter]
-        along = adapter.along_stream(path, stream.model.get_submodule(path))
+        adapter = ADAPTERS.get(known[path].adapter)
+        along = adapter.along_stream(path, stream.model.get_submodule(path)) if adapter else None
         if along is None:
-            raise _Refused(f"the adapter {adapter.name} does not say what of {path} lies along them")
+            raise _Refused(f"no adapter says what of {path} lies along them")
         for name, axis in along.writes if out else along.reads:
             stream.cut(name, axis)
         stream.feeds |= {} if out else dict(along.feeds)

@@ -1,23 +1,24 @@
-"""The command line: prune, evaluate, show, export, list, demo, in the words of the API."""
+"""The command line: prune, compare, evaluate, sites, show, report, export, list, demo, in the words of the API."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import timm
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 import xprune
-from xprune.artefact import HEADER, read_header, refuse_foreign
-from xprune.data import Data, data_config, load_data
-from xprune.errors import ModelError, XPruneError
+from xprune.artefact import read_header, refuse_foreign
+from xprune.cli_inputs import named_data, named_model
+from xprune.data import class_names, data_config
+from xprune.errors import XPruneError
 from xprune.export import export_onnx
 from xprune.plan import Plan
-from xprune.result import metrics_table, sites_table
+from xprune.result import found_table, metrics_table, sites_table
 from xprune.sites import DEFAULT
+from xprune.structure import check_fit
 
 app = typer.Typer(
     help="Structured pruning of transformers: exact, or refused.", no_args_is_help=True, add_completion=False
@@ -69,8 +70,8 @@ def prune(
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )
-    dense, arch = _model(model, model_arg, pretrained and checkpoint is None, checkpoint)
-    loaded = _data(data, dense, batch_size, workers, seed)
+    dense, arch = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    loaded = named_data(data, dense, batch_size, workers, seed)
     example = next(iter(loaded.val))[0][:2]
     sites = xprune.find_sites(dense, example, units=units or DEFAULT, exclude=exclude or ())
     pruner = xprune.Pruner(
@@ -94,6 +95,7 @@ def compare(
     epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
     lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
     exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
+    faithfulness: Annotated[bool, typer.Option(help="measure what class-wise scores say of classes")] = False,
     pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
     checkpoint: Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")] = None,
     model_arg: ModelArg = None,
@@ -101,8 +103,8 @@ def compare(
     workers: Workers = 0,
 ) -> None:
     """Compare criteria and selections on the same terms: one table with spread, one picture, one JSON file."""
-    dense, _ = _model(model, model_arg, pretrained and checkpoint is None, checkpoint)
-    loaded = _data(data, dense, batch_size, workers, 0)
+    dense, _ = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    loaded = named_data(data, dense, batch_size, workers, 0)
     sites = xprune.find_sites(dense, next(iter(loaded.val))[0][:2], exclude=exclude or ())
     grid = xprune.Grid(
         {name: name for name in criterion or xprune.CRITERIA},
@@ -110,6 +112,7 @@ def compare(
         tuple(xprune.Budget(macs=share) for share in macs or (0.5,)),
         tuple(range(seeds)),
         xprune.Finetune(epochs=epochs, lr=lr) if epochs else None,
+        faithfulness=faithfulness,
     )
     case = xprune.Case(dense, loaded.train, loaded.val, sites)
     comparison = xprune.compare(case, grid, out, model=model, data=data, batch_size=batch_size)
@@ -124,7 +127,7 @@ def compare(
 def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Workers = 0) -> None:
     """Measure a saved model on validation data."""
     model = xprune.load(saved)
-    loaded = _data(data, model, batch_size, workers, 0)
+    loaded = named_data(data, model, batch_size, workers, 0)
     inputs = next(iter(loaded.val))[0]
     metrics = xprune.evaluate(model, loaded.val).with_costs(
         macs=xprune.count_macs(model, inputs[:2]),
@@ -137,18 +140,50 @@ def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Work
 
 
 @app.command()
+def sites(model: ModelName, model_arg: ModelArg = None) -> None:
+    """What of a model can go, and what is left alone and why. Random weights, nothing is downloaded."""
+    dense, _ = named_model(model, model_arg, False, None)
+    example = torch.randn(2, *data_config(dense)["input_size"], generator=torch.Generator().manual_seed(0))
+    console.print(found_table(xprune.find_sites(dense, example)))
+
+
+@app.command()
 def show(saved: Saved) -> None:
     """What went where, and what the model measured when it was saved."""
     header = read_header(saved)
     arch = header["arch"]
-    console.print(
-        f"{saved}: {arch['name'] if arch else 'architecture not saved, load needs model_fn'}", highlight=False
-    )
+    name = arch["name"] if arch else "architecture not saved, load needs model_fn"
+    console.print(f"{saved}: {name}", highlight=False)
     console.print(sites_table(Plan.from_json(header["plan"])))
     metrics = header["extra"].get("metrics")
     if metrics:
         console.print(f"criterion: {header['extra'].get('criterion')}")
         console.print(metrics_table({name: xprune.Metrics(**row) for name, row in metrics.items()}))
+
+
+@app.command()
+def report(
+    saved: Saved,
+    out: Annotated[Path | None, typer.Option(help="the page to write; default: report.html in the directory")] = None,
+    data: Annotated[str | None, typer.Option(help="for pictures and class names: as --data of prune")] = None,
+    model: Annotated[str | None, typer.Option(help="for pictures: the dense model, as --model of prune")] = None,
+    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="its weights (.safetensors) instead")] = None,
+    model_arg: ModelArg = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+) -> None:
+    """Write one HTML page: what was cut, why, and what it did to each class."""
+    result, names = xprune.PruneResult.load(saved), None
+    if data is not None:
+        loaded = named_data(data, result.model, batch_size, workers, 0)
+        names, result = class_names(loaded.val), replace(result, data=loaded.val, task=xprune.Classification())
+    if model is not None:
+        dense = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)[0]
+        for site in result.plan.sites:
+            check_fit(dense, site, xprune.ADAPTERS)
+        result = replace(result, dense=dense)
+    console.print(f"report in {result.report(out or saved / 'report.html', classes=names)}", highlight=False)
 
 
 @app.command()
@@ -188,46 +223,6 @@ def demo(
     from xprune.demo import run
 
     run(out, cache, console)
-
-
-def _model(name: str, args: list[str] | None, pretrained: bool, checkpoint: Path | None) -> tuple[nn.Module, Any]:
-    """(the dense model, what rebuilds it: (timm name, arguments), None for a saved one that knows)."""
-    if (Path(name) / HEADER).is_file():
-        return xprune.load(name), None
-    kwargs = dict(_argument(arg) for arg in args or ())
-    weights: dict[str, Any] = {"checkpoint_path": str(checkpoint)} if checkpoint else {}
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **weights, **kwargs)
-    except Exception as error:
-        raise ModelError(
-            f"timm cannot build {name!r} with {kwargs}: {error} Give a name of timm.list_models() or a saved "
-            "directory; --no-pretrained builds it without a download, --checkpoint FILE loads your weights."
-        ) from error
-    return model, (name, kwargs) if timm.is_model(name.partition(".")[0]) and ":" not in name else None
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    """key=value, the value as JSON where it is JSON."""
-    import json
-
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ModelError(f"--model-arg {text!r}: wanted key=value, for example num_classes=10.")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
-def _data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
-    data = load_data(name, data_config(model), batch_size=batch_size, workers=workers, seed=seed)
-    classes = getattr(model, "num_classes", data.classes)
-    if classes != data.classes:
-        raise ModelError(
-            f"the model's head has {classes} classes, {name} has {data.classes}. Prune a model that was trained "
-            f"on these classes: --model-arg num_classes={data.classes} with --checkpoint FILE."
-        )
-    return data
 
 
 def _is_main_process() -> bool:

@@ -15,10 +15,10 @@ from xprune.comparison import Comparison, Kept, Key
 from xprune.cost import count_macs, count_params
 from xprune.criteria import CRITERIA
 from xprune.evaluate import evaluate
+from xprune.explain.deletion import faithfulness
 from xprune.finetune import Finetune, finetune
 from xprune.interfaces import Criterion, Selection
 from xprune.loop import length
-from xprune.nest import first_rows
 from xprune.runtime import accelerator, check_loader
 from xprune.scores import Scores
 from xprune.selections import SELECTIONS
@@ -62,6 +62,8 @@ class Grid:
                            learn along are taken off; None: none
     peers                  name -> another library's pruner, which makes its own selection
     task                   None: classification
+    faithfulness           measure, on held-out data, what each class loses beyond the others when the units go that
+                           class-wise scores say it needs most: `deletion_gap`, once for each criterion, 14 passes
     """
 
     criteria: Mapping[str, str | Criterion]
@@ -71,6 +73,7 @@ class Grid:
     finetune: Finetune | None = Finetune()  # noqa: RUF009 - immutable
     peers: Mapping[str, Peer] = field(default_factory=dict)
     task: Task | None = None
+    faithfulness: bool = False
 
 
 def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **settings: Any) -> Comparison:
@@ -89,7 +92,8 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
     ):
         resolve(name, kinds, base, label)
     folder = Path(out)
-    kept = Kept(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **settings})
+    more = {"faithfulness": True} if grid.faithfulness else {}
+    kept = Kept(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **more, **settings})
     for seed in grid.seeds:
         todo = [key for key in _keys(grid, seed) if key not in kept]
         if todo:
@@ -129,11 +133,12 @@ class _Seed:
         self.task = grid.task or Classification()
         inputs = check_loader(case.train, self.task)
         check_loader(case.held_out, self.task)
-        self.example = first_rows(inputs, 2)
+        self.example = self.task.example(inputs)
         self.sites = tuple(case.sites) if case.sites is not None else find_sites(case.model, self.example)
         self.budgets = {budget_name(budget): budget for budget in grid.budgets}
         self.updates = grid.finetune.epochs * length(case.train, "compare") if grid.finetune else 0
         self.scores: dict[tuple[str, str], Scores] = {}
+        self.gap: dict[str, float] = {}
         self.dense = count_macs(case.model, self.example), count_params(case.model)
 
     def cell(self, criterion: str, selection: str, budget: str) -> dict[str, Any]:
@@ -162,7 +167,7 @@ class _Seed:
         chosen = self.grid.selections[selection]
         plan, model = select_trained(self.case.model, context, scores, self.budgets[budget], chosen)
         pruned = apply(model, plan, self.example)
-        times = {"score_seconds": seconds, "select_seconds": time.perf_counter() - start}
+        times = {**self.gap, "score_seconds": seconds, "select_seconds": time.perf_counter() - start}
         return {**times, "kept": list(plan.counts), **self._figures(pruned, folder, plan.info.get("updates", 0))}
 
     def _scores(self, criterion: str, budget: str, folder: Path) -> tuple[Scores, float]:
@@ -183,6 +188,19 @@ class _Seed:
             )
             self.scores = {key: found}  # the ones before are not asked for again
             self._took = time.perf_counter() - start
+            self.gap = {}
+            if self.grid.faithfulness and found.classwise is not None:
+                curves = faithfulness(
+                    self.case.model,
+                    found,
+                    self.case.held_out,
+                    insertion=False,
+                    chance=0,
+                    agnostic=False,
+                    task=self.task,
+                    seed=self.seed,
+                )
+                self.gap = {"deletion_gap": curves.gap}
         return self.scores[key], self._took
 
     def _figures(self, model: nn.Module, folder: Path, taken: int) -> dict[str, Any]:

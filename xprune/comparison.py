@@ -24,7 +24,8 @@ class Comparison:
     """What `compare` returns.
 
     rows     a cell each: seed, criterion, selection, budget, macs and params (shares of the dense model's), metric and
-             loss as cut, tuned_metric and tuned_loss after fine-tuning, seconds of each stage
+             loss as cut, tuned_metric and tuned_loss after fine-tuning, deletion_gap where it was asked for and the
+             criterion is class-wise, seconds of each stage
     report   all that the file holds: rows, settings, hardware, versions
     """
 
@@ -114,7 +115,12 @@ class Comparison:
         """(heading, left-aligned)"""
         stages = [stage for stage in STAGES if any(stage in row for row in self.rows)]
         figures = [f"{budget}: {STAGES[stage]}" for budget in self.budgets for stage in stages]
-        return [("criterion", True), ("selection", True), *((f, False) for f in figures), ("scoring s", False)]
+        figures += ["class-specific gap"] * self._explained + ["scoring s"]
+        return [("criterion", True), ("selection", True), *((figure, False) for figure in figures)]
+
+    @property
+    def _explained(self) -> bool:
+        return any("deletion_gap" in row for row in self.rows)
 
     def _cells(self) -> list[list[str]]:
         if not self.rows:
@@ -127,6 +133,8 @@ class Comparison:
                 here = [row for row in rows if row["budget"] in (budget, "")]
                 failed = any("failed" in row for row in here)
                 cells += ["failed" if failed else _percent(r[stage] for r in here if stage in r) for stage in stages]
+            if self._explained:
+                cells.append(_percent(row["deletion_gap"] for row in rows if "deletion_gap" in row))
             seconds = [row["score_seconds"] for row in rows if "score_seconds" in row]
             table.append([*cells, f"{statistics.mean(seconds):.1f}" if seconds else ""])
         return table

@@ -1,6 +1,7 @@
 """Costs: MACs by torch's FlopCounterMode, parameters, latency; and what each unit contributes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +21,12 @@ from xprune.structure import alias, carve, reference_device, tensor_at
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
-    """Multiply-accumulates of one sample: FlopCounterMode over the real forward / 2, attention products included."""
-    return _macs(alias(model, requires_grad=True), example_inputs)[""]
+    """Multiply-accumulates of one sample: FlopCounterMode over the real forward / 2, attention products included.
+
+    A sample is a row of the first input: an image, a sentence; for a graph, a node. Message passing costs one for
+    each feature of each edge that is summed up, or two operations, as a matrix product with the adjacency would.
+    """
+    return round(_macs(alias(model, requires_grad=True), example_inputs)[""])
 
 
 def count_params(model: nn.Module) -> int:
@@ -45,54 +50,14 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
 def measure_costs(model: nn.Module, sites: Sequence[Site], example_inputs: Any) -> Costs:
     """What the units of each site cost, by recounting: the model as it is, with one unit less everywhere, with none.
 
-    And, for each stream whose channels may go, with a channel less, alone and beside one unit less elsewhere. On the
-    meta device where the forward runs there, so that it costs neither time nor memory. Raises ModelError where costs
-    of channels are no sum of products, which one more recount tells.
+    And with one unit less at each site whose units are not all that its module does, and all of these beside one
+    channel less of each stream. On the meta device where the forward runs there, so that it costs neither time nor
+    memory. Raises ModelError where costs of channels are no sum of products, which one more recount tells.
     """
     try:
         return _measured(model, sites, example_inputs, "meta")
     except (NotImplementedError, RuntimeError):  # a forward that looks at values
         return _measured(model, sites, example_inputs, None)
-
-
-Counts = dict[str, float]
-"""What sites cost, by name; "" for the model; and tensors that two streams cut, of MACs their layers."""
-
-
-def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, device: str | None) -> Costs:
-    streams = [index for index, site in enumerate(sites) if site.kind == "channel"]
-    full = [site.size for site in sites]
-    least = [1 if index in streams else 0 if site.module else 1 for index, site in enumerate(sites)]
-    less = [max(n - (index not in streams), low) for index, (n, low) in enumerate(zip(full, least, strict=True))]
-    none = [full[index] if index in streams else low for index, low in enumerate(least)]
-    met = _meetings(model, sites, streams)
-
-    def count(kept: Sequence[int]) -> tuple[Counts, Counts]:
-        return _count(model, sites, example_inputs, kept, met, device)
-
-    def thinner(kept: Sequence[int], stream: int) -> list[int]:
-        return [n - (index == stream) for index, n in enumerate(kept)]
-
-    counts = [count(kept) for kept in (full, less, none)]
-    apart = {i: (count(thinner(full, i)), count(thinner(less, i))) for i in streams if full[i] > 1}
-    costs = Costs(
-        tuple(sites),
-        *(
-            _linear(
-                sites, [found[kind] for found in counts], {i: (a[kind], b[kind]) for i, (a, b) in apart.items()}, met
-            )
-            for kind in (0, 1)
-        ),
-    )
-    if streams:
-        some = [max(1, (2 * n) // 3) for n in full]
-        for name, predicted, got in zip(("MACs", "parameters"), _totals(costs, some), count(some), strict=True):
-            if abs(predicted - got[""]) > 1e-6 * got[""] + len(sites):  # MACs of a sample are rounded
-                raise ModelError(
-                    f"{name} of plans with channels cannot be told in advance here: {predicted:.0f} predicted, "
-                    f"{got['']:.0f} counted. Leave 'channel' out of units=."
-                )
-    return costs
 
 
 def check_landing(model: nn.Module, plan: Plan, costs: Costs, budget: Budget, example_inputs: Any) -> None:
@@ -105,24 +70,75 @@ def check_landing(model: nn.Module, plan: Plan, costs: Costs, budget: Budget, ex
     pruned = carve(alias(model), plan, ADAPTERS)
     counted = {"macs": count_macs(pruned, example_inputs), "params": count_params(pruned)}
     for name, _, allowed in costs.limits(budget):
-        if counted[name] > allowed * (1 + 1e-6) + len(plan.sites):
+        if counted[name] > allowed * (1 + 1e-6) + 1:  # MACs of a sample are rounded
             raise BudgetError(
                 f"the plan was to cost at most {allowed:.0f} {name} and costs {counted[name]}. Ask for a little less, "
                 "or let no attention go as a whole: min_units=1."
             )
 
 
-def _totals(costs: Costs, kept: Sequence[int]) -> tuple[float, float]:
-    return costs.macs.total(kept), costs.params.total(kept)
+Meeting = tuple[int, int, str]
+"""Two sites, by their indices, and a tensor that both cut."""
+Counts = dict[str, float]
+"""What modules cost, by their paths, "" for the model; and what tensors of meetings do, of MACs their layer's."""
 
 
-def _meetings(model: nn.Module, sites: Sequence[Site], streams: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """Tensors that two streams cut, or one twice: where a layer reads one and writes the other."""
+def _meetings(model: nn.Module, sites: Sequence[Site]) -> list[Meeting]:
+    """Every meeting of two streams, or of two sites that are none; both cut the tensor, along different axes.
+
+    A stream meets the sites that it crosses in more than tensors' own layers, so that they are told by recounting.
+    """
     by_tensor: dict[int, tuple[str, list[int]]] = {}
-    for index in streams:
-        for cut in sites[index].cuts:
+    for index, site in enumerate(sites):
+        for cut in site.cuts:
             by_tensor.setdefault(id(tensor_at(model, cut.tensor)), (cut.tensor, []))[1].append(index)
-    return {name: (met[0], met[1]) for name, met in by_tensor.values() if len(met) == 2}
+    pairs = [(met[0], met[1], name) for name, met in by_tensor.values() if len(met) == 2]
+    return [(i, j, name) for i, j, name in pairs if _is_stream(sites[i]) == _is_stream(sites[j])]
+
+
+def _is_stream(site: Site) -> bool:
+    return site.kind == "channel"
+
+
+def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, device: str | None) -> Costs:
+    met, full = _meetings(model, sites), [site.size for site in sites]
+    streams = [index for index, site in enumerate(sites) if _is_stream(site) and site.size > 1]
+    least = [site.size if _is_stream(site) else 0 if site.module else 1 for site in sites]
+    less = [max(size - 1, low) for size, low in zip(full, least, strict=True)]
+
+    def count(kept: Sequence[int]) -> tuple[Counts, Counts]:
+        return _count(model, sites, example_inputs, kept, met, device)
+
+    def row(kept: Sequence[int]) -> list[tuple[Counts, Counts]]:
+        """With these units, and then with one channel less of each stream."""
+        return [count([n - (index == thinner) for index, n in enumerate(kept)]) for thinner in (None, *streams)]
+
+    whole, everywhere, none = row(full), row(less), count(least)
+    smaller = {
+        index: everywhere if site.module else row([*full[:index], less[index], *full[index + 1 :]])
+        for index, site in enumerate(sites)
+        if not _is_stream(site)
+    }
+    macs, params = (
+        _linear(
+            sites,
+            streams,
+            met,
+            [counts[kind] for counts in whole],
+            {index: [counts[kind] for counts in found] for index, found in smaller.items()},
+            none[kind],
+        )
+        for kind in (0, 1)
+    )
+    if streams:
+        some = [max(1, (2 * size) // 3) for size in full]
+        for name, cost, got in zip(("MACs", "parameters"), (macs, params), count(some), strict=True):
+            if abs(cost.total(some) - got[""]) > 1e-6 * got[""] + 1:
+                raise ModelError(
+                    f"{name} of plans with channels cannot be told in advance here: {cost.total(some):.0f} predicted, "
+                    f"{got['']:.0f} counted. Leave 'channel' out of units=."
+                )
+    return Costs(tuple(sites), macs, params)
 
 
 def _count(
@@ -130,50 +146,55 @@ def _count(
     sites: Sequence[Site],
     example_inputs: Any,
     kept: Sequence[int],
-    met: Iterable[str],
+    met: Sequence[Meeting],
     device: str | None,
 ) -> tuple[Counts, Counts]:
     """(MACs, parameters) of the model with so many units kept at each site."""
-    plan = Plan(tuple(sites), tuple(tuple(range(count)) for count in kept))
+    plan = Plan(tuple(sites), tuple(tuple(range(units)) for units in kept))
     smaller = carve(alias(model, requires_grad=True, device=device), plan, ADAPTERS)
     held = dict(smaller.named_parameters(remove_duplicate=False))  # what went as a whole is not there
-    params: Counts = {"": count_params(smaller)}
-    params |= {name: held[name].numel() if name in held else 0 for name in met}
-    apart = [site for site in sites if site.kind != "channel"]
-    for site in apart:
-        params[site.name] = sum(count_params(smaller.get_submodule(path)) for path in site.modules)
+    paths = ("", *(path for site in sites if site.module for path in site.modules))
+    params: Counts = {path: count_params(smaller.get_submodule(path)) for path in paths}
+    params |= {name: held[name].numel() if name in held else 0 for _, _, name in met}
     macs = _macs(smaller, example_inputs)
-    found: Counts = {site.name: sum(macs.get(path, 0) for path in site.modules) for site in apart}
-    return {"": macs[""], **found, **{name: macs.get(name.rpartition(".")[0], 0) for name in met}}, params
+    return {**macs, **{name: macs.get(name.rpartition(".")[0], 0) for _, _, name in met}}, params
 
 
 def _linear(
     sites: Sequence[Site],
-    counts: Sequence[Counts],
-    apart: Mapping[int, tuple[Counts, Counts]],
-    met: Mapping[str, tuple[int, int]],
+    streams: Sequence[int],
+    met: Sequence[Meeting],
+    whole: Sequence[Counts],
+    smaller: Mapping[int, Sequence[Counts]],
+    least: Counts,
 ) -> LinearCost:
-    """From what was counted: of the whole, with one unit less, with none; and for each stream with a channel less."""
-    full, less, least = counts
-    sizes = [site.size for site in sites]
-    others = [(index, site) for index, site in enumerate(sites) if site.kind != "channel"]
-    pairs = [(i, j, full[name] / (sizes[i] * sizes[j])) for name, (i, j) in met.items()]
-    for stream, (alone, both) in apart.items():
-        pairs += [(i, stream, full[s.name] - less[s.name] - alone[s.name] + both[s.name]) for i, s in others]
-    pairs = [pair for pair in pairs if pair[2]]
+    """From what was counted: of the whole, with one unit less of each site that is no stream, with as few as can be.
+
+    Of the whole and with a unit less, the first counts are with all channels, then with one less of each stream.
+    """
+    full, sizes = whole[0], [site.size for site in sites]
+    pairs = [(i, j, full[name] / (sizes[i] * sizes[j])) for i, j, name in met]
     unit, fixed = [0.0] * len(sites), [0.0] * len(sites)
-    for index, site in others:
-        step = full[site.name] - less[site.name]  # 0 where a site's only unit has to stay
-        fixed[index] = full[site.name] - least[site.name] - step * site.size if site.module else 0.0
-        unit[index] = step - sum(each * sizes[j] for i, j, each in pairs if i == index)
+    for index, fewer in smaller.items():
+        site, names = sites[index], [name for i, j, name in met if index in (i, j)]
+        owners = site.modules if site.module else ("",)
+
+        def alone(counts: Counts, owners: Sequence[str] = owners, names: Sequence[str] = names) -> float:
+            return sum(counts.get(path, 0) for path in owners) - sum(counts[name] for name in names)
+
+        step, *thinner = (alone(a) - alone(b) for a, b in zip(whole, fewer, strict=True))
+        crossed = [(index, stream, step - less) for stream, less in zip(streams, thinner, strict=True) if step != less]
+        pairs += crossed
+        unit[index] = step - sum(each * sizes[stream] for _, stream, each in crossed)
+        fixed[index] = alone(full) - alone(least) - step * site.size if site.module else 0.0
     shared = LinearCost(0.0, tuple(fixed), tuple(unit), tuple(pairs))
-    for stream, (alone, _) in apart.items():
-        unit[stream] = full[""] - alone[""] + shared.step(sizes, stream, sizes[stream] - 1)
+    for stream, thinner_whole in zip(streams, whole[1:], strict=True):
+        unit[stream] = full[""] - thinner_whole[""] + shared.step(sizes, stream, sizes[stream] - 1)
     found = LinearCost(0.0, tuple(fixed), tuple(unit), tuple(pairs))
     return replace(found, base=full[""] - found.total(sizes))
 
 
-def _macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
+def _macs(model: nn.Module, example_inputs: Any) -> dict[str, float]:
     """MACs of one sample by module path; "" is the model. The model is consumed."""
     device = reference_device(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -181,12 +202,18 @@ def _macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     rows = next((len(t) for t in tensors_in(inputs) if t.dim()), 0)
     if not rows:
         raise ModelError("the example inputs hold no tensor with rows: MACs per sample cannot be counted.")
-    counter = FlopCounterMode(display=False)
+    summed = {operation: _summed for operation in (torch.ops.aten.scatter_add_, torch.ops.aten.scatter_add)}
+    counter = FlopCounterMode(display=False, custom_mapping=summed)
     # Without gradients nn.TransformerEncoder takes a path that counts as 0; torch <= 2.11 does not count the fused
     # attention of CPUs.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         call(model, inputs)
-    counts = {"": sum(counter.get_flop_counts()["Global"].values()) // 2 // rows}
+    counts = {"": sum(counter.get_flop_counts()["Global"].values()) / 2 / rows}
     for name, ops in counter.get_flop_counts().items():
-        counts.setdefault(name.partition(".")[2], sum(ops.values()) // 2 // rows)
+        counts.setdefault(name.partition(".")[2], sum(ops.values()) / 2 / rows)
     return counts
+
+
+def _summed(_into: Any, _dim: Any, _index: Any, source: Sequence[int], **_: Any) -> int:
+    """FLOPs of messages of this shape, each weighted and added to its node."""
+    return 2 * math.prod(source)

@@ -54,6 +54,14 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     return {**config, "input_size": (channels, *(size or config["input_size"][1:]))}
 
 
+def class_names(loader: DataLoader[Any]) -> tuple[str, ...] | None:
+    """Names of the class folders by index, None for data that are no folders."""
+    rows: Any = loader.dataset
+    reader = getattr(rows.dataset if isinstance(rows, Subset) else rows, "reader", None)
+    found: Mapping[str, int] = getattr(reader, "class_to_idx", {})
+    return tuple(sorted(found, key=found.__getitem__)) or None
+
+
 def digits(size: int, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """scikit-learn's 1,797 scanned digits, float32 (n, channels, size, size) in -1 to 1, and labels int64 (n,).
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import xprune
+from xprune import report
 from xprune.data import digits
 
 ARCH = "vit_tiny_patch16_224"
@@ -85,6 +87,9 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     console.print(table)
     assert result is not None
     result.save(out, arch=(ARCH, KWARGS))
+    if not any(find_spec(name) is None for name in report.NEEDED):
+        page = result.report(out.with_suffix(".html"), classes=[str(digit) for digit in range(10)])
+        console.print(f"what was cut and why: open {page} in a browser")
     images = next(iter(val))[0]
     save_file({"inputs": images, "outputs": result.model(images).detach()}, out.with_suffix(".check"))
     subprocess.run([sys.executable, "-m", "xprune.demo", str(out)], check=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.errors import GateError
-from xprune.nest import call
+from xprune.nest import call, slow_path
 from xprune.site import Site
 
 Rows = Callable[[Site, Tensor, int], Tensor | None]
@@ -40,14 +40,15 @@ class Gates:
             model.register_forward_hook(self._check_fired),
         ]
         for index, site in enumerate(self.sites):
-            for path, axis in zip(site.feeds, site.axes, strict=True):
+            for path, axis in site.feed_axes:
                 hook = self._gate(index, path, axis)
                 handles.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
             for path in site.norms:
                 handles.append(model.get_submodule(path).register_forward_hook(self._norm(index, path)))
         own = self._swap(model)
         try:
-            yield model
+            with slow_path():
+                yield model
         finally:
             for handle in handles:
                 handle.remove()
@@ -60,7 +61,7 @@ class Gates:
         for site in self.sites:
             gated = ADAPTERS[site.adapter].gated if site.adapter in ADAPTERS else None
             if gated is not None:
-                module = model.get_submodule(site.module)
+                module = model.get_submodule(site.owner)
                 own.append((module, type(module)))
                 module.__class__ = gated
         return own
@@ -69,29 +70,30 @@ class Gates:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._fired.add(path)
             if args:
-                gated = args[0] * self._factor(index, args[0], axis, path)
+                gated = args[0] * self._factor(index, args[0], path, axis)
                 return tuple(gated if arg is args[0] else arg for arg in args), kwargs
             name = next(iter(kwargs), "")
             if not isinstance(kwargs.get(name), Tensor):
                 raise GateError(f"{path} was called without an input tensor; its units cannot be gated.")
-            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name], axis, path)}
+            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name], path, axis)}
 
         return hook
 
     def _norm(self, index: int, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             self._fired.add(path)
-            factor = self._factor(index, args[0], feature_axis(module), path).float()
+            factor = self._factor(index, args[0], path, feature_axis(module)).float()
             return weighted_norm(module, args[0], factor).to(output.dtype)
 
         return hook
 
-    def _factor(self, index: int, x: Tensor, axis: int, path: str) -> Tensor:
-        """The gate of a site, shaped to multiply the input x of the layer at `path`, which may join several copies."""
+    def _factor(self, index: int, x: Tensor, path: str, axis: int) -> Tensor:
+        """The gate of a site, shaped to multiply the input x of the layer at `path`, which may hold units in groups."""
         site, value = self.sites[index], self.values[index].to(x.device)
         axis = axis % x.dim()
-        copies = x.shape[axis] // (site.size * site.width)
-        if x.shape[axis] != copies * site.size * site.width or (copies != 1 and site.kind != "channel"):
+        held = (cut.groups * cut.width for cut in site.cuts if cut.tensor == f"{path}.weight")
+        groups = max(held, default=site.width) // site.width
+        if x.shape[axis] != groups * site.size * site.width:
             raise GateError(
                 f"{site.name}: {site.size} units of {site.width} features do not fit the input of {path}, "
                 f"{tuple(x.shape)}."
@@ -106,26 +108,27 @@ class Gates:
             if unit_major
             else value.repeat(*[1] * (value.dim() - 1), site.width)
         )
-        value = value.repeat(*[1] * (value.dim() - 1), copies)
+        value = value.repeat(*[1] * (value.dim() - 1), groups)
         shape = [1] * x.dim()
         shape[axis] = -1
         if value.dim() == 2:
             value = value[self._rows(site, x, len(value))]  # (rows, features)
-            shape[0] = len(value)
+            shape[site.batch] = len(value)
+            value = value if site.batch < axis else value.T
         return value.view(shape).to(x.dtype)
 
     def _rows(self, site: Site, x: Tensor, samples: int) -> Tensor:
         rows = self.rows(site, x, samples) if self.rows else None
         if rows is None:
-            if x.shape[0] % samples:
+            if x.shape[site.batch] % samples:
                 raise GateError(
-                    f"{site.name}: the input of {site.layer} has {x.shape[0]} rows for {samples} samples; "
+                    f"{site.name}: the input of {site.layer} has {x.shape[site.batch]} rows for {samples} samples; "
                     "say in Task.rows which sample each row belongs to."
                 )
-            rows = torch.arange(samples, device=x.device).repeat_interleave(x.shape[0] // samples)
-        if rows.shape != x.shape[:1]:
+            rows = torch.arange(samples, device=x.device).repeat_interleave(x.shape[site.batch] // samples)
+        if len(rows) != x.shape[site.batch]:
             raise GateError(
-                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {x.shape[0]} rows of {site.layer}'s input."
+                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {x.shape[site.batch]} rows at {site.layer}."
             )
         return rows.to(x.device)
 
@@ -174,6 +177,8 @@ def over_features(norm: nn.Module) -> bool:
 
 def feature_axis(norm: nn.Module) -> int:
     """1 for norms of feature maps, -1 for the others."""
+    if type(norm).__name__ == "GlobalResponseNorm":
+        return int(norm.channel_dim)  # type: ignore[arg-type]
     return 1 if isinstance(norm, nn.GroupNorm) or "2d" in type(norm).__name__.lower() else -1
 
 
@@ -182,8 +187,13 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
     weight of all ones: the norm itself. weight of 0 and 1: the norm of the features kept, as after their removal.
     """
+    if type(norm).__name__ == "GlobalResponseNorm":
+        return _weighted_response(norm, x.float(), weight)
     if not over_features(norm):
-        raise GateError(f"a {type(norm).__name__} runs over the units: only LayerNorm and RMSNorm are known there.")
+        raise GateError(
+            f"a {type(norm).__name__} runs over the units: only LayerNorm, RMSNorm, GroupNorm of one group and "
+            "GlobalResponseNorm are known."
+        )
     axis, maps = feature_axis(norm), isinstance(norm, nn.GroupNorm)
     x, weight = x.float().movedim(axis, -1), weight.movedim(axis, -1)  # features last
     over = tuple(range(1, x.dim())) if maps else (-1,)  # a GroupNorm's statistics are of all positions too
@@ -197,3 +207,12 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         x = x * norm.weight  # type: ignore[operator]
     x = x + norm.bias if getattr(norm, "bias", None) is not None else x  # type: ignore[operator]
     return x.movedim(-1, axis)
+
+
+def _weighted_response(norm: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """Global response normalisation (ConvNeXt V2, Woo et al., CVPR 2023) its mean weighted by channel."""
+    axis, total = norm.channel_dim, weight.sum(norm.channel_dim, keepdim=True)
+    size = x.norm(p=2, dim=norm.spatial_dim, keepdim=True)  # of each channel over the map
+    mean = (size * weight).sum(axis, keepdim=True) / total.clamp_min(torch.finfo(torch.float32).tiny)
+    scale, shift = norm.weight.view(norm.wb_shape), norm.bias.view(norm.wb_shape)
+    return x + torch.addcmul(shift, scale, x * (size / (mean + norm.eps)))

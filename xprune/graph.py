@@ -1,22 +1,21 @@
-"""The dependency graph: MLP neurons of any model, found by torch-pruning (DepGraph, Fang et al., CVPR 2023).
+"""The dependency graph of any model that can be traced, by torch-pruning (DepGraph, Fang et al., CVPR 2023).
 
 Modules that an adapter knows are stood in for, so that the graph stays small and never has to see through an attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch_pruning as tp
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
+from torch_pruning._helpers import _HybridIndex
 
 from xprune.errors import ModelError
-from xprune.gates import over_features
-from xprune.nest import call, map_tensors, tensors_in
-from xprune.site import Cut, Site
+from xprune.nest import call, map_tensors, slow_path, tensors_in
+from xprune.site import Site
 from xprune.standin import StandIn, StandInPruner, stand_in
-from xprune.structure import Removed, alias
+from xprune.structure import alias, is_linear
 
 _ENDS = {
     tp.ops.OPTYPE.CONCAT,
@@ -33,22 +32,46 @@ _MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVe
 """Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
 
 
+class _LinearPruner(tp.function.LinearPruner):
+    """Lets the graph see linear layers that are not torch's."""
+
+    def get_in_channels(self, layer: Any) -> int:
+        """Features that it reads."""
+        return int(layer.weight.shape[1])
+
+    def get_out_channels(self, layer: Any) -> int:
+        """Features that it writes."""
+        return int(layer.weight.shape[0])
+
+
+_LINEAR = _LinearPruner()
+
+
 class _Graph(tp.DependencyGraph):
     """torch-pruning's graph, which guesses from one flag whether a reshape flattens maps or only moves tokens.
 
     On torch versions whose autograd nodes do not tell sizes; a wrong guess makes index lists explode. It looks at
     linear layers with outputs of three axes; here stand-ins count too, and any number of axes above two.
+
+    shapes   of the first tensor that each module takes and gives
+    made     the autograd node of that tensor
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._tokens = False
+        self.shapes: dict[nn.Module, tuple[list[int], list[int]]] = {}
+        self.made: dict[nn.Module, Any] = {}
         super().__init__()
         for module in model.modules():
-            if isinstance(module, (nn.Linear, StandIn)):
-                module.register_forward_hook(self._look)
+            module.register_forward_hook(self._look, with_kwargs=True)
 
-    def _look(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self._tokens = self._tokens or tensors_in(output)[0].dim() > 2
+    def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given, made = tensors_in((args, kwargs)), tensors_in(output)
+        if given and made:
+            self.shapes[module] = list(given[0].shape), list(made[0].shape)
+            self.made[module] = made[0].grad_fn
+        if is_linear(module) or isinstance(module, StandIn):
+            self._tokens = self._tokens or made[0].dim() > 2
 
     @property
     def _2d_4d(self) -> bool:
@@ -59,37 +82,22 @@ class _Graph(tp.DependencyGraph):
         pass
 
 
-def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> list[Site]:
-    """Sites of hidden neurons between two layers, outside the modules of the `known` sites (path -> site).
+def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[nn.Module, Any]:
+    """(a copy of the model with stand-ins for the `known` sites' modules, its graph).
 
-    A hidden layer is one whose features are written by linear layers or 1x1 convolutions, go through nothing but
-    elementwise operations and norms, and are read by one layer. Raises ModelError where the forward fails.
+    Raises ModelError where the forward fails, or cannot be traced.
     """
-    copy, graph = trace(model, example_inputs, known)
-    paths = {module: path for path, module in copy.named_modules()}
-    sites = []
-    for module, path in paths.items():
-        if (
-            isinstance(module, (nn.Linear, nn.Conv2d))
-            and not isinstance(module, StandIn)
-            and module in graph.module2node
-        ):
-            sites.append(_hidden(graph, module, path, paths))
-    return [site for site in sites if site is not None]
-
-
-def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[Any, Any]:
-    """(a copy of the model with stand-ins, its graph). Raises ModelError where the forward fails."""
     try:  # shapes are all that the graph looks at: the meta device gives them without the work
         return _trace(model, example_inputs, known, "meta")
     except Exception:  # a forward that looks at values, or one that fails
-        _try_forward(model, example_inputs)
+        try_forward(model, example_inputs)
         return _trace(model, example_inputs, known, None)
 
 
-def _try_forward(model: nn.Module, example_inputs: Any) -> None:
+def try_forward(model: nn.Module, example_inputs: Any) -> None:
+    """ModelError where the model's forward fails on the example inputs."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), slow_path():
             call(alias(model), example_inputs)
     except Exception as error:
         raise ModelError(
@@ -106,8 +114,17 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
     try:
         stand_in(copy, inputs, known)
         with torch.enable_grad():
-            pruners = {StandIn: StandInPruner()}
-            graph = _Graph(copy).build_dependency(copy, as_given, customized_pruners=pruners, verbose=False)
+            pruners = {type(m): _LINEAR for m in copy.modules() if is_linear(m) and not isinstance(m, nn.Linear)}
+            pruners = {StandIn: StandInPruner(), **pruners}
+            graph = _Graph(copy)
+            try:
+                graph.build_dependency(
+                    copy, as_given, customized_pruners=pruners, output_transform=_traceable, verbose=False
+                )
+            except (ZeroDivisionError, TypeError):
+                if not getattr(graph, "module2node", None):
+                    raise
+                # traced, but it could not work out all indices across reshapes; who walks it compares widths
     except Exception as error:
         raise ModelError(
             f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
@@ -116,75 +133,42 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
     return copy, graph
 
 
-def _hidden(graph: Any, reader: nn.Linear | nn.Conv2d, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
-    """The site of the features that `reader` reads, None where they are no plain hidden layer."""
-    if isinstance(reader, nn.Conv2d) and (reader.groups != 1 or set(reader.kernel_size) != {1}):
-        return None
-    prune_in = tp.prune_conv_in_channels if isinstance(reader, nn.Conv2d) else tp.prune_linear_in_channels
-    size = reader.weight.shape[1]
-    cuts, probe = [Cut(f"{path}.weight", 1)], size - 1
-    norms: tuple[str, ...] = ()
-    for dep, idxs in graph.get_pruning_group(reader, prune_in, [probe])[1:]:
-        module, kind = dep.target.module, dep.target.type
-        if kind in _ENDS or [int(i) for i in idxs] != [probe] or any(mix in dep.target.name for mix in _MIXING):
-            return None
-        if module not in paths:
-            continue  # elementwise, or the flattening inside a linear layer
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            writes = dep.handler in (tp.prune_linear_out_channels, tp.prune_conv_out_channels)
-            if not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1:
-                return None
-        elif isinstance(module, _BatchNorm):
-            pass  # each channel has statistics of its own, and they are cut with it
-        elif over_features(module) and not norms:
-            norms = (paths[module],)
-        elif any(True for _ in module.parameters()):
-            return None
-        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        cuts += [Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()]
-    return _assemble(graph.model, reader, path, cuts, norms)
+def _traceable(output: Any) -> list[Tensor]:
+    """The tensors of the model's output that lead back to its layers; ValueError for none."""
+    found = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+    if not found:
+        raise ValueError("its output holds no tensor with a gradient")
+    return found
 
 
-def _assemble(
-    model: nn.Module, reader: nn.Linear | nn.Conv2d, path: str, cuts: list[Cut], norms: tuple[str, ...]
-) -> Site | None:
-    members = {cut.tensor.rpartition(".")[0] for cut in cuts}
-    if len(members) < 2 or any(isinstance(model.get_submodule(member), (StandIn, Removed)) for member in members):
-        return None
-    owner = _common_parent(members)
-    if not owner:
-        return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
-    theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
-    alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
-    alone = alone and not any(_resizes(model.get_submodule(member)) for member in members)
-    size = reader.weight.shape[1]
-    return Site(
-        name=owner if alone else path,
-        kind="neuron",
-        size=size,
-        width=1,
-        layer=path,
-        axis=1 if isinstance(reader, nn.Conv2d) else -1,
-        cuts=tuple(cuts),
-        module=owner if alone else "",
-        norms=norms,
-    )
+def reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
+    """What loses the feature `probe` with the reader's input, each once; None, and the end, where it is no feature.
+
+    torch-pruning's own walk (`get_pruning_group`) lets a wrongly guessed reshape multiply the indices at every step
+    and may never end. Here one index goes in and one has to come out of each dependency.
+    """
+    stack, seen = [(graph.module2node[reader], handler)], {(graph.module2node[reader], handler)}
+    while stack:
+        node, handler = stack.pop()
+        for dep in node.dependencies:
+            if not dep.is_triggered_by(handler) or (dep.target, dep.handler) in seen:
+                continue
+            idxs = [_HybridIndex(idx=probe, root_idx=probe)]
+            for mapping in dep.index_mapping:
+                idxs = mapping(idxs) if mapping is not None else idxs
+            plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS
+            mixes = any(mix in dep.target.name for mix in _MIXING) and not _over_map(dep.target.grad_fn)
+            if not plain or mixes:
+                yield None
+                return
+            seen.add((dep.target, dep.handler))
+            stack.append((dep.target, dep.handler))
+            yield dep
 
 
-def _resizes(layer: nn.Module) -> bool:
-    """True for a convolution whose output is not as high and wide as its input."""
-    if not isinstance(layer, nn.Conv2d):
+def _over_map(node: Any) -> bool:
+    """True for a mean over height and width, which leaves each channel to itself."""
+    dims, shape = getattr(node, "_saved_dim", None), getattr(node, "_saved_self_sym_sizes", ())
+    if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4:
         return False
-    padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
-    same = layer.padding == "same" or all(2 * p == k - 1 for p, k in zip(padding, layer.kernel_size, strict=True))
-    return not same or set(layer.stride) != {1}
-
-
-def _common_parent(paths: set[str]) -> str:
-    parts = [path.split(".")[:-1] for path in paths]
-    shared = []
-    for names in zip(*parts, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return ".".join(shared)
+    return {dim - 2**64 if dim >= 2**63 else dim for dim in dims} <= {2, 3, -1, -2}

@@ -88,6 +88,10 @@ class Adapter(ABC):
     """The class that a module gets once units have gone, where its own forward assumes all of them; None: its own."""
     gated: type[nn.Module] | None = None
     """The class it has while gates are attached, where its own forward does not call the layer that units feed."""
+    removed: type[nn.Module] | None = None
+    """The class of what stands in its place once all units have gone, made from (layer, module); None: `Removed`."""
+    empties: bool = False
+    """True where `pruned` runs without any units, and stays when all have gone; else only the layer's bias stays."""
 
     def serves(self, module: nn.Module) -> bool:
         """True where the module is of one of `classes` or inherits from one."""
@@ -101,8 +105,11 @@ class Adapter(ABC):
         """What of the module lies along the residual stream; None, as here: not known, so that channels are refused."""
         return None
 
-    def resize(self, module: nn.Module) -> None:
-        """What is left to do on the module once its tensors are cut and its counts are set; at least one unit is left.
+    def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
+        """What is left to do on the module once its tensors are cut and its counts are set.
+
+        site   as it was before the cut, of which the units `keep` are left: the module's own, or the channels of a
+               stream that `along_stream` knows of
 
         Here: the class whose forward fits.
         """

@@ -19,18 +19,17 @@ from xprune.runtime import accelerator, reduced, seeded
 from xprune.scores import Scores
 from xprune.site import Site
 
-
-def _one_vs_rest(own: Tensor, classes: int) -> Tensor:
-    other = (own + torch.randint_like(own, 1, classes)) % classes
-    return torch.where(torch.rand(own.shape, device=own.device) < 0.5, own, other)
-
-
-OBJECTIVES: Mapping[str, Callable[[Tensor, int], Tensor]] = {
-    "one-vs-rest": _one_vs_rest,
-    "label": lambda own, classes: own,
-    "random-row": lambda own, classes: torch.randint_like(own, classes),
+OBJECTIVES: Mapping[str, Callable[[Tensor, Callable[[], Tensor], int], Tensor]] = {
+    "one-vs-rest": lambda own, other, classes: _either(other(), own),
+    "label": lambda own, other, classes: own,
+    "random-row": lambda own, other, classes: torch.randint_like(own, classes),
 }
-"""The class whose mask gates a sample, from the samples' own classes int64 (samples,) and the number of classes."""
+"""The class whose mask gates a sample, from the samples' own classes int64 (samples,), others, and how many there are.
+"""
+
+
+def _either(other: Tensor, own: Tensor) -> Tensor:
+    return torch.where(torch.rand(own.shape, device=own.device) < 0.5, own, other)
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,11 @@ class MaskLearner:
             optimizer.step()
 
     def _draw(self, targets: Any) -> Tensor:
-        found = self.context.task.classes(self._template, targets)
+        task, classes = self.context.task, self.classes
+        found = task.classes(self._template, targets)
         assert found is not None  # the template had classes
-        drawn = OBJECTIVES[self.settings.objective](found[0], self.classes)
+        own = found[0]
+        drawn = OBJECTIVES[self.settings.objective](own, lambda: task.other(targets, own, classes), classes)
         self.seen.get_buffer("classes")[drawn] = 1
         return drawn
 

@@ -1,6 +1,7 @@
 """Nests of tensors: inputs and outputs that are a tensor, a tuple, a list or a mapping of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,24 @@ def call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def logits(outputs: Any) -> Any:
+    """What a model's outputs have as `logits`, by key or attribute; outputs that have none as they are."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
+
+
+@contextmanager
+def slow_path() -> Iterator[None]:
+    """Without the inference path of nn.TransformerEncoder, which packs padded batches and fails where hooks are."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -12,10 +12,11 @@ _ATTRIBUTE = "_xprune_provenance"
 
 @dataclass(frozen=True)
 class Arch:
-    """A timm model name and the keyword arguments that build it."""
+    """The name of an architecture in a library and what builds it: keyword arguments, or the items of its config."""
 
     name: str
     kwargs: tuple[tuple[str, Any], ...] = ()
+    library: str = "timm"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """Pruner: the whole path in one call, a short function over the stages."""
 
-from collections.abc import Iterable, Sequence
+import json
+import time
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,11 @@ from torch import nn
 from xprune.budget import Budget
 from xprune.cost import count_macs, count_params, latency
 from xprune.criteria import CRITERIA
+from xprune.environment import hardware, versions
 from xprune.evaluate import Metrics, evaluate
 from xprune.finetune import Finetune, finetune
 from xprune.interfaces import Criterion, Selection
 from xprune.loop import length
-from xprune.nest import first_rows
 from xprune.result import PruneResult
 from xprune.runtime import check_loader
 from xprune.selections import SELECTIONS
@@ -70,7 +73,7 @@ class Pruner:
         inputs = check_loader(train_loader, self.task)
         if val_loader is not None:
             check_loader(val_loader, self.task)
-        example = first_rows(inputs, 2)
+        example = self.task.example(inputs)
         sites = tuple(self.sites) if self.sites is not None else find_sites(self.model, example)
         measured = [self._measure(self.model, inputs, train_loader, val_loader)]
         scores = score(
@@ -107,7 +110,21 @@ class Pruner:
             )
             measured.append(self._measure(pruned, inputs, train_loader, val_loader))
         metrics = dict(zip(("dense", "pruned", "finetuned"), measured, strict=False))
-        return PruneResult(pruned, plan, scores, metrics)
+        data = train_loader if val_loader is None else val_loader
+        return PruneResult(pruned, plan, scores, metrics, self._settings(train_loader), self.model, data, self.task)
+
+    def _settings(self, loader: Iterable[Any]) -> dict[str, Any]:
+        """What the run was made with and on, plain data."""
+        rows = getattr(loader, "dataset", None)
+        chosen = {"selection": self.selection, "budget": self.budget, "finetune": self.finetune}
+        return {
+            **{name: _plain(kind) for name, kind in chosen.items() if kind},
+            "seed": self.seed,
+            "training_samples": len(rows) if isinstance(rows, Sized) else None,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "hardware": hardware(),
+            "versions": versions(),
+        }
 
     def _folder(self, stage: str) -> Path | None:
         return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None
@@ -117,8 +134,16 @@ class Pruner:
     ) -> Metrics:
         data, loader = ("training", train_loader) if val_loader is None else ("validation", val_loader)
         return evaluate(model, loader, task=self.task, data=data).with_costs(
-            macs=count_macs(model, first_rows(inputs, 2)),
+            macs=count_macs(model, self.task.example(inputs)),
             params=count_params(model),
             latency_ms=latency(model, inputs),
             latency_rows=self.task.size(self.task.unpack(next(iter(train_loader)))[1]),
         )
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """The name of a plug-in and the fields of a dataclass, whatever is not plain as text."""
+    fields: dict[str, Any] = {}
+    if is_dataclass(settings) and not isinstance(settings, type):
+        fields = json.loads(json.dumps(asdict(settings), default=str))
+    return {"name": settings.name, **fields} if hasattr(settings, "name") else fields

@@ -1,18 +1,25 @@
 """PruneResult: the pruned model, why it is what it is, and what it costs and gives."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
-from xprune.artefact import save
+from xprune.artefact import load, read_header, read_tensors, save
+from xprune.errors import ArtefactError, XPruneError
 from xprune.evaluate import Metrics
 from xprune.plan import Plan
-from xprune.scores import Scores
+from xprune.provenance import provenance
+from xprune.scores import LowRank, Scores
+from xprune.sites import Sites
+from xprune.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -23,26 +30,97 @@ class PruneResult:
     plan      the units that stayed, relative to the model that was given
     scores    of every unit of that model
     metrics   "dense", "pruned" (after surgery) and, where it was asked for, "finetuned"
+    settings  of the run, with hardware and versions, plain data
+    dense     the model that was given, data that figures were measured on, and the task: what a report looks at for
+              pictures. References, not copies; None in a result that was read from a directory
     """
 
     model: nn.Module
     plan: Plan
     scores: Scores
     metrics: Mapping[str, Metrics]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dense: nn.Module | None = None
+    data: Iterable[Any] | None = None
+    task: Task | None = None
 
     def summary(self) -> str:
         """A table of the metrics and one of the sites, as text."""
         return render(metrics_table(self.metrics), sites_table(self.plan))
 
+    def report(
+        self,
+        path: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        faithfulness: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    ) -> Path:
+        """Writes one HTML page that says what was cut and why; it needs no network. See `xprune.report.write`."""
+        from xprune.report import write
+
+        return write(self, path, classes=classes, faithfulness=faithfulness)
+
+    def plot(self, kind: str, ax: "Axes | None" = None, classes: Sequence[str] | None = None) -> "Axes":
+        """A picture for a paper, on the matplotlib axes given or new ones; see `xprune.plots` for the kinds."""
+        from xprune.plots import plot
+
+        return plot(self, kind, ax, classes)
+
     def save(self, directory: str | Path, arch: str | tuple[str, Mapping[str, Any]] | None = None) -> Path:
-        """Writes the artefact that `xprune.load` reads, with metrics and scores beside the model; see `xprune.save`."""
+        """Writes the artefact that `xprune.load` reads, with what a report needs beside the model; see `xprune.save`.
+
+        The data and the dense model are not saved.
+        """
+        before = provenance(self.model)
         extra = {
             "criterion": self.scores.criterion,
             "info": dict(self.scores.info),
+            "scale": self.scores.scale,
             "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
-            "scores": {s.name: v.tolist() for s, v in zip(self.scores.sites, self.scores.values, strict=True)},
+            "settings": dict(self.settings),
+            # The header's plan is relative to the first model of all: where this one was pruned before, not the run's.
+            "plan": None if before and before.plan == self.plan else self.plan.to_json(),
         }
-        return save(self.model, directory, arch=arch, extra=extra)
+        return save(self.model, directory, arch=arch, extra=extra, tensors_beside=_tensors(self.scores))
+
+    @staticmethod
+    def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None) -> "PruneResult":
+        """The result that was saved, without the dense model and the data; see `xprune.load`.
+
+        Raises ArtefactError where the directory holds a model alone.
+        """
+        header, tensors = read_header(directory), read_tensors(directory)
+        extra = header["extra"]
+        if not tensors or "settings" not in extra:
+            raise ArtefactError(f"{directory} holds a model, but no result: it was not written by PruneResult.save.")
+        try:
+            plan = Plan.from_json(extra["plan"] or header["plan"])
+            metrics = {name: Metrics(**row) for name, row in extra["metrics"].items()}
+            scores = _scores(plan, extra, tensors)
+        except (XPruneError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtefactError(f"{directory} is tampered with or damaged: {error}") from error
+        return PruneResult(load(directory, model_fn), plan, scores, metrics, extra["settings"])
+
+
+def _tensors(scores: Scores) -> dict[str, Tensor]:
+    """Scores under names that a file can hold."""
+    named = {f"{site.name}:score": value for site, value in zip(scores.sites, scores.values, strict=True)}
+    for site, table in zip(scores.sites, scores.classwise or (), strict=False):
+        parts = vars(table) if isinstance(table, LowRank) else {"classwise": table}
+        named |= {f"{site.name}:{part}": value for part, value in parts.items()}
+    return named
+
+
+def _scores(plan: Plan, extra: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores:
+    names = [site.name for site in plan.sites]
+    classwise: list[Tensor | LowRank] = []
+    for name in names:
+        if f"{name}:classwise" in tensors:
+            classwise.append(tensors[f"{name}:classwise"])
+        elif f"{name}:left" in tensors:
+            classwise.append(LowRank(*(tensors[f"{name}:{part}"] for part in ("left", "right", "offset"))))
+    values = tuple(tensors[f"{name}:score"] for name in names)
+    return Scores(plan.sites, values, extra["criterion"], tuple(classwise) or None, extra["info"], extra["scale"])
 
 
 def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
@@ -60,8 +138,8 @@ def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, row in metrics.items():
         costs = (
-            _amount(row.macs, first.macs),
-            _amount(row.params, first.params),
+            amount(row.macs, first.macs),
+            amount(row.params, first.params),
             f"{row.latency_ms or 0:.1f} ms",
         )
         table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs)
@@ -79,6 +157,21 @@ def sites_table(plan: Plan) -> Table:
     return table
 
 
+def found_table(sites: Sites) -> Table:
+    """One row per site that was found, then one per module that was left alone, with the reason."""
+    table = Table(title="what can go", title_justify="left")
+    for heading in ("module", "units", "of features", "feed, or why", "known by"):
+        table.add_column(heading, justify="right" if heading == "of features" else "left")
+    for site in sites:
+        known = site.adapter or ("proof" if site.kind == "head" else "the graph, or proof")
+        table.add_row(site.name, f"{site.size} {site.kind}s", str(site.width), site.layer, known)
+    for index, (path, why) in enumerate(sites.left.items()):
+        if not index:
+            table.add_section()
+        table.add_row(path, "left alone", "", why, "")
+    return table
+
+
 def render(*tables: Table) -> str:
     """Tables as plain text."""
     console = Console(width=110, no_color=True, force_terminal=False)
@@ -88,7 +181,8 @@ def render(*tables: Table) -> str:
     return capture.get()
 
 
-def _amount(value: int | None, dense: int | None) -> str:
+def amount(value: int | None, dense: int | None) -> str:
+    """A count with its unit and its share of the dense model's; "-" where it is not known."""
     if value is None or not dense:
         return "-"
     number = next(

@@ -50,6 +50,7 @@ class Site:
               that are kept
     feeds     every layer the units feed, where there are several
     axes      feature axis of each of the feeds, where they are not all `axis`
+    batch     axis of the samples in that input: 0, or 1 where tokens come first
     counts    attributes, by their paths, that hold a multiple of the number of units: `num_heads`, `attn_dim`
     """
 
@@ -67,6 +68,7 @@ class Site:
     feeds: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
     axes: tuple[int, ...] = ()
+    batch: int = 0
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -75,15 +77,26 @@ class Site:
             raise PlanError(f"{self.name}: size {self.size} and width {self.width} have to be at least 1.")
         if not self.feeds:
             object.__setattr__(self, "feeds", (self.layer,))
-        if not self.axes:
-            object.__setattr__(self, "axes", (self.axis,) * len(self.feeds))
-        if len(self.axes) != len(self.feeds):
+        if self.axes and len(self.axes) != len(self.feeds):
             raise PlanError(f"{self.name}: {len(self.axes)} axes for {len(self.feeds)} feeds; give one each, or none.")
+
+    @property
+    def feed_axes(self) -> tuple[tuple[str, int], ...]:
+        """(path, feature axis) of each of the feeds."""
+        return tuple(zip(self.feeds, self.axes or (self.axis,) * len(self.feeds), strict=True))
+
+    @property
+    def owner(self) -> str:
+        """Path of the module that the adapter knows."""
+        return self.module or self.name
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the modules whose cost depends on the units."""
-        return (self.module,) if self.module else tuple(dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts))
+        owners = dict.fromkeys(c.tensor.rpartition(".")[0] for c in self.cuts)
+        if not self.module and not self.adapter:
+            return tuple(owners)
+        return (self.owner, *(path for path in owners if not f"{path}.".startswith(f"{self.owner}.")))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, `Site.from_json` is its inverse."""

@@ -12,7 +12,6 @@ from xprune.cost import check_landing, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.errors import BudgetError
 from xprune.interfaces import Context, Criterion, Selection
-from xprune.nest import first_rows
 from xprune.plan import Plan
 from xprune.runtime import accelerator, check_loader
 from xprune.scores import Scores
@@ -38,7 +37,7 @@ def make_context(
     task = task or Classification()
     if loader is not None:
         first = check_loader(loader, task)
-        example_inputs = first_rows(first, 2) if example_inputs is None else example_inputs
+        example_inputs = task.example(first) if example_inputs is None else example_inputs
     copy = alias(unwrap(model), requires_grad=False).to(accelerator().device)
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     return Context(copy, example_inputs, task, loader, seed, folder, budget, updates)

@@ -10,7 +10,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from xprune.nest import call, map_tensors, tensors_in
+from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Site
 
 
@@ -18,12 +18,22 @@ class StandIn(nn.Module):
     """In place of a module: `readers` read the stream (in_features), `writer` writes to it (out_features).
 
     outputs   what the module gave, one nest for each of its calls in a forward pass
+    original  the module, whose attributes its surroundings may ask for
     """
 
-    def __init__(self, readers: int, writer: int, outputs: Sequence[Any]) -> None:
+    def __init__(self, readers: int, writer: int, outputs: Sequence[Any], original: nn.Module) -> None:
         super().__init__()
+        self.original = (original,)  # a tuple: it is no submodule
         self.in_features, self.out_features, self.outputs, self.calls = readers, writer, tuple(outputs), 0
         self.weight = nn.Parameter(torch.zeros(1))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "original" not in self.__dict__:
+                raise
+            return getattr(self.original[0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The nest of this call: its first tensor made by one operation on all inputs, the others as they were."""
@@ -73,14 +83,16 @@ def stand_in(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -> None:
 
     handles = [watch(path) for path in known]
     try:
-        call(model, inputs)
+        with slow_path():
+            call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
     for path, site in known.items():
         if outputs[path]:  # else it is not called, and nothing has to be seen of it
-            reader, writer = model.get_parameter(site.cuts[0].tensor), model.get_submodule(site.layer)
+            reads, given = site.cuts[0], tensors_in(outputs[path][0])[0]
+            reader = model.get_parameter(reads.tensor)
             parent, _, child = path.rpartition(".")
-            width: Any = writer.weight
-            made = StandIn(reader.shape[1], width.shape[0], outputs[path])
+            features = reader.shape[1 - reads.axis], given.shape[site.axis]
+            made = StandIn(*features, outputs[path], model.get_submodule(path))
             setattr(model.get_submodule(parent), child, made.to(reader.device))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError, PlanError
 from xprune.interfaces import Adapter
+from xprune.nest import tensors_in
 from xprune.plan import Plan
 from xprune.site import Site
 
@@ -20,9 +22,9 @@ class Removed(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, module: nn.Module | None = None) -> None:
         super().__init__()
-        self.out_features = int(layer.weight.shape[0])
+        self.out_features = int(layer.weight.shape[0]) if layer.bias is None else len(layer.bias)
         self.axis = -1 if layer.weight.dim() == 2 else 1  # a linear layer, or a convolution
         self.register_parameter("bias", layer.bias)
 
@@ -71,6 +73,9 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         wants = tensor.requires_grad if requires_grad is None else requires_grad
         wants = wants and tensor.is_floating_point()
         memo.setdefault(id(tensor), nn.Parameter(data, wants) if isinstance(tensor, nn.Parameter) else data)
+    for module in model.modules():
+        for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph
+            memo.setdefault(id(tensor), tensor.detach())
     return copy.deepcopy(model, memo).eval()
 
 
@@ -94,25 +99,31 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
     pairs = zip(plan.sites, plan.keeps, strict=True)
     for site, keep in sorted(pairs, key=lambda pair: pair[0].kind != "channel"):  # of modules that then go as a whole
         check_fit(model, site, adapters)
-        if not keep:
+        empties = bool(site.adapter) and adapters[site.adapter].empties
+        if not keep and not empties:
+            left = adapters[site.adapter].removed if site.adapter else None
+            parts = model.get_submodule(site.layer), model.get_submodule(site.module)
             parent, _, child = site.module.rpartition(".")
-            setattr(model.get_submodule(parent), child, Removed(model.get_submodule(site.layer)))
+            setattr(model.get_submodule(parent), child, (left or Removed)(*parts))
         elif len(keep) < site.size:
             _cut(model, site, keep, owners)
             _recount(model, site, len(keep))
             for adapter, path in _resized(model, site, adapters):
-                adapter.resize(model.get_submodule(path))
+                adapter.resize(model.get_submodule(path), site, keep)
     return model
 
 
 def _resized(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> list[tuple[Adapter, str]]:
     """The adapters of the modules that have lost units or channels, with the modules' paths."""
     if site.adapter:
-        return [(adapters[site.adapter], site.module)]
-    if site.kind != "channel":
-        return []
+        return [(adapters[site.adapter], site.owner)]
     touched = dict.fromkeys(prefix for cut in site.cuts for prefix in _prefixes(cut.tensor))
-    return [(a, path) for path in touched for a in adapters.values() if a.serves(model.get_submodule(path))]
+    found = []
+    for path in touched if site.kind == "channel" else ():
+        module = model.get_submodule(path)
+        ours = (a for a in adapters.values() if a.serves(module) and a.along_stream(path, module) is not None)
+        found += [(adapter, path) for adapter in islice(ours, 1)]
+    return found
 
 
 def _prefixes(path: str) -> list[str]:
@@ -131,8 +142,8 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
         uneven = [path for path in site.counts if attribute_at(model, path) % site.size]
         if uneven:
             raise AttributeError(f"{uneven[0]} is {attribute_at(model, uneven[0])}, no multiple of {site.size}")
-        if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.module)):
-            raise AttributeError(f"{site.module} is a {type(model.get_submodule(site.module)).__name__}")
+        if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.owner)):
+            raise AttributeError(f"{site.owner} is a {type(model.get_submodule(site.owner)).__name__}")
     except AttributeError as error:
         raise PlanError(f"{site.name}: the plan does not fit this model: {error}.") from error
     for cut, tensor in zip(site.cuts, tensors, strict=True):
@@ -154,12 +165,23 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
 
 
 def attribute_at(model: nn.Module, path: str) -> int:
-    """The whole number at a dotted path; AttributeError where there is none."""
-    owner, _, name = path.rpartition(".")
-    value = getattr(model.get_submodule(owner), name)
+    """The whole number at a dotted path, that of a tuple at its index; AttributeError where there is none."""
+    module, name, index = _count_at(model, path)
+    value = getattr(module, name)
+    if index is not None:
+        value = value[index] if isinstance(value, tuple) and index < len(value) else None
     if type(value) is not int:
         raise AttributeError(f"{path} is no whole number")
     return value
+
+
+def _count_at(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]:
+    """(module, attribute, index in it): "rel_pos.bias_shape.2" is the third number of a tuple."""
+    owner, _, name = path.rpartition(".")
+    index = int(name) if name.isdigit() else None
+    if index is not None:
+        owner, _, name = owner.rpartition(".")
+    return model.get_submodule(owner), name, index
 
 
 def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, list[tuple[nn.Module, str]]]) -> None:
@@ -182,24 +204,37 @@ def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, 
 
 def _recount(model: nn.Module, site: Site, kept: int) -> None:
     for path in site.counts:
-        owner, _, name = path.rpartition(".")
-        module = model.get_submodule(owner)
-        setattr(module, name, getattr(module, name) * kept // site.size)
+        module, name, index = _count_at(model, path)
+        value: Any = attribute_at(model, path) * kept // site.size
+        if index is not None:
+            old = getattr(module, name)
+            value = (*old[:index], value, *old[index + 1 :])
+        setattr(module, name, value)
+        _sync(module)
 
 
-def _sync(module: nn.Module) -> None:
+def is_linear(module: nn.Module) -> bool:
+    """True for a linear layer: torch's, or one that calls its features channels, as PyG's own does."""
+    weight = getattr(module, "weight", None)
+    named = hasattr(module, "in_channels") and hasattr(module, "out_channels")
+    return isinstance(module, nn.Linear) or (named and isinstance(weight, Tensor) and weight.dim() == 2)
+
+
+def _sync(module: Any) -> None:
     """Sets the counts that a layer keeps beside its weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
-        if module.groups == module.out_channels:  # a channel of its own for each filter
-            module.groups = module.weight.shape[0]
+        if module.groups > 1:  # whole groups go, with their inputs: all of depthwise convolutions, heads of others
+            module.groups = module.groups * module.weight.shape[0] // module.out_channels
         module.out_channels, module.in_channels = (
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
+    elif is_linear(module):
+        module.out_channels, module.in_channels = tensor_at(module, "weight").shape
     elif isinstance(module, _BatchNorm):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from xprune.adapters import ADAPTERS
 from xprune.errors import SurgeryError, XPruneError
 from xprune.gates import Gates
-from xprune.nest import call, map_tensors, tensors_in, to_float
+from xprune.nest import call, map_tensors, slow_path, tensors_in, to_float
 from xprune.plan import Plan
 from xprune.provenance import inherit
-from xprune.structure import alias, carve, own, reference_device, unwrap
+from xprune.structure import alias, carve, own, reference_device, tensor_at, unwrap
 
 TOLERANCE = 1e-4
 """Largest error allowed, times max(1, largest output), float32, eval mode."""
@@ -49,10 +49,30 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any)
 
 @torch.no_grad()
 def compare(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> tuple[float, float]:
-    """(largest |gated - pruned|, largest |gated|) over the outputs, in float32."""
-    expected = gated_outputs(model, plan, example_inputs)
-    inputs = map_tensors(example_inputs, lambda t: to_float(t).to(reference_device(pruned)))
-    got = tensors_in(call(_float(pruned), inputs))
+    """(largest |gated - pruned|, largest |gated|) over the outputs, in float32.
+
+    Where gates need another class of a module, the largest |dense - gated with gates of 1| counts too: that class
+    and the pruned one may be wrong alike.
+    """
+    error, scale = _difference(gated_outputs(model, plan, example_inputs), _outputs(pruned, example_inputs))
+    swapped = tuple(s for s in plan.sites if s.adapter in ADAPTERS and ADAPTERS[s.adapter].gated)
+    if swapped:
+        open_ = gated_outputs(model, Plan.full(swapped), example_inputs)
+        other, _ = _difference(_outputs(model, example_inputs), open_)
+        error = max(error, other)
+    return error, scale
+
+
+def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    """Outputs in float32, eval mode."""
+    model = _float(alias(model))
+    inputs = map_tensors(example_inputs, lambda t: to_float(t).to(reference_device(model)))
+    with slow_path():
+        return tensors_in(call(model, inputs))
+
+
+def _difference(expected: list[Tensor], got: list[Tensor]) -> tuple[float, float]:
+    """(largest |a - b|, largest |a|); SurgeryError where shapes differ."""
     if [t.shape for t in got] != [t.shape for t in expected]:
         raise SurgeryError(
             f"outputs were {[tuple(t.shape) for t in expected]} and are now {[tuple(t.shape) for t in got]}."
@@ -93,9 +113,7 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
         except Exception:
             exact = False
         if not exact:
-            shapes = ", ".join(
-                f"{cut.tensor} {tuple(model.state_dict(keep_vars=True)[cut.tensor].shape)}" for cut in site.cuts[:4]
-            )
+            shapes = ", ".join(f"{cut.tensor} {tuple(tensor_at(model, cut.tensor).shape)}" for cut in site.cuts[:4])
             bad.append(f"{site.name} ({len(keep)} of {site.size} {site.kind}s kept; {shapes})")
     if not bad:
         return "No site fails alone; together they do. Your model is untouched."

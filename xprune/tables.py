@@ -28,11 +28,16 @@ def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
     """An instance: `what` itself where it is one, else the class of that name, with settings where they are given.
 
     "taylor", "xpruner,objective=label,steps=200", "learned,slope=[5,20]": values as JSON, or as they stand.
-    Raises PluginError listing the known names, or the settings that the class has.
+    A class with a `member` stands for a family, and makes the classes of names that begin as its own up to the colon:
+    "captum:Saliency". Raises PluginError listing the known names, or the settings that the class has.
     """
     if isinstance(what, base):
         return what
     name, *settings = re.split(r",(?![^\[]*\])", what) if isinstance(what, str) else ("",)
+    if name not in kinds and ":" in name:
+        family = [kind for key, kind in kinds.items() if key.split(":")[0] == name.split(":")[0]]
+        if family and hasattr(family[0], "member"):
+            kinds = {name: family[0].member(name)}
     if name not in kinds:
         raise PluginError(
             f"unknown {label} {what!r}; known: {', '.join(sorted(kinds))}, or an instance of xprune.{base.__name__}."

@@ -1,6 +1,7 @@
 """Task: how to read a batch, the loss, the metric, and which sample each row of a layer's input belongs to."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xprune.errors import DataError
-from xprune.nest import call
+from xprune.nest import call, first_rows, logits
 from xprune.site import Site
 
 
@@ -27,11 +28,18 @@ class Task(ABC):
 
     @abstractmethod
     def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """The metric of each sample, float (batch,); its mean over the data is reported as `metric_name`."""
+        """The metric of each sample, float (batch,); its mean over the data is reported as `metric_name`.
+
+        For a metric that is no mean over samples: counts (batch, ...), of which `summarise` gets the sum over the data.
+        """
+
+    def summarise(self, total: Tensor, samples: int) -> float:
+        """The metric of a data set, from the sum of what `metric` gave and the number of samples; here the mean."""
+        return float(total) / samples
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """The model's output for inputs as `unpack` gives them."""
-        return call(model, inputs)
+        """The model's output for inputs as `unpack` gives them: its logits, where it returns them among others."""
+        return logits(call(model, inputs))
 
     def check(self, outputs: Any, targets: Any) -> None:  # noqa: B027 - a task without checks is a task
         """Raises DataError where targets do not fit outputs. Called on every batch before the loss."""
@@ -40,9 +48,24 @@ class Task(ABC):
         """Samples in the batch."""
         return len(targets)
 
+    def example(self, inputs: Any) -> Any:
+        """What of a batch's inputs is enough to trace, verify and count on: its first two rows."""
+        return first_rows(inputs, 2)
+
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
-        """(class of each sample, int64 (batch,); number of classes), or None where the task has no classes."""
+        """(class of each sample, int64 (batch,); number of classes), or None where the task has no classes.
+
+        Where several classes are in a sample, one of them by chance.
+        """
         return None
+
+    def other(self, targets: Any, own: Tensor, classes: int) -> Tensor:
+        """A class by chance for each sample, int64 (batch,), that is not in it; `own` is what `classes` gave."""
+        return (own + torch.randint_like(own, 1, classes)) % classes
+
+    def class_scores(self, outputs: Any, targets: Any, own: Tensor) -> Tensor:
+        """log p of the class `own` of each sample, (batch,): what attributions explain."""
+        return outputs.float().log_softmax(-1).gather(1, own[:, None])[:, 0]
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor) -> Tensor:
         """Mean over samples of -log p_c where the drawn class c is the sample's own, of -log(1 - p_c) where not.
@@ -72,19 +95,30 @@ class Task(ABC):
         return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
 
 
+def unpacked(batch: Any) -> tuple[Any, Any]:
+    """(inputs, labels) of a pair, or of a mapping with "labels"; DataError where the batch is something else."""
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    what = type(batch).__name__
+    if isinstance(batch, (tuple, list, Mapping)):
+        what += f" of {', '.join(map(str, batch)) if isinstance(batch, Mapping) else len(batch)}"
+    raise DataError(
+        f"a batch is a {what}, wanted (inputs, labels) or a mapping with 'labels'; for anything else give a "
+        "task=xprune.Task."
+    )
+
+
 class Classification(Task):
-    """Single-label classification of batches (inputs, labels): labels int64 (batch,), outputs (batch, classes)."""
+    """Single-label classification: labels int64 (batch,), logits (batch, classes).
+
+    A batch is (inputs, labels), or a mapping of what the model's forward takes and "labels", as Hugging Face has it.
+    """
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """(inputs, labels); DataError where the batch is something else."""
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            what = (
-                f"{type(batch).__name__} of {len(batch)}"
-                if isinstance(batch, (tuple, list, dict))
-                else type(batch).__name__
-            )
-            raise DataError(f"a batch is a {what}, wanted (inputs, labels); for anything else give a task=xprune.Task.")
-        inputs, labels = batch
+        inputs, labels = unpacked(batch)
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
             raise DataError(
                 "labels have to be an integer tensor of shape (batch,); for other targets give a task=xprune.Task."

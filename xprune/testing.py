@@ -19,6 +19,7 @@ from xprune.sites import DEFAULT, find_sites
 from xprune.stages import score, select
 from xprune.structure import alias, carve, tensors
 from xprune.surgery import TOLERANCE, apply, compare, gated_outputs
+from xprune.task import Classification, Task
 
 
 def perturb(model: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
@@ -112,11 +113,12 @@ def check_adapter(
     return sites
 
 
-def check_criterion(criterion: str | Criterion, model: nn.Module, loader: Iterable[Any]) -> Scores:
+def check_criterion(
+    criterion: str | Criterion, model: nn.Module, loader: Iterable[Any], task: Task | None = None
+) -> Scores:
     """Holds a criterion to its contract on a model: finite scores, the same under the same seed, model untouched."""
-    inputs = next(iter(loader))[0]
-    sites, before = find_sites(model, inputs[:2]), snapshot(model)
-    first, second = (score(model, sites, loader, criterion, seed=3) for _ in range(2))
+    sites, before = find_sites(model, _example(loader, task)), snapshot(model)
+    first, second = (score(model, sites, loader, criterion, task=task, seed=3) for _ in range(2))
     assert_untouched(model, before)
     assert first.sites == sites, "the scores are not of the sites that were asked for"
     for site, a, b in zip(sites, first.values, second.values, strict=True):
@@ -131,11 +133,16 @@ def check_criterion(criterion: str | Criterion, model: nn.Module, loader: Iterab
 
 
 def check_selection(
-    selection: str | Selection, model: nn.Module, scores: Scores, loader: Iterable[Any], budget: Budget
+    selection: str | Selection,
+    model: nn.Module,
+    scores: Scores,
+    loader: Iterable[Any],
+    budget: Budget,
+    task: Task | None = None,
 ) -> Plan:
     """Holds a selection to its contract: never over the budget, and within 1 % of it or one step's cost, recounted."""
-    before, example_inputs = snapshot(model), next(iter(loader))[0][:2]
-    plan, again = (select(model, scores, budget, selection, loader=loader) for _ in range(2))
+    before, example_inputs = snapshot(model), _example(loader, task)
+    plan, again = (select(model, scores, budget, selection, loader=loader, task=task) for _ in range(2))
     assert_untouched(model, before)
     assert plan == again, "the plan is not repeatable"
     counts: dict[str, Callable[[nn.Module], int]] = {
@@ -160,3 +167,8 @@ def check_selection(
     for site, count in zip(plan.sites, plan.counts, strict=True):
         assert count in budget.counts(site), f"{site.name}: {count} units are not allowed by {budget}"
     return plan
+
+
+def _example(loader: Iterable[Any], task: Task | None) -> Any:
+    task = task or Classification()
+    return task.example(task.unpack(next(iter(loader)))[0])

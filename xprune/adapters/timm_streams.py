@@ -1,11 +1,12 @@
 """Modules of timm that have no units but keep something beside their tensors that shrinks with a residual stream."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from xprune.interfaces import Adapter
-from xprune.site import Site
+from xprune.site import Along, Site
 
 
 class Scale(Adapter):
@@ -18,6 +19,10 @@ class Scale(Adapter):
         """None: it has no units."""
         return None
 
-    def resize(self, module: Any) -> None:
+    def along_stream(self, path: str, module: nn.Module) -> Along:
+        """See Adapter.along_stream."""
+        return Along((), ((f"{path}.scale", 0),), ())
+
+    def resize(self, module: Any, site: Site, keep: Sequence[int]) -> None:
         """Its shape is that of what is left."""
         module.shape = (len(module.scale), *module.shape[1:])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from xprune.criteria.captum_gates import IntegratedGradients
+from xprune.criteria.captum_methods import IntegratedGradients
 from xprune.criteria.magnitude import Magnitude
 from xprune.criteria.random import Random
 from xprune.criteria.taylor import Taylor

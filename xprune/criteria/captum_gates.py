@@ -1,105 +1,105 @@
 """Captum's attributions over gates: the gates are the input of a function whose output is the score of the class."""
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from inspect import signature
+from itertools import accumulate
+from typing import Any
 
+import captum.attr
 import torch
-from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from torch import Tensor
 
-from xprune.errors import DataError, PluginError, TrainingError
+from xprune.criteria.captum_base import Batch, CaptumMethod, incompleteness
+from xprune.errors import PluginError, TrainingError
 from xprune.gates import Gates
-from xprune.interfaces import Context, Criterion
-from xprune.runtime import accelerator, batches, prepared, reduced, seeded
-from xprune.scores import Scores
 from xprune.site import Site
-from xprune.structure import reference_device
+
+FORWARDS: Mapping[str, Callable[[int, Any], int]] = {
+    "FeatureAblation": lambda features, own: features + 1,
+    "ShapleyValueSampling": lambda features, own: own.n_samples * features + 1,
+    "ShapleyValues": lambda features, own: math.factorial(min(features, 20)) * features + 1,
+    "KernelShap": lambda features, own: own.n_samples,
+    "Lime": lambda features, own: own.n_samples,
+}
+"""Forward passes over a batch that a perturbation method takes, by the number of features."""
+MOST = 100_000
 
 
 @dataclass(frozen=True)
-class IntegratedGradients(Criterion):
-    """Integrated gradients (Sundararajan et al., ICML 2017) of the class's log probability over gates, by Captum.
+class GateMethod(CaptumMethod):
+    """Attributions to gates of 1, from gates of `baseline` (0: unit gone), of the log probability of the own class.
 
-    The path goes from gates of `baseline` (0: units gone) to 1 (units there); an attribution says what a unit adds to
-    the log probability of a sample's own class, and the attributions of a sample sum to what all units add. A unit's
-    score is its mean over samples, below 0 where the unit does harm; class-wise, its mean over the class's samples.
-
-    n_steps    points on the path, a forward and backward pass each. The path is strongly curved: `info` has the
-               completeness error, |sum of attributions - difference| over |difference|, mean over samples
-    baseline   where the path starts, in [0, 1)
-    batches    batches of the loader that are looked at, None: all
+    groups   features of a site at most, of a method that needs a forward pass for each: where a site has more units,
+             units that the gradient ranks alike are one feature. A unit's attribution is then its share of the
+             feature's, plus what the gradient says it differs by from the feature's mean; None: a feature a unit
     """
 
-    n_steps: int = 16
-    baseline: float = 0.0
-    batches: int | None = None
-    name: ClassVar[str] = "captum:IntegratedGradients"
-
-    def __post_init__(self) -> None:
-        if self.n_steps < 1 or not 0 <= self.baseline < 1 or (self.batches is not None and self.batches < 1):
-            raise PluginError(f"{self}: n_steps and batches are at least 1, baseline lies in [0, 1).")
-
-    def score(self, context: Context, sites: Sequence[Site]) -> Scores:
-        """Mean attribution per unit, over all samples and processes; class-wise by the samples' classes."""
-        start, runner = time.perf_counter(), accelerator()
-        sizes = [site.size for site in sites]
-        table: Tensor | None = None  # (classes, units + 2): sums of attributions and of the error, samples
-        loader = prepared(runner, context.data(self.name))
-        path = _Path(context, sites)
-        with seeded(context.seed), path.gates.attached(context.model):
-            for inputs, targets in batches(runner, loader, context.task, f"scoring ({self.name})", self.batches):
-                attributions, error, (own, classes) = self._attributions(path, inputs, targets)
-                columns = torch.cat([attributions, error[:, None], torch.ones_like(error[:, None])], dim=1)
-                table = torch.zeros(classes, columns.shape[1], device=runner.device) if table is None else table
-                table.index_add_(0, own, columns)
-        assert table is not None  # the loader was checked
-        table = reduced(runner, table).cpu()
-        total = table.sum(0)
-        values = total[:-2] / total[-1]
-        classwise = (table[:, :-2] / table[:, -1:]).split(sizes, dim=1)
-        info = {"n_steps": self.n_steps, "baseline": self.baseline, "samples": int(total[-1])}
-        info |= {"completeness_error": float(total[-2] / total[-1]), "seconds": time.perf_counter() - start}
-        return Scores(tuple(sites), tuple(values.split(sizes)), self.name, tuple(classwise), info, "loss")
-
-    def _attributions(self, path: "_Path", inputs: Any, targets: Any) -> tuple[Tensor, Tensor, tuple[Tensor, int]]:
-        """(attributions (samples, units), completeness error (samples,), classes as the task tells them)."""
-        ones = torch.ones(path.task.size(targets), sum(site.size for site in path.gates.sites), device=path.device)
-        path.inputs, path.targets = inputs, targets
-        with torch.no_grad():
-            difference = path(ones) - path(self.baseline * ones)
-        if not bool(torch.isfinite(difference).all()):
-            raise TrainingError(
-                f"{self.name}: the model's outputs are not finite on a batch; check weights and inputs."
+    def passes(self, sites: Sequence[Site]) -> int:
+        """Of a perturbation method; PluginError for more than can be waited for, or fewer than can be solved."""
+        features = sum(self._counts([site.size for site in sites]))
+        passes = FORWARDS.get(self.attribution.__name__, lambda features, own: 0)(features, self)
+        few = self.attribution is captum.attr.KernelShap and passes < features + 2
+        if few or passes > MOST:
+            why = f"cannot tell {features} features apart" if few else f"a batch for {features} features are too many"
+            raise PluginError(
+                f"{self.name}: {passes} forward passes {why}. Score heads alone (find_sites(..., units=('head',))), "
+                f"or change groups{' (fewer) or n_samples (twice the features)' if few else ' or n_samples (fewer)'}."
             )
-        # One point of the path at a time: Captum calls the function with as many rows as the batch has samples.
-        attributed = CaptumIntegratedGradients(path).attribute(
-            ones, self.baseline * ones, n_steps=self.n_steps, internal_batch_size=len(ones)
-        )
-        error = (attributed.sum(1) - difference).abs() / difference.abs().clamp_min(math.ulp(1.0))
-        assert path.classes is not None
-        return attributed.float(), error.float(), path.classes
+        return passes
+
+    def _counts(self, sizes: Sequence[int]) -> list[int]:
+        """Features of each site."""
+        return [min(getattr(self, "groups", None) or size, size) for size in sizes]
+
+    def attributions(self, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
+        """Captum's attributions to the gates of all sites, (samples, units)."""
+        gates, sizes = Gates(sites, rows=batch.task.rows), [site.size for site in sites]
+        low = getattr(self, "baseline", 0.0)
+        ones = torch.ones(len(batch.index), sum(sizes), device=batch.index.device)
+
+        def scored(values: Tensor, index: Tensor) -> Tensor:
+            gates.values = values.split(sizes, dim=1)
+            return batch.scores(index)
+
+        with gates.attached(batch.context.model):
+            with torch.no_grad():
+                difference = scored(ones, batch.index) - scored(low * ones, batch.index)
+            if not bool(torch.isfinite(difference).all()):
+                raise TrainingError(
+                    f"{self.name}: the model's outputs are not finite on a batch; check weights and inputs."
+                )
+            given: dict[str, Any] = {"additional_forward_args": batch.index, **self.given(self.attribution.attribute)}
+            names = signature(self.attribution.attribute).parameters
+            if "baselines" in names:
+                given["baselines"] = low * ones[:1] if self.attribution is captum.attr.GradientShap else low
+            if "internal_batch_size" in names:  # one point of the path at a time
+                given["internal_batch_size"] = len(ones)
+            tool = self.attribution(scored, **self.given(self.attribution.__init__))
+            if "feature_mask" not in names:
+                found = tool.attribute(ones, **given)
+            else:
+                slope = self._slope(scored, ones, batch.index) * (1 - low)
+                mask = self._mask(slope, sizes)
+                found = tool.attribute(ones, feature_mask=mask[None], **given)
+                found = _shared(found.float(), slope, mask)
+        return found.detach(), incompleteness(found.detach(), difference)
+
+    def _slope(self, scored: Callable[..., Tensor], ones: Tensor, index: Tensor) -> Tensor:
+        ones = ones.clone().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(scored(ones, index).sum(), ones)[0]
+
+    def _mask(self, slope: Tensor, sizes: list[int]) -> Tensor:
+        """The feature of each unit, int64 (units,)."""
+        counts = self._counts(sizes)
+        parts = zip(slope.mean(0).split(sizes), sizes, counts, accumulate(counts, initial=0), strict=False)
+        return torch.cat([at + part.argsort().argsort() * n // size for part, size, n, at in parts])
 
 
-class _Path:
-    """Gates (samples, units) of the batch at hand -> log probability of each sample's own class (samples,)."""
-
-    inputs: Any
-    targets: Any
-    classes: tuple[Tensor, int] | None = None
-
-    def __init__(self, context: Context, sites: Sequence[Site]) -> None:
-        self.model, self.task = context.model, context.task
-        self.gates = Gates(sites, rows=context.task.rows)
-        self.device = reference_device(context.model)
-
-    def __call__(self, gates: Tensor) -> Tensor:
-        self.gates.values = gates.split([site.size for site in self.gates.sites], dim=1)
-        outputs = self.task.forward(self.model, self.inputs)
-        self.task.check(outputs, self.targets)
-        self.classes = self.task.classes(outputs, self.targets)
-        if self.classes is None:
-            raise DataError(f"{type(self.task).__name__} has no classes to attribute to: implement Task.classes.")
-        return outputs.float().log_softmax(-1).gather(1, self.classes[0][:, None])[:, 0]
+def _shared(found: Tensor, slope: Tensor, mask: Tensor) -> Tensor:
+    """Attributions (samples, units) that repeat each feature's for its units, shared out: their sum stays."""
+    units = mask.bincount()
+    mean = torch.zeros(len(slope), len(units), device=slope.device).index_add_(1, mask, slope) / units
+    return found / units[mask] + slope - mean[:, mask]

@@ -1,0 +1,304 @@
+"""nn.MultiheadAttention, nn.Transformer and torchvision: the classes that stand in while gated, and exactness."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import MaxVit, SwinTransformer, VisionTransformer
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2, SwinTransformerBlockV2
+
+import xprune
+from xprune.adapters.torch_nn import HeadedAttention
+from xprune.adapters.torchvision import WindowAttention, WindowAttentionV2
+from xprune.plan import Plan
+from xprune.testing import check_adapter, check_criterion, check_exact, perturb, random_plan
+
+KINDS = {
+    "packed": {},
+    "no bias": {"bias": False},
+    "separate": {"kdim": 6, "vdim": 10},
+    "separate without bias": {"kdim": 6, "vdim": 10, "bias": False},
+    "bias_k and bias_v": {"add_bias_kv": True},
+    "zero attention": {"add_zero_attn": True},
+    "both added": {"add_bias_kv": True, "add_zero_attn": True, "kdim": 6},
+}
+BATCH, TARGETS, SOURCES, HEADS, WIDTH = 2, 3, 5, 2, 8
+
+
+def attention(kind, batch_first=True, dropout=0.0):
+    torch.manual_seed(0)
+    return perturb(nn.MultiheadAttention(WIDTH, HEADS, dropout, batch_first=batch_first, **KINDS[kind]), scale=0.3)
+
+
+def inputs_of(module, alone=False):
+    """Query, key and value as the module takes them."""
+    widths = WIDTH, module.kdim, module.vdim
+    made = [torch.randn(BATCH, n, w) for n, w in zip((TARGETS, SOURCES, SOURCES), widths, strict=True)]
+    if alone:
+        return [x[0] for x in made]
+    return made if module.batch_first else [x.transpose(0, 1) for x in made]
+
+
+def masks(kind, alone=False):
+    """attn_mask and key_padding_mask of that kind."""
+    padding = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]).bool()
+    padding = padding[0] if alone else padding
+    attn = torch.ones(TARGETS, SOURCES).triu(2).bool()
+    if kind == "float":
+        return {"attn_mask": torch.randn(TARGETS, SOURCES), "key_padding_mask": -2.0 * padding.float()}
+    each = attn.expand(HEADS if alone else BATCH * HEADS, -1, -1)
+    return {
+        "none": {},
+        "attn": {"attn_mask": attn},
+        "padding": {"key_padding_mask": padding},
+        "both": {"attn_mask": attn, "key_padding_mask": padding},
+        "each head": {"attn_mask": each},
+        "each head and padding": {"attn_mask": each, "key_padding_mask": padding},
+        "causal hint": {"attn_mask": torch.ones(TARGETS, SOURCES).triu(1).bool(), "is_causal": True},
+    }[kind]
+
+
+MASKS = ("none", "attn", "padding", "both", "float", "each head", "each head and padding", "causal hint")
+
+
+def outputs(module, given, options, seed=0):
+    torch.manual_seed(seed)
+    return module(*given, **options)
+
+
+def swapped(module, kind):
+    module.__class__ = kind
+    return module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_class_in_its_place_gives_what_torch_gives(kind, mask):
+    for batch_first, alone, weights, average in itertools.product((True, False), repeat=4):
+        if not weights and average:
+            continue
+        module = attention(kind, batch_first, dropout=0.3)
+        given = inputs_of(module, alone)
+        options = {**masks(mask, alone), "need_weights": weights, "average_attn_weights": average}
+        for training in (False, True):
+            with torch.set_grad_enabled(training):
+                expected = outputs(module.train(training), given, options)
+                got = outputs(swapped(module, HeadedAttention), given, options)
+                module.__class__ = nn.MultiheadAttention
+            torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_torchs(kind):
+    found = []
+    for cls in (nn.MultiheadAttention, HeadedAttention):
+        module = swapped(attention(kind), cls)
+        torch.manual_seed(1)
+        given = [x.requires_grad_() for x in inputs_of(module)]
+        out, weights = module(*given, attn_mask=torch.randn(TARGETS, SOURCES))
+        (out.square().sum() + weights.square().sum()).backward()
+        found.append([t.grad for t in (*given, *module.parameters())])
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_self_attention_on_torchs_inference_path():
+    module, x = attention("packed"), torch.randn(BATCH, SOURCES, WIDTH)
+    with torch.no_grad():
+        expected = module(x, x, x, need_weights=False)[0]
+        torch.testing.assert_close(swapped(module, HeadedAttention)(x, x, x, need_weights=False)[0], expected)
+
+
+def test_a_mask_for_each_head_is_refused_once_heads_have_gone():
+    model = Cross("packed", mask="each head")
+    sites = xprune.find_sites(model, model.example())
+    with pytest.raises(xprune.SurgeryError, match="a mask for each head, and 1 heads are left"):
+        xprune.apply(model, Plan(sites, ((0,),)), model.example())
+
+
+class Cross(nn.Module):
+    """Cross-attention with a mask, and weights that are asked for and dropped."""
+
+    def __init__(self, kind, batch_first=True, weights=False, mask="none"):
+        super().__init__()
+        self.attn, self.head = attention(kind, batch_first), nn.Linear(WIDTH, 3)
+        self.weights, self.mask = weights, mask
+
+    def example(self):
+        torch.manual_seed(2)
+        return tuple(torch.randn(BATCH, n, w) for n, w in ((TARGETS, WIDTH), (SOURCES, self.attn.kdim + 1)))
+
+    def forward(self, x, y):
+        key, value = y[..., : self.attn.kdim], y[..., : self.attn.vdim]
+        if self.attn.vdim > y.shape[-1]:
+            value = nn.functional.pad(value, (0, self.attn.vdim - value.shape[-1]))
+        given = x, key, value
+        given = given if self.attn.batch_first else tuple(t.transpose(0, 1) for t in given)
+        out = self.attn(*given, need_weights=self.weights, **masks(self.mask))[0]
+        return self.head(out if self.attn.batch_first else out.transpose(0, 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_is_pruned_exactly(kind):
+    for batch_first, weights, mask in ((True, False, "both"), (False, True, "attn"), (True, True, "padding")):
+        model = Cross(kind, batch_first, weights, mask)
+        (site,) = check_adapter(model, model.example(), adapter="torch-attention")
+        assert (site.kind, site.size, site.width) == ("head", HEADS, WIDTH // HEADS)
+
+
+def encoder(batch_first=True, **kwargs):
+    layer = nn.TransformerEncoderLayer(16, 4, 12, batch_first=batch_first, **kwargs)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first and not kwargs)
+
+
+class Encoder(nn.Module):
+    """Tokens pooled into logits; batch first outside, whatever it is inside."""
+
+    def __init__(self, batch_first=True, **kwargs):
+        super().__init__()
+        torch.manual_seed(0)
+        self.batch_first = batch_first
+        self.encoder, self.head = encoder(batch_first, **kwargs), nn.Linear(16, 3)
+        perturb(self)
+
+    def forward(self, x, padding=None):
+        x = x if self.batch_first else x.transpose(0, 1)
+        return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1 if self.batch_first else 0))
+
+
+PADDING = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kwargs", [{}, {"norm_first": True}, {"activation": "gelu", "bias": False}])
+def test_encoder_layers(batch_first, kwargs):
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    for inputs in (x, (x, PADDING)):
+        sites = check_adapter(Encoder(batch_first, **kwargs), inputs, adapter="torch-attention", seeds=range(2))
+        assert [site.kind for site in sites] == ["head", "neuron"] * 2
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("gone", [None, 0])
+def test_a_padded_batch_on_the_inference_path(gone):
+    """nn.TransformerEncoder packs it into a nested tensor, which each layer may or may not take further."""
+    model, x = Encoder(), torch.randn(2, 5, 16)
+    sites = xprune.find_sites(model, (x, PADDING))
+    keeps = [tuple(range(site.size)) for site in sites]
+    keeps[2] = () if gone is None else (1, 3)  # the first layer keeps its fast path
+    pruned = xprune.apply(model, Plan(sites, tuple(keeps)), (x, PADDING))
+    with torch.no_grad():
+        packed = pruned.encoder(x, src_key_padding_mask=PADDING)
+    assert not packed[PADDING].any(), "the batch was not packed"
+    with torch.enable_grad():
+        slow = pruned.encoder(x, src_key_padding_mask=PADDING)
+    torch.testing.assert_close(packed[~PADDING], slow[~PADDING])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_each_sample_has_its_own_gates_wherever_its_axis_is(batch_first):
+    model, x = Encoder(batch_first), torch.randn(4, 5, 16)
+    sites = xprune.find_sites(model, x[:2])
+    assert [site.batch for site in sites] == [0, 0 if batch_first else 1] * 2
+    rows = [torch.rand(4, site.size) for site in sites]
+    with xprune.Gates(sites, rows).attached(model), torch.no_grad():
+        together = model(x)
+    for index in range(4):
+        with xprune.Gates(sites, [row[index] for row in rows]).attached(model), torch.no_grad():
+            torch.testing.assert_close(together[index], model(x[index : index + 1])[0])
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "magnitude", "captum:IntegratedGradients"])
+def test_pruned_by_a_criterion_to_a_budget(criterion):
+    x, y = torch.randn(8, 5, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    model = Encoder(batch_first=False)
+    check_criterion(criterion, model, [(x, y)])
+    result = xprune.Pruner(model, criterion, xprune.Budget(macs=0.5), finetune=None).run([(x, y)])
+    macs = [xprune.count_macs(m, x[:2]) for m in (model, result.model)]
+    assert 0.4 < macs[1] / macs[0] <= 0.5
+
+
+def test_decoder_layers_self_and_cross():
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4, 12, batch_first=True), 2)
+
+        def forward(self, x, memory):
+            return self.decoder(x, memory, tgt_mask=torch.ones(3, 3).triu(1).bool(), tgt_is_causal=True)
+
+    x, memory = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    sites = check_adapter(perturb(Decoder()), (x, memory), adapter="torch-attention")
+    assert [site.name.rpartition(".")[2] for site in sites] == ["self_attn", "multihead_attn", "linear2"] * 2
+
+
+def test_the_gated_class_is_held_to_the_plain_one(monkeypatch):
+    """A mistake that gated and pruned share would not show in a comparison of the two."""
+    project = HeadedAttention._project
+
+    def wrong(self, *args):
+        q, k, v = project(self, *args)
+        return [q * 2, k, v]
+
+    model, x = Encoder(), torch.randn(2, 5, 16)
+    sites = xprune.find_sites(model, x)
+    monkeypatch.setattr(HeadedAttention, "_project", wrong)
+    with pytest.raises(xprune.SurgeryError, match="self_attn"):
+        xprune.apply(model, random_plan(sites, 0), x)
+
+
+def test_a_subclass_with_its_own_forward_is_not_taken_for_torchs():
+    class Loud(nn.MultiheadAttention):
+        def forward(self, x):
+            return 2 * super().forward(x, x, x)[0]
+
+    mlp = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+    model = perturb(nn.Sequential(nn.Linear(16, 16), Loud(16, 4), mlp))
+    assert {site.adapter for site in xprune.find_sites(model, torch.randn(2, 5, 16))} == {""}
+
+
+@pytest.mark.parametrize("ours", [WindowAttention, WindowAttentionV2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_window_attention_is_torchvisions(ours, bias):
+    theirs = ShiftedWindowAttentionV2 if ours is WindowAttentionV2 else ShiftedWindowAttention
+    torch.manual_seed(0)
+    for size, shift, training in itertools.product([(8, 8), (7, 10), (4, 9), (3, 3)], [[0, 0], [2, 2]], [True, False]):
+        module = perturb(theirs(8, [4, 4], shift, 2, bias, bias, 0.2, 0.2), scale=0.3).train(training)
+        x = torch.randn(2, *size, 8)
+        expected = outputs(module, (x,), {})
+        torch.testing.assert_close(outputs(swapped(module, ours), (x,), {}), expected)
+
+
+SWIN = {
+    "patch_size": [2, 2],
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": [4, 4],
+    "mlp_ratio": 1.0,
+}
+VISION = {
+    "torch-attention": lambda: VisionTransformer(32, 8, 2, 3, 24, 32, num_classes=5),
+    "torchvision-swin": lambda: SwinTransformer(**SWIN, num_classes=5),
+    "torchvision-swinv2": lambda: SwinTransformer(**SWIN, num_classes=5, block=SwinTransformerBlockV2),
+}
+
+
+@pytest.mark.parametrize("adapter", VISION)
+def test_torchvision(adapter):
+    torch.manual_seed(0)
+    model = perturb(VISION[adapter]())
+    if adapter == "torch-attention":
+        nn.init.normal_(model.heads.head.weight, std=0.1)  # zero at the start
+    sites = check_adapter(model, torch.randn(2, 3, 32, 32), adapter=adapter, seeds=range(2))
+    assert {site.kind for site in sites} == {"head", "neuron"}
+
+
+def test_heads_of_torchvisions_maxvit():
+    torch.manual_seed(0)
+    model, x = perturb(MaxVit((32, 32), 8, 4, [16], [1], 4, 0.0, num_classes=5)), torch.randn(2, 3, 32, 32)
+    sites = xprune.find_sites(model, x, units=["head"])
+    assert [site.adapter for site in sites] == ["torchvision-maxvit"] * 2
+    for keeps in (((0, 2), (1,)), ((), (3,)), ((1, 2, 3), ())):
+        check_exact(model, Plan(sites, keeps), x)

@@ -1,0 +1,131 @@
+"""Attentions and MLPs of Hugging Face transformers, by their names there: nothing of it is imported."""
+
+from typing import Any
+
+from torch import Tensor
+
+from xprune.structure import Removed
+from xprune.units import Units
+
+
+class RemovedAttention(Removed):
+    """What is left of an attention that takes `hidden_states` and returns (output, weights)."""
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:  # type: ignore[override]
+        """(bias of the last layer, None)."""
+        return super().forward(hidden_states), None
+
+
+class RemovedPostNorm(RemovedAttention):
+    """What is left of BERT's attention, which adds its input and norms the sum itself."""
+
+    def __init__(self, layer: Any, module: Any) -> None:
+        super().__init__(layer, module)
+        self.norm = module.output.LayerNorm
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:  # type: ignore[override]
+        """(norm of input + bias, None)."""
+        return self.norm(hidden_states + super().forward(hidden_states)[0]), None
+
+
+def _named(*names: str) -> tuple[str, ...]:
+    """Qualified names: "llama.LlamaAttention" stands for transformers.models.llama.modeling_llama.LlamaAttention."""
+    parts = (name.split(".") for name in names)
+    return tuple(f"transformers.models.{family}.modeling_{family}.{kind}" for family, kind in parts)
+
+
+QKV = (("q_proj", 1), ("k_proj", 1), ("v_proj", 1))
+COUNTS = ("num_attention_heads", "num_heads", "num_key_value_heads")
+
+HUGGING_FACE = (
+    Units(
+        "hf-attention",  # with keys and values that query heads share, a unit is all that goes with one of them
+        _named(
+            "deit.DeiTAttention",
+            "dinov2.Dinov2Attention",
+            "dinov2_with_registers.Dinov2WithRegistersAttention",
+            "gemma.GemmaAttention",
+            "gemma2.Gemma2Attention",
+            "gemma3.Gemma3Attention",
+            "llama.LlamaAttention",
+            "mistral.MistralAttention",
+            "qwen2.Qwen2Attention",
+            "qwen3.Qwen3Attention",
+            "segformer.SegformerAttention",
+            "swin.SwinAttention",
+            "vit.ViTAttention",
+        ),
+        QKV,
+        writer="o_proj",
+        count="",
+        width="head_dim",
+        counts=COUNTS,
+        tensors=(("relative_position_bias.relative_position_bias_table", 1),),
+        removed=RemovedAttention,
+    ),
+    Units(
+        "hf-clip",
+        _named("clip.CLIPAttention"),
+        QKV,
+        writer="out_proj",
+        removed=RemovedAttention,
+    ),
+    Units(
+        "hf-beit",  # the bias of its heads stands beside the attention
+        _named("beit.BeitLayer", "beit.BeitAttention"),
+        tuple((f"attention.{name}", groups) for name, groups in QKV),
+        writer="attention.o_proj",
+        count="attention.num_attention_heads",
+        tensors=(("relative_position_bias.relative_position_bias_table", 1),),
+        inner="attention",
+        unless="attention.config.use_shared_relative_position_bias",  # one table for the heads of all layers
+        removed=RemovedAttention,
+    ),
+    Units(
+        "hf-bert",
+        _named("bert.BertAttention", "roberta.RobertaAttention"),
+        (("self.query", 1), ("self.key", 1), ("self.value", 1)),
+        writer="output.dense",
+        count="self.num_attention_heads",
+        counts=("self.all_head_size",),
+        removed=RemovedPostNorm,
+    ),
+    Units(
+        "hf-distilbert",
+        _named("distilbert.DistilBertSelfAttention"),
+        (("q_lin", 1), ("k_lin", 1), ("v_lin", 1)),
+        writer="out_lin",
+        count="n_heads",
+        removed=RemovedAttention,
+    ),
+    Units(
+        "hf-gpt2",
+        _named("gpt2.GPT2Attention"),
+        (("c_attn", 3),),
+        writer="c_proj",
+        counts=("split_size", "c_attn.nf", "c_proj.nx"),
+        unless="is_cross_attention",
+        transposed=True,
+        removed=RemovedAttention,
+    ),
+    Units(
+        "hf-gpt2-mlp",
+        _named("gpt2.GPT2MLP"),
+        (("c_fc", 1),),
+        writer="c_proj",
+        count="",
+        counts=("c_fc.nf", "c_proj.nx"),
+        transposed=True,
+        kind="neuron",
+    ),
+    Units(
+        "hf-mix-mlp",  # a depthwise convolution stands between its layers
+        _named("segformer.SegformerMixMLP"),
+        (("fc1", 1),),
+        writer="fc2",
+        count="",
+        layers=("dwconv.dwconv",),
+        counts=("dwconv.dwconv.groups",),
+        kind="neuron",
+    ),
+)

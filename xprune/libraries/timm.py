@@ -1,0 +1,46 @@
+"""timm: a model is a name and keyword arguments of timm.create_model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import nn
+
+from xprune.errors import ArtefactError
+from xprune.libraries.library import Library, plain
+from xprune.provenance import Arch
+
+_FORBIDDEN = {
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "pretrained",
+    "pretrained_strict",
+}
+
+
+def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise ArtefactError(f"{name!r} is no timm architecture; wanted a name that timm.list_models() gives.")
+    for key, value in kwargs.items():
+        if key in _FORBIDDEN or not isinstance(key, str):
+            raise ArtefactError(f"{name}: the argument {key!r} is not allowed in a saved model: it can load weights.")
+        if not plain(value):
+            raise ArtefactError(f"{name}: the argument {key}={value!r} is not a number, string, or list of these.")
+    model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+    return model
+
+
+def _carried(model: nn.Module) -> Arch | None:
+    """timm records a name and the head's size, but no other argument."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
+    if not isinstance(name, str) or not timm.is_model(name):
+        return None
+    classes = getattr(model, "num_classes", None)
+    kwargs = {"num_classes": classes} if isinstance(classes, int) and classes != (cfg or {}).get("num_classes") else {}
+    return Arch(name, tuple(kwargs.items()))
+
+
+TIMM = Library("timm", _build, _carried, frozenset({"grad_checkpointing", "fused_attn"}))

@@ -1,0 +1,42 @@
+"""The report: one HTML page that says what was cut and why, readable without network, on a phone and on paper."""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xprune.errors import ModelError
+
+if TYPE_CHECKING:
+    from xprune.result import PruneResult
+
+NEEDED = ("jinja2", "matplotlib", "plotly")
+
+
+def write(
+    result: "PruneResult",
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    faithfulness: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> Path:
+    """Writes the page of a result and returns its path.
+
+    classes        names by index; None: numbers
+    faithfulness   curves by name (a criterion, an order): "fractions" of units deleted, the accuracy of a class on its
+                   "own" samples and on the "others", one figure a fraction each
+
+    Pictures of inputs need the dense model and the data in the result. A section whose data is not there is left out,
+    or says why. Raises ModelError where the extra `report` is not installed, or names or curves do not fit.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ModelError(f"a report needs {', '.join(missing)}: pip install 'xprune[report]'.")
+    from xprune.report.collect import collect
+    from xprune.report.page import render
+
+    path = Path(path)
+    page = render(collect(result, classes, faithfulness))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path

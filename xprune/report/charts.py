@@ -1,0 +1,236 @@
+"""The charts of a report: facts to plotly figures, as the JSON that plotly.js draws."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from xprune.report.classmap import ClassMap
+from xprune.report.collect import Facts, short
+
+KEPT, REMOVED, INK = "#0b5394", "#b8520a", "#1c2733"
+"""Blue and orange, which all kinds of colour vision tell apart, of different lightness for grey print."""
+BLUES = [[0, "#f2f6fa"], [0.5, "#7fb0d8"], [1, "#08306b"]]
+ORANGES = [[0, "#fdf4ec"], [0.5, "#f0a765"], [1, "#8c3a00"]]
+ROWS = 40
+"""Classes that a chart with a row each holds; of more, the ones that lost most."""
+FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK}
+
+
+def class_map(facts: Facts, found: ClassMap) -> dict[str, Any]:
+    """Heat map: a row for each class, a column for each unit or bin; blue stayed, orange went."""
+    values, kept = found.values.numpy(), np.asarray(found.kept)
+    names = [_text(facts.classes[index]) for index in found.classes]
+    figure = go.Figure()
+    for title, shown, scale in (("kept", kept, BLUES), ("removed", ~kept, ORANGES)):
+        figure.add_heatmap(
+            z=np.where(shown, values, np.nan).astype(np.float32),
+            x0=0,
+            y0=0,
+            zmin=0,
+            zmax=100,
+            colorscale=scale,
+            showscale=False,
+            hoverongaps=False,
+            name=title,
+            hovertemplate="%{z:.0f} of 100<extra>" + title + "</extra>",
+        )
+    spans, labels = found.sites, short([name for name, _, _ in found.sites])
+    edges = [start - 0.5 for _, start, _ in spans[1:]]
+    figure.update_layout(
+        shapes=[_line(x) for x in edges],
+        height=max(260, min(620, 110 + 22 * len(names))),
+        dragmode="zoom",
+        margin={"t": 8},
+        xaxis={
+            "tickvals": [(start + stop - 1) / 2 for _, start, stop in spans],
+            "ticktext": labels,
+            "title": {"text": _text(_pattern([name for name, _, _ in spans]))},
+            "showgrid": False,
+        },
+        yaxis={"autorange": "reversed", "automargin": True, "showgrid": False, **_class_ticks(names)},
+    )
+    return _plain(figure)
+
+
+def accuracy(facts: Facts) -> dict[str, Any]:
+    """Dumb-bells: accuracy of a class before and after, the greatest loss on top."""
+    rows = facts.accuracy[:ROWS]
+    names = [f"{_text(facts.classes[row.index])}" for row in rows]
+    figure = go.Figure()
+    for row, name in zip(rows, names, strict=True):
+        figure.add_scatter(
+            x=[100 * row.before, 100 * row.after],
+            y=[name, name],
+            mode="lines",
+            line={"color": "#c5ccd3", "width": 3},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    last = "pruned, fine-tuned" if "finetuned" in facts.metrics else "pruned"
+    for title, values, colour, symbol, size in (
+        ("dense", [row.before for row in rows], INK, "circle-open", 14),
+        (last, [row.after for row in rows], KEPT, "circle", 8),
+    ):
+        figure.add_scatter(
+            x=[100 * value for value in values],
+            y=names,
+            mode="markers",
+            name=title,
+            marker={"color": colour, "size": size, "symbol": symbol, "line": {"width": 1.5}},
+            customdata=[row.samples for row in rows],
+            hovertemplate="%{y}: %{x:.1f} % of %{customdata} samples<extra>" + title + "</extra>",
+        )
+    figure.update_layout(
+        height=110 + 24 * len(rows),
+        xaxis={"title": {"text": "accuracy, %"}, "fixedrange": True, "automargin": True},
+        yaxis={"autorange": "reversed", "automargin": True, "fixedrange": True, "type": "category", "dtick": 1},
+        dragmode=False,
+    )
+    return _plain(figure)
+
+
+def losses(facts: Facts) -> dict[str, Any]:
+    """All classes in order of the change of their accuracy, a point each."""
+    rows = facts.accuracy
+    figure = go.Figure(
+        go.Scatter(
+            x=list(range(1, len(rows) + 1)),
+            y=[100 * (row.after - row.before) for row in rows],
+            mode="markers",
+            marker={"color": KEPT, "size": 5},
+            text=[_text(facts.classes[row.index]) for row in rows],
+            hovertemplate="%{text}: %{y:+.1f} points<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        height=300,
+        xaxis={"title": {"text": "classes, from the greatest loss to the greatest gain"}, "fixedrange": True},
+        yaxis={"title": {"text": "change, points"}, "fixedrange": True},
+        dragmode=False,
+    )
+    return _plain(figure)
+
+
+def training(facts: Facts) -> dict[str, Any]:
+    """Rate and threshold of each site over the steps; a line for each site, the darker the deeper."""
+    kinds = list(dict.fromkeys(site.kind for site in facts.sites))
+    titles = [f"{what}, {kind}s" for what in ("share kept", "threshold") for kind in kinds]
+    figure = make_subplots(rows=2 * len(kinds), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.07)
+    steps = [record["step"] + 1 for record in facts.history]
+    for line, (field, kind) in enumerate(((f, k) for f in ("rates", "thresholds") for k in kinds), start=1):
+        chosen = [index for index, site in enumerate(facts.sites) if site.kind == kind]
+        shades = _depths(len(chosen))
+        for index, shade in zip(chosen, shades, strict=True):
+            factor = 100 if field == "rates" else 1
+            name = _text(facts.sites[index].name)
+            figure.add_scatter(
+                x=steps,
+                y=[factor * record[field][index] for record in facts.history],
+                mode="lines",
+                name=name,
+                line={"color": shade, "width": 1.8},
+                showlegend=False,
+                hovertemplate=name + "<br>step %{x}: %{y:.3g}<extra></extra>",
+                row=line,
+                col=1,
+            )
+            if field == "rates":
+                figure.add_scatter(
+                    x=[steps[-1] * 1.03],
+                    y=[100 * len(facts.sites[index].kept) / facts.sites[index].size],
+                    mode="markers",
+                    name=name,
+                    marker={"color": shade, "size": 8, "symbol": "diamond"},
+                    showlegend=False,
+                    hovertemplate=name + "<br>the plan keeps %{y:.3g} %<extra></extra>",
+                    row=line,
+                    col=1,
+                )
+        title = "% of units" if field == "rates" else "rank"
+        figure.update_yaxes(title_text=title, rangemode="tozero", fixedrange=True, row=line, col=1)
+    figure.update_xaxes(fixedrange=True)
+    figure.update_xaxes(title_text="step", row=2 * len(kinds), col=1)
+    figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
+    figure.update_layout(height=90 + 190 * 2 * len(kinds), dragmode=False, hovermode="closest")
+    return _plain(figure)
+
+
+def faithfulness(facts: Facts) -> dict[str, Any]:
+    """Accuracy of a class on its own samples and on the others while the units that it is said to use go."""
+    figure = go.Figure()
+    colours = [KEPT, REMOVED, "#1b7f5c", "#7b4fa3", "#a08500", "#555f6b", "#c0398b", "#2b9fc4"]
+    for index, (name, curve) in enumerate(facts.faithfulness.items()):
+        for which, dash in (("own", "solid"), ("others", "dot")):
+            figure.add_scatter(
+                x=[100 * f for f in curve["fractions"]],
+                y=[100 * a for a in curve[which]],
+                mode="lines+markers",
+                name=f"{_text(name)}: {which}",
+                line={"color": colours[index % len(colours)], "dash": dash, "width": 2},
+                marker={"size": 5},
+                hovertemplate="%{x:.0f} % of units: %{y:.1f} %<extra>" + f"{_text(name)}, {which}" + "</extra>",
+            )
+    figure.update_layout(
+        height=380 + 11 * 2 * len(facts.faithfulness),
+        xaxis={"title": {"text": "units deleted or inserted, %"}, "fixedrange": True},
+        yaxis={"title": {"text": "accuracy, %"}, "rangemode": "tozero", "fixedrange": True},
+        dragmode=False,
+    )
+    return _plain(figure)
+
+
+def figure_layout() -> dict[str, Any]:
+    """The layout that every chart starts from, also those that the page makes itself."""
+    axis = {"gridcolor": "#e6eaee", "zerolinecolor": "#c5ccd3", "linecolor": "#c5ccd3", "ticks": ""}
+    return {
+        "font": FONT,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 50, "r": 12, "t": 34, "b": 46},
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        "hoverlabel": {"font": {"family": FONT["family"]}, "align": "left"},
+        "xaxis": axis,
+        "yaxis": axis,
+    }
+
+
+def _plain(figure: go.Figure) -> dict[str, Any]:
+    figure.update_layout(template=go.layout.Template(layout=figure_layout()))
+    found: dict[str, Any] = json.loads(figure.to_json())
+    return found
+
+
+def _text(name: str) -> str:
+    """A name from outside: plotly reads a few HTML tags in its labels."""
+    return escape(name, quote=False)
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """blocks.N.attn for the blocks.0.attn, blocks.1.attn, ... of which `short` leaves the numbers."""
+    first, label = names[0], short(names)[0]
+    return first if label == first else first.replace(label, "N", 1)
+
+
+def _class_ticks(names: Sequence[str]) -> dict[str, Any]:
+    if len(names) <= ROWS:
+        return {"tickvals": list(range(len(names))), "ticktext": list(names)}
+    shown = list(range(0, len(names), max(1, len(names) // 10)))
+    return {"tickvals": shown, "ticktext": [names[i] for i in shown]}
+
+
+def _line(x: float) -> dict[str, Any]:
+    return {"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1} | {
+        "line": {"color": INK, "width": 0.8}
+    }
+
+
+def _depths(count: int) -> list[str]:
+    positions = [0.9 - 0.85 * i / max(count - 1, 1) for i in range(count)]
+    shades: list[str] = sample_colorscale("Cividis", positions)
+    return shades

@@ -1,0 +1,129 @@
+"use strict";
+const read = (id) => JSON.parse(document.getElementById(id).textContent);
+const figures = read("figures"), units = read("units"), { layout, colours } = read("style");
+const config = {
+  responsive: true,
+  displaylogo: false,
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+};
+const PAPER = 670; // pixels of a line on A4, inside its margins
+const drawn = [];
+
+function draw(id, data, own) {
+  const place = document.getElementById(id);
+  const done = Plotly.react(place, data, own, config);
+  if (!drawn.includes(place)) drawn.push(place);
+  return done;
+}
+
+const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const own = (more) => ({
+  ...layout, ...more, xaxis: { ...layout.xaxis, ...more.xaxis }, yaxis: { ...layout.yaxis, ...more.yaxis },
+});
+const figure = (x) => Number(x.toPrecision(3)).toString();
+
+function why(index) {
+  const head = units.heads[index], site = units.sites[head.site];
+  const near = units.heads.map((each, i) => [each, i]).filter(([each]) => each.site === head.site);
+  const says = [
+    site.cut === null
+      ? `Its score is ${figure(head.score)}; the site kept no head at all.`
+      : `Its score is ${figure(head.score)}; the lowest that the site kept is ${figure(site.cut)}.`,
+    `It ranks ${head.rank} of ${site.size} in its site, where ${site.kept} stayed, and ${head.rank_all} of ` +
+      `${head.of_all} among all heads${units.comparable ? "" : " (scores over their site's mean)"}.`,
+  ];
+  if (site.learned !== null) {
+    says.push(`On ranks from 0 to 1 it stands at ${figure(head.share)}; the site's learned threshold is ` +
+      `${figure(site.learned)}, before the shift that all sites share.`);
+  }
+  if (head.classes.length) {
+    const names = head.classes.slice(0, 3).map(([name, use]) => `${name} (${Math.round(use)})`).join(", ");
+    says.push(`It is used most by ${names}: percentiles among all heads.`);
+  }
+  document.getElementById("why-text").replaceChildren(...says.map((line) => {
+    const item = document.createElement("li");
+    item.textContent = line;
+    return item;
+  }));
+  document.getElementById("why-title").textContent =
+    `Why head ${head.unit} of ${site.name} ${head.kept ? "stayed" : "went"}: it ranks ${head.rank} of ${site.size} in its site`;
+  document.getElementById("head").value = String(index);
+  for (const button of document.querySelectorAll("button[data-head]")) {
+    const chosen = Number(button.dataset.head) === index;
+    button.classList.toggle("chosen", chosen);
+    button.setAttribute("aria-pressed", String(chosen));
+  }
+  const groups = [true, false].map((kept) => near.filter(([each]) => each.kept === kept));
+  const lines = site.cut === null ? [] : [{
+    type: "line", x0: site.cut, x1: site.cut, yref: "paper", y0: 0, y1: 0.6, line: { color: "#1c2733", width: 1.2, dash: "dot" },
+  }];
+  draw("why-scores", groups.map((group, i) => ({
+    type: "scatter", mode: "markers", name: i ? "removed" : "kept", cliponaxis: false,
+    x: group.map(([each]) => each.score), y: group.map(() => 0), text: group.map(([each]) => String(each.unit)),
+    marker: {
+      size: 14, color: i ? "#fff" : colours.kept,
+      line: { width: 2, color: i ? colours.removed : colours.kept },
+    },
+    hovertemplate: `head %{text}: score %{x:.3g}<extra>${i ? "removed" : "kept"}</extra>`,
+  })).concat({
+    type: "scatter", mode: "text", x: near.map(([each]) => each.score), y: near.map(() => 1.1),
+    text: near.map(([each]) => String(each.unit)), showlegend: false, hoverinfo: "skip",
+  }, {
+    type: "scatter", mode: "markers", x: [head.score], y: [0], showlegend: false, hoverinfo: "skip", cliponaxis: false,
+    marker: { size: 24, symbol: "circle-open", color: "#1c2733", line: { width: 2 } },
+  }), own({
+    height: 150, shapes: lines, dragmode: false, margin: { l: 20, r: 20, t: 30, b: 44 },
+    xaxis: { title: { text: "score" }, fixedrange: true, zeroline: false },
+    yaxis: { visible: false, range: [-1, 1.8], fixedrange: true },
+  }));
+  if (head.classes.length && document.getElementById("why-classes")) {
+    const most = [...head.classes].reverse();
+    draw("why-classes", [{
+      type: "bar", orientation: "h", x: most.map(([, use]) => use), y: most.map((_, i) => i),
+      marker: { color: head.kept ? colours.kept : colours.removed }, width: 0.62,
+      hovertemplate: "%{x:.0f} of 100<extra></extra>",
+    }], own({
+      height: 90 + 25 * most.length, dragmode: false, margin: { ...layout.margin, t: 10 },
+      xaxis: { title: { text: "percentile among all heads" }, range: [0, 100], fixedrange: true },
+      yaxis: {
+        automargin: true, fixedrange: true, tickvals: most.map((_, i) => i), ticktext: most.map(([name]) => escaped(name)),
+      },
+    }));
+  }
+}
+
+function readout(id, titles) {
+  const place = document.getElementById(id), line = document.getElementById(id + "-readout");
+  place.on("plotly_hover", ({ points: [point] }) => {
+    const kept = point.data.name, cell = `${titles.rows[point.y]}, ${titles.columns[point.x]}`;
+    line.textContent = `${cell}: ${kept}, percentile ${Math.round(point.z)}`;
+  });
+}
+
+const pause = () => new Promise((done) => setTimeout(done, 0));
+
+async function start() {
+  if (units.heads.length) {
+    const choice = document.getElementById("head");
+    choice.addEventListener("change", () => why(Number(choice.value)));
+    for (const button of document.querySelectorAll("button[data-head]")) {
+      button.addEventListener("click", () => {
+        why(Number(button.dataset.head));
+        document.getElementById("why").scrollIntoView({ behavior: "smooth" });
+      });
+    }
+    why(Number(choice.value));
+  }
+  performance.mark("opened");
+  for (const [id, { data, layout: its }] of Object.entries(figures)) {
+    await pause(); // the page can be read while charts are being drawn
+    await draw(id, data, its);
+    if (units.maps[id]) readout(id, units.maps[id]);
+  }
+  performance.mark("drawn");
+  document.body.dataset.ready = "true";
+}
+
+addEventListener("beforeprint", () => drawn.forEach((place) => Plotly.relayout(place, { width: PAPER })));
+addEventListener("afterprint", () => drawn.forEach((place) => Plotly.relayout(place, { width: null, autosize: true })));
+start();

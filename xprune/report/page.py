@@ -1,0 +1,178 @@
+"""The page: facts and charts through one template, with headings that say the finding."""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.image import imsave
+from plotly.offline import get_plotlyjs
+from torch import Tensor
+
+from xprune.evaluate import Metrics
+from xprune.report import charts, findings
+from xprune.report.classmap import CLASSES
+from xprune.report.collect import Facts, SiteFacts
+from xprune.report.pictures import Pictures
+from xprune.result import amount
+
+STAGES = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned and fine-tuned"}
+SIDE = 192
+"""Pixels of a picture's longer side, at least."""
+
+
+def render(facts: Facts) -> str:
+    """The HTML of the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("xprune.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    figures = _figures(facts)
+    metrics = list(facts.metrics.values())
+    context: dict[str, Any] = {
+        "facts": facts,
+        "findings": findings,
+        "figures": figures,
+        "layout": charts.figure_layout(),
+        "colours": {"kept": charts.KEPT, "removed": charts.REMOVED},
+        "plotly": get_plotlyjs().replace("</script", "<\\/script"),
+        "rows": [_row(name, row, metrics[0]) for name, row in facts.metrics.items()],
+        "first": metrics[0],
+        "last": metrics[-1],
+        "stage": STAGES.get(list(facts.metrics)[-1], list(facts.metrics)[-1]),
+        "blocks": _blocks(facts),
+        "by_site": _by_site(facts),
+        "chosen": _chosen(facts),
+        "units": _units(facts),
+        "rows_shown": charts.ROWS,
+        "classes_shown": CLASSES,
+        "examples": _examples(facts) if isinstance(facts.pictures, Pictures) else [],
+        "settings": _settings(facts),
+    }
+    return environment.get_template("template.html.jinja").render(context)
+
+
+def _figures(facts: Facts) -> dict[str, Any]:
+    """Charts by the id of their place on the page; those without data are left out."""
+    found = {f"map-{each.kind}": charts.class_map(facts, each) for each in facts.maps}
+    if facts.accuracy:
+        found["accuracy"] = charts.accuracy(facts)
+    if len(facts.accuracy) > charts.ROWS:
+        found["losses"] = charts.losses(facts)
+    if facts.history:
+        found["training"] = charts.training(facts)
+    if facts.faithfulness:
+        found["faithfulness"] = charts.faithfulness(facts)
+    return found
+
+
+def _row(name: str, metrics: Metrics, dense: Metrics) -> dict[str, str]:
+    metric = findings.percent(metrics.metric) if metrics.metric_name == "accuracy" else f"{metrics.metric:.4g}"
+    return {
+        "name": STAGES.get(name, name),
+        "metric": metric,
+        "loss": f"{metrics.loss:.3f}",
+        "macs": amount(metrics.macs, dense.macs).replace("%", "\N{NO-BREAK SPACE}%"),
+        "params": amount(metrics.params, dense.params).replace("%", "\N{NO-BREAK SPACE}%"),
+        "latency": "-" if metrics.latency_ms is None else f"{metrics.latency_ms:.1f} ms",
+    }
+
+
+def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
+    """Sites by block, in order, each with its index."""
+    found: dict[str, list[tuple[int, SiteFacts]]] = {}
+    for index, site in enumerate(facts.sites):
+        found.setdefault(site.block or site.name, []).append((index, site))
+    return list(found.items())
+
+
+def _by_site(facts: Facts) -> dict[int, list[tuple[int, Any]]]:
+    """Heads by the index of their site, each with its own index."""
+    found: dict[int, list[tuple[int, Any]]] = {}
+    for index, unit in enumerate(facts.heads):
+        found.setdefault(unit.site, []).append((index, unit))
+    return found
+
+
+def _chosen(facts: Facts) -> int:
+    """The head that the page opens with: of those removed, the one with the best rank."""
+    gone = [i for i, unit in enumerate(facts.heads) if not unit.kept]
+    return min(gone or range(len(facts.heads)), key=lambda i: facts.heads[i].rank_all, default=0)
+
+
+def _units(facts: Facts) -> dict[str, Any]:
+    """What the page's script needs to say of a head."""
+    sites = {
+        index: {"name": site.name, "size": site.size, "kept": len(site.kept), "cut": site.cut, "learned": site.learned}
+        for index, site in enumerate(facts.sites)
+        if site.kind == "head"
+    }
+    heads = [vars(unit) | {"classes": [[facts.classes[c], p] for c, p in unit.classes]} for unit in facts.heads]
+    maps = {
+        f"map-{each.kind}": {"columns": each.labels, "rows": [facts.classes[c] for c in each.classes]}
+        for each in facts.maps
+    }
+    return {"sites": sites, "heads": heads, "maps": maps, "comparable": facts.scale != "site"}
+
+
+def _settings(facts: Facts) -> list[tuple[str, str]]:
+    """Provenance as rows of (what, value)."""
+    first, told = next(iter(facts.metrics.values())), dict(facts.settings)
+    rows = [("criterion", facts.criterion), ("criterion, settings", _flat(facts.info))]
+    for name in ("selection", "budget", "finetune"):
+        if told.get(name):
+            rows.append((name, _flat(told.pop(name))))
+    trained = told.pop("training_samples", None)
+    rows.append(("data", f"{first.samples} {first.data} samples" + (f", {trained} to learn from" if trained else "")))
+    rows += [(name.replace("_", " "), _flat(value)) for name, value in told.items()]
+    return [(name, value) for name, value in rows if value]
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        parts = [f"{key} {_flat(each)}" for key, each in value.items() if each is not None]
+        return ", ".join(part.removeprefix("name ") for part in parts)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " to ".join(map(_flat, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _examples(facts: Facts) -> list[dict[str, Any]]:
+    assert isinstance(facts.pictures, Pictures)
+    found = []
+    for example in facts.pictures.examples:
+        says = {
+            name: f"{facts.classes[index] if index < len(facts.classes) else index} ({findings.percent(chance, 0)})"
+            for name, (index, chance) in (("dense", example.dense), ("pruned", example.pruned))
+        }
+        label = facts.classes[example.label] if example.label < len(facts.classes) else f"class {example.label}"
+        pictures = [("input", _png(example.image))]
+        pictures += [(title, _png(example.image, values)) for title, values in example.maps.items()]
+        found.append({"label": label, "broken": example.pruned[0] != example.label, "says": says, "pictures": pictures})
+    return found
+
+
+def _png(image: Tensor, values: Tensor | None = None) -> str:
+    """A data address of the image, or of the map over the greyed image; a square for each patch."""
+    rgb = image[..., None].expand(*image.shape, 3) if image.dim() == 2 else image
+    side = max(rgb.shape[:2])
+    if side < SIDE:
+        factor = -(-SIDE // side)
+        rgb = rgb.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    pixels = rgb.numpy()
+    if values is not None:
+        height, width = pixels.shape[:2]
+        rows = torch.arange(height) * values.shape[0] // height
+        columns = torch.arange(width) * values.shape[1] // width
+        heat = colormaps["inferno"](values[rows][:, columns].numpy())[..., :3]
+        pixels = 0.35 * pixels.mean(-1, keepdims=True) + 0.65 * heat
+    buffer = io.BytesIO()
+    imsave(buffer, np.clip(pixels, 0, 1), format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
