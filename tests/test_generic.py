@@ -199,7 +199,7 @@ def test_attention_is_found_without_an_adapter(name):
 def test_packed_mlps_are_found(mlp):
     sites = check_adapter(Model(mlp=mlp), example(), seeds=range(2))
     assert [site.size for site in sites if site.kind == "neuron"] == [10, 10]
-    assert {bool(site.norm) for site in sites if site.kind == "neuron"} == {isinstance(mlp().norm, nn.LayerNorm)}
+    assert {bool(site.norms) for site in sites if site.kind == "neuron"} == {isinstance(mlp().norm, nn.LayerNorm)}
 
 
 def test_a_projection_that_starts_at_zero_is_found_too():

@@ -17,6 +17,7 @@ from xprune.errors import XPruneError
 from xprune.export import export_onnx
 from xprune.plan import Plan
 from xprune.result import found_table, metrics_table, sites_table
+from xprune.sites import DEFAULT
 from xprune.structure import check_fit
 
 app = typer.Typer(
@@ -46,7 +47,9 @@ def prune(
     params: Annotated[float | None, typer.Option(help="fraction of the parameters")] = None,
     min_units: Annotated[int, typer.Option(help="units that stay at every site")] = 1,
     round_to: Annotated[int, typer.Option(help="kept features of a site are a multiple of this")] = 1,
-    units: Annotated[list[str] | None, typer.Option(help="head, neuron; repeatable, default both")] = None,
+    units: Annotated[
+        list[str] | None, typer.Option(help="head, neuron, channel; repeatable, default head and neuron")
+    ] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
     epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
     lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
@@ -70,7 +73,7 @@ def prune(
     dense, arch = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
     loaded = named_data(data, dense, batch_size, workers, seed)
     example = next(iter(loaded.val))[0][:2]
-    sites = xprune.find_sites(dense, example, units=units or ("head", "neuron"), exclude=exclude or ())
+    sites = xprune.find_sites(dense, example, units=units or DEFAULT, exclude=exclude or ())
     pruner = xprune.Pruner(
         dense, criterion, budget, selection, settings, sites=sites, seed=seed, checkpoint_dir=checkpoint_dir
     )

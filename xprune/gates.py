@@ -40,11 +40,11 @@ class Gates:
             model.register_forward_hook(self._check_fired),
         ]
         for index, site in enumerate(self.sites):
-            for path in site.feeds:
-                hook = self._gate(index, path)
+            for path, axis in site.feed_axes:
+                hook = self._gate(index, path, axis)
                 handles.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
-            if site.norm:
-                handles.append(model.get_submodule(site.norm).register_forward_hook(self._norm(index)))
+            for path in site.norms:
+                handles.append(model.get_submodule(path).register_forward_hook(self._norm(index, path)))
         own = self._swap(model)
         try:
             with slow_path():
@@ -66,31 +66,33 @@ class Gates:
                 module.__class__ = gated
         return own
 
-    def _gate(self, index: int, path: str) -> Callable[..., Any]:
+    def _gate(self, index: int, path: str, axis: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._fired.add(path)
             if args:
-                return (args[0] * self._factor(index, args[0], path), *args[1:]), kwargs
+                gated = args[0] * self._factor(index, args[0], path, axis)
+                return tuple(gated if arg is args[0] else arg for arg in args), kwargs
             name = next(iter(kwargs), "")
             if not isinstance(kwargs.get(name), Tensor):
                 raise GateError(f"{path} was called without an input tensor; its units cannot be gated.")
-            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name], path)}
+            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name], path, axis)}
 
         return hook
 
-    def _norm(self, index: int) -> Callable[..., Any]:
+    def _norm(self, index: int, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            factor = self._factor(index, args[0], self.sites[index].norm)
-            return weighted_norm(module, args[0], factor.float()).to(output.dtype)
+            self._fired.add(path)
+            factor = self._factor(index, args[0], path, feature_axis(module)).float()
+            return weighted_norm(module, args[0], factor).to(output.dtype)
 
         return hook
 
-    def _factor(self, index: int, x: Tensor, path: str) -> Tensor:
+    def _factor(self, index: int, x: Tensor, path: str, axis: int) -> Tensor:
         """The gate of a site, shaped to multiply the input x of the layer at `path`, which may hold units in groups."""
         site, value = self.sites[index], self.values[index].to(x.device)
-        axis = site.axis % x.dim()
-        cut = next((cut for cut in site.cuts if cut.tensor == f"{path}.weight"), None)
-        groups = cut.groups * cut.width // site.width if cut else 1
+        axis = axis % x.dim()
+        held = (cut.groups * cut.width for cut in site.cuts if cut.tensor == f"{path}.weight")
+        groups = max(held, default=site.width) // site.width
         if x.shape[axis] != groups * site.size * site.width:
             raise GateError(
                 f"{site.name}: {site.size} units of {site.width} features do not fit the input of {path}, "
@@ -132,7 +134,7 @@ class Gates:
 
     def _check_fired(self, *_: Any) -> None:
         for site in self.sites:
-            for path in site.feeds:
+            for path in (*site.feeds, *site.norms):
                 if path not in self._fired:
                     raise GateError(
                         f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot "
@@ -168,8 +170,16 @@ class Gated(nn.Module):
 
 
 def over_features(norm: nn.Module) -> bool:
-    """True for a norm with one statistic over all features, a LayerNorm or an RMSNorm."""
-    return isinstance(norm, nn.LayerNorm) or "rmsnorm" in type(norm).__name__.lower()
+    """True for a norm with one statistic over all features: a LayerNorm, an RMSNorm, or a GroupNorm of one group."""
+    one_group = isinstance(norm, nn.GroupNorm) and norm.num_groups == 1
+    return isinstance(norm, nn.LayerNorm) or one_group or "rmsnorm" in type(norm).__name__.lower()
+
+
+def feature_axis(norm: nn.Module) -> int:
+    """1 for norms of feature maps, -1 for the others."""
+    if type(norm).__name__ == "GlobalResponseNorm":
+        return int(norm.channel_dim)  # type: ignore[arg-type]
+    return 1 if isinstance(norm, nn.GroupNorm) or "2d" in type(norm).__name__.lower() else -1
 
 
 def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -181,16 +191,22 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         return _weighted_response(norm, x.float(), weight)
     if not over_features(norm):
         raise GateError(
-            f"a {type(norm).__name__} runs over the units: only LayerNorm, RMSNorm and GlobalResponseNorm are known."
+            f"a {type(norm).__name__} runs over the units: only LayerNorm, RMSNorm, GroupNorm of one group and "
+            "GlobalResponseNorm are known."
         )
-    x, total = x.float(), weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    if isinstance(norm, nn.LayerNorm):
-        x = x - (x * weight).sum(-1, keepdim=True) / total
+    axis, maps = feature_axis(norm), isinstance(norm, nn.GroupNorm)
+    x, weight = x.float().movedim(axis, -1), weight.movedim(axis, -1)  # features last
+    over = tuple(range(1, x.dim())) if maps else (-1,)  # a GroupNorm's statistics are of all positions too
+    weight = weight.expand(len(weight), *x.shape[1:]) if maps else weight
+    total = weight.sum(over, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    if isinstance(norm, (nn.LayerNorm, nn.GroupNorm)):
+        x = x - (x * weight).sum(over, keepdim=True) / total
     eps = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
-    x = x * torch.rsqrt((x * x * weight).sum(-1, keepdim=True) / total + eps)  # type: ignore[operator]
+    x = x * torch.rsqrt((x * x * weight).sum(over, keepdim=True) / total + eps)  # type: ignore[operator]
     if getattr(norm, "weight", None) is not None:
         x = x * norm.weight  # type: ignore[operator]
-    return x + norm.bias if getattr(norm, "bias", None) is not None else x  # type: ignore[operator]
+    x = x + norm.bias if getattr(norm, "bias", None) is not None else x  # type: ignore[operator]
+    return x.movedim(-1, axis)
 
 
 def _weighted_response(norm: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ def _placed(site: Site, path: str) -> Site:
         layer=at(site.layer),
         cuts=tuple(replace(cut, tensor=at(cut.tensor)) for cut in site.cuts),
         module=at(site.module),
-        norm=at(site.norm),
+        norms=tuple(at(norm) for norm in site.norms),
         feeds=(),
         counts=tuple(at(name) for name in site.counts),
     )

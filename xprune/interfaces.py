@@ -12,7 +12,7 @@ from xprune.budget import Budget, Costs
 from xprune.errors import DataError
 from xprune.plan import Plan
 from xprune.scores import Scores
-from xprune.site import Site
+from xprune.site import Along, Site
 from xprune.task import Task
 
 
@@ -101,10 +101,15 @@ class Adapter(ABC):
     def site(self, path: str, module: nn.Module) -> Site | None:
         """The site of the module at `path`, or None where this one cannot be pruned. Every cut is declared in it."""
 
+    def along_stream(self, path: str, module: nn.Module) -> Along | None:
+        """What of the module lies along the residual stream; None, as here: not known, so that channels are refused."""
+        return None
+
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
         """What is left to do on the module once its tensors are cut and its counts are set.
 
-        site   as it was before the cut, of which the units `keep` are left
+        site   as it was before the cut, of which the units `keep` are left: the module's own, or the channels of a
+               stream that `along_stream` knows of
 
         Here: the class whose forward fits.
         """

@@ -40,7 +40,7 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
     prune_in = graph.get_pruner_of_module(reader).prune_in_channels
     size = reader.weight.shape[1]
     axis = 1 if isinstance(reader, nn.Conv2d) else -1
-    cuts, norm, probe, feeds = {f"{path}.weight": Cut(f"{path}.weight", 1)}, "", size - 1, [path]
+    cuts, norms, probe, feeds = {f"{path}.weight": Cut(f"{path}.weight", 1)}, set[str](), size - 1, [path]
     for dep in reached(graph, reader, prune_in, probe):
         module = dep.target.module if dep else None
         if module is None:
@@ -58,13 +58,13 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
                 return None
         elif isinstance(module, _BatchNorm):
             pass  # each channel has statistics of its own, and they are cut with it
-        elif over_features(module) and norm in ("", paths[module]):
-            norm = paths[module]
+        elif over_features(module) and norms <= {paths[module]}:
+            norms.add(paths[module])
         elif any(True for _ in module.parameters()):
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         cuts |= {f"{paths[module]}.{name}": Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()}
-    return _assemble(graph, reader, path, axis, tuple(cuts.values()), norm, tuple(feeds))
+    return _assemble(graph, reader, path, axis, tuple(cuts.values()), tuple(norms), tuple(feeds))
 
 
 def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, reader: nn.Module) -> bool:
@@ -76,7 +76,7 @@ def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, reader:
 
 
 def _assemble(
-    graph: Any, reader: Any, path: str, axis: int, cuts: tuple[Cut, ...], norm: str, feeds: tuple[str, ...]
+    graph: Any, reader: Any, path: str, axis: int, cuts: tuple[Cut, ...], norms: tuple[str, ...], feeds: tuple[str, ...]
 ) -> Site | None:
     model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
@@ -97,7 +97,7 @@ def _assemble(
         axis=axis,
         cuts=cuts,
         module=owner if alone else "",
-        norm=norm,
+        norms=norms,
         feeds=feeds,
     )
 

@@ -67,7 +67,7 @@ def proposals(
                 width=width,
                 layer=f"module.{writer}",
                 cuts=tuple(Cut(f"module.{c.tensor}", c.axis, c.groups, c.width) for c in cuts),
-                norm=f"module.{norm}" if norm else "",
+                norms=(f"module.{norm}",) if norm else (),
                 counts=tuple(f"module.{name}" for name in (*counts, *scaled)),
             )
 

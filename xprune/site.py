@@ -36,7 +36,7 @@ class Site:
     """A place where `size` interchangeable units meet.
 
     name      unique in the model; for most sites the path of the module that owns the units
-    kind      "head" or "neuron"
+    kind      "head", "neuron" or "channel"
     size      units
     width     features per unit in the input of `layer`
     layer     path of the module the units feed
@@ -46,9 +46,10 @@ class Site:
     module    path of the module that is replaced by its bias when every unit goes; "" where it holds
               other things too, so that one unit has to stay
     adapter   name in the table ADAPTERS, "" where the graph found the site
-    norm      path of a norm that runs over the units themselves, "" for none: gates then mean statistics
-              over the units that are kept
+    norms     paths of norms that run over the units themselves: gates then mean statistics over the units
+              that are kept
     feeds     every layer the units feed, where there are several
+    axes      feature axis of each of the feeds, where they are not all `axis`
     batch     axis of the samples in that input: 0, or 1 where tokens come first
     counts    attributes, by their paths, that hold a multiple of the number of units: `num_heads`, `attn_dim`
     """
@@ -63,9 +64,10 @@ class Site:
     cuts: tuple[Cut, ...] = ()
     module: str = ""
     adapter: str = ""
-    norm: str = ""
+    norms: tuple[str, ...] = ()
     feeds: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
+    axes: tuple[int, ...] = ()
     batch: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +77,13 @@ class Site:
             raise PlanError(f"{self.name}: size {self.size} and width {self.width} have to be at least 1.")
         if not self.feeds:
             object.__setattr__(self, "feeds", (self.layer,))
+        if self.axes and len(self.axes) != len(self.feeds):
+            raise PlanError(f"{self.name}: {len(self.axes)} axes for {len(self.feeds)} feeds; give one each, or none.")
+
+    @property
+    def feed_axes(self) -> tuple[tuple[str, int], ...]:
+        """(path, feature axis) of each of the feeds."""
+        return tuple(zip(self.feeds, self.axes or (self.axis,) * len(self.feeds), strict=True))
 
     @property
     def owner(self) -> str:
@@ -99,12 +108,28 @@ class Site:
         try:
             fields = dict(data)
             fields["cuts"] = tuple(_typed(Cut, dict(cut)) for cut in fields["cuts"])
-            for name in ("feeds", "counts"):
+            norm = fields.pop("norm", "")  # of files from before a site could have several
+            fields.setdefault("norms", (norm,) if norm else ())
+            for name in ("feeds", "counts", "norms"):
                 fields[name] = tuple(str(path) for path in fields.get(name, ()))
+            fields["axes"] = tuple(int(axis) for axis in fields.get("axes", ()))
             site: Site = _typed(Site, fields)
         except (TypeError, KeyError, ValueError) as error:
             raise PlanError(f"not a site: {data!r} ({error}).") from error
         return site
+
+
+@dataclass(frozen=True)
+class Along:
+    """What of a module lies along the residual stream.
+
+    reads, writes   (tensor, axis) of what shrinks with the stream that it reads, and with the stream that it writes
+    feeds           (path, feature axis) of where the channels are gated: the module, or the layers in it
+    """
+
+    reads: tuple[tuple[str, int], ...]
+    writes: tuple[tuple[str, int], ...]
+    feeds: tuple[tuple[str, int], ...]
 
 
 def _typed(kind: type, fields: dict[str, Any]) -> Any:

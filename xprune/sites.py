@@ -16,7 +16,8 @@ from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Cut, Site
 from xprune.structure import Removed, alias, reference_device, unwrap
 
-UNITS = ("head", "neuron")
+UNITS = ("head", "neuron", "channel")
+DEFAULT = ("head", "neuron")
 
 
 class Sites(tuple[Site, ...]):
@@ -35,17 +36,18 @@ class Sites(tuple[Site, ...]):
 
 
 def find_sites(
-    model: nn.Module, example_inputs: Any, *, units: Sequence[str] = UNITS, exclude: Sequence[str] = ()
+    model: nn.Module, example_inputs: Any, *, units: Sequence[str] = DEFAULT, exclude: Sequence[str] = ()
 ) -> Sites:
     """The sites of a model, in its own order; `sites.left` says which attentions and MLPs gave none, and why.
 
     example_inputs   what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments
-    units            kinds of unit to look for: "head", "neuron"
+    units            kinds of unit to look for: "head", "neuron", and "channel", the residual streams' channels
     exclude          patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp"
 
     Where no adapter serves a class, units are proposed by structure and each proposal is proved on the module by
-    cutting. The model is traced and not changed. Raises ModelError where its forward fails, where it has no sites, or
-    where a pattern matches none (a typing error would prune what was to be left alone).
+    cutting. The model is traced and not changed. Raises ModelError where its forward fails, where it has no sites,
+    where channels are asked for and none can be pruned exactly, or where a pattern matches none (a typing error would
+    prune what was to be left alone).
     """
     from xprune.generic import generic_sites  # both need torch-pruning, which loading a saved model does not
     from xprune.neurons import neuron_sites
@@ -62,6 +64,11 @@ def find_sites(
     found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, seen)}}
     neurons, more = generic_sites(model, example_inputs, found, "neuron")
     found, left = {**found, **neurons}, {**left, **more}
+    if "channel" in units:
+        from xprune.channels import channel_sites
+
+        hidden = [site for site in found.values() if site.kind == "neuron"]
+        found |= {s.name: s for s in channel_sites(model, example_inputs, seen, hidden)}
     wanted = [site for site in found.values() if site.kind in units]
     sites = _in_order(model, _closed(model, wanted, example_inputs, left))
     sites = _with_batch_axes(model, sites, example_inputs)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from xprune.budget import Budget
-from xprune.cost import measure_costs
+from xprune.cost import check_landing, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.errors import BudgetError
 from xprune.interfaces import Context, Criterion, Selection
@@ -102,5 +102,8 @@ def select_trained(
         device = reference_device(model)
         model = own(alias(unwrap(model)), model).to(reference_device(context.model))
         plan = chosen.select(replace(context, model=model), scores, costs, budget)
-        return plan, model.to(device)
-    return chosen.select(context, scores, costs, budget), model
+        model = model.to(device)
+    else:
+        plan = chosen.select(context, scores, costs, budget)
+    check_landing(context.model, plan, costs, budget, context.example_inputs)
+    return plan, model

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -95,7 +96,8 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
     Raises PlanError where the plan does not fit the model; the model is then only partly carved, so carve a copy.
     """
     owners = _owners(model)
-    for site, keep in zip(plan.sites, plan.keeps, strict=True):
+    pairs = zip(plan.sites, plan.keeps, strict=True)
+    for site, keep in sorted(pairs, key=lambda pair: pair[0].kind != "channel"):  # of modules that then go as a whole
         check_fit(model, site, adapters)
         empties = bool(site.adapter) and adapters[site.adapter].empties
         if not keep and not empties:
@@ -107,9 +109,27 @@ def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.M
             counts = {path: attribute_at(model, path) for path in site.counts}
             _cut(model, site, keep, owners)
             _recount(model, {path: count * len(keep) // site.size for path, count in counts.items()})
-            if site.adapter:
-                adapters[site.adapter].resize(model.get_submodule(site.owner), site, keep)
+            for adapter, path in _resized(model, site, adapters):
+                adapter.resize(model.get_submodule(path), site, keep)
     return model
+
+
+def _resized(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> list[tuple[Adapter, str]]:
+    """The adapters of the modules that have lost units or channels, with the modules' paths."""
+    if site.adapter:
+        return [(adapters[site.adapter], site.owner)]
+    touched = dict.fromkeys(prefix for cut in site.cuts for prefix in _prefixes(cut.tensor))
+    found = []
+    for path in touched if site.kind == "channel" else ():
+        module = model.get_submodule(path)
+        ours = (a for a in adapters.values() if a.serves(module) and a.along_stream(path, module) is not None)
+        found += [(adapter, path) for adapter in islice(ours, 1)]
+    return found
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> None:
@@ -117,7 +137,7 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
     if site.adapter and site.adapter not in adapters:
         raise PlanError(f"{site.name}: no adapter {site.adapter!r} here; known: {', '.join(adapters)}.")
     try:
-        for path in (*site.feeds, site.module, site.norm):
+        for path in (*site.feeds, site.module, *site.norms):
             model.get_submodule(path)
         tensors = [tensor_at(model, cut.tensor) for cut in site.cuts]
         uneven = [path for path in site.counts if attribute_at(model, path) % site.size]
@@ -175,10 +195,12 @@ def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, 
             setattr(module, name, value)
             _sync(module)
         owners[id(value)] = places
-    if site.norm:
-        norm: Any = model.get_submodule(site.norm)
+    for path in site.norms:
+        norm: Any = model.get_submodule(path)
         if hasattr(norm, "normalized_shape"):
-            norm.normalized_shape = (len(keep) * site.width,)
+            norm.normalized_shape = (norm.normalized_shape[0] * len(keep) // site.size,)
+        elif isinstance(norm, nn.GroupNorm):
+            norm.num_channels = norm.num_channels * len(keep) // site.size
 
 
 def _recount(model: nn.Module, counts: Mapping[str, int]) -> None:
@@ -210,6 +232,8 @@ def _sync(module: Any) -> None:
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif is_linear(module):
         module.out_channels, module.in_channels = tensor_at(module, "weight").shape
     elif isinstance(module, _BatchNorm):

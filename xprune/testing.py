@@ -15,7 +15,7 @@ from xprune.nest import call, tensors_in
 from xprune.plan import Plan
 from xprune.scores import Scores
 from xprune.site import Site
-from xprune.sites import find_sites
+from xprune.sites import DEFAULT, find_sites
 from xprune.stages import score, select
 from xprune.structure import alias, carve, tensors
 from xprune.surgery import TOLERANCE, apply, compare, gated_outputs
@@ -78,16 +78,22 @@ def check_exact(model: nn.Module, plan: Plan, example_inputs: Any) -> float:
 
 
 def check_adapter(
-    model: nn.Module, example_inputs: Any, *, adapter: str | None = None, seeds: Iterable[int] = range(3)
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    adapter: str | None = None,
+    seeds: Iterable[int] = range(3),
+    units: Sequence[str] = DEFAULT,
 ) -> tuple[Site, ...]:
     """Holds the adapters that serve this model to their contract; returns the sites.
 
     model     randomised (`perturb`); is not changed, which is checked
     adapter   name of an adapter that has to be among those of the sites
     seeds     of the random plans
+    units     kinds of unit, as `find_sites` takes them
     """
     before = snapshot(model)
-    sites = find_sites(model, example_inputs)
+    sites = find_sites(model, example_inputs, units=units)
     if adapter is not None:
         assert adapter in {site.adapter for site in sites}, f"no site of adapter {adapter!r}: {sites}"
     for site in sites:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xprune.interfaces import Adapter
-from xprune.site import Cut, Site
+from xprune.site import Along, Cut, Site
 from xprune.structure import attribute_at
 
 
@@ -41,6 +41,8 @@ class Units(Adapter):
     unless    what is true of the module where its units cannot go
     whole     False where the module gives more than its writer's output, so that one unit has to stay
     kind      "head" or "neuron"
+    stream    (tensor, axis) of whatever else in the module lies along the residual stream, beside the readers' columns
+              and the writer's rows: what runs over the stream before some of the readers
     pruned, gated, removed, empties   see Adapter
 
     What a module does not have, or has as None, is left out: one entry serves the variants of a class.
@@ -65,6 +67,7 @@ class Units(Adapter):
     whole: bool = True
     transposed: bool = False
     kind: str = "head"
+    stream: tuple[tuple[str, int], ...] = ()
     pruned: type[nn.Module] | None = None
     gated: type[nn.Module] | None = None
     removed: type[nn.Module] | None = None
@@ -121,8 +124,26 @@ class Units(Adapter):
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
             module=owner if self.whole else "",
             adapter=self.name,
-            norm=f"{path}.{self.norm}" if normed else "",
+            norms=(f"{path}.{self.norm}",) if normed else (),
             counts=tuple(f"{path}.{name}" for name in counts),
+        )
+
+    def along_stream(self, path: str, module: nn.Module) -> Along | None:
+        """See Adapter.along_stream; None too where `site` is."""
+        if self.site(path, module) is None:
+            return None
+        incoming, outgoing = (0, 1) if self.transposed else (1, 0)
+        layers = [(name, _at(module, name)) for name, _ in self.readers if _at(module, name) is not None]
+        axis = 1 if isinstance(layers[0][1], nn.Conv2d) else -1
+        extra = [(name, along) for name, along in self.stream if _held(module, name)]
+        reads = [(name if isinstance(part, Tensor) else f"{name}.weight", incoming) for name, part in layers] + extra
+        writes = [(f"{self.writer}.weight", outgoing), (f"{self.writer}.bias", 0)]
+        inside = dict.fromkeys(name.rpartition(".")[0] for name, along in reads if along == incoming) if extra else {}
+        feeds = [(f"{path}.{name}", 1 if isinstance(_at(module, name), nn.Conv2d) else -1) for name in inside]
+        return Along(
+            tuple((f"{path}.{name}", along) for name, along in reads),
+            tuple((f"{path}.{name}", along) for name, along in writes if _held(module, name)),
+            tuple(feeds) or ((path, axis),),
         )
 
     def _size(self, module: nn.Module, rows: int, features: int) -> int:
@@ -139,7 +160,7 @@ class Units(Adapter):
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
         """See Adapter.resize; caches are emptied too, and `index` says which units are left, in the first numbering."""
         super().resize(module, site, keep)
-        if self.index:
+        if self.index and site.adapter == self.name:
             before = getattr(module, self.index, None)
             setattr(module, self.index, tuple(before[i] for i in keep) if before else tuple(keep))
         for name in self.caches:

@@ -1,0 +1,89 @@
+"""Residual channels: what pruning them too is worth, at the same MACs, on the same terms.
+
+    python -m benchmarks.channels cifar10-vit --data DIR
+
+Each criterion with heads and neurons alone and with channels too, the same fine-tuning, every cell kept as it ends.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+from torch.utils.data import DataLoader
+
+import xprune
+from benchmarks.record import RESULTS
+from benchmarks.workloads import WORKLOADS, Images, dense, splits
+from xprune.structure import alias, carve
+from xprune.surgery import TOLERANCE, compare
+from xprune.testing import random_plan
+
+UNITS = {"without": ("head", "neuron"), "with": ("head", "neuron", "channel")}
+BUDGETS = (xprune.Budget(macs=0.5), xprune.Budget(macs=0.3))
+CRITERIA = ({"magnitude": "magnitude", "taylor": "taylor", "random": "random"}, {"xpruner": "xpruner"})
+LIMITS = {"cifar10": (15_000, 5_000)}
+"""Training images that pruning and fine-tuning use, and test images that figures are measured on."""
+
+
+def channel_row(model: nn.Module, inputs: Any, seeds: int = 3) -> dict[str, Any]:
+    """Are there residual channels, and do they go exactly? The largest error over random plans, or why they may not.
+
+    model    in eval mode, with weights that are 0 nowhere (`xprune.testing.perturb`)
+    """
+    try:
+        sites = [site for site in xprune.find_sites(model, inputs, units=("channel",)) if site.kind == "channel"]
+    except xprune.XPruneError as error:
+        return {"channels": 0, "channels exact": False, "channel error": None, "channels refused": str(error)}
+    worst = 0.0
+    for seed in range(seeds):
+        plan = random_plan(sites, seed)
+        error, scale = compare(model, carve(alias(model), plan, xprune.ADAPTERS), plan, inputs)
+        worst = max(worst, error / max(1.0, scale))
+    found = sum(site.size for site in sites)
+    return {"channels": found, "channels exact": worst <= TOLERANCE, "channel error": worst, "channels refused": ""}
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=", ".join(WORKLOADS))],
+    data: Annotated[Path | None, typer.Option(help="folder with the packed images")] = None,
+    cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
+    seed: Annotated[list[int] | None, typer.Option(help="repeatable, default 0, 1, 2")] = None,
+) -> None:
+    """Runs the cells that are not there yet, with and without channels in turn, and writes a table of each."""
+    torch.set_num_threads(1)  # tiny operations on several threads slow each other down
+    workload, folder = WORKLOADS[name], RESULTS / f"channels-{name}"
+    settings = {"workload": name, "dense": asdict(workload.dense), "limits": LIMITS.get(workload.data)}
+    for criteria, each in ((criteria, each) for criteria in CRITERIA for each in seed or (0, 1, 2)):
+        for kind, case in _cases(name, data, cache, each):
+            grid = xprune.Grid(criteria, budgets=BUDGETS, seeds=(each,), finetune=workload.tune)
+            command = f"python -m benchmarks.channels {name} --data DIR"
+            found = xprune.compare(case, grid, folder / kind, command=command, units=list(UNITS[kind]), **settings)
+            (folder / kind / "table.md").write_text(found.markdown())
+
+
+def _cases(name: str, data: Path | None, cache: Path, seed: int) -> Iterator[tuple[str, xprune.Case]]:
+    """The same dense model and batches, with heads and neurons to prune, and with channels too."""
+    workload = WORKLOADS[name]
+    found, model = splits(workload, data, seed), dense(name, data, seed, cache)
+    loaders = found.train, found.test
+    if workload.data in LIMITS:
+        loaders = tuple(_first(loader, n) for loader, n in zip(loaders, LIMITS[workload.data], strict=True))
+    inputs = next(iter(loaders[1]))[0][:2]
+    for kind, units in UNITS.items():
+        yield kind, xprune.Case(model, *loaders, xprune.find_sites(model, inputs, units=units))
+
+
+def _first(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
+    found = loader.dataset
+    assert isinstance(found, Images)
+    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]  # files may be sorted
+    few = Images(found.images[some], found.labels[some], found.augment)
+    return DataLoader(few, loader.batch_size, shuffle=found.augment, collate_fn=loader.collate_fn)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,195 @@
+"""Channels: residual streams, found in the dependency graph and proved before they are taken."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from xprune.adapters import ADAPTERS
+from xprune.errors import ModelError
+from xprune.gates import over_features
+from xprune.graph import trace
+from xprune.plan import Plan
+from xprune.site import Cut, Site
+from xprune.standin import StandIn
+from xprune.structure import Removed, alias, carve, own, tensor_at
+from xprune.surgery import TOLERANCE, compare
+
+_MIXING = ("Softmax", "Bmm", "ScaledDotProduct")
+_WRITERS = (nn.Linear, nn.Conv2d, nn.Embedding, StandIn)
+
+
+class _Refused(Exception):
+    """Why the channels of a stream cannot go."""
+
+
+@dataclass
+class _Stream:
+    """What is known of one stream so far."""
+
+    model: nn.Module
+    size: int
+    cuts: dict[tuple[int, int], Cut] = field(default_factory=dict)
+    feeds: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, None] = field(default_factory=dict)
+
+    def cut(self, path: str, axis: int) -> None:
+        """Takes a tensor whose axis holds the stream once, or several copies of it one after another."""
+        try:
+            tensor = tensor_at(self.model, path)
+        except AttributeError as error:
+            raise _Refused(f"{path} is said to lie along them, but is not there: {error}") from error
+        copies, rest = divmod(tensor.shape[axis] if axis < tensor.dim() else 1, self.size)
+        if rest:
+            raise _Refused(f"{path} {tuple(tensor.shape)} is not a multiple of {self.size} along axis {axis}")
+        self.cuts[id(tensor), axis] = Cut(path, axis, copies)
+        owner = path.rpartition(".")[0]
+        if over_features(self.model.get_submodule(owner)):
+            self.norms[owner] = None
+
+
+def channel_sites(
+    model: nn.Module, example_inputs: Any, known: Mapping[str, Site], hidden: Sequence[Site]
+) -> list[Site]:
+    """The residual streams of a model, a site each, whose units are the stream's channels.
+
+    known    sites of the modules that the graph does not look into, by path
+    hidden   sites of hidden neurons, whose features are no stream
+
+    A stream is what at least two layers or modules write to. It is proposed by the graph and proved on a copy with
+    other weights: without one channel, and without half of them, the copy has to give what it gives with gates. A
+    stream that fails is left alone with a warning; ModelError, with the reasons, where none is left.
+    """
+    if any(isinstance(module, Removed) for module in model.modules()):
+        raise ModelError("an attention or MLP is wholly gone: remove channels before, or together with, whole modules.")
+    copy, graph = trace(model, example_inputs, known)
+    paths = {module: path for path, module in copy.named_modules()}
+    inner = {cut.tensor for site in hidden for cut in site.cuts if cut.axis == 0}
+    sites, reasons, seen = [], [], set(inner)
+    for module, path in paths.items():
+        if not isinstance(module, _WRITERS) or module not in graph.module2node or f"{path}.weight" in seen:
+            continue
+        size = graph.get_out_channels(module)
+        group = graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, [size - 1])
+        writers = [paths[dep.target.module] for dep, _ in group if _writes(graph, dep)]
+        seen |= {f"{writer}.weight" for writer in writers}
+        if len(writers) < 2 or inner & {f"{writer}.weight" for writer in writers} or not _is_stream(graph, group):
+            continue
+        try:
+            site = _site(model, graph, group, path, size, paths, known)
+            _prove(model, site, example_inputs)
+            sites.append(site)
+        except _Refused as reason:
+            reasons.append(f"the {size} channels that {path} writes: {reason}")
+    if reasons and sites:
+        warnings.warn(f"left alone: {'; '.join(reasons)}.", stacklevel=3)
+    if not sites:
+        why = "; ".join(reasons) or "no two layers write to the same features"
+        raise ModelError(f"channels cannot be pruned here: {why}. Leave 'channel' out of units=.")
+    return sites
+
+
+def _writes(graph: Any, dep: Any) -> bool:
+    return isinstance(dep.target.module, _WRITERS) and graph.is_out_channel_pruning_fn(dep.handler)
+
+
+def _is_stream(graph: Any, group: Any) -> bool:
+    """True where features are added up and read, behind a norm or by a module that an adapter knows."""
+    reads = any(
+        isinstance(dep.target.module, (nn.Linear, nn.Conv2d, StandIn))
+        and not graph.is_out_channel_pruning_fn(dep.handler)
+        for dep, _ in group
+    )
+    inside = any(_owner_is_norm(dep.target.module) or isinstance(dep.target.module, StandIn) for dep, _ in group)
+    return reads and inside and any("Add" in dep.target.name for dep, _ in group)
+
+
+def _owner_is_norm(module: Any) -> bool:
+    return isinstance(module, (_BatchNorm, nn.GroupNorm)) or over_features(module)
+
+
+def _site(
+    model: nn.Module, graph: Any, group: Any, path: str, size: int, paths: Mapping[Any, str], known: Mapping[str, Site]
+) -> Site:
+    """The site of a group of the graph; `_Refused` where a member of it is not understood."""
+    stream, bare = _Stream(model, size), {p: name for name, p in graph.model.named_parameters()}
+    for dep, idxs in group:
+        module, out = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
+        if dep.target.type == tp.ops.OPTYPE.OUTPUT:
+            raise _Refused("the model returns them")
+        if any(mix in dep.target.name for mix in _MIXING):
+            raise _Refused("they are mixed by an attention that no adapter knows")
+        if min(int(i) for i in idxs) != size - 1 or (len(idxs) > 1 and (int(idxs[1]) - int(idxs[0])) % size):
+            raise _Refused(f"they are joined with other features before {paths.get(module, dep.target.name)}")
+        if isinstance(module, nn.Parameter):
+            stream.cut(bare[module], int(dep.target.pruning_dim))
+        elif module in paths:
+            _member(stream, paths[module], module, out, known)
+    if not stream.feeds:
+        raise _Refused("no layer reads them")
+    return Site(
+        name=f"stream:{path}",
+        kind="channel",
+        size=size,
+        width=1,
+        layer=next(iter(stream.feeds)),
+        axis=next(iter(stream.feeds.values())),
+        cuts=tuple(stream.cuts.values()),
+        norms=tuple(stream.norms),
+        feeds=tuple(stream.feeds),
+        axes=tuple(stream.feeds.values()),
+    )
+
+
+def _member(stream: _Stream, path: str, module: Any, out: bool, known: Mapping[str, Site]) -> None:
+    """Adds a module of the group: what it loses, and where its channels are gated if it reads them."""
+    if isinstance(module, StandIn):
+        adapter = ADAPTERS.get(known[path].adapter)
+        along = adapter.along_stream(path, stream.model.get_submodule(path)) if adapter else None
+        if along is None:
+            raise _Refused(f"no adapter says what of {path} lies along them")
+        for name, axis in along.writes if out else along.reads:
+            stream.cut(name, axis)
+        stream.feeds |= {} if out else dict(along.feeds)
+        return
+    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    names = [f"{path}.{name}" for name, tensor in held if tensor.dim()]
+    grouped = getattr(module, "groups", 1) != 1
+    if grouped and not module.groups == module.in_channels == module.out_channels:
+        raise _Refused(f"{path} is a convolution of {module.groups} groups")
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and not out and not grouped:
+        stream.cut(f"{path}.weight", 1)
+        stream.feeds[path] = -1 if isinstance(module, nn.Linear) else 1
+    elif isinstance(module, nn.Embedding):
+        stream.cut(f"{path}.weight", 1)
+    elif isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm)) or over_features(module):
+        for name in names:
+            stream.cut(name, 0)
+    elif names:
+        raise _Refused(f"{path} is a {type(module).__name__}, which is not known to keep channels apart")
+
+
+@torch.no_grad()
+def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
+    """`_Refused` where a copy with noise on its weights does not give without channels what it gives with gates."""
+    copy, generator = own(alias(model), model), torch.Generator().manual_seed(0)
+    for tensor in dict.fromkeys(copy.parameters()):
+        if tensor.is_floating_point():
+            noise: Tensor = torch.randn(tensor.shape, generator=generator).to(tensor)
+            tensor.add_(0.02 * noise)
+    order = torch.randperm(site.size, generator=generator).tolist()
+    for gone in {1, site.size // 2} - {0, site.size}:
+        plan = Plan((site,), (tuple(sorted(order[gone:])),))
+        try:
+            error, scale = compare(copy, carve(alias(copy), plan, ADAPTERS), plan, example_inputs)
+        except Exception as problem:
+            raise _Refused(
+                f"without {gone} of them the forward fails: {type(problem).__name__}: {problem}"
+            ) from problem
+        if not error <= TOLERANCE * max(1.0, scale):
+            raise _Refused(f"without {gone} of them the output is off by {error:.1e}")
