@@ -6,8 +6,9 @@ import torch
 
 import xprune
 from xprune.adapters import ADAPTERS
+from xprune.carve import carve
 from xprune.cost import measure_costs
-from xprune.structure import alias, carve
+from xprune.structure import alias
 from xprune.surgery import verify
 
 

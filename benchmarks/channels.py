@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 import xprune
 from benchmarks.record import RESULTS
 from benchmarks.workloads import WORKLOADS, Images, dense, splits
-from xprune.structure import alias, carve
+from xprune.carve import carve
+from xprune.structure import alias
 from xprune.surgery import TOLERANCE, compare
 from xprune.testing import random_plan
 

@@ -18,7 +18,8 @@ from torch import nn
 import xprune
 from benchmarks.record import record
 from xprune.adapters import ADAPTERS
-from xprune.structure import alias, carve
+from xprune.carve import carve
+from xprune.structure import alias
 from xprune.surgery import TOLERANCE, gated_outputs
 from xprune.testing import perturb, random_plan
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 import xprune
 from benchmarks.record import record
 from xprune.adapters import ADAPTERS
-from xprune.structure import alias, carve, own
+from xprune.carve import carve
+from xprune.structure import alias, own
 from xprune.surgery import verify
 
 NAME = "deit_base_patch16_224"

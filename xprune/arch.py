@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
+from xprune.carve import carve
 from xprune.errors import ArtefactError
 from xprune.libraries import LIBRARIES
 from xprune.libraries.library import plain
 from xprune.plan import Plan
 from xprune.provenance import Arch, provenance
-from xprune.structure import carve, tensors
+from xprune.structure import tensors
 
 
 def build(arch: Arch, device: str = "meta") -> nn.Module:

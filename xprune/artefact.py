@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.arch import build, proven
+from xprune.carve import carve
 from xprune.errors import ArtefactError, PlanError
 from xprune.plan import Plan
 from xprune.provenance import Arch, provenance, record
-from xprune.structure import carve, tensors, unwrap
+from xprune.structure import tensors, unwrap
 
 FORMAT = 1
 MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"

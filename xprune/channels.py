@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.adapters import ADAPTERS
+from xprune.carve import carve
 from xprune.errors import ModelError
 from xprune.gates import over_features
 from xprune.graph import trace
 from xprune.plan import Plan
 from xprune.site import Cut, Site
 from xprune.standin import StandIn
-from xprune.structure import Removed, alias, carve, own, tensor_at
+from xprune.structure import Removed, alias, own, tensor_at
 from xprune.surgery import TOLERANCE, compare
 
 _MIXING = ("Softmax", "Bmm", "ScaledDotProduct")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import xprune
 from xprune.artefact import read_header, refuse_foreign
+from xprune.carve import check_fit
 from xprune.cli_inputs import named_data, named_model
 from xprune.data import class_names, data_config
 from xprune.errors import XPruneError
@@ -18,7 +19,6 @@ from xprune.export import export_onnx
 from xprune.plan import Plan
 from xprune.result import found_table, metrics_table, sites_table
 from xprune.sites import DEFAULT
-from xprune.structure import check_fit
 
 app = typer.Typer(
     help="Structured pruning of transformers: exact, or refused.", no_args_is_help=True, add_completion=False

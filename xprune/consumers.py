@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.adapters import ADAPTERS
+from xprune.carve import carve
 from xprune.errors import ModelError, XPruneError
 from xprune.nest import call, tensors_in
 from xprune.plan import Plan
 from xprune.site import Cut, Site
-from xprune.structure import alias, carve, is_linear
+from xprune.structure import alias, is_linear
 from xprune.surgery import TOLERANCE, compare
 
 

@@ -13,11 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xprune.adapters import ADAPTERS
 from xprune.budget import Budget, Costs, LinearCost
+from xprune.carve import carve
 from xprune.errors import BudgetError, ModelError
 from xprune.nest import call, map_tensors, tensors_in
 from xprune.plan import Plan
 from xprune.site import Site
-from xprune.structure import alias, carve, reference_device, tensor_at
+from xprune.structure import alias, reference_device, tensor_at
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xprune.carve import carve
 from xprune.errors import XPruneError
 from xprune.graph import try_forward
 from xprune.nest import map_tensors, tensors_in
 from xprune.plan import Plan
 from xprune.proposals import heads_of, linears_of, proposals, sizes_of
 from xprune.site import Site
-from xprune.structure import Removed, alias, carve, own, tensors
+from xprune.structure import Removed, alias, own, tensors
 from xprune.surgery import TOLERANCE, compare, gated_outputs
 
 TRIES = 48

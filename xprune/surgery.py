@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
+from xprune.carve import carve
 from xprune.errors import SurgeryError, XPruneError
 from xprune.gates import Gates
 from xprune.nest import call, map_tensors, slow_path, tensors_in, to_float
 from xprune.plan import Plan
 from xprune.provenance import inherit
-from xprune.structure import alias, carve, own, reference_device, tensor_at, unwrap
+from xprune.structure import alias, own, reference_device, tensor_at, unwrap
 
 TOLERANCE = 1e-4
 """Largest error allowed, times max(1, largest output), float32, eval mode."""

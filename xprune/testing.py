@@ -9,6 +9,7 @@ from torch import nn
 
 from xprune.adapters import ADAPTERS
 from xprune.budget import Budget
+from xprune.carve import carve
 from xprune.cost import count_macs, count_params, measure_costs
 from xprune.interfaces import Criterion, Selection
 from xprune.nest import call, tensors_in
@@ -17,7 +18,7 @@ from xprune.scores import Scores
 from xprune.site import Site
 from xprune.sites import DEFAULT, find_sites
 from xprune.stages import score, select
-from xprune.structure import alias, carve, tensors
+from xprune.structure import alias, tensors
 from xprune.surgery import TOLERANCE, apply, compare, gated_outputs
 from xprune.task import Classification, Task
 
