@@ -13,11 +13,10 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import nn
-from torch.utils.data import DataLoader
 
 import xprune
 from benchmarks.record import RESULTS
-from benchmarks.workloads import WORKLOADS, Images, dense, splits
+from benchmarks.workloads import LIMITS, WORKLOADS, dense, first, splits
 from xprune.carve import carve
 from xprune.structure import alias
 from xprune.surgery import TOLERANCE, compare
@@ -26,8 +25,6 @@ from xprune.testing import random_plan
 UNITS = {"without": ("head", "neuron"), "with": ("head", "neuron", "channel")}
 BUDGETS = (xprune.Budget(macs=0.5), xprune.Budget(macs=0.3))
 CRITERIA = ({"magnitude": "magnitude", "taylor": "taylor", "random": "random"}, {"xpruner": "xpruner"})
-LIMITS = {"cifar10": (15_000, 5_000)}
-"""Training images that pruning and fine-tuning use, and test images that figures are measured on."""
 
 
 def channel_row(model: nn.Module, inputs: Any, seeds: int = 3) -> dict[str, Any]:
@@ -72,18 +69,10 @@ def _cases(name: str, data: Path | None, cache: Path, seed: int) -> Iterator[tup
     found, model = splits(workload, data, seed), dense(name, data, seed, cache)
     loaders = found.train, found.test
     if workload.data in LIMITS:
-        loaders = tuple(_first(loader, n) for loader, n in zip(loaders, LIMITS[workload.data], strict=True))
+        loaders = tuple(first(loader, n) for loader, n in zip(loaders, LIMITS[workload.data], strict=True))
     inputs = next(iter(loaders[1]))[0][:2]
     for kind, units in UNITS.items():
         yield kind, xprune.Case(model, *loaders, xprune.find_sites(model, inputs, units=units))
-
-
-def _first(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
-    found = loader.dataset
-    assert isinstance(found, Images)
-    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]  # files may be sorted
-    few = Images(found.images[some], found.labels[some], found.augment)
-    return DataLoader(few, loader.batch_size, shuffle=found.augment, collate_fn=loader.collate_fn)
 
 
 if __name__ == "__main__":

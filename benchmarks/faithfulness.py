@@ -16,9 +16,8 @@ import torch
 import typer
 
 import xprune
-from benchmarks.proof import _first
 from benchmarks.record import RESULTS, record
-from benchmarks.workloads import WORKLOADS, dense, splits
+from benchmarks.workloads import WORKLOADS, dense, first, splits
 from xprune.criteria.xpruner import XPruner
 from xprune.explain import agreement, faithfulness
 from xprune.explain.deletion import ORDERS
@@ -63,7 +62,7 @@ def _rows(
     limits, loaders, model = LIMITS.get(workload.data), splits(workload, data, seed), dense(name, data, seed, cache)
     train, test = loaders.train, loaders.test
     if limits:
-        train, test = (_first(loader, n) for loader, n in zip((train, test), limits, strict=True))
+        train, test = (first(loader, n) for loader, n in zip((train, test), limits, strict=True))
     stem = ["patch_embed.*"] if workload.data != "digits" else []
     sites = xprune.find_sites(model, next(iter(test))[0][:2], exclude=stem)
     scores, seconds = {}, {}

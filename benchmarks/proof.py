@@ -12,13 +12,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch.utils.data import DataLoader
 
 import xprune
 from benchmarks.fastnas import fastnas_peers
 from benchmarks.peers import peers
 from benchmarks.record import RESULTS
-from benchmarks.workloads import WORKLOADS, Images, dense, splits
+from benchmarks.workloads import LIMITS, WORKLOADS, dense, first, splits
 from xprune.criteria.captum_methods import IntegratedGradients
 from xprune.criteria.xpruner import XPruner
 
@@ -28,8 +27,6 @@ LEARNED: dict[str, Any] = {
     "learned, joint": xprune.LearnedThresholds(weights="joint"),
 }
 FAST: dict[str, Any] = {"random": "random", "magnitude": "magnitude", "taylor": "taylor"}
-LIMITS = {"cifar10": (10_000, 5_000)}
-"""Training images that pruning and fine-tuning use, and test images that figures are measured on: what two cores do."""
 
 
 def grids(name: str) -> list[xprune.Grid]:
@@ -102,7 +99,7 @@ def main(
         train, held_out = found.train, found.test
         if workload.data in LIMITS:
             train, held_out = (
-                _first(loader, n) for loader, n in zip((train, held_out), LIMITS[workload.data], strict=True)
+                first(loader, n) for loader, n in zip((train, held_out), LIMITS[workload.data], strict=True)
             )
         inputs = next(iter(held_out))[0][:2]
         stem = ["patch_embed.*"] if workload.data != "digits" else []  # of which not every side knows
@@ -116,14 +113,6 @@ def main(
         comparison = xprune.compare(case, grid, folder, **settings)
     (folder / "table.md").write_text(comparison.markdown())
     comparison.plot(folder / "accuracy.png")
-
-
-def _first(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
-    found = loader.dataset
-    assert isinstance(found, Images)
-    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]  # files may be sorted
-    few = Images(found.images[some], found.labels[some], found.augment)
-    return DataLoader(few, loader.batch_size, shuffle=found.augment, collate_fn=loader.collate_fn)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from xprune.data import digits
 PACKS = {"cifar10": ("cifar10_jpeg.npz", "test"), "tinyimagenet": ("tinyimagenet_s0of4_jpeg.npz", "val")}
 HELD = {"digits": 180, "cifar10": 5000, "tinyimagenet": 2500}
 """Training images that are set apart for validation; the test split is what each source calls its own."""
+LIMITS = {"cifar10": (10_000, 5_000)}
+"""Training images that pruning and fine-tuning use, and test images that figures are measured on: what two cores do."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,15 @@ def dense(name: str, folder: Path | None, seed: int, cache: Path) -> nn.Module:
     save_file(model.state_dict(), path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
     return model
+
+
+def first(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
+    """A loader of `count` of the images, the same ones at every call."""
+    found = loader.dataset
+    assert isinstance(found, Images)
+    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]  # files may be sorted
+    few = Images(found.images[some], found.labels[some], found.augment)
+    return DataLoader(few, loader.batch_size, shuffle=found.augment, collate_fn=loader.collate_fn)
 
 
 def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
