@@ -17,7 +17,7 @@ from xprune.data import class_names, data_config
 from xprune.errors import XPruneError
 from xprune.export import export_onnx
 from xprune.plan import Plan
-from xprune.result import found_table, metrics_table, sites_table
+from xprune.result import found_tables, metrics_table, sites_table
 from xprune.sites import DEFAULT
 
 app = typer.Typer(
@@ -144,7 +144,7 @@ def sites(model: ModelName, model_arg: ModelArg = None) -> None:
     """What of a model can go, and what is left alone and why. Random weights, nothing is downloaded."""
     dense, _ = named_model(model, model_arg, False, None)
     example = torch.randn(2, *data_config(dense)["input_size"], generator=torch.Generator().manual_seed(0))
-    console.print(found_table(xprune.find_sites(dense, example)))
+    console.print(*found_tables(xprune.find_sites(dense, example)))
 
 
 @app.command()

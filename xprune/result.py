@@ -157,19 +157,24 @@ def sites_table(plan: Plan) -> Table:
     return table
 
 
-def found_table(sites: Sites) -> Table:
-    """One row per site that was found, then one per module that was left alone, with the reason."""
+def found_tables(sites: Sites) -> tuple[Table, ...]:
+    """One row per site that was found; and, where modules were left alone, one row for each reason."""
     table = Table(title="what can go", title_justify="left")
-    for heading in ("module", "units", "of features", "feed, or why", "known by"):
-        table.add_column(heading, justify="right" if heading == "of features" else "left")
+    for heading in ("module", "units", "of features", "known by"):
+        table.add_column(heading, justify="right" if heading == "of features" else "left", overflow="fold")
     for site in sites:
         known = site.adapter or ("proof" if site.kind == "head" else "the graph, or proof")
-        table.add_row(site.name, f"{site.size} {site.kind}s", str(site.width), site.layer, known)
-    for index, (path, why) in enumerate(sites.left.items()):
-        if not index:
-            table.add_section()
-        table.add_row(path, "left alone", "", why, "")
-    return table
+        table.add_row(site.name, f"{site.size} {site.kind}s", str(site.width), known)
+    reasons: dict[str, list[str]] = {}
+    for path, why in sites.left.items():
+        reasons.setdefault(why, []).append(path)
+    if not reasons:
+        return (table,)
+    left = Table("modules", "why", title="what is left alone", title_justify="left", show_lines=True)
+    left.columns[0].overflow = "fold"
+    for why, paths in reasons.items():
+        left.add_row("\n".join(paths), why)
+    return table, left
 
 
 def render(*tables: Table) -> str:
