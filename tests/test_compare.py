@@ -101,6 +101,9 @@ def test_peers_stand_beside_and_may_fail(tmp_path):
     assert rows["half", "macs 0.6"]["macs"] < 0.6
     assert rows["broken", "macs 0.6"]["failed"] == "ValueError: no such layer"
     assert "| broken | its own | failed |" in found.markdown()
+    half = [{**row, "seed": 9, "metric": 0.5, "tuned_metric": 0.5} for row in found.rows if "failed" in row]
+    half = [{key: value for key, value in row.items() if key != "failed"} for row in half]
+    assert "| broken | its own | 50.0 (1 of 2 failed) |" in Comparison((*found.rows, *half), found.report).markdown()
 
 
 def test_mean_and_spread_by_hand(folder):

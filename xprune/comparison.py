@@ -131,8 +131,7 @@ class Comparison:
             cells = [criterion, selection]
             for budget in self.budgets:
                 here = [row for row in rows if row["budget"] in (budget, "")]
-                failed = any("failed" in row for row in here)
-                cells += ["failed" if failed else _percent(r[stage] for r in here if stage in r) for stage in stages]
+                cells += [_cell(here, stage) for stage in stages]
             if self._explained:
                 cells.append(_percent(row["deletion_gap"] for row in rows if "deletion_gap" in row))
             seconds = [row["score_seconds"] for row in rows if "score_seconds" in row]
@@ -189,6 +188,14 @@ def _spread(values: Iterable[float]) -> tuple[float, float | None]:
     """(mean, standard deviation where there are two values and more)."""
     values = list(values)
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _cell(rows: Sequence[Row], stage: str) -> str:
+    """Mean and spread; how many failed of how many, where some did."""
+    found, failed = [row[stage] for row in rows if stage in row], sum("failed" in row for row in rows)
+    if not failed:
+        return _percent(found)
+    return f"{_percent(found)} ({failed} of {len(rows)} failed)" if found else "failed"
 
 
 def _percent(values: Iterable[float]) -> str:
