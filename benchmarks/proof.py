@@ -47,8 +47,8 @@ def grids(name: str) -> list[xprune.Grid]:
     some = {label: criteria[label] for label in ("random", "taylor", "xpruner")}
     return [
         grid(criteria, {"global": "global"}, 0.3, peers=theirs),
-        grid(some, LEARNED, 0.3),
         grid(criteria, {"global": "global"}, 0.5, peers={**theirs, **fastnas_peers()}),
+        grid(some, LEARNED, 0.3),
     ]
 
 
