@@ -84,6 +84,14 @@ def own(model: nn.Module, original: nn.Module) -> nn.Module:
     return model
 
 
+def part_at(module: nn.Module, path: str) -> Any:
+    """What stands at a dotted path, None for nothing or for no path."""
+    found: Any = module if path else None
+    for name in path.split(".") if path else ():
+        found = getattr(found, name, None)
+    return found
+
+
 def tensor_at(model: nn.Module, path: str) -> Tensor:
     """The parameter or buffer at a dotted path; AttributeError where there is none."""
     owner, _, name = path.rpartition(".")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xprune.interfaces import Adapter
 from xprune.site import Along, Cut, Site
-from xprune.structure import attribute_at
+from xprune.structure import attribute_at, part_at
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,15 @@ class Units(Adapter):
 
         None too where a subclass has a forward of its own and `gated` or `pruned` would put another in its place.
         """
-        lacking = [name for name in self.needs if _at(module, name) is None or _at(module, name) is False]
-        if lacking or (self.unless and _at(module, self.unless)):
+        lacking = [name for name in self.needs if part_at(module, name) is None or part_at(module, name) is False]
+        if lacking or (self.unless and part_at(module, self.unless)):
             return None
-        writer: Any = _at(module, self.writer)
-        parts = writer, *(_at(module, name) for name, _ in self.readers)
+        writer: Any = part_at(module, self.writer)
+        parts = writer, *(part_at(module, name) for name, _ in self.readers)
         layers: list[Any] = [part for part in parts if isinstance(part, nn.Module)]
         if writer is None or not all(self._plain(layer) for layer in layers):
             return None
-        if self.count and _at(module, self.count) is None:
+        if self.count and part_at(module, self.count) is None:
             return None
         ours = self.gated or self.pruned
         if ours and not any(type(module).forward is vars(base).get("forward") for base in ours.__mro__):
@@ -98,19 +98,19 @@ class Units(Adapter):
             return None  # its units went before
         width = features // size
         readers = [
-            (name, groups or _at(module, name).weight.shape[outgoing] // features) for name, groups in self.readers
+            (name, groups or part_at(module, name).weight.shape[outgoing] // features) for name, groups in self.readers
         ]
         cuts = [cut for name, groups in readers for cut in _made(module, name, outgoing, groups, size)]
         order = (1, width) if self.layout == "unit-major" else (width, 1)
         cuts.append(Cut(f"{self.writer}.weight", incoming, *order))
-        cuts += [_along(_at(module, name), name, axis, size) for name, axis in self.tensors if _held(module, name)]
+        cuts += [_along(part_at(module, name), name, axis, size) for name, axis in self.tensors if _held(module, name)]
         for layer in (*self.layers, self.norm):
-            held = _at(module, layer) if layer else None
+            held = part_at(module, layer) if layer else None
             named = (*held.named_parameters(), *held.named_buffers()) if held is not None else ()
             cuts += [_along(tensor, f"{layer}.{name}", 0, size) for name, tensor in named if tensor.dim()]
-        if any(_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
+        if any(part_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
             return None
-        normed = bool(self.norm) and any(True for _ in _at(module, self.norm).parameters())
+        normed = bool(self.norm) and any(True for _ in part_at(module, self.norm).parameters())
         counts = (*((self.count,) if self.count else ()), *(n for n in self.counts if _counted(module, n)))
         owner = f"{path}.{self.inner}" if self.inner else path
         return Site(
@@ -133,13 +133,13 @@ class Units(Adapter):
         if self.site(path, module) is None:
             return None
         incoming, outgoing = (0, 1) if self.transposed else (1, 0)
-        layers = [(name, _at(module, name)) for name, _ in self.readers if _at(module, name) is not None]
+        layers = [(name, part_at(module, name)) for name, _ in self.readers if part_at(module, name) is not None]
         axis = 1 if isinstance(layers[0][1], nn.Conv2d) else -1
         extra = [(name, along) for name, along in self.stream if _held(module, name)]
         reads = [(name if isinstance(part, Tensor) else f"{name}.weight", incoming) for name, part in layers] + extra
         writes = [(f"{self.writer}.weight", outgoing), (f"{self.writer}.bias", 0)]
         inside = dict.fromkeys(name.rpartition(".")[0] for name, along in reads if along == incoming) if extra else {}
-        feeds = [(f"{path}.{name}", 1 if isinstance(_at(module, name), nn.Conv2d) else -1) for name in inside]
+        feeds = [(f"{path}.{name}", 1 if isinstance(part_at(module, name), nn.Conv2d) else -1) for name in inside]
         return Along(
             tuple((f"{path}.{name}", along) for name, along in reads),
             tuple((f"{path}.{name}", along) for name, along in writes if _held(module, name)),
@@ -149,8 +149,8 @@ class Units(Adapter):
     def _size(self, module: nn.Module, rows: int, features: int) -> int:
         """Units: as an attribute says, or as many as fit the last reader's rows, or as the writer has features."""
         if self.width:
-            return rows // (self.readers[-1][1] * int(_at(module, self.width)))
-        return int(_at(module, self.count)) if self.count else features
+            return rows // (self.readers[-1][1] * int(part_at(module, self.width)))
+        return int(part_at(module, self.count)) if self.count else features
 
     def _plain(self, layer: Any) -> bool:
         known = isinstance(layer, (nn.Linear, nn.Conv2d))
@@ -167,14 +167,6 @@ class Units(Adapter):
             getattr(module, name).clear()
 
 
-def _at(module: nn.Module, path: str) -> Any:
-    """What stands at a dotted path, None for nothing."""
-    found: Any = module
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found
-
-
 def _counted(module: nn.Module, path: str) -> bool:
     """True where `attribute_at` finds a whole number."""
     try:
@@ -184,13 +176,13 @@ def _counted(module: nn.Module, path: str) -> bool:
 
 
 def _held(module: nn.Module, path: str) -> bool:
-    return isinstance(_at(module, path), Tensor)
+    return isinstance(part_at(module, path), Tensor)
 
 
 def _made(module: nn.Module, layer: str, axis: int, groups: int, size: int) -> Sequence[Cut]:
     """Cuts of a reader's weight, or of the weight that it is, along the axis of what it makes, and of its bias."""
     found = [(layer, axis), (f"{layer}.weight", axis), (f"{layer}.bias", 0)]
-    return [_along(_at(module, name), name, along, size, groups) for name, along in found if _held(module, name)]
+    return [_along(part_at(module, name), name, along, size, groups) for name, along in found if _held(module, name)]
 
 
 def _along(tensor: Tensor, name: str, axis: int, size: int, groups: int = 1) -> Cut:

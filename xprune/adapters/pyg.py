@@ -9,6 +9,7 @@ from torch import nn
 
 from xprune.interfaces import Adapter
 from xprune.site import Cut, Site
+from xprune.structure import part_at
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,12 @@ class GraphHeads(Adapter):
             return None
         named = [(f"{layer}.{part}", 0) for layer in self.makes for part in ("weight", "bias")]
         named += self.tensors if self.mean else (*self.tensors, *((name, 0) for name in self.adds))
-        held = {id(_at(conv, n)): (n, axis) for n, axis in reversed(named) if _at(conv, n) is not None}  # shared: once
+        held = {
+            id(part_at(conv, n)): (n, axis) for n, axis in reversed(named) if part_at(conv, n) is not None
+        }  # shared: once
         named = [pair for pair in named if pair in held.values()]
-        cuts = [Cut(f"{path}.{n}", axis, 1, _at(conv, n).shape[axis] // size) for n, axis in named]
-        layer, times = self.mixer if not self.mean and _at(conv, self.mixer[0]) is not None else ("", 0)
+        cuts = [Cut(f"{path}.{n}", axis, 1, part_at(conv, n).shape[axis] // size) for n, axis in named]
+        layer, times = self.mixer if not self.mean and part_at(conv, self.mixer[0]) is not None else ("", 0)
         cuts += [Cut(f"{path}.{layer}.weight", 1, times, width)] if layer else []
         return Site(
             name=path,
@@ -73,14 +76,6 @@ class GraphHeads(Adapter):
         super().resize(module, site, keep)
         if self.mean and not module.dense_heads:
             module.dense_heads = site.size
-
-
-def _at(module: nn.Module, path: str) -> Any:
-    """What stands at a dotted path, None for nothing."""
-    found: Any = module
-    for name in path.split(".") if path else ():
-        found = getattr(found, name, None)
-    return found if path else None
 
 
 def _both(name: str, kind: str, mean: str, **parts: Any) -> tuple[GraphHeads, GraphHeads]:
