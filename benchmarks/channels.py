@@ -8,41 +8,18 @@ Each criterion with heads and neurons alone and with channels too, the same fine
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from torch import nn
 
 import xprune
 from benchmarks.record import RESULTS
 from benchmarks.workloads import LIMITS, WORKLOADS, dense, first, splits
-from xprune.carve import carve
-from xprune.structure import alias
-from xprune.surgery import TOLERANCE, compare
-from xprune.testing import random_plan
 
 UNITS = {"without": ("head", "neuron"), "with": ("head", "neuron", "channel")}
 BUDGETS = (xprune.Budget(macs=0.5), xprune.Budget(macs=0.3))
 CRITERIA = ({"magnitude": "magnitude", "taylor": "taylor", "random": "random"}, {"xpruner": "xpruner"})
-
-
-def channel_row(model: nn.Module, inputs: Any, seeds: int = 3) -> dict[str, Any]:
-    """Are there residual channels, and do they go exactly? The largest error over random plans, or why they may not.
-
-    model    in eval mode, with weights that are 0 nowhere (`xprune.testing.perturb`)
-    """
-    try:
-        sites = [site for site in xprune.find_sites(model, inputs, units=("channel",)) if site.kind == "channel"]
-    except xprune.XPruneError as error:
-        return {"channels": 0, "channels exact": False, "channel error": None, "channels refused": str(error)}
-    worst = 0.0
-    for seed in range(seeds):
-        plan = random_plan(sites, seed)
-        error, scale = compare(model, carve(alias(model), plan, xprune.ADAPTERS), plan, inputs)
-        worst = max(worst, error / max(1.0, scale))
-    found = sum(site.size for site in sites)
-    return {"channels": found, "channels exact": worst <= TOLERANCE, "channel error": worst, "channels refused": ""}
 
 
 def main(
