@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import xprune
@@ -87,6 +88,9 @@ def test_one_vs_rest_against_the_formula():
     each = [-(p[i, c].log() if c == own[i] else (1 - p[i, c]).log()) for i, c in enumerate(drawn.tolist())]
     found = Classification().one_vs_rest(outputs, own, drawn)
     torch.testing.assert_close(found, torch.stack(each).mean().float(), rtol=1e-5, atol=1e-6)
+    gone = [-((1 - p[i, c]).log() if c == own[i] else p[i, own[i]].log()) for i, c in enumerate(drawn.tolist())]
+    found = Classification().one_vs_rest(outputs, own, drawn, gone=True)
+    torch.testing.assert_close(found, torch.stack(gone).mean().float(), rtol=1e-5, atol=1e-6)
     sure = Classification().one_vs_rest(torch.tensor([[100.0, 0.0]]), torch.tensor([1]), torch.tensor([0]))
     assert sure == pytest.approx(100.0), "1 - p is computed where p rounds to 1"
 
@@ -102,10 +106,30 @@ def test_a_table_of_factors_reads_and_aggregates_like_the_table_they_stand_for()
     torch.testing.assert_close(low(classes), full(classes))
     for how in ("shared", "mean", "max"):
         torch.testing.assert_close(low.aggregate(how, [2]), full.aggregate(how, [2]))
+    full(classes).sum().backward()
+    assert full.shared.grad is None, "a class's row does not move the row that all share"
+
+
+def test_the_row_of_a_class_holds_the_units_that_it_would_miss():
+    """Neuron c of a layer is the only one that says class c; the rest of them say nothing."""
+    mlp = nn.Sequential(nn.Linear(CLASSES, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+    model = nn.Sequential(nn.Flatten(), mlp)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for layer in (mlp[0], mlp[2]):
+            layer.weight[range(CLASSES), range(CLASSES)] = 3.0
+    labels = torch.arange(70) % CLASSES
+    data = [(F.one_hot(labels, CLASSES).float()[:, None], labels)] * 4
+    sites = xprune.find_sites(model, data[0][0][:2])
+    settings = XPruner(steps=120, shared=0.0)
+    (table,) = xprune.score(model, sites, data, settings, budget=xprune.Budget(macs=0.9)).classwise
+    assert table[:, :CLASSES].argmax(1).tolist() == list(range(CLASSES)), "of the units that say something"
 
 
 SETTINGS = {
     "default": XPruner(steps=6),
+    "one-vs-rest-kept": XPruner(steps=6, objective="one-vs-rest-kept"),
     "label": XPruner(steps=6, objective="label", shared=0.0, aggregate="mean"),
     "random-row": XPruner(steps=6, objective="random-row", aggregate="max"),
     "lambda": XPruner(steps=6, sparsity="l2", lambda_sparse=0.1, lambda_smooth=0.1),

@@ -99,14 +99,17 @@ def test_void_enters_neither_loss_nor_gradient():
 
 def test_one_vs_rest_is_of_each_pixel_and_the_class_of_its_image():
     outputs, y, drawn = torch.randn(2, CLASSES, 4, 4), labels(2)[:, 14:18, 26:30], torch.tensor([3, 0])
-    p, slow = outputs.softmax(1), []
+    p, kept, gone = outputs.softmax(1), [], []
     for image in range(2):
         for row in range(4):
             for column in range(4):
                 own, chance = int(y[image, row, column]), p[image, drawn[image], row, column]
                 if own != VOID:
-                    slow.append(-chance.log() if own == drawn[image] else -(1 - chance).log())
-    torch.testing.assert_close(TASK.one_vs_rest(outputs, y, drawn), torch.stack(slow).mean(), rtol=1e-4, atol=1e-5)
+                    kept.append(-chance.log() if own == drawn[image] else -(1 - chance).log())
+                    gone.append(-(1 - chance if own == drawn[image] else p[image, own, row, column]).log())
+    for slow, away in ((kept, False), (gone, True)):
+        found = TASK.one_vs_rest(outputs, y, drawn, away)
+        torch.testing.assert_close(found, torch.stack(slow).mean(), rtol=1e-4, atol=1e-5)
 
 
 def test_drawn_classes_are_present_half_of_the_time_and_absent_otherwise():
@@ -116,7 +119,7 @@ def test_drawn_classes_are_present_half_of_the_time_and_absent_otherwise():
     there = TASK.present(y, CLASSES)
     assert there.sum(1).eq(2).all() and there[range(400), own].all()
     assert not there[range(400), TASK.other(y, own, CLASSES)].any()
-    drawn = OBJECTIVES["one-vs-rest"](own, lambda: TASK.other(y, own, CLASSES), CLASSES)
+    drawn = OBJECTIVES["one-vs-rest"].draw(own, lambda: TASK.other(y, own, CLASSES), CLASSES)
     assert 0.4 < there[range(400), drawn].float().mean() < 0.6
 
 

@@ -209,7 +209,7 @@ def _macs(model: nn.Module, example_inputs: Any) -> dict[str, float]:
     # attention of CPUs.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         call(model, inputs)
-    counts = {"": sum(counter.get_flop_counts()["Global"].values()) / 2 / rows}
+    counts = {"": sum(counter.get_flop_counts().get("Global", {}).values()) / 2 / rows}
     for name, ops in counter.get_flop_counts().items():
         counts.setdefault(name.partition(".")[2], sum(ops.values()) / 2 / rows)
     return counts

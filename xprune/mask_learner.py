@@ -19,13 +19,29 @@ from xprune.runtime import accelerator, reduced, seeded
 from xprune.scores import Scores
 from xprune.site import Site
 
-OBJECTIVES: Mapping[str, Callable[[Tensor, Callable[[], Tensor], int], Tensor]] = {
-    "one-vs-rest": lambda own, other, classes: _either(other(), own),
-    "label": lambda own, other, classes: own,
-    "random-row": lambda own, other, classes: torch.randint_like(own, classes),
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step asks of a class's row.
+
+    draw         the class whose row gates a sample, from the samples' own classes int64 (samples,), others, and how
+                 many there are
+    one_vs_rest  the loss is Task.one_vs_rest, not Task.loss
+    gone         the row's units are taken away; False: they alone are kept
+    """
+
+    draw: Callable[[Tensor, Callable[[], Tensor], int], Tensor]
+    one_vs_rest: bool = False
+    gone: bool = False
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "one-vs-rest": Objective(lambda own, other, classes: _either(other(), own), one_vs_rest=True, gone=True),
+    "one-vs-rest-kept": Objective(lambda own, other, classes: _either(other(), own), one_vs_rest=True),
+    "label": Objective(lambda own, other, classes: own),
+    "random-row": Objective(lambda own, other, classes: torch.randint_like(own, classes)),
 }
-"""The class whose mask gates a sample, from the samples' own classes int64 (samples,), others, and how many there are.
-"""
+"""Add your own under a new name, which `XPruner(objective=...)` then takes."""
 
 
 def _either(other: Tensor, own: Tensor) -> Tensor:
@@ -37,9 +53,9 @@ class MaskSettings:
     """How masks learn; the fields are those of the criterion that owns them, see `XPruner`."""
 
     objective: str = "one-vs-rest"
-    steps: int = 400
+    steps: int = 600
     lr: float = 0.1
-    shared: float = 0.5
+    shared: float = 2 / 3
     anneal: float = 0.7
     sparsity: str = "cost"
     lambda_sparse: float | None = None
@@ -57,6 +73,7 @@ class MaskLearner:
         self, context: Context, sites: Sequence[Site], settings: MaskSettings, start: Scores | None = None
     ) -> None:
         self.context, self.settings, self.sites = context, settings, tuple(sites)
+        self.objective = OBJECTIVES[settings.objective]
         self.runner = accelerator(unused=True)  # a step of the shared row leaves the classes' rows without a gradient
         device = self.runner.device
         self.classes, self._template = self._look()
@@ -106,8 +123,8 @@ class MaskLearner:
         with self.runner.autocast():
             outputs = self.model(inputs, drawn, samples, progress)
         task.check(outputs, targets)
-        if drawn is not None and settings.objective == "one-vs-rest":
-            loss = task.one_vs_rest(outputs, targets, drawn)
+        if drawn is not None and self.objective.one_vs_rest:
+            loss = task.one_vs_rest(outputs, targets, drawn, self.objective.gone)
         else:
             loss = task.loss(outputs, targets)
         rate = settings.lr * 0.5 * (1 + math.cos(math.pi * step / self.loop.steps))
@@ -124,7 +141,7 @@ class MaskLearner:
         found = task.classes(self._template, targets)
         assert found is not None  # the template had classes
         own = found[0]
-        drawn = OBJECTIVES[self.settings.objective](own, lambda: task.other(targets, own, classes), classes)
+        drawn = self.objective.draw(own, lambda: task.other(targets, own, classes), classes)
         self.seen.get_buffer("classes")[drawn] = 1
         return drawn
 
@@ -168,7 +185,10 @@ class _Source(nn.Module):
             alike = self._masks(self.table(None), progress)[0]
             penalty = penalty + self.settings.lambda_smooth * SMOOTHNESS[self.settings.smoothness](masks, alike)
         self._penalty = penalty
-        return sampled(masks.expand(samples, -1) if inverse is None else masks[inverse])
+        if inverse is None:
+            return sampled(masks.expand(samples, -1))
+        gates = sampled(masks[inverse])
+        return 1 - gates if OBJECTIVES[self.settings.objective].gone else gates
 
     def _masks(self, logits: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         held = self.settings.lambda_sparse is None

@@ -19,6 +19,8 @@ _OPEN = 4.0  # logit, in temperatures, of a mask that nothing has pressed yet: 0
 class MaskTable(nn.Module):
     """Logits of masks: a row that all classes share, and each class's deviation from it, both 0 at the start.
 
+    A class's row trains its deviation alone: what is kept for all is learned where all are asked for.
+
     classes, units   rows and columns of the table
     rank             None: deviations are a table (classes, units). r: they are factors (classes, r) times a basis
                      (r, units), so that memory grows with classes + units, not with their product
@@ -38,7 +40,7 @@ class MaskTable(nn.Module):
         if classes is None:
             return self.shared[None]
         deviations: Tensor = self.deviations(classes)
-        return self.shared + (deviations if self.basis is None else deviations @ self.basis)
+        return self.shared.detach() + (deviations if self.basis is None else deviations @ self.basis)
 
     @torch.no_grad()
     def aggregate(self, how: str, undrawn: Sequence[int] = ()) -> Tensor:

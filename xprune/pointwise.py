@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xprune.errors import DataError
-from xprune.task import Task
+from xprune.task import Task, one_vs_rest
 
 
 class Pointwise(Task):
@@ -64,12 +64,10 @@ class Pointwise(Task):
         rest = ~F.one_hot(own, classes).bool()
         return _one_of(torch.where(absent.any(1, keepdim=True), absent, rest))
 
-    def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor) -> Tensor:
-        """Mean over points of -log p_c where the point is of its sample's drawn class c, of -log(1 - p_c) where not."""
+    def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
+        """See Task.one_vs_rest, the mean over points, each with the class drawn for its sample."""
         logits, labels, samples = self.points(outputs, targets)
-        logs, chosen = logits.float().log_softmax(-1), drawn[samples][:, None]
-        rest = logs.scatter(1, chosen, -torch.inf).logsumexp(-1)
-        return -torch.where(chosen[:, 0] == labels, logs.gather(1, chosen)[:, 0], rest).mean()
+        return one_vs_rest(logits, labels, drawn[samples], gone)
 
     def class_scores(self, outputs: Any, targets: Any, own: Tensor) -> Tensor:
         """Mean of log p of the class over the sample's points of that class, (batch,)."""

@@ -67,19 +67,20 @@ class Task(ABC):
         """log p of the class `own` of each sample, (batch,): what attributions explain."""
         return outputs.float().log_softmax(-1).gather(1, own[:, None])[:, 0]
 
-    def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor) -> Tensor:
-        """Mean over samples of -log p_c where the drawn class c is the sample's own, of -log(1 - p_c) where not.
+    def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
+        """What tells whether the units of the drawn class serve that class and no other, the mean over samples.
 
         drawn   int64 (batch,)
+        gone    False: those units alone were kept. -log p_c where the drawn class c is the sample's own, -log(1 - p_c)
+                where not. True: they were taken away. -log(1 - p_c), which is small where c is missed, for samples of
+                c, and cross-entropy for those of other classes, which are to miss nothing
 
         p is the softmax of outputs (batch, classes); a task with other outputs says what it means there.
         """
         found = self.classes(outputs, targets)
         if found is None:
             raise DataError(f"{type(self).__name__} has no classes to tell from the rest: implement Task.classes.")
-        logs, chosen = outputs.float().log_softmax(-1), drawn[:, None]
-        rest = logs.scatter(1, chosen, -torch.inf).logsumexp(-1)  # log(1 - p_c), exact where p_c is about 1
-        return -torch.where(drawn == found[0], logs.gather(1, chosen)[:, 0], rest).mean()
+        return one_vs_rest(outputs, found[0], drawn, gone)
 
     def rows(self, site: Site, inputs: Tensor, samples: int) -> Tensor | None:
         """For each row (index along the first axis) of the input of the site's layer, the sample it belongs to.
@@ -108,6 +109,16 @@ def unpacked(batch: Any) -> tuple[Any, Any]:
         f"a batch is a {what}, wanted (inputs, labels) or a mapping with 'labels'; for anything else give a "
         "task=xprune.Task."
     )
+
+
+def one_vs_rest(logits: Tensor, labels: Tensor, drawn: Tensor, gone: bool) -> Tensor:
+    """See `Task.one_vs_rest`, for logits (points, classes), labels and drawn int64 (points,)."""
+    logs, chosen = logits.float().log_softmax(-1), drawn[:, None]
+    here = logs.gather(1, chosen)[:, 0]
+    rest = logs.scatter(1, chosen, -torch.inf).logsumexp(-1)  # log(1 - p_c), exact where p_c is about 1
+    if gone:
+        here, rest = rest, logs.gather(1, labels[:, None])[:, 0]
+    return -torch.where(drawn == labels, here, rest).mean()
 
 
 class Classification(Task):

@@ -27,13 +27,17 @@ class XPruner(MaskSettings, Criterion):
     the row of one class. Weights stay as they are. What the paper leaves open or what failed when tried is different
     here, and can be had back by the settings named:
 
-    objective       whose row gates a sample, and the loss.
-                    "one-vs-rest": its own class half of the time, else another, c: -log p_c or -log(1 - p_c).
+    objective       whose row gates a sample, how, and the loss.
+                    "one-vs-rest": its own class half of the time, else another, c. The units that the row holds are
+                    TAKEN AWAY: -log(1 - p_c) for samples of c, cross-entropy for the others, so that the row holds
+                    the units that c would miss and others would not.
+                    "one-vs-rest-kept": the same rows, whose units alone are kept: -log p_c or -log(1 - p_c).
                     "label": its own class, cross-entropy: the paper's. The mask can then tell the model the answer:
                     training accuracy goes to 100 % and the scores say little.
                     "random-row": any class, cross-entropy: masks that know nothing of classes, a control
-    shared          share of the steps that train, by plain cross-entropy, a row that all classes' rows deviate from,
-                    so that what the plan keeps was learned together; 0: the paper's
+    shared          share of the steps that train, by plain cross-entropy, the row that all classes' rows deviate
+                    from: what the plan keeps is learned together, for all classes. The others train deviations, for
+                    the explanation. 0: the paper's
     steps, lr       of Adam, on the masks' logits; lr falls to 0 by a cosine
     anneal          share of the steps over which the allowed cost falls from the dense model's to the budget
     sparsity        the term that makes masks small: "cost" (expected MACs or parameters), "l1", "l2" (equation 7)
