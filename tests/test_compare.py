@@ -73,6 +73,12 @@ def test_what_is_there_is_not_run_again(folder, tmp_path):
     for a, b in zip(again.rows, comparison.rows, strict=True):
         same = {k: v for k, v in b.items() if not k.endswith("seconds")}
         assert {k: v for k, v in a.items() if not k.endswith("seconds")} == same
+    other = grid(criteria={"chance": "random", "weights": "magnitude,p=1"}, selections={"global": "global"})
+    changed = xprune.compare(only, other, tmp_path, data="stripes").rows
+    assert len(changed) == len(again.rows) and ran == [1, 0, 1]
+    for a, b in zip(changed, again.rows, strict=True):
+        stale = (a["criterion"], a["selection"]) == ("weights", "global")
+        assert ("Magnitude(p=1)" in a["made_by"]) == stale and (stale or a == b), "and no other cell is run again"
     with pytest.raises(xprune.ArtefactError, match="cannot stand"):
         xprune.compare(case(), grid(finetune=None), tmp_path, data="stripes")
     (tmp_path / "comparison.json").write_text("junk")
@@ -103,7 +109,9 @@ def test_peers_stand_beside_and_may_fail(tmp_path):
     assert "| broken | its own | failed |" in found.markdown()
     half = [{**row, "seed": 9, "metric": 0.5, "tuned_metric": 0.5} for row in found.rows if "failed" in row]
     half = [{key: value for key, value in row.items() if key != "failed"} for row in half]
-    assert "| broken | its own | 50.0 (1 of 2 failed) |" in Comparison((*found.rows, *half), found.report).markdown()
+    table = Comparison((*found.rows, *half), found.report).markdown()
+    assert "| broken | its own | 50.0 (1 of 2 failed) |" in table
+    assert "(1 of 2 seeds)" in next(line for line in table.splitlines() if line.startswith("| half |"))
 
 
 def test_mean_and_spread_by_hand(folder):

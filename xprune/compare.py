@@ -79,6 +79,8 @@ class Grid:
 def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **settings: Any) -> Comparison:
     """Runs the cells of the grid that `out`/comparison.json does not have yet, dense first, and keeps each one there.
 
+    A cell that a criterion or selection of other settings made is run again, and replaced.
+
     case       one for all seeds, or a function of the seed
     settings   plain data to write down beside the results: which data, which recipe
 
@@ -95,12 +97,12 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
     more = {"faithfulness": True} if grid.faithfulness else {}
     kept = Kept(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **more, **settings})
     for seed in grid.seeds:
-        todo = [key for key in _keys(grid, seed) if key not in kept]
+        todo = [key for key in _keys(grid, seed) if not kept.has(key, _made_by(grid, key))]
         if todo:
             run = _Seed(case(seed) if callable(case) else case, grid, seed, folder / "running")
             for key in todo:
                 get_console().log(f"seed {seed}: {key[1]} {key[2]} {key[3]}")
-                kept.add(key, run.cell(*key[1:]))
+                kept.add(key, {"made_by": _made_by(grid, key), **run.cell(*key[1:])})
     if accelerator().is_main_process:
         shutil.rmtree(folder / "running", ignore_errors=True)
     return kept.comparison()
@@ -123,6 +125,14 @@ def _keys(grid: Grid, seed: int) -> Iterator[Key]:
     for peer in grid.peers:
         for budget in grid.budgets:
             yield seed, peer, "its own", budget_name(budget)
+
+
+def _made_by(grid: Grid, key: Key) -> str:
+    """The criterion and the selection of a cell, with all their settings."""
+    if key[1] not in grid.criteria:
+        return ""
+    criterion = resolve(grid.criteria[key[1]], CRITERIA, Criterion, "criterion")
+    return f"{criterion!r}, {resolve(grid.selections[key[2]], SELECTIONS, Selection, 'selection')!r}"
 
 
 class _Seed:

@@ -23,9 +23,9 @@ STAGES = {"metric": "before fine-tuning", "tuned_metric": "after"}
 class Comparison:
     """What `compare` returns.
 
-    rows     a cell each: seed, criterion, selection, budget, macs and params (shares of the dense model's), metric and
-             loss as cut, tuned_metric and tuned_loss after fine-tuning, deletion_gap where it was asked for and the
-             criterion is class-wise, seconds of each stage
+    rows     a cell each: seed, criterion, selection, budget, the settings of both, macs and params (shares of the
+             dense model's), metric and loss as cut, tuned_metric and tuned_loss after fine-tuning, deletion_gap where
+             it was asked for and the criterion is class-wise, seconds of each stage
     report   all that the file holds: rows, settings, hardware, versions
     """
 
@@ -126,12 +126,12 @@ class Comparison:
         if not self.rows:
             raise DataError("the comparison has no cells.")
         stages = [stage for stage in STAGES if any(stage in row for row in self.rows)]
-        table = []
+        table, seeds = [], len({row["seed"] for row in self.rows})
         for (criterion, selection), rows in self.lines().items():
             cells = [criterion, selection]
             for budget in self.budgets:
                 here = [row for row in rows if row["budget"] in (budget, "")]
-                cells += [_cell(here, stage) for stage in stages]
+                cells += [_cell(here, stage, seeds) for stage in stages]
             if self._explained:
                 cells.append(_percent(row["deletion_gap"] for row in rows if "deletion_gap" in row))
             seconds = [row["score_seconds"] for row in rows if "score_seconds" in row]
@@ -150,7 +150,8 @@ class Kept:
             try:
                 found = json.loads(path.read_text())
                 same = found["settings"] == settings
-                self.keys: set[Key] = {self._key(row) for row in found["rows"]}
+                for row in found["rows"]:
+                    self._key(row)
             except (ValueError, KeyError, TypeError) as error:
                 raise ArtefactError(f"{path} is not a comparison: {error}. Choose another folder.") from error
             if not same:
@@ -159,20 +160,23 @@ class Kept:
                     "in one table. Choose another folder, or the same settings."
                 )
             self.report = found
-        else:
-            self.keys = set()
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self.keys
+    def has(self, key: Key, made_by: str) -> bool:
+        """Whether the cell is there, made by a criterion and a selection of these settings."""
+        return any(self._key(row) == key and row.get("made_by") == made_by for row in self.report["rows"])
 
     def _key(self, row: Mapping[str, Any]) -> Key:
         return row["seed"], row["criterion"], row["selection"], row["budget"]
 
     def add(self, key: Key, figures: Mapping[str, Any]) -> None:
-        """Writes the file anew with one more cell."""
+        """Writes the file anew with one more cell, in place of one that other settings made."""
         names = ("seed", "criterion", "selection", "budget")
-        self.report["rows"].append({**dict(zip(names, key, strict=True)), **figures})
-        self.keys.add(key)
+        new, rows = {**dict(zip(names, key, strict=True)), **figures}, self.report["rows"]
+        before = [index for index, row in enumerate(rows) if self._key(row) == key]
+        if before:
+            rows[before[0]] = new
+        else:
+            rows.append(new)
         if accelerator().is_main_process:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_suffix(".part")
@@ -190,12 +194,14 @@ def _spread(values: Iterable[float]) -> tuple[float, float | None]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _cell(rows: Sequence[Row], stage: str) -> str:
-    """Mean and spread; how many failed of how many, where some did."""
+def _cell(rows: Sequence[Row], stage: str, seeds: int) -> str:
+    """Mean and spread; how many failed of how many, where some did; how many there are, where others have more."""
     found, failed = [row[stage] for row in rows if stage in row], sum("failed" in row for row in rows)
-    if not failed:
-        return _percent(found)
-    return f"{_percent(found)} ({failed} of {len(rows)} failed)" if found else "failed"
+    notes = [f"{failed} of {len(rows)} failed"] * bool(failed)
+    notes += [f"{len(rows)} of {seeds} seeds"] * (0 < len(rows) < seeds)
+    if not found:
+        return "failed" if failed else ""
+    return f"{_percent(found)} ({', '.join(notes)})" if notes else _percent(found)
 
 
 def _percent(values: Iterable[float]) -> str:
