@@ -39,9 +39,12 @@ def grids(name: str) -> list[xprune.Grid]:
 
     if name == "digits-vit":
         criteria = {**FAST, "integrated gradients": "captum:IntegratedGradients", "xpruner": "xpruner"}
-        selections = {"uniform": "uniform", "global": "global", **LEARNED}
-        theirs = peers()
-        return [grid(criteria, selections, 0.5, 0.3, 0.15, peers=theirs), grid({}, {}, 0.5, peers=fastnas_peers())]
+        plain, shares = {"uniform": "uniform", "global": "global"}, (0.15, 0.3, 0.5)
+        return [
+            grid(criteria, plain, *shares, peers=peers()),
+            *(grid(criteria, LEARNED, share) for share in shares),
+            grid({}, {}, 0.5, peers=fastnas_peers()),
+        ]
     criteria = {**FAST, "integrated gradients": IntegratedGradients(batches=10), "xpruner": "xpruner"}
     theirs = {label: peer for label, peer in peers().items() if "isomorphic" in label}
     some = {label: criteria[label] for label in ("random", "taylor", "xpruner")}

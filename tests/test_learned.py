@@ -5,7 +5,7 @@ import torch
 
 import xprune
 from tests.models import Killed, build, fused, images, loader
-from xprune.selections.learned import within_site
+from xprune.selections.learned import path, within_site
 from xprune.structure import tensors
 from xprune.testing import assert_untouched, snapshot
 from xprune.threshold_learner import ThresholdLearner, ThresholdSettings
@@ -23,8 +23,22 @@ def learner(settings=ThresholdSettings(), min_units=1):  # noqa: B008 - immutabl
     model, scores = scored()
     context = xprune.stages.make_context(model, loader())
     costs = xprune.measure_costs(model, scores.sites, images())
-    ranks = [within_site(values) for values in scores.values]
-    return ThresholdLearner(context, ranks, costs, xprune.Budget(macs=0.5, min_units=min_units), settings), ranks
+    ranks, budget = [within_site(values) for values in scores.values], xprune.Budget(macs=0.5, min_units=min_units)
+    return ThresholdLearner(context, ranks, costs, budget, settings, path(scores, costs, budget)), ranks
+
+
+def test_the_path_goes_from_the_dense_model_to_the_plan_of_the_global_selection():
+    model, scores = scored(criterion="magnitude")
+    found = path(scores, xprune.measure_costs(model, scores.sites, images()), BUDGET)
+    plan = xprune.select(model, scores, BUDGET, "global", example_inputs=images())
+    full = torch.tensor([site.size for site in plan.sites])
+    assert (found[0] == 0).all() and (found.diff(dim=0) >= 0).all()
+    short = (torch.tensor(plan.counts) - full * (1 - found[-1])).round()
+    assert (short >= 0).all() and short.sum() <= len(full), "but for what filling up adds"
+    start = xprune.select(
+        model, scores, BUDGET, xprune.LearnedThresholds(weights="frozen", steps=1, lr=1e-9), loader=loader()
+    )
+    assert start == plan, "nothing learned: the global plan"
 
 
 def test_ranks_keep_the_order_and_nothing_else():
@@ -38,31 +52,33 @@ def test_ranks_keep_the_order_and_nothing_else():
 def test_the_gate_is_the_tanh_step_of_the_paper_in_the_mean_and_in_the_gradient():
     run, ranks = learner()
     source, slope = run.source, 8.0
-    source.thresholds.data = torch.tensor([0.3, 0.5, 0.7, 0.2])
+    theta = torch.tensor([0.3, 0.5, 0.7, 0.2])
+    source.learned.data = theta - source.thresholds(1.0).detach()
     torch.manual_seed(0)
     gates = source(20_000, slope, 1.0)
     assert set(gates.detach().round(decimals=4).unique().tolist()) == {0.0, 1.0}
     smooth = []
-    for theta, rank in zip(source.thresholds, ranks, strict=True):
-        soft = (1 + torch.tanh(slope * (rank.float() - theta))) / 2
+    for threshold, rank in zip(source.thresholds(1.0), ranks, strict=True):
+        soft = (1 + torch.tanh(slope * (rank.float() - threshold))) / 2
         smooth.append(torch.where(rank == rank.max(), torch.ones_like(soft), soft))  # one unit of a site stays
     torch.testing.assert_close(gates.detach().mean(0), torch.cat(smooth).detach(), atol=0.02, rtol=0)
     weight = torch.randn(gates.shape[1])
-    found = torch.autograd.grad((gates * weight).sum(1).mean(), source.thresholds)[0]
-    slow = torch.autograd.grad((torch.cat(smooth) * weight).sum(), source.thresholds)[0]
+    found = torch.autograd.grad((gates * weight).sum(1).mean(), source.learned)[0]
+    slow = torch.autograd.grad((torch.cat(smooth) * weight).sum(), source.learned)[0]
     torch.testing.assert_close(found, slow, rtol=1e-4, atol=1e-5)
 
 
 def test_the_multiplier_is_ascended_and_the_lagrangian_is_that_of_the_cost():
     run, _ = learner()
     source = run.source
+    source.learned.data.fill_(-2.0)
     source(4, 10.0, 1.0)
     excess = source._excess.detach()
-    assert excess > 0.4, "everything is kept at the start, half is allowed"
+    assert excess > 0.4, "everything is kept, half is allowed"
     expected = source.penalty / 2 * excess.square() + source.get_buffer("multipliers") * excess
     assert float(source.lagrangian().detach()) == pytest.approx(float(expected))
     assert float(source.ascend()) > 0 and float(source.get_buffer("multipliers")) > 0
-    source.thresholds.data.fill_(2.0)
+    source.learned.data.fill_(2.0)
     source(4, 10.0, 1.0)
     before = float(source.get_buffer("multipliers"))
     source.ascend()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xprune.artefact import load, read_header, read_tensors, save
 from xprune.errors import ArtefactError, XPruneError
 from xprune.evaluate import Metrics
+from xprune.explain.curves import Named
 from xprune.plan import Plan
 from xprune.provenance import provenance
 from xprune.scores import LowRank, Scores
@@ -53,7 +54,7 @@ class PruneResult:
         path: str | Path,
         *,
         classes: Sequence[str] | None = None,
-        faithfulness: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        faithfulness: Named | None = None,
     ) -> Path:
         """Writes one HTML page that says what was cut and why; it needs no network. See `xprune.report.write`."""
         from xprune.report import write

@@ -25,7 +25,7 @@ class ThresholdSettings:
 
     weights: str | None = None
     steps: int | None = None
-    lr: float = 0.05
+    lr: float = 0.02
     weights_lr: float = 3e-4
     slope: tuple[float, float] = (10.0, 50.0)
     anneal: float = 0.6
@@ -50,21 +50,28 @@ class History:
 class ThresholdLearner:
     """Learns one threshold per site on the ranks of scores.
 
+    path     thresholds (points, sites) to start from at each share of the way to the budget, from 0 to 1
     steps    to take
     joint    the weights of `context.model`, which is then a copy of the caller's own, learn along
     """
 
     def __init__(
-        self, context: Context, ranks: Sequence[Tensor], costs: Costs, budget: Budget, settings: ThresholdSettings
+        self,
+        context: Context,
+        ranks: Sequence[Tensor],
+        costs: Costs,
+        budget: Budget,
+        settings: ThresholdSettings,
+        path: Tensor,
     ) -> None:
         self.context, self.sites, self.settings, self.history = context, costs.sites, settings, History()
         self.runner = accelerator(unused=True)
-        self.source = _Source(ranks, UnitCosts.of(costs, budget, self.runner.device), settings)
+        self.source = _Source(ranks, UnitCosts.of(costs, budget, self.runner.device), settings, path)
 
     @property
     def thresholds(self) -> Tensor:
         """What each site's ranks have to exceed, float32 (sites,)."""
-        return self.source.thresholds.detach().cpu()
+        return self.source.thresholds(1.0).detach().cpu()
 
     def run(self, steps: int, joint: bool) -> "ThresholdLearner":
         """Takes the steps; a run that was killed goes on where its last pass over the data ended."""
@@ -76,7 +83,7 @@ class ThresholdLearner:
             )
             start = Weights(model).digest() + Weights(self.source).digest()
             optimizers: list[torch.optim.Optimizer] = []
-            optimizers.append(torch.optim.Adam([self.source.thresholds], lr=settings.lr))
+            optimizers.append(torch.optim.Adam([self.source.learned], lr=settings.lr))
             if joint:
                 optimizers.append(torch.optim.AdamW(decayed(model, 0.05), lr=settings.weights_lr))
             self.model, *self.optimizers = self.runner.prepare(gated, *optimizers)
@@ -116,11 +123,12 @@ class ThresholdLearner:
 class _Source(nn.Module):
     """Gates of each sample, from the thresholds, the slope and chance."""
 
-    def __init__(self, ranks: Sequence[Tensor], costs: UnitCosts, settings: ThresholdSettings) -> None:
+    def __init__(self, ranks: Sequence[Tensor], costs: UnitCosts, settings: ThresholdSettings, path: Tensor) -> None:
         super().__init__()
         device = costs.unit.device
         self.costs, self.penalty = costs, settings.penalty
-        self.thresholds = nn.Parameter(torch.full((len(ranks),), -2 / settings.slope[0], device=device))
+        self.learned = nn.Parameter(torch.zeros(len(ranks), device=device))
+        self.register_buffer("path", path.float().to(device), persistent=False)
         self.register_buffer("multipliers", torch.zeros(len(costs.allowed), device=device))
         self.register_buffer("ranks", torch.cat(list(ranks)).float().to(device), persistent=False)
         index = torch.arange(len(ranks), device=device)
@@ -128,17 +136,22 @@ class _Source(nn.Module):
         stays = torch.cat([(r.argsort(descending=True).argsort() < n) for r, n in zip(ranks, costs.least, strict=True)])
         self.register_buffer("stays", stays.to(device))
 
+    def thresholds(self, progress: float) -> Tensor:
+        """(sites,): where the path is by now, and what was learned to add to it."""
+        path = self.get_buffer("path")
+        return path[round(min(progress, 1.0) * (len(path) - 1))] + self.learned
+
     def forward(self, samples: int, slope: float, progress: float) -> Tensor:
         """(samples, units) of 0 and 1: rank > threshold + noise, the gradient of (1 + tanh(slope (rank - it))) / 2.
 
         The noise is logistic, so that its mean is that tanh form, and one for all units of a site, so that what a
         sample sees is one number of units that a plan could keep.
         """
-        thresholds, index = self.thresholds, self.get_buffer("index")
+        thresholds, index = self.thresholds(progress), self.get_buffer("index")
         margin = self.get_buffer("ranks") - thresholds[index]  # (units,)
         soft = torch.sigmoid(2 * slope * margin).masked_fill(self.get_buffer("stays"), 1.0)
         self._excess = self.costs.excess(soft[None], progress)[0]
-        self._rates = soft.detach()
+        self._rates, self._thresholds = soft.detach(), thresholds.detach()
         noise = torch.rand(samples, len(thresholds), device=soft.device).clamp(1e-6, 1 - 1e-6).logit() / (2 * slope)
         hard = ((margin.detach() > noise[:, index]) | self.get_buffer("stays")).to(soft.dtype)
         return hard + soft - soft.detach()
@@ -161,7 +174,7 @@ class _Source(nn.Module):
         rates = [float(part.mean()) for part in self._rates.split(list(self.costs.sizes))]
         return {
             "rates": rates,
-            "thresholds": self.thresholds.tolist(),
+            "thresholds": self._thresholds.tolist(),
             "excess": excess.tolist(),
             "multipliers": self.get_buffer("multipliers").tolist(),
         }

@@ -1,7 +1,7 @@
 """Curves: what `faithfulness` found, as numbers, as a table and as a picture."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,6 +70,11 @@ class Faithfulness:
         """Mean of what the others lose beyond what the class loses, where only the units it needs most are there."""
         return None if self.insertion is None else -self.insertion.gap
 
+    def means(self) -> dict[str, list[float]]:
+        """Deletion, means over classes: "fractions" from 0 on, metric of the class's "own" samples and of "others"."""
+        own, others = (self.deletion.dense, self.deletion.own), (self.deletion.others_dense, self.deletion.others)
+        return {"fractions": [0.0, *self.fractions], "own": _line(*own), "others": _line(*others)}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the mean gaps; what was not measured is None."""
         gaps = {"deletion": self.gap, "insertion": self.insertion_gap, "chance": [c.gap for c in self.chance]}
@@ -102,13 +107,12 @@ class Faithfulness:
             except ImportError as error:
                 raise ModelError("a plot needs matplotlib: pip install 'xprune[report]'.") from error
             axes = Figure(figsize=(4.2, 3.2), layout="constrained").subplots()
-        xs = [0.0, *(100 * fraction for fraction in self.fractions)]
+        means = self.means()
+        xs = [100 * fraction for fraction in means["fractions"]]
         for curves in self.chance:
             axes.plot(xs, _line(curves.dense, curves.own), color="0.7", linewidth=1)
-        own = _line(self.deletion.dense, self.deletion.own)
-        others = _line(self.deletion.others_dense, self.deletion.others)
-        axes.plot(xs, own, color="C3", marker="o", markersize=3, label="the class")
-        axes.plot(xs, others, color="C0", marker="o", markersize=3, label="other classes")
+        axes.plot(xs, means["own"], color="C3", marker="o", markersize=3, label="the class")
+        axes.plot(xs, means["others"], color="C0", marker="o", markersize=3, label="other classes")
         if self.chance:
             axes.plot([], [], color="0.7", label="chance")
         axes.set(xlabel="units deleted, % of each site", ylabel=self.metric_name, title=self.criterion)
@@ -117,6 +121,10 @@ class Faithfulness:
 
     def _more(self) -> tuple[tuple[str, Curves | None], ...]:
         return ("insertion", self.insertion), ("agnostic", self.agnostic)
+
+
+Named = Mapping[str, Faithfulness | Mapping[str, Sequence[float]]]
+"""What a report draws, by name: results, or curves as `Faithfulness.means` gives them."""
 
 
 def _line(dense: Sequence[float], rows: Sequence[Sequence[float]]) -> list[float]:

@@ -1,11 +1,12 @@
 """The report: one HTML page that says what was cut and why, readable without network, on a phone and on paper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xprune.errors import ModelError
+from xprune.explain.curves import Named
 
 if TYPE_CHECKING:
     from xprune.result import PruneResult
@@ -18,13 +19,13 @@ def write(
     path: str | Path,
     *,
     classes: Sequence[str] | None = None,
-    faithfulness: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    faithfulness: Named | None = None,
 ) -> Path:
     """Writes the page of a result and returns its path.
 
     classes        names by index; None: numbers
-    faithfulness   curves by name (a criterion, an order): "fractions" of units deleted, the accuracy of a class on its
-                   "own" samples and on the "others", one figure a fraction each
+    faithfulness   by name (a criterion, an order) what `xprune.explain.faithfulness` gave, or curves: "fractions" of
+                   units deleted, the accuracy of a class on its "own" samples and on the "others", one a fraction each
 
     Pictures of inputs need the dense model and the data in the result. A section whose data is not there is left out,
     or says why. Raises ModelError where the extra `report` is not installed, or names or curves do not fit.

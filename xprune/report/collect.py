@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xprune.errors import ModelError
 from xprune.evaluate import Metrics
+from xprune.explain.curves import Faithfulness, Named
 from xprune.report.classmap import ClassMap, comparable, head_map, neuron_map
 from xprune.report.pictures import Pictures, look
 
@@ -88,7 +89,7 @@ class Facts:
 def collect(
     result: "PruneResult",
     classes: Sequence[str] | None = None,
-    faithfulness: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    faithfulness: Named | None = None,
 ) -> Facts:
     """The facts of a result; see `xprune.report.write`."""
     maps = tuple(found for found in (head_map(result), neuron_map(result)) if found)
@@ -196,10 +197,11 @@ def names_of(result: "PruneResult", given: Sequence[str] | None) -> tuple[str, .
     return tuple(str(name) for name in given) if given is not None else tuple(f"class {i}" for i in range(count))
 
 
-def _curves(given: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, list[float]]]:
+def _curves(given: Named) -> dict[str, dict[str, list[float]]]:
     found = {}
     for name, curve in given.items():
         try:
+            curve = curve.means() if isinstance(curve, Faithfulness) else curve
             lists = {key: [float(x) for x in curve[key]] for key in ("fractions", "own", "others")}
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(

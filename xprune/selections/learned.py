@@ -1,6 +1,6 @@
 """LearnedThresholds: a threshold per site on the ranks of any criterion's scores, learned by gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -9,13 +9,14 @@ from torch import Tensor
 from xprune.budget import Budget, Costs
 from xprune.errors import PluginError
 from xprune.interfaces import Context, Selection
-from xprune.landing import Landing
+from xprune.landing import Landing, normalise
 from xprune.plan import Plan
 from xprune.scores import Scores
 from xprune.threshold_learner import ThresholdLearner, ThresholdSettings
 
 WEIGHTS = (None, "joint", "frozen")
 FROZEN_STEPS = 300
+POINTS = 65
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class LearnedThresholds(ThresholdSettings, Selection):
     A unit's rank within its site, in (0, 1), is compared with the site's threshold by a smooth step of a slope n,
     (1 + tanh(n (rank - threshold))) / 2, the tanh form of equation 9. The loss is the task's and an augmented
     Lagrangian of the cost, penalty / 2 (R - target)^2 + multiplier (R - target), with the multiplier ascended
-    (equations 10 and 11, which leave open that it is). The target falls from 1 to the budget. At the end, one shift
-    common to all thresholds meets the budget.
+    (equations 10 and 11, which leave open that it is). The target falls from 1 to the budget, and what is learned is
+    each site's distance from where the global selection's threshold lies at the target. At the end, one shift common
+    to all thresholds meets the budget.
 
     weights      "joint": the model's weights learn along, in updates that are taken off fine-tuning's; "frozen": they
                  stay as they are; None: "joint" where the run fine-tunes, else "frozen"
@@ -37,9 +39,10 @@ class LearnedThresholds(ThresholdSettings, Selection):
     anneal       share of the steps over which the target falls
     penalty      weight of the squared excess, and pace of the multiplier
 
-    Deviations from the paper: ranks in place of mask values, so that one scale serves every criterion; the step is
-    hard in the forward pass, drawn with the probability that the smooth one says; the cost is that of all MACs or
-    parameters, in place of a count of units.
+    Deviations from the paper: ranks in place of mask values, so that one scale serves every criterion, and the global
+    selection's path to start from, which keeps what scores say across sites; the step is hard in the forward pass,
+    drawn with the probability that the smooth one says; the cost is that of all MACs or parameters, in place of a
+    count of units.
     """
 
     name: ClassVar[str] = "learned"
@@ -76,7 +79,7 @@ class LearnedThresholds(ThresholdSettings, Selection):
         updates = self.updates(context.updates)
         ranks = [within_site(values) for values in scores.values]
         landing = Landing.on(costs, budget, ranks)  # an impossible budget is refused before anything learns
-        learner = ThresholdLearner(context, ranks, costs, budget, self)
+        learner = ThresholdLearner(context, ranks, costs, budget, self, path(scores, costs, budget))
         learner.run(updates or self.steps or FROZEN_STEPS, joint=updates > 0)
         margins = [rank - float(theta) for rank, theta in zip(ranks, learner.thresholds, strict=True)]
         landing = Landing.on(costs, budget, margins)
@@ -89,6 +92,18 @@ class LearnedThresholds(ThresholdSettings, Selection):
             "history": learner.history.records,
         }
         return Plan(plan.sites, plan.keeps, info)
+
+
+def path(scores: Scores, costs: Costs, budget: Budget) -> Tensor:
+    """Thresholds on ranks (points, sites) of the global selection, from the dense model's cost to the budget's."""
+    landing = Landing.on(costs, budget, normalise(scores, costs, budget))
+    full = torch.tensor(landing.full, dtype=torch.float64)
+    points = []
+    for point in range(POINTS):
+        rest = (1 - point / (POINTS - 1)) ** 3  # as UnitCosts.excess
+        limits = tuple((n, cost, a + (cost.total(landing.full) - a) * rest) for n, cost, a in landing.limits)
+        points.append(1 - torch.tensor(replace(landing, limits=limits).one_threshold()) / full)
+    return torch.stack(points)
 
 
 def within_site(values: Tensor) -> Tensor:
