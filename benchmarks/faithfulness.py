@@ -28,6 +28,7 @@ CRITERIA: dict[str, Any] = {
     "taylor": "taylor",
     "integrated gradients": "captum:IntegratedGradients,batches=10",
     "xpruner, one-vs-rest": XPruner(),
+    "xpruner, one-vs-rest-kept": XPruner(objective="one-vs-rest-kept"),
     "xpruner, label": XPruner(objective="label"),
     "xpruner, random-row": XPruner(objective="random-row"),
 }
