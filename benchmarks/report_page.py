@@ -18,25 +18,32 @@ from typing import Any
 
 import torch
 import typer
-from playwright.sync_api import sync_playwright
 from torch import nn
 
 import xprune
 from benchmarks.record import record
+from xprune.scores import LowRank
 
 WIDTHS = {"desktop": 1280, "phone": 390}
 
 
-def synthetic(depth: int = 12, heads: int = 12, neurons: int = 3072, classes: int = 1000) -> xprune.PruneResult:
-    """A result of that size from random scores."""
+def synthetic(
+    depth: int = 12, heads: int = 12, neurons: int = 3072, classes: int = 1000, rank: int | None = None
+) -> xprune.PruneResult:
+    """A result of that size from random scores, on sites of no model; rank: class-wise scores as factors."""
     chance = torch.Generator().manual_seed(0)
-    sites, keeps, values, tables = [], [], [], []
+    sites, keeps, values = [], [], []
+    tables: list[torch.Tensor | LowRank] = []
     for block in range(depth):
         for part, kind, size in (("attn", "head", heads), ("mlp", "neuron", neurons)):
             name = f"blocks.{block}.{part}"
             sites.append(xprune.Site(name, kind, size, 1, f"{name}.out", cuts=(), module=name))
             values.append(torch.randn(size, generator=chance))
-            tables.append(values[-1] + torch.randn(classes, size, generator=chance))
+            if rank is None:
+                tables.append(values[-1] + torch.randn(classes, size, generator=chance))
+            else:
+                left, right = (torch.randn(*shape, generator=chance) for shape in ((classes, rank), (rank, size)))
+                tables.append(LowRank(left, right, values[-1]))
             keeps.append(tuple(sorted(values[-1].topk(size // 2).indices.tolist())))
     before, after = (tuple((row, 50) for row in half) for half in torch.rand(2, classes, generator=chance).tolist())
     metrics = {
@@ -49,6 +56,8 @@ def synthetic(depth: int = 12, heads: int = 12, neurons: int = 3072, classes: in
 
 def main(rounds: int = 5) -> None:
     """Writes the page, opens it, and records the medians."""
+    from playwright.sync_api import sync_playwright  # tests import this file where there is none
+
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         start = time.perf_counter()

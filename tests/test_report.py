@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 import xprune
+from benchmarks.report_page import synthetic
 from tests.models import CLASSES, VIT, build, images, loader
 from xprune.cli import main
 from xprune.report.attention import attention
-from xprune.scores import LowRank
 
 pytest.importorskip("jinja2")
 pytest.importorskip("plotly")
@@ -31,28 +30,6 @@ def result():
     budget = xprune.Budget(macs=0.6)
     pruner = xprune.Pruner(build("vit"), criterion, budget, selection, xprune.Finetune(epochs=4))
     return pruner.run(loader(32), loader(32))
-
-
-def synthetic(depth=12, heads=12, neurons=3072, classes=1000):
-    """A result of that size from random scores, on sites of no model."""
-    chance = torch.Generator().manual_seed(0)
-    sites, keeps, values, tables = [], [], [], []
-    for block in range(depth):
-        for part, kind, size in (("attn", "head", heads), ("mlp", "neuron", neurons)):
-            name = f"blocks.{block}.{part}"
-            sites.append(xprune.Site(name, kind, size, 1, f"{name}.out", cuts=(), module=name))
-            values.append(torch.randn(size, generator=chance))
-            keeps.append(tuple(sorted(values[-1].topk(size // 2).indices.tolist())))
-            factors = (torch.randn(*shape, generator=chance) for shape in ((classes, 4), (4, size)))
-            tables.append(LowRank(*factors, values[-1]))
-    rows = torch.rand(2, classes, generator=chance).tolist()
-    before, after = (tuple((row, 50) for row in half) for half in rows)
-    metrics = {
-        "dense": xprune.Metrics(0.8, 0.9, 50 * classes, macs=10**9, params=10**8, by_class=before),
-        "pruned": xprune.Metrics(0.7, 1.2, 50 * classes, macs=5 * 10**8, params=6 * 10**7, by_class=after),
-    }
-    scores = xprune.Scores(tuple(sites), tuple(values), "xpruner", tuple(tables), {}, "plan")
-    return xprune.PruneResult(nn.Identity(), xprune.Plan(tuple(sites), tuple(keeps)), scores, metrics)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +121,7 @@ def test_pointing_at_the_map_reads_it_out(page):
 
 
 def test_a_thousand_classes_fit(browser, tmp_path):
-    path = synthetic().report(tmp_path / "large.html")
+    path = synthetic(rank=4).report(tmp_path / "large.html")
     assert path.stat().st_size < 15e6
     page, errors, _ = opened(browser, path, 390)
     assert errors == []
@@ -239,7 +216,7 @@ def test_scores_that_were_tampered_with_are_refused(result, tmp_path):
 
 
 def test_factors_of_many_classes_survive(tmp_path):
-    made = synthetic(2, 2, 8, 5)
+    made = synthetic(2, 2, 8, 5, rank=4)
     named = xprune.result._tensors(made.scores)
     back = xprune.result._scores(made.plan, {"criterion": "xpruner", "info": {}, "scale": "plan"}, named)
     rows, pairs = torch.arange(5), zip(made.scores.classwise, back.classwise, strict=True)
