@@ -71,7 +71,7 @@ def test_pruned_to_half_the_macs(saved):
     assert 0.45 < xprune.count_macs(model, x) / xprune.count_macs(dense, x) <= 0.5
 
 
-def test_every_command_on_what_was_saved(saved, folder, tmp_path, monkeypatch, capsys):
+def test_every_command_on_what_was_saved(saved, folder, weights, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "show", saved) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("blocks.0.attn", "blocks.1.mlp", "dense", "finetuned", "xpruner"))
@@ -79,6 +79,13 @@ def test_every_command_on_what_was_saved(saved, folder, tmp_path, monkeypatch, c
     assert "14 validation samples" in capsys.readouterr().out
     assert run(monkeypatch, "export", saved, "--out", tmp_path / "model.onnx") == 0
     assert (tmp_path / "model.onnx").is_file()
+    page, dense = tmp_path / "report.html", ["--model", "vit_tiny_patch16_224", "--checkpoint", weights]
+    for key, value in ARGS.items():
+        dense += ["--model-arg", f"{key}={json.dumps(value)}"]
+    assert run(monkeypatch, "report", saved, "--out", page, "--data", folder, *dense, "--faithfulness") == 0
+    assert "contrast: own" in page.read_text()
+    assert run(monkeypatch, "report", saved, "--faithfulness") != 0
+    assert "give both" in " ".join(capsys.readouterr().err.split())
     again = tmp_path / "again"
     words = ["prune", "--model", saved, "--data", folder, "--params", "0.97", "--out", again, "--epochs", "0"]
     assert run(monkeypatch, *words, "--exclude", "blocks.0.attn", "--criterion", "magnitude") == 0
@@ -90,11 +97,14 @@ def test_every_command_on_what_was_saved(saved, folder, tmp_path, monkeypatch, c
 
 def test_compare_writes_a_table_a_picture_and_the_figures(folder, weights, tmp_path, monkeypatch, capsys):
     words = ["compare", *prune(folder, weights, tmp_path)[1:], "--seeds", "2", "--macs", "0.7", "--macs", "0.6"]
-    words += ["--criterion", "random", "--criterion", "xpruner,steps=2,objective=label", "--selection", "learned"]
+    words += ["--criterion", "random", "--criterion", "xpruner,steps=4,objective=label", "--selection", "learned"]
+    words += ["--faithfulness"]
     assert run(monkeypatch, *words) == 0
-    assert "xpruner,steps=2,objective=label" in " ".join(capsys.readouterr().out.split())
+    assert "xpruner,steps=4,objective=label" in " ".join(capsys.readouterr().out.split())
     assert {path.name for path in tmp_path.iterdir()} == {"comparison.json", "table.md", "accuracy.png"}
-    assert len(json.loads((tmp_path / "comparison.json").read_text())["rows"]) == 2 * (1 + 2 * 2)
+    rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
+    assert len(rows) == 2 * (1 + 2 * 2)
+    assert all(("deletion_gap" in row) == row["criterion"].startswith("xpruner") for row in rows)
     (tmp_path / "table.md").unlink()
     monkeypatch.setattr(sys.modules["xprune.compare"]._Seed, "cell", lambda *_: pytest.fail("every cell is there"))
     assert run(monkeypatch, *words) == 0 and (tmp_path / "table.md").is_file()

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import xprune
+from xprune import explain
 from xprune.artefact import read_header, refuse_foreign
 from xprune.carve import check_fit
 from xprune.cli_inputs import named_data, named_model
@@ -170,11 +171,14 @@ def report(
     pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
     checkpoint: Annotated[Path | None, typer.Option(help="its weights (.safetensors) instead")] = None,
     model_arg: ModelArg = None,
+    faithfulness: Annotated[bool, typer.Option(help="measure on --data what scores say of --model")] = False,
     batch_size: Batch = 64,
     workers: Workers = 0,
 ) -> None:
     """Write one HTML page: what was cut, why, and what it did to each class."""
-    result, names = xprune.PruneResult.load(saved), None
+    if faithfulness and (data is None or model is None):
+        raise typer.BadParameter("--faithfulness is measured on --data with the dense --model: give both.")
+    result, names, curves = xprune.PruneResult.load(saved), None, None
     if data is not None:
         loaded = named_data(data, result.model, batch_size, workers, 0)
         names, result = class_names(loaded.val), replace(result, data=loaded.val, task=xprune.Classification())
@@ -183,7 +187,12 @@ def report(
         for site in result.plan.sites:
             check_fit(dense, site, xprune.ADAPTERS)
         result = replace(result, dense=dense)
-    console.print(f"report in {result.report(out or saved / 'report.html', classes=names)}", highlight=False)
+    if faithfulness:
+        curves = {
+            order: explain.faithfulness(dense, result.scores, loaded.val, order=order) for order in explain.ORDERS
+        }
+    path = result.report(out or saved / "report.html", classes=names, faithfulness=curves)
+    console.print(f"report in {path}", highlight=False)
 
 
 @app.command()
@@ -202,11 +211,8 @@ def export(
 @app.command(name="list")
 def list_() -> None:
     """The criteria, selections and adapters that are installed."""
-    for title, plugins in (
-        ("criterion", xprune.CRITERIA),
-        ("selection", xprune.SELECTIONS),
-        ("adapter", xprune.ADAPTERS),
-    ):
+    tables = {"criterion": xprune.CRITERIA, "selection": xprune.SELECTIONS, "adapter": xprune.ADAPTERS}
+    for title, plugins in tables.items():
         table = Table(title, "what it is")
         for name, plugin in plugins.items():
             about = (plugin.__doc__ or "").splitlines()[0] if isinstance(plugin, type) else ", ".join(plugin.classes)
