@@ -145,9 +145,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     sums = []
     for side in sides:
         mine = [entry for entry in rows if entry["side"] == side]
-        exact, pruned = sum(entry["exact"] for entry in mine), sum(entry["pruned"] for entry in mine)
-        refused = f"{len(mine) - pruned} refused"
-        sums.append(f"{side}: {exact} of {len(mine)} exact, {pruned - exact} wrong, {refused}")
+        exact, pruned = [entry for entry in mine if entry["exact"]], sum(entry["pruned"] for entry in mine)
+        line = f"{side}: {len(exact)} of {len(mine)} exact, {pruned - len(exact)} wrong, {len(mine) - pruned} refused"
+        if any(entry["asked"] for entry in mine):
+            reached = sum(entry["hit"] <= entry["asked"] for entry in exact)
+            line += f"; exact and at the MACs asked, {reached}"
+        sums.append(line)
     return "\n\n".join([*sums, "\n".join(lines)])
 
 

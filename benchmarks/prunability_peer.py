@@ -30,6 +30,8 @@ def _heads(module: nn.Module) -> int:
 
 def by_torch_pruning(model: nn.Module, inputs: Any, asked: float) -> dict[str, Any]:
     """What torch-pruning makes of it: the smallest ratio that meets the MACs, or the largest tried."""
+    if hasattr(model, "config"):
+        model.config.use_cache = False  # of which its tracer can make nothing
     dense = xprune.count_macs(model, inputs)
     low, high, best = 0.0, 1.0, None
     for _ in range(HALVINGS):

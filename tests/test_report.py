@@ -215,6 +215,24 @@ def test_scores_that_were_tampered_with_are_refused(result, tmp_path):
         xprune.PruneResult.load(tmp_path / "model")
 
 
+def test_what_went_where_is_said_in_words(result):
+    from xprune.report import collect, findings
+
+    sites = collect.sites(result)
+    halves = [replace(site, size=4, kept=(0, 1)) for site in sites]
+    facts = type("Facts", (), {"sites": sites})
+    for changed, said in (
+        ([replace(site, kept=tuple(range(site.size))) for site in sites], "every head stays; every neuron stays"),
+        (halves, "every site keeps 2 of 4 heads; every site keeps 2 of 4 neurons"),
+        (
+            [replace(halves[0], kept=(1,)), *halves[1:-1], replace(halves[-1], kept=(0, 1, 2, 3))],
+            "lost most heads, 3 of 4",
+        ),
+    ):
+        facts.sites = changed
+        assert said in findings.network(facts)
+
+
 def test_factors_of_many_classes_survive(tmp_path):
     made = synthetic(2, 2, 8, 5, rank=4)
     named = xprune.result._tensors(made.scores)

@@ -82,7 +82,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 def _hardest(sites: Sequence[SiteFacts]) -> str:
     kind, shares = sites[0].kind, [len(site.kept) / site.size for site in sites]
-    if max(shares) == 1:
+    if min(shares) == 1:
         return f"every {kind} stays"
     hit = [site for site, share in zip(sites, shares, strict=True) if share == min(shares)]
     if len(hit) == len(sites):
