@@ -170,7 +170,7 @@ def main(
     """Runs the grids from where they stopped."""
     torch.set_num_threads(1)
     fast = {"random": "random", "magnitude": "magnitude", "taylor": "taylor"}
-    criteria = {**fast, "integrated gradients": "captum:IntegratedGradients", "xpruner": "xpruner,steps=100"}
+    criteria = {**fast, "integrated gradients": "captum:IntegratedGradients", "xpruner": "xpruner,steps=150"}
     for label in name or WORKLOADS:
         workload, folder = WORKLOADS[label], RESULTS / f"graphs-{label}"
 

@@ -140,7 +140,7 @@ def dense(data: Path, cache: Path) -> nn.Module:
 def main(
     data: Annotated[Path, typer.Option(help="folder with camvid_240x180.npz")],
     cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
-    steps: Annotated[int, typer.Option(help="of learning masks")] = 100,
+    steps: Annotated[int, typer.Option(help="of learning masks")] = 150,
 ) -> None:
     """Trains the dense model if it is missing, and compares the criteria."""
     torch.set_num_threads(1)
