@@ -1,7 +1,6 @@
 """Attentions and MLPs that no adapter knows: found by structure, proved by cutting, or left alone with a reason."""
 
 import copy
-import math
 import re
 import runpy
 import sys
@@ -9,158 +8,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import xprune
+from tests.generic_models import (
+    DIM,
+    TOKENS,
+    Apart,
+    Biased,
+    Bypass,
+    CausalSelfAttention,
+    Fused,
+    HeadFirst,
+    Model,
+    Packed,
+    Pair,
+    Residual,
+    Shared,
+    Talking,
+    Telling,
+    Uneven,
+)
 from xprune.result import found_tables, render
-from xprune.testing import assert_untouched, check_adapter, check_exact, perturb, random_plan, snapshot
+from xprune.testing import assert_untouched, check_adapter, check_exact, random_plan, snapshot
 
-DIM, TOKENS = 16, 5
 DOCS = Path(__file__).parents[1] / "docs" / "adapters.md"
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(batch, heads, tokens, width) each; (batch, tokens, heads * width)."""
-    return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
-
-
-class Base(nn.Module):
-    """heads * width need not be the width of the model."""
-
-    def __init__(self, heads=4, width=6, kv=None):
-        super().__init__()
-        self.heads, self.inner = heads, heads * width
-        self.build(heads, width, kv or heads)
-
-    def split(self, x, heads=None):
-        return x.unflatten(-1, (heads or self.heads, -1)).transpose(1, 2)
-
-
-class Fused(Base):
-    """As in vit-pytorch: a norm inside, q, k and v in one layer, the projection in a Sequential."""
-
-    def build(self, heads, width, _):
-        self.norm, self.to_qkv = nn.LayerNorm(DIM), nn.Linear(DIM, 3 * heads * width, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * width, DIM), nn.Dropout(0.1))
-
-    def forward(self, x):
-        return self.to_out(attend(*(self.split(t) for t in self.to_qkv(self.norm(x)).chunk(3, -1))))
-
-
-class HeadFirst(Base):
-    """Rows of a head stand together: (heads, 3, width)."""
-
-    def build(self, heads, width, _):
-        self.qkv, self.proj = nn.Linear(DIM, 3 * heads * width), nn.Linear(heads * width, DIM)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        return self.proj(attend(q, k, v))
-
-
-class Pair(Base):
-    """A q and a kv."""
-
-    def build(self, heads, width, _):
-        self.q, self.kv = nn.Linear(DIM, heads * width), nn.Linear(DIM, 2 * heads * width)
-        self.proj = nn.Linear(heads * width, DIM)
-
-    def forward(self, x):
-        k, v = self.kv(x).chunk(2, -1)
-        return self.proj(attend(self.split(self.q(x)), self.split(k), self.split(v)))
-
-
-class Apart(Base):
-    """As in x-transformers: layers apart, heads that do not fill the model; their width is in an attribute."""
-
-    def build(self, heads, width, kv):
-        self.kv_heads, self.inner_dim = kv, heads * width
-        self.to_q, self.to_out = nn.Linear(DIM, heads * width), nn.Linear(heads * width, DIM, bias=False)
-        self.to_k, self.to_v = nn.Linear(DIM, kv * width), nn.Linear(DIM, kv * width)
-
-    def forward(self, x):
-        rows, tokens, _ = x.shape
-        q = self.split(self.to_q(x))
-        k, v = (self.split(layer(x), self.kv_heads) for layer in (self.to_k, self.to_v))
-        k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
-        return self.to_out(attend(q, k, v).reshape(rows, tokens, self.inner_dim))
-
-
-class Shared(Base):
-    """One key and one value for all heads."""
-
-    def build(self, heads, width, _):
-        self.q, self.kv = nn.Linear(DIM, heads * width), nn.Linear(DIM, 2 * width)
-        self.proj = nn.Linear(heads * width, DIM)
-
-    def forward(self, x):
-        k, v = (t[:, None].expand(-1, self.heads, -1, -1) for t in self.kv(x).chunk(2, -1))
-        return self.proj(attend(self.split(self.q(x)), k, v))
-
-
-class Biased(Base):
-    """A position bias and a temperature for each head, and an input scaled by the dense width."""
-
-    def build(self, heads, width, _):
-        self.qkv, self.proj = nn.Linear(DIM, 3 * heads * width), nn.Linear(heads * width, DIM)
-        self.bias = nn.Parameter(torch.zeros(TOKENS, TOKENS, heads))
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.q_norm = nn.LayerNorm(width)
-
-    def forward(self, x):
-        q, k, v = (self.split(t) for t in (self.qkv(x) * self.inner**-0.5).chunk(3, -1))
-        return self.proj(attend(self.q_norm(q) * self.temperature, k, v, self.bias.permute(2, 0, 1)))
-
-
-class Telling(Fused):
-    """Gives its weights too, as many Hugging Face attentions do."""
-
-    def forward(self, x):
-        q, k, v = (self.split(t) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
-        weights = (q @ k.transpose(-2, -1)).softmax(-1)
-        return self.to_out((weights @ v).transpose(1, 2).flatten(2)), weights
-
-
-class Residual(Fused):
-    """Adds its input itself, so that its bias is not what stays when all heads go."""
-
-    def forward(self, x):
-        return x + super().forward(x)
-
-
-class Packed(nn.Module):
-    """Values and gates in one layer, a norm over the hidden neurons."""
-
-    def __init__(self, hidden=10, norm=True, interleaved=False):
-        super().__init__()
-        self.w12, self.w3 = nn.Linear(DIM, 2 * hidden), nn.Linear(hidden, DIM)
-        self.norm, self.interleaved = nn.LayerNorm(hidden) if norm else nn.Identity(), interleaved
-
-    def forward(self, x):
-        x = self.w12(x)
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else x.chunk(2, -1)
-        return self.w3(self.norm(F.silu(a) * b))
-
-
-class Model(nn.Module):
-    """Two blocks of an attention and an MLP."""
-
-    def __init__(self, attention=Fused, mlp=Packed, **kwargs):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.head = nn.Linear(7, DIM), nn.Linear(DIM, 3)
-        self.attentions = nn.ModuleList(attention(**kwargs) for _ in range(2))
-        self.mlps = nn.ModuleList(mlp() for _ in range(2))
-        perturb(self)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
-            out = attention(x)
-            x = x + (out[0] if isinstance(out, tuple) else out)
-            x = x + mlp(x)
-        return self.head(x.mean(1))
 
 
 def example():
@@ -210,59 +82,6 @@ def test_a_projection_that_starts_at_zero_is_found_too():
     sites = xprune.find_sites(model, example())
     assert sorted(site.kind for site in sites) == ["head", "head", "neuron", "neuron"]
     assert_untouched(model, before)
-
-
-class Talking(Fused):
-    """Heads are mixed before the softmax."""
-
-    def build(self, *args):
-        super().build(*args)
-        self.mix = nn.Parameter(torch.randn(self.heads, self.heads))
-
-    def forward(self, x):
-        q, k, v = (self.split(t) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
-        weights = torch.einsum("bhij,hg->bgij", q @ k.transpose(-2, -1), self.mix).softmax(-1)
-        return self.to_out((weights @ v).transpose(1, 2).flatten(2))
-
-
-class Bypass(HeadFirst):
-    """Hands its weights to a function."""
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        return F.linear(attend(q, k, v), self.proj.weight, self.proj.bias)
-
-
-class Uneven(Fused):
-    """The layer called last reads no heads."""
-
-    def build(self, *args):
-        super().build(*args)
-        self.after = nn.Linear(DIM, 7)
-        self.back = nn.Linear(7, DIM)
-
-    def forward(self, x):
-        return self.back(self.after(super().forward(x)))
-
-
-class CausalSelfAttention(nn.Module):
-    """nanoGPT's: its forward takes the heads to fill the model's width."""
-
-    def __init__(self, n_head=4, n_embd=DIM):
-        super().__init__()
-        self.c_attn, self.c_proj = nn.Linear(n_embd, 3 * n_embd), nn.Linear(n_embd, n_embd)
-        self.n_head, self.n_embd = n_head, n_embd
-
-    def forward(self, x):
-        B, T, C = x.size()
-        q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
-        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-        att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
-        att = att.masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
-        y = F.softmax(att, dim=-1) @ v
-        return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
 
 
 LEFT = {
