@@ -72,14 +72,14 @@ def _rows(
         scores[label] = xprune.score(model, sites, train, CRITERIA[label], budget=xprune.Budget(macs=macs), seed=seed)
         seconds[label] = time.time() - start
         print(name, seed, label, f"{seconds[label]:.0f} s", flush=True)
-    first, rows = next(iter(scores.values())), []
+    reference, rows = next(iter(scores.values())), []
     for label, found in scores.items():
         for order in ORDERS:
-            control = found is first and order == "scores"  # the same for every criterion
+            control = found is reference and order == "scores"  # the same for every criterion
             result = faithfulness(
                 model, found, test, order=order, chance=3 * control, agnostic=control, others=2, seed=seed
             )
-            ranks = torch.tensor(list(agreement(found, first, order).values())).nanmean()
+            ranks = torch.tensor(list(agreement(found, reference, order).values())).nanmean()
             common = {"workload": name, "seed": seed}
             row = {"criterion": label, "order": order, "deletion gap": result.gap}
             row |= {"insertion gap": result.insertion_gap, "rank correlation with taylor": float(ranks)}

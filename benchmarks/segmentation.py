@@ -140,7 +140,6 @@ def dense(data: Path, cache: Path) -> nn.Module:
 def main(
     data: Annotated[Path, typer.Option(help="folder with camvid_240x180.npz")],
     cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
-    steps: Annotated[int, typer.Option(help="of learning masks")] = 150,
 ) -> None:
     """Trains the dense model if it is missing, and compares the criteria."""
     torch.set_num_threads(1)
@@ -149,12 +148,12 @@ def main(
     def case(seed: int) -> xprune.Case:
         return xprune.Case(model, *loaders(data, seed))
 
-    criteria = {"random": "random", "magnitude": "magnitude", "taylor": "taylor", "xpruner": f"xpruner,steps={steps}"}
+    criteria = {"random": "random", "magnitude": "magnitude", "taylor": "taylor", "xpruner": "xpruner"}
     grid = xprune.Grid(criteria, seeds=(0, 1, 2), finetune=TUNE, task=TASK)
     settings = {"model": "ViT, width 96, depth 4, decode head, 96 x 128", "dense": asdict(DENSE), "dense models": 1}
     folder = RESULTS / "segmentation-camvid"
     command = "python -m benchmarks.segmentation --data DIR"
-    found = xprune.compare(case, grid, folder, command=command, xpruner_steps=steps, metric="mIoU, test", **settings)
+    found = xprune.compare(case, grid, folder, command=command, metric="mIoU, test", **settings)
     (folder / "table.md").write_text(found.markdown())
 
 
