@@ -18,7 +18,7 @@ from benchmarks.record import RESULTS
 from benchmarks.workloads import LIMITS, WORKLOADS, dense, first, splits
 
 UNITS = {"without": ("head", "neuron"), "with": ("head", "neuron", "channel")}
-BUDGETS = (xprune.Budget(macs=0.5), xprune.Budget(macs=0.3))
+BUDGETS = (xprune.Budget(macs=0.3),)
 CRITERIA = ({"magnitude": "magnitude", "taylor": "taylor", "random": "random"}, {"xpruner": "xpruner"})
 
 
