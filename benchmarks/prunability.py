@@ -160,7 +160,7 @@ def main(
     gigabytes: Annotated[int, typer.Option(help="Address space of each side of each model.")] = 8,
     table: Annotated[bool, typer.Option(help="Print the recorded result as Markdown.")] = False,
     one: Annotated[str, typer.Option("--child", hidden=True)] = "",
-    side: Annotated[str, typer.Option(hidden=True)] = "xprune",
+    side: Annotated[str, typer.Option(help="This side alone, the others keep their rows.")] = "",
     asked: Annotated[float, typer.Option(hidden=True)] = 0.5,
 ) -> None:
     """Runs every side of every model and records docs/results/prunability.json."""
@@ -171,17 +171,19 @@ def main(
     names = [name for name in BUILDERS if only in name]
     if not names:
         raise SystemExit(f"no model's name holds {only!r}; there are {', '.join(BUILDERS)}.")
+    before = json.loads(PATH.read_text())["rows"] if PATH.is_file() else []
+    wanted = {entry["model"]: entry["asked"] for entry in before if entry["side"] == "xprune"}
     rows = []
     for name in names:
-        asked = 0.5
-        for side in SIDES:
-            found = run(name, side, seconds, gigabytes, asked)
-            asked = found.get("asked") or asked  # xprune, which is first, says what the others are asked for
-            rows.append(row(name, side, found))
+        for each in [side] if side else SIDES:
+            found = run(name, each, seconds, gigabytes, wanted.get(name) or 0.5)
+            if each == "xprune":  # which is first, and says what the others are asked for
+                wanted[name] = found.get("asked")
+            rows.append(row(name, each, found))
             print(rows[-1], flush=True)
-    if PATH.is_file():  # models that were not run again keep their rows
-        rows += [entry for entry in json.loads(PATH.read_text())["rows"] if entry["model"] not in names]
-    rows.sort(key=lambda entry: list(BUILDERS).index(entry["model"]))
+    done = {(entry["model"], entry["side"]) for entry in rows}
+    rows += [entry for entry in before if (entry["model"], entry["side"]) not in done]
+    rows.sort(key=lambda entry: (list(BUILDERS).index(entry["model"]), list(SIDES).index(entry["side"])))
     about = "One small model of each family: pruned exactly or refused"
     record("prunability", rows, about, seconds=seconds, gigabytes=gigabytes)
     PATH.with_suffix(".md").write_text(markdown(rows) + "\n")

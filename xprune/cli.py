@@ -1,8 +1,9 @@
 """The command line: prune, compare, evaluate, sites, show, report, export, list, demo, in the words of the API."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -211,8 +212,9 @@ def export(
 @app.command(name="list")
 def list_() -> None:
     """The criteria, selections and adapters that are installed."""
-    tables = {"criterion": xprune.CRITERIA, "selection": xprune.SELECTIONS, "adapter": xprune.ADAPTERS}
-    for title, plugins in tables.items():
+    kinds: Mapping[str, Mapping[str, Any]]
+    kinds = {"criterion": xprune.CRITERIA, "selection": xprune.SELECTIONS, "adapter": xprune.ADAPTERS}
+    for title, plugins in kinds.items():
         table = Table(title, "what it is")
         for name, plugin in plugins.items():
             about = (plugin.__doc__ or "").splitlines()[0] if isinstance(plugin, type) else ", ".join(plugin.classes)
