@@ -212,9 +212,8 @@ def export(
 @app.command(name="list")
 def list_() -> None:
     """The criteria, selections and adapters that are installed."""
-    kinds: Mapping[str, Mapping[str, Any]]
-    kinds = {"criterion": xprune.CRITERIA, "selection": xprune.SELECTIONS, "adapter": xprune.ADAPTERS}
-    for title, plugins in kinds.items():
+    for title in ("criteria", "selections", "adapters"):
+        plugins: Mapping[str, Any] = getattr(xprune, title.upper())
         table = Table(title, "what it is")
         for name, plugin in plugins.items():
             about = (plugin.__doc__ or "").splitlines()[0] if isinstance(plugin, type) else ", ".join(plugin.classes)
