@@ -16,6 +16,10 @@ Rows = Callable[[Site, Tensor, int], Tensor | None]
 """Task.rows: the sample that each row of a layer's input belongs to, None for contiguous blocks."""
 
 
+_LARGE = 1e4
+"""Far beyond what a norm gives of features that are kept."""
+
+
 class Gates:
     """Applies `values` to the units of `sites` while attached to a model.
 
@@ -83,7 +87,9 @@ class Gates:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             self._fired.add(path)
             factor = self._factor(index, args[0], path, feature_axis(module)).float()
-            return weighted_norm(module, args[0], factor).to(output.dtype)
+            made = weighted_norm(module, args[0], factor)
+            # what is gone may lie far from the little that is kept, and would grow from norm to norm until it overflows
+            return torch.where(factor == 0, made.clamp(-_LARGE, _LARGE), made).to(output.dtype)
 
         return hook
 

@@ -38,7 +38,7 @@ class NarrowTalkingHeadAttn(nn.Module):
         attn = (q * self.scale) @ k.transpose(-2, -1)  # (batch, heads, targets, sources)
         attn = self.proj_l(attn.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
         attn = self.attn_drop(self.proj_w(attn.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-        return self.proj_drop(self.proj((attn @ v).transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj((attn @ v).transpose(1, 2).flatten(2)))
 
 
 class NarrowFactorAttn(nn.Module):
@@ -48,7 +48,7 @@ class NarrowFactorAttn(nn.Module):
         """(batch, tokens, channels), twice."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = self.scale * (q @ (k.softmax(2).transpose(-1, -2) @ v)) + self.crpe(q, v, size=size)
-        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 @dataclass(frozen=True)
