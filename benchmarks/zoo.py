@@ -115,6 +115,8 @@ class Graphs(nn.Module):
 def _timm(name: str) -> tuple[nn.Module, Any]:
     model = timm.create_model(name)
     config: Any = model.pretrained_cfg
+    if not getattr(model, "num_classes", 1):  # of those published without a head, which return their stream
+        model = timm.create_model(name, num_classes=10)
     return model, torch.randn(1, *config["input_size"])
 
 
@@ -124,9 +126,8 @@ def _torchvision(name: str) -> tuple[nn.Module, Any]:
 
 def _torch(name: str) -> tuple[nn.Module, Any]:
     layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=name == "norm first")
-    return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(64, 5)), torch.randn(
-        1, 16, 64
-    )
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(nn.Linear(32, 64), encoder, nn.Linear(64, 5)), torch.randn(1, 16, 32)
 
 
 def _graphs(name: str) -> tuple[nn.Module, Any]:

@@ -11,22 +11,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.adapters import ADAPTERS
+from xprune.along import along_by_shape
 from xprune.carve import carve
 from xprune.errors import ModelError
 from xprune.gates import over_features
 from xprune.graph import trace
 from xprune.plan import Plan
 from xprune.site import Cut, Site
-from xprune.standin import StandIn
+from xprune.standin import JoiningStandIn, StandIn
+from xprune.streams import Holder, Refused, holders
 from xprune.structure import Removed, alias, own, tensor_at
 from xprune.surgery import TOLERANCE, compare
 
 _MIXING = ("Softmax", "Bmm", "ScaledDotProduct")
 _WRITERS = (nn.Linear, nn.Conv2d, nn.Embedding, StandIn)
-
-
-class _Refused(Exception):
-    """Why the channels of a stream cannot go."""
 
 
 @dataclass
@@ -38,16 +36,25 @@ class _Stream:
     cuts: dict[tuple[int, int], Cut] = field(default_factory=dict)
     feeds: dict[str, int] = field(default_factory=dict)
     norms: dict[str, None] = field(default_factory=dict)
+    counts: dict[str, None] = field(default_factory=dict)
+
+    def bare(self, path: str, guess: int) -> None:
+        """Takes a bare parameter along the axis as long as the stream, the guessed one of several; without one, not."""
+        shape = tensor_at(self.model, path).shape
+        fits = [axis for axis, length in enumerate(shape) if length == self.size]
+        fits = fits or [axis for axis, length in enumerate(shape) if length % self.size == 0]
+        if fits:
+            self.cut(path, guess if guess in fits else fits[-1])
 
     def cut(self, path: str, axis: int) -> None:
         """Takes a tensor whose axis holds the stream once, or several copies of it one after another."""
         try:
             tensor = tensor_at(self.model, path)
         except AttributeError as error:
-            raise _Refused(f"{path} is said to lie along them, but is not there: {error}") from error
+            raise Refused(f"{path} is said to lie along them, but is not there: {error}") from error
         copies, rest = divmod(tensor.shape[axis] if axis < tensor.dim() else 1, self.size)
         if rest:
-            raise _Refused(f"{path} {tuple(tensor.shape)} is not a multiple of {self.size} along axis {axis}")
+            raise Refused(f"{path} {tuple(tensor.shape)} is not a multiple of {self.size} along axis {axis}")
         self.cuts[id(tensor), axis] = Cut(path, axis, copies)
         owner = path.rpartition(".")[0]
         if over_features(self.model.get_submodule(owner)):
@@ -76,16 +83,18 @@ def channel_sites(
         if not isinstance(module, _WRITERS) or module not in graph.module2node or f"{path}.weight" in seen:
             continue
         size = graph.get_out_channels(module)
-        group = graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, [size - 1])
-        writers = [paths[dep.target.module] for dep, _ in group if _writes(graph, dep)]
-        seen |= {f"{writer}.weight" for writer in writers}
-        if len(writers) < 2 or inner & {f"{writer}.weight" for writer in writers} or not _is_stream(graph, group):
+        found, reason = _followed(graph, module, size)
+        writers = [paths[holder.module] for holder in found if holder.writes]
+        seen |= {f"{paths[h.module]}.weight" for h in found if h.writes or h.sideways}
+        if len(writers) < 2 or inner & {f"{writer}.weight" for writer in writers} or not _is_stream(found):
             continue
         try:
-            site = _site(model, graph, group, path, size, paths, known)
+            if reason:
+                raise reason
+            site = _site(model, graph, found, path, size, paths, known)
             _prove(model, site, example_inputs)
             sites.append(site)
-        except _Refused as reason:
+        except Refused as reason:
             reasons.append(f"the {size} channels that {path} writes: {reason}")
     if reasons and sites:
         warnings.warn(f"left alone: {'; '.join(reasons)}.", stacklevel=3)
@@ -95,19 +104,23 @@ def channel_sites(
     return sites
 
 
-def _writes(graph: Any, dep: Any) -> bool:
-    return isinstance(dep.target.module, _WRITERS) and graph.is_out_channel_pruning_fn(dep.handler)
+def _followed(graph: Any, writer: nn.Module, size: int) -> tuple[list[Holder], Refused | None]:
+    """What holds the stream, as far as it can be followed, and why no farther."""
+    found: list[Holder] = []
+    try:
+        found.extend(holders(graph, writer, size))
+    except Refused as reason:
+        return found, reason
+    return found, None
 
 
-def _is_stream(graph: Any, group: Any) -> bool:
+def _is_stream(found: Sequence[Holder]) -> bool:
     """True where features are added up and read, behind a norm or by a module that an adapter knows."""
-    reads = any(
-        isinstance(dep.target.module, (nn.Linear, nn.Conv2d, StandIn))
-        and not graph.is_out_channel_pruning_fn(dep.handler)
-        for dep, _ in group
-    )
-    inside = any(_owner_is_norm(dep.target.module) or isinstance(dep.target.module, StandIn) for dep, _ in group)
-    return reads and inside and any("Add" in dep.target.name for dep, _ in group)
+    joins = any(isinstance(holder.module, JoiningStandIn) for holder in found)
+    reads = any(isinstance(h.module, (nn.Linear, nn.Conv2d, StandIn)) and not h.out and not h.sideways for h in found)
+    scaled = (StandIn, nn.Parameter)  # norms without statistics are bare parameters
+    inside = any(_owner_is_norm(holder.module) or isinstance(holder.module, scaled) for holder in found)
+    return joins or (reads and inside and any("Add" in holder.node.name for holder in found))
 
 
 def _owner_is_norm(module: Any) -> bool:
@@ -115,24 +128,28 @@ def _owner_is_norm(module: Any) -> bool:
 
 
 def _site(
-    model: nn.Module, graph: Any, group: Any, path: str, size: int, paths: Mapping[Any, str], known: Mapping[str, Site]
+    model: nn.Module,
+    graph: Any,
+    found: Sequence[Holder],
+    path: str,
+    size: int,
+    paths: Mapping[Any, str],
+    known: Mapping[str, Site],
 ) -> Site:
-    """The site of a group of the graph; `_Refused` where a member of it is not understood."""
+    """The site of a stream in the graph; `Refused` where something that holds it is not understood."""
     stream, bare = _Stream(model, size), {p: name for name, p in graph.model.named_parameters()}
-    for dep, idxs in group:
-        module, out = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
-        if dep.target.type == tp.ops.OPTYPE.OUTPUT:
-            raise _Refused("the model returns them")
-        if any(mix in dep.target.name for mix in _MIXING):
-            raise _Refused("they are mixed by an attention that no adapter knows")
-        if min(int(i) for i in idxs) != size - 1 or (len(idxs) > 1 and (int(idxs[1]) - int(idxs[0])) % size):
-            raise _Refused(f"they are joined with other features before {paths.get(module, dep.target.name)}")
+    for holder in found:
+        module = holder.module
+        if holder.node.type == tp.ops.OPTYPE.OUTPUT:
+            raise Refused("the model returns them")
+        if any(mix in holder.node.name for mix in _MIXING):
+            raise Refused("they are mixed by an attention that no adapter knows")
         if isinstance(module, nn.Parameter):
-            stream.cut(bare[module], int(dep.target.pruning_dim))
-        elif module in paths:
-            _member(stream, paths[module], module, out, known)
+            stream.bare(bare[module], int(holder.node.pruning_dim))
+        elif module in paths and not holder.sideways:
+            _member(stream, paths[module], module, holder.out, known)
     if not stream.feeds:
-        raise _Refused("no layer reads them")
+        raise Refused("no layer reads them")
     return Site(
         name=f"stream:{path}",
         kind="channel",
@@ -144,25 +161,30 @@ def _site(
         norms=tuple(stream.norms),
         feeds=tuple(stream.feeds),
         axes=tuple(stream.feeds.values()),
+        counts=tuple(stream.counts),
     )
 
 
 def _member(stream: _Stream, path: str, module: Any, out: bool, known: Mapping[str, Site]) -> None:
     """Adds a module of the group: what it loses, and where its channels are gated if it reads them."""
     if isinstance(module, StandIn):
-        adapter = ADAPTERS.get(known[path].adapter)
-        along = adapter.along_stream(path, stream.model.get_submodule(path)) if adapter else None
-        if along is None:
-            raise _Refused(f"no adapter says what of {path} lies along them")
-        for name, axis in along.writes if out else along.reads:
+        inside, served = stream.model.get_submodule(path), ADAPTERS.get(known[path].adapter)
+        adapters = [served] if served else [a for a in ADAPTERS.values() if a.serves(inside)]
+        said = (adapter.along_stream(path, inside) for adapter in adapters)
+        along = next(filter(None, said), None) or along_by_shape(path, inside, known[path], stream.size)
+        joins = isinstance(module, JoiningStandIn)
+        if not (along.writes if out else along.reads):
+            raise Refused(f"no adapter says what of {path} lies along them")
+        for name, axis in (*(along.reads if joins or not out else ()), *(along.writes if out else ())):
             stream.cut(name, axis)
-        stream.feeds |= {} if out else dict(along.feeds)
+        stream.feeds |= {} if out and not joins else dict(along.feeds)
+        stream.counts |= dict.fromkeys(along.counts)
         return
     held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     names = [f"{path}.{name}" for name, tensor in held if tensor.dim()]
     grouped = getattr(module, "groups", 1) != 1
     if grouped and not module.groups == module.in_channels == module.out_channels:
-        raise _Refused(f"{path} is a convolution of {module.groups} groups")
+        raise Refused(f"{path} is a convolution of {module.groups} groups")
     if isinstance(module, (nn.Linear, nn.Conv2d)) and not out and not grouped:
         stream.cut(f"{path}.weight", 1)
         stream.feeds[path] = -1 if isinstance(module, nn.Linear) else 1
@@ -172,12 +194,12 @@ def _member(stream: _Stream, path: str, module: Any, out: bool, known: Mapping[s
         for name in names:
             stream.cut(name, 0)
     elif names:
-        raise _Refused(f"{path} is a {type(module).__name__}, which is not known to keep channels apart")
+        raise Refused(f"{path} is a {type(module).__name__}, which is not known to keep channels apart")
 
 
 @torch.no_grad()
 def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
-    """`_Refused` where a copy with noise on its weights does not give without channels what it gives with gates."""
+    """`Refused` where a copy with noise on its weights does not give without channels what it gives with gates."""
     copy, generator = own(alias(model), model), torch.Generator().manual_seed(0)
     for tensor in dict.fromkeys(copy.parameters()):
         if tensor.is_floating_point():
@@ -189,8 +211,6 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
         try:
             error, scale = compare(copy, carve(alias(copy), plan, ADAPTERS), plan, example_inputs)
         except Exception as problem:
-            raise _Refused(
-                f"without {gone} of them the forward fails: {type(problem).__name__}: {problem}"
-            ) from problem
+            raise Refused(f"without {gone} of them the forward fails: {type(problem).__name__}: {problem}") from problem
         if not error <= TOLERANCE * max(1.0, scale):
-            raise _Refused(f"without {gone} of them the output is off by {error:.1e}")
+            raise Refused(f"without {gone} of them the output is off by {error:.1e}")

@@ -16,6 +16,10 @@ Rows = Callable[[Site, Tensor, int], Tensor | None]
 """Task.rows: the sample that each row of a layer's input belongs to, None for contiguous blocks."""
 
 
+_LARGE = 1e4
+"""Far beyond what a norm gives of features that are kept."""
+
+
 class Gates:
     """Applies `values` to the units of `sites` while attached to a model.
 
@@ -83,7 +87,9 @@ class Gates:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             self._fired.add(path)
             factor = self._factor(index, args[0], path, feature_axis(module)).float()
-            return weighted_norm(module, args[0], factor).to(output.dtype)
+            made = weighted_norm(module, args[0], factor)
+            # what is gone may lie far from the little that is kept, and would grow from norm to norm until it overflows
+            return torch.where(factor == 0, made.clamp(-_LARGE, _LARGE), made).to(output.dtype)
 
         return hook
 
@@ -194,6 +200,8 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
             f"a {type(norm).__name__} runs over the units: only LayerNorm, RMSNorm, GroupNorm of one group and "
             "GlobalResponseNorm are known."
         )
+    if not isinstance(norm, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
+        return _weighted_scale(norm, x.float(), weight)
     axis, maps = feature_axis(norm), isinstance(norm, nn.GroupNorm)
     x, weight = x.float().movedim(axis, -1), weight.movedim(axis, -1)  # features last
     over = tuple(range(1, x.dim())) if maps else (-1,)  # a GroupNorm's statistics are of all positions too
@@ -202,11 +210,23 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(norm, (nn.LayerNorm, nn.GroupNorm)):
         x = x - (x * weight).sum(over, keepdim=True) / total
     eps = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
-    x = x * torch.rsqrt((x * x * weight).sum(over, keepdim=True) / total + eps)  # type: ignore[operator]
+    x = x * torch.rsqrt((x * x * weight).sum(over, keepdim=True) / total + eps)
     if getattr(norm, "weight", None) is not None:
-        x = x * norm.weight  # type: ignore[operator]
+        x = x * norm.weight
     x = x + norm.bias if getattr(norm, "bias", None) is not None else x  # type: ignore[operator]
     return x.movedim(-1, axis)
+
+
+def _weighted_scale(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """An RMSNorm of any library, whatever it calls its eps and however it applies its weight.
+
+    norm(s x) / s is the norm of x with s times its root mean square, so that s sets the statistic.
+    """
+    axis, tiny = feature_axis(norm), 1e-12
+    mean = (x * x * weight).sum(axis, keepdim=True) / weight.sum(axis, keepdim=True).clamp_min(tiny)
+    scale = ((mean + tiny) / (x.square().mean(axis, keepdim=True) + tiny)).sqrt()
+    made: Tensor = norm.forward(x * scale) / scale  # not its hooks, which led here
+    return made
 
 
 def _weighted_response(norm: Any, x: Tensor, weight: Tensor) -> Tensor:

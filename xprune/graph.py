@@ -14,7 +14,7 @@ from torch_pruning._helpers import _HybridIndex
 from xprune.errors import ModelError
 from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Site
-from xprune.standin import StandIn, StandInPruner, stand_in
+from xprune.standin import JoiningPruner, JoiningStandIn, StandIn, StandInPruner, stand_in
 from xprune.structure import alias, is_linear
 
 _ENDS = {
@@ -115,7 +115,7 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
         stand_in(copy, inputs, known)
         with torch.enable_grad():
             pruners = {type(m): _LINEAR for m in copy.modules() if is_linear(m) and not isinstance(m, nn.Linear)}
-            pruners = {StandIn: StandInPruner(), **pruners}
+            pruners = {StandIn: StandInPruner(), JoiningStandIn: JoiningPruner(), **pruners}
             graph = _Graph(copy)
             try:
                 graph.build_dependency(

@@ -92,6 +92,8 @@ class Adapter(ABC):
     """The class of what stands in its place once all units have gone, made from (layer, module); None: `Removed`."""
     empties: bool = False
     """True where `pruned` runs without any units, and stays when all have gone; else only the layer's bias stays."""
+    joins: bool = False
+    """True where the module adds its input to what its units write: the stream it reads is the one it writes."""
 
     def serves(self, module: nn.Module) -> bool:
         """True where the module is of one of `classes` or inherits from one."""

@@ -125,11 +125,13 @@ class Along:
 
     reads, writes   (tensor, axis) of what shrinks with the stream that it reads, and with the stream that it writes
     feeds           (path, feature axis) of where the channels are gated: the module, or the layers in it
+    counts          attributes, by their paths, that hold a multiple of the channels
     """
 
     reads: tuple[tuple[str, int], ...]
     writes: tuple[tuple[str, int], ...]
     feeds: tuple[tuple[str, int], ...]
+    counts: tuple[str, ...] = ()
 
 
 def _typed(kind: type, fields: dict[str, Any]) -> Any:

@@ -88,8 +88,10 @@ def find_sites(
 
 def _opaque(model: nn.Module, path: str) -> Site:
     """What the graph needs to know of an attention that is left alone, so as not to look into it: its two ends."""
-    layers = [name for name, part in model.get_submodule(path).named_modules() if isinstance(part, nn.Linear)]
-    first, last = (f"{path}.{name}" for name in (layers[0], layers[-1]))
+    layers = {n: part for n, part in model.get_submodule(path).named_modules() if isinstance(part, nn.Linear)}
+    first = next(iter(layers))
+    back = [name for name, part in layers.items() if part.out_features == layers[first].in_features]
+    first, last = f"{path}.{first}", f"{path}.{(back or list(layers))[-1]}"
     return Site(path, "head", 1, 1, last, cuts=(Cut(f"{first}.weight", 0), Cut(f"{last}.weight", 1)), module=path)
 
 

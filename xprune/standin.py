@@ -10,6 +10,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from xprune.adapters import ADAPTERS
 from xprune.nest import call, map_tensors, slow_path, tensors_in
 from xprune.site import Site
 
@@ -45,6 +46,10 @@ class StandIn(nn.Module):
         return map_tensors(given, lambda t: made if t is first else t)
 
 
+class JoiningStandIn(StandIn):
+    """In place of a module that adds its input itself, see Adapter.joins."""
+
+
 class _Made(torch.autograd.Function):
     """Zeros like the first argument, which depend on all others."""
 
@@ -73,6 +78,12 @@ class StandInPruner(tp.BasePruningFunc):
         return layer
 
 
+class JoiningPruner(StandInPruner):
+    """Tells the graph that what is read and what is written are one stream: in torch-pruning, that both are one."""
+
+    prune_in_channels = StandInPruner.prune_out_channels
+
+
 @torch.no_grad()
 def stand_in(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -> None:
     """Replaces the modules of known sites (path -> site) in place, after a forward pass that shows what they give."""
@@ -94,5 +105,6 @@ def stand_in(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -> None:
             reader = model.get_parameter(reads.tensor)
             parent, _, child = path.rpartition(".")
             features = reader.shape[1 - reads.axis], given.shape[site.axis]
-            made = StandIn(*features, outputs[path], model.get_submodule(path))
+            joins = site.adapter in ADAPTERS and ADAPTERS[site.adapter].joins
+            made = (JoiningStandIn if joins else StandIn)(*features, outputs[path], model.get_submodule(path))
             setattr(model.get_submodule(parent), child, made.to(reader.device))

@@ -43,7 +43,9 @@ class Units(Adapter):
     kind      "head" or "neuron"
     stream    (tensor, axis) of whatever else in the module lies along the residual stream, beside the readers' columns
               and the writer's rows: what runs over the stream before some of the readers
-    pruned, gated, removed, empties   see Adapter
+    after     layers that run over the stream once the writer has written to it
+    along     attributes that hold a multiple of the stream's channels
+    pruned, gated, removed, empties, joins   see Adapter
 
     What a module does not have, or has as None, is left out: one entry serves the variants of a class.
     """
@@ -72,6 +74,9 @@ class Units(Adapter):
     gated: type[nn.Module] | None = None
     removed: type[nn.Module] | None = None
     empties: bool = False
+    joins: bool = False
+    after: tuple[str, ...] = ()
+    along: tuple[str, ...] = ()
 
     def site(self, path: str, module: nn.Module) -> Site | None:
         """See Adapter.site; None for other layers or no multiples of the units, and as `needs`, `unless` say.
@@ -105,9 +110,8 @@ class Units(Adapter):
         cuts.append(Cut(f"{self.writer}.weight", incoming, *order))
         cuts += [_along(part_at(module, name), name, axis, size) for name, axis in self.tensors if _held(module, name)]
         for layer in (*self.layers, self.norm):
-            held = part_at(module, layer) if layer else None
-            named = (*held.named_parameters(), *held.named_buffers()) if held is not None else ()
-            cuts += [_along(tensor, f"{layer}.{name}", 0, size) for name, tensor in named if tensor.dim()]
+            held = _tensors(part_at(module, layer) if layer else None)
+            cuts += [_along(tensor, f"{layer}.{name}", 0, size) for name, tensor in held.items()]
         if any(part_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
             return None
         normed = bool(self.norm) and any(True for _ in part_at(module, self.norm).parameters())
@@ -133,17 +137,20 @@ class Units(Adapter):
         if self.site(path, module) is None:
             return None
         incoming, outgoing = (0, 1) if self.transposed else (1, 0)
-        layers = [(name, part_at(module, name)) for name, _ in self.readers if part_at(module, name) is not None]
+        parts = [(name, part_at(module, name)) for name, _ in self.readers]
+        layers = [(n, p) for n, p in parts if p is not None and not (isinstance(p, Tensor) and p.dim() == 1)]  # a bias
         axis = 1 if isinstance(layers[0][1], nn.Conv2d) else -1
         extra = [(name, along) for name, along in self.stream if _held(module, name)]
         reads = [(name if isinstance(part, Tensor) else f"{name}.weight", incoming) for name, part in layers] + extra
         writes = [(f"{self.writer}.weight", outgoing), (f"{self.writer}.bias", 0)]
+        writes += [(f"{layer}.{name}", 0) for layer in self.after for name in _tensors(part_at(module, layer))]
         inside = dict.fromkeys(name.rpartition(".")[0] for name, along in reads if along == incoming) if extra else {}
         feeds = [(f"{path}.{name}", 1 if isinstance(part_at(module, name), nn.Conv2d) else -1) for name in inside]
         return Along(
             tuple((f"{path}.{name}", along) for name, along in reads),
             tuple((f"{path}.{name}", along) for name, along in writes if _held(module, name)),
             tuple(feeds) or ((path, axis),),
+            tuple(f"{path}.{name}" for name in self.along if _counted(module, name)),
         )
 
     def _size(self, module: nn.Module, rows: int, features: int) -> int:
@@ -173,6 +180,12 @@ def _counted(module: nn.Module, path: str) -> bool:
         return bool(attribute_at(module, path))
     except AttributeError:
         return False
+
+
+def _tensors(layer: nn.Module | None) -> dict[str, Tensor]:
+    """The parameters and buffers of a layer that have an axis."""
+    named = (*layer.named_parameters(), *layer.named_buffers()) if layer is not None else ()
+    return {name: tensor for name, tensor in named if tensor.dim()}
 
 
 def _held(module: nn.Module, path: str) -> bool:

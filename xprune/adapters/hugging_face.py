@@ -35,6 +35,13 @@ def _named(*names: str) -> tuple[str, ...]:
 
 
 QKV = (("q_proj", 1), ("k_proj", 1), ("v_proj", 1))
+REDUCTION = (  # Segformer's, of the tokens that make keys and values
+    ("sequence_reduction.sequence_reduction.weight", 0),
+    ("sequence_reduction.sequence_reduction.weight", 1),
+    ("sequence_reduction.sequence_reduction.bias", 0),
+    ("sequence_reduction.layer_norm.weight", 0),
+    ("sequence_reduction.layer_norm.bias", 0),
+)
 COUNTS = ("num_attention_heads", "num_heads", "num_key_value_heads")
 
 HUGGING_FACE = (
@@ -61,6 +68,7 @@ HUGGING_FACE = (
         width="head_dim",
         counts=COUNTS,
         tensors=(("relative_position_bias.relative_position_bias_table", 1),),
+        stream=REDUCTION,
         removed=RemovedAttention,
     ),
     Units(
@@ -89,6 +97,8 @@ HUGGING_FACE = (
         count="self.num_attention_heads",
         counts=("self.all_head_size",),
         removed=RemovedPostNorm,
+        joins=True,
+        stream=(("output.LayerNorm.weight", 0), ("output.LayerNorm.bias", 0)),
     ),
     Units(
         "hf-distilbert",
@@ -106,6 +116,7 @@ HUGGING_FACE = (
         counts=("split_size", "c_attn.nf", "c_proj.nx"),
         unless="is_cross_attention",
         transposed=True,
+        along=("embed_dim", "c_attn.nx", "c_proj.nf"),
         removed=RemovedAttention,
     ),
     Units(
@@ -116,6 +127,7 @@ HUGGING_FACE = (
         count="",
         counts=("c_fc.nf", "c_proj.nx"),
         transposed=True,
+        along=("c_fc.nx", "c_proj.nf"),
         kind="neuron",
     ),
     Units(

@@ -9,6 +9,7 @@ from xprune.units import Units
 
 QKV = (("qkv", 3),)
 APART = (("q_proj", 1), ("k_proj", 1), ("v_proj", 1))
+REDUCTION = (("sr.weight", 0), ("sr.weight", 1), ("sr.bias", 0), ("norm.weight", 0), ("norm.bias", 0))
 BIASES = (("q_bias", 0), ("k_bias", 0), ("v_bias", 0))  # k_bias is a buffer of zeros
 
 TIMM_VIT = (
@@ -117,12 +118,14 @@ TIMM_VIT = (
         "timm-pvt",
         ("timm.models.pvt_v2.Attention",),
         (("q", 1), ("kv", 2)),
+        stream=REDUCTION,
         pruned=pyramid.PrunedPvtAttention,
     ),
     Units(
         "timm-twins-global",
         ("timm.models.twins.GlobalSubSampleAttn",),
         (("q", 1), ("kv", 2)),
+        stream=REDUCTION,
         pruned=pyramid.PrunedGlobalSubSampleAttn,
     ),
     Units(

@@ -114,5 +114,6 @@ TORCH_NN = (
         gated=HeadedAttention,
         pruned=HeadedAttention,
         empties=True,
+        along=("embed_dim", "kdim", "vdim"),
     ),
 )
