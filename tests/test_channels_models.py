@@ -6,6 +6,7 @@ from torch import nn
 
 import xprune
 from tests.models import CLASSES, images
+from tests.timm_hybrid_models import TIMM_HYBRID_MODELS
 from xprune.gates import weighted_norm
 from xprune.plan import Plan
 from xprune.testing import check_adapter, perturb
@@ -50,6 +51,13 @@ PICTURES = {
 def test_pictures(name):
     torch.manual_seed(0)
     assert check_adapter(perturb(PICTURES[name]()), images(2)[..., :16, :16], seeds=range(1), units=CHANNELS)
+
+
+def test_attention_with_convolutions_over_positions():
+    build, size, _ = TIMM_HYBRID_MODELS["coat"]
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, size, size)
+    assert check_adapter(perturb(build()), x, seeds=range(1), units=CHANNELS)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "gemma", "segformer"])
