@@ -11,6 +11,7 @@ from timm.layers import GluMlp, PatchEmbed, SwiGLU
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import xprune
 from xprune.testing import perturb
 
 SIZE, CLASSES = 32, 7
@@ -98,3 +99,13 @@ class Fuse:
 def fused(batch: int, after: int = 10**9) -> DataLoader[Any]:
     """16 samples of `loader`, shuffled, in a data set that fails after so many."""
     return DataLoader(Fuse(loader(16).dataset, after), batch, shuffle=True)  # type: ignore[arg-type]
+
+
+def assert_gated_apart(model, inputs, sites):
+    """Each of three samples is gated in a batch as it is alone."""
+    rows = [torch.rand(3, site.size) for site in sites]
+    with xprune.Gates(sites, rows).attached(model):
+        together = model(inputs)
+    for index in range(3):
+        with xprune.Gates(sites, [row[index] for row in rows]).attached(model):
+            torch.testing.assert_close(together[index], model(inputs[index : index + 1])[0], atol=1e-5, rtol=1e-4)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import xprune
-from tests.models import CLASSES, build, images, loader, vit
+from tests.models import CLASSES, assert_gated_apart, build, images, loader, vit
 from xprune.gates import weighted_norm
 from xprune.plan import Plan
 from xprune.site import Site
@@ -95,12 +95,7 @@ def test_patch_merging_reads_four_copies():
 def test_each_sample_has_its_own_row(name):
     model, inputs = model_of(name), images(3)
     sites = xprune.find_sites(model, inputs, units=("channel",))
-    rows = [torch.rand(3, site.size) for site in sites]
-    with xprune.Gates(sites, rows).attached(model):
-        together = model(inputs)
-    for index in range(3):
-        with xprune.Gates(sites, [row[index] for row in rows]).attached(model):
-            torch.testing.assert_close(together[index], model(inputs[index : index + 1])[0], atol=1e-5, rtol=1e-4)
+    assert_gated_apart(model, inputs, sites)
 
 
 @pytest.mark.parametrize("kind", [LayerNorm2d, GroupNorm1])

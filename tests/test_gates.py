@@ -7,7 +7,7 @@ from torch import nn
 
 import xprune
 from tests import reference
-from tests.models import THREE, build, images
+from tests.models import THREE, assert_gated_apart, build, images
 from xprune.gates import weighted_norm
 from xprune.structure import alias
 from xprune.testing import assert_untouched, snapshot
@@ -29,12 +29,7 @@ def test_each_sample_has_its_own_row(name):
     """Windows are folded into Swin's batch: sample i of a batch is gated as it is alone."""
     model, inputs = build(name), images(3)
     sites = xprune.find_sites(model, inputs)
-    rows = [torch.rand(3, site.size) for site in sites]
-    with xprune.Gates(sites, rows).attached(model):
-        together = model(inputs)
-    for index in range(3):
-        with xprune.Gates(sites, [row[index] for row in rows]).attached(model):
-            torch.testing.assert_close(together[index], model(inputs[index : index + 1])[0], atol=1e-5, rtol=1e-4)
+    assert_gated_apart(model, inputs, sites)
 
 
 def test_rows_of_a_task_are_used():

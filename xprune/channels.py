@@ -19,12 +19,11 @@ from xprune.graph import trace
 from xprune.plan import Plan
 from xprune.site import Cut, Site
 from xprune.standin import JoiningStandIn, StandIn
-from xprune.streams import Holder, Refused, holders
+from xprune.streams import WRITERS, Holder, Refused, holders
 from xprune.structure import Removed, alias, own, tensor_at
 from xprune.surgery import TOLERANCE, compare
 
 _MIXING = ("Softmax", "Bmm", "ScaledDotProduct")
-_WRITERS = (nn.Linear, nn.Conv2d, nn.Embedding, StandIn)
 
 
 @dataclass
@@ -80,7 +79,7 @@ def channel_sites(
     inner = {cut.tensor for site in hidden for cut in site.cuts if cut.axis == 0}
     sites, reasons, seen = [], [], set(inner)
     for module, path in paths.items():
-        if not isinstance(module, _WRITERS) or module not in graph.module2node or f"{path}.weight" in seen:
+        if not isinstance(module, WRITERS) or module not in graph.module2node or f"{path}.weight" in seen:
             continue
         size = graph.get_out_channels(module)
         found, reason = _followed(graph, module, size)

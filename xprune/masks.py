@@ -70,6 +70,14 @@ def from_scores(values: Tensor) -> Tensor:
     return (_SPREAD * TEMPERATURE * torch.logit(ranks)).float()
 
 
+def to_go(progress: float) -> float:
+    """The share of the way from the dense model's cost to the budget's that is left, at a progress in (0, 1).
+
+    As in Zhu and Gupta (2017): the cost falls fast while there is much to spare, slowly at the end.
+    """
+    return (1 - min(progress, 1.0)) ** 3
+
+
 @dataclass(frozen=True)
 class UnitCosts:
     """What each unit adds to a model, as a share of the dense one, for each limit of a budget.
@@ -116,11 +124,8 @@ class UnitCosts:
         return {"allowed": self.allowed.tolist(), "least": list(self.least)}
 
     def excess(self, masks: Tensor, progress: float = 1.0) -> Tensor:
-        """(rows, limits): expected cost of masks (rows, units) over what is allowed, which falls from 1 to the budget.
-
-        It falls as in Zhu and Gupta (2017): fast while there is much to spare, slowly at the end.
-        """
-        allowed = self.allowed + (1 - self.allowed) * (1 - min(progress, 1.0)) ** 3
+        """(rows, limits): expected cost of masks (rows, units) over what is allowed by then, see `to_go`."""
+        allowed = self.allowed + (1 - self.allowed) * to_go(progress)
         return self.base + self._paired(masks) + masks @ self.unit.T - allowed
 
     def _paired(self, masks: Tensor) -> Tensor:

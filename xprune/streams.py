@@ -12,6 +12,9 @@ from torch_pruning.dependency.index_mapping import _ConcatIndexMapping, _SliceIn
 from xprune.standin import StandIn
 from xprune.structure import is_linear
 
+WRITERS = (nn.Linear, nn.Conv2d, nn.Embedding, StandIn)
+"""What writes to a stream."""
+
 
 class Refused(Exception):
     """Why the channels of a stream cannot go."""
@@ -37,7 +40,7 @@ class Holder:
     @property
     def writes(self) -> bool:
         """True for a layer, embedding or stand-in that writes to the stream."""
-        return isinstance(self.module, (nn.Linear, nn.Conv2d, nn.Embedding, StandIn)) and self.out and not self.sideways
+        return isinstance(self.module, WRITERS) and self.out and not self.sideways
 
 
 def holders(graph: Any, writer: nn.Module, size: int) -> Iterator[Holder]:

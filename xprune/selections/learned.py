@@ -10,6 +10,7 @@ from xprune.budget import Budget, Costs
 from xprune.errors import PluginError
 from xprune.interfaces import Context, Selection
 from xprune.landing import Landing, normalise
+from xprune.masks import to_go
 from xprune.plan import Plan
 from xprune.scores import Scores
 from xprune.threshold_learner import ThresholdLearner, ThresholdSettings
@@ -100,7 +101,7 @@ def path(scores: Scores, costs: Costs, budget: Budget) -> Tensor:
     full = torch.tensor(landing.full, dtype=torch.float64)
     points = []
     for point in range(POINTS):
-        rest = (1 - point / (POINTS - 1)) ** 3  # as UnitCosts.excess
+        rest = to_go(point / (POINTS - 1))
         limits = tuple((n, cost, a + (cost.total(landing.full) - a) * rest) for n, cost, a in landing.limits)
         points.append(1 - torch.tensor(replace(landing, limits=limits).one_threshold()) / full)
     return torch.stack(points)
