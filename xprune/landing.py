@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -63,9 +64,13 @@ class Landing:
         """As few units kept as the budget allows."""
         return [counts[0] for counts in self.counts]
 
-    def fits(self, kept: Sequence[int]) -> bool:
-        """True where every limit is met."""
-        return all(cost.total(kept) <= allowed * (1 + 1e-9) for _, cost, allowed in self.limits)
+    def fits(self, kept: Sequence[int], to_go: float = 0.0) -> bool:
+        """True where every limit is met; to_go: of limits that this share of the way from the dense cost is left to."""
+        full = self.full
+        return all(
+            cost.total(kept) <= (allowed + (cost.total(full) - allowed) * to_go) * (1 + 1e-9)
+            for _, cost, allowed in self.limits
+        )
 
     def order(self, index: int) -> Tensor:
         """Units of a site, best first; equal scores in order of index."""
@@ -80,16 +85,22 @@ class Landing:
             sums.append(sums[-1] + value)
         return [((sums[b] - sums[a]) / (b - a), a, b) for a, b in pairwise(counts)]
 
-    def one_threshold(self) -> list[int]:
-        """Units kept at each site above the lowest threshold on all values that fits."""
-        steps = sorted(
+    @cached_property
+    def _ascending(self) -> list[tuple[float, int, int]]:
+        """(mean score, site, from count) of all steps, worst first; equal scores: the fullest site first."""
+        full = self.full
+        return sorted(
             ((value, index, a) for index in range(len(self.counts)) for value, a, _ in self.steps(index)),
-            key=lambda step: (step[0], -step[2] / self.full[step[1]], step[1]),  # equal scores: the fullest site first
+            key=lambda step: (step[0], -step[2] / full[step[1]], step[1]),
         )
+
+    def one_threshold(self, to_go: float = 0.0) -> list[int]:
+        """Units kept at each site above the lowest threshold on all values that fits; to_go: see `fits`."""
+        steps = self._ascending
         low, high = 0, len(steps)  # removing all steps fits: `on` has checked it
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.fits(self._without(steps[:middle])) else (middle + 1, high)
+            low, high = (low, middle) if self.fits(self._without(steps[:middle]), to_go) else (middle + 1, high)
         return self._without(steps[:low])
 
     def _without(self, gone: Sequence[tuple[float, int, int]]) -> list[int]:

@@ -1,6 +1,6 @@
 """LearnedThresholds: a threshold per site on the ranks of any criterion's scores, learned by gradient."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -99,12 +99,8 @@ def path(scores: Scores, costs: Costs, budget: Budget) -> Tensor:
     """Thresholds on ranks (points, sites) of the global selection, from the dense model's cost to the budget's."""
     landing = Landing.on(costs, budget, normalise(scores, costs, budget))
     full = torch.tensor(landing.full, dtype=torch.float64)
-    points = []
-    for point in range(POINTS):
-        rest = to_go(point / (POINTS - 1))
-        limits = tuple((n, cost, a + (cost.total(landing.full) - a) * rest) for n, cost, a in landing.limits)
-        points.append(1 - torch.tensor(replace(landing, limits=limits).one_threshold()) / full)
-    return torch.stack(points)
+    kept = [landing.one_threshold(to_go(point / (POINTS - 1))) for point in range(POINTS)]
+    return 1 - torch.tensor(kept) / full
 
 
 def within_site(values: Tensor) -> Tensor:
