@@ -134,11 +134,18 @@ def _graphs(name: str) -> tuple[nn.Module, Any]:
     return Graphs(name), (torch.randn(24, 16), torch.randint(24, (2, 72)))
 
 
+def _graph_transformer() -> tuple[nn.Module, Any]:
+    from benchmarks.graphs import GraphTransformer  # PyG is optional
+
+    return GraphTransformer(16, 5, width=32), _graphs(GRAPHS[0])[1]
+
+
 BUILDERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     **{name: partial(_timm, name) for name in TIMM},
     **{f"torchvision {name}": partial(_torchvision, name) for name in TORCHVISION},
     **{f"torch encoder, {name}": partial(_torch, name) for name in ("norm first", "norm last")},
     **MODELS,
     **{f"pyg {name}": partial(_graphs, name) for name in GRAPHS},
+    "pyg graph transformer": _graph_transformer,
 }
 """(model, example inputs) by name, at the model's own image size; Hugging Face's are small ones of each family."""

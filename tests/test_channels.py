@@ -7,6 +7,7 @@ import torch
 from timm.layers import LayerNorm2d
 from timm.models.convnext import ConvNeXt
 from timm.models.metaformer import GroupNorm1, MetaFormer
+from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,9 +23,12 @@ STAGES = {"depths": (1, 1), "dims": (6, 10), "num_classes": CLASSES}
 MODELS = {
     "everything": vit("vit_small_patch14_reg4_dinov2", qk_norm=True, depth=1),  # cls, registers, LayerScale
     "metaformer": lambda: MetaFormer(**STAGES, norm_layers=GroupNorm1),
+    "pit": lambda: PoolingVisionTransformer(  # each stage's convolution of groups makes two channels of one
+        32, 16, 8, "overlap", (8, 8), (1, 1), (1, 2), 2, num_classes=CLASSES
+    ),
     "convnext": lambda: ConvNeXt(depths=(1,) * 4, dims=(4, 4, 6, 6), num_classes=CLASSES),
 }
-STREAMS = {"everything": 1, "deit-distilled": 1, "convolutional stem": 1, "packed glu with norm": 1}
+STREAMS = {"everything": 1, "deit-distilled": 1, "convolutional stem": 1, "packed glu with norm": 1, "pit": 1}
 STREAMS |= {"swin": 2, "swinv2": 2, "metaformer": 2, "convnext": 4}
 
 
@@ -91,7 +95,16 @@ def test_patch_merging_reads_four_copies():
     assert groups["layers.1.downsample.reduction.weight"] == groups["layers.1.downsample.norm.weight"] == 4
 
 
-@pytest.mark.parametrize("name", ["everything", "swin"])
+def test_convolutions_of_groups_tie_channels():
+    model = model_of("pit")
+    (site,) = xprune.find_sites(model, images(), units=("channel",))
+    widths = {cut.tensor: cut.width for cut in site.cuts}
+    assert site.size == 8 and widths["norm.weight"] == 2 and widths["patch_embed.conv.weight"] == 1
+    pool = xprune.apply(model, Plan((site,), ((0, 3, 4),)), images()).transformers[1].pool.conv
+    assert (pool.groups, pool.in_channels, pool.out_channels) == (3, 3, 6)
+
+
+@pytest.mark.parametrize("name", ["everything", "swin", "pit"])
 def test_each_sample_has_its_own_row(name):
     model, inputs = model_of(name), images(3)
     sites = xprune.find_sites(model, inputs, units=("channel",))
@@ -109,7 +122,7 @@ def test_norms_of_maps_take_their_statistics_from_those_kept(kind):
     torch.testing.assert_close(weighted_norm(norm, x, torch.ones(1, 6, 1, 1)), norm(x))
 
 
-@pytest.mark.parametrize("name", ["everything", "swin", "convnext"])
+@pytest.mark.parametrize("name", ["everything", "swin", "convnext", "pit"])
 def test_costs_are_exact_on_any_plan(name):
     model = model_of(name)
     sites = xprune.find_sites(model, images(), units=ALL)

@@ -33,6 +33,36 @@ def cait():
     return Cait(16, 8, num_classes=CLASSES, embed_dim=12, depth=1, num_heads=3, depth_token_only=1)
 
 
+def torchvision_vit():
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(16, 8, 1, 2, 12, 16, num_classes=CLASSES)
+
+
+def inception():
+    from timm.models.inception_next import MetaNeXt
+
+    return MetaNeXt(num_classes=CLASSES, depths=(1, 1), dims=(16, 24))
+
+
+class Grouped(nn.Module):
+    """A convolution of three groups of four channels, another down and up again, and one of parts put together."""
+
+    def __init__(self, parts=(12,)):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 12, 2, 2), nn.BatchNorm2d(12), nn.Linear(12, CLASSES)
+        self.grouped, self.join = nn.Conv2d(12, 12, 3, padding=1, groups=3), nn.Conv2d(12, 12, 1)
+        self.down, self.up = nn.Conv2d(12, 5, 2, 2), nn.ConvTranspose2d(5, 12, 2, 2)
+        self.parts = nn.ModuleList(nn.Conv2d(12, part, 1) for part in parts)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        x = x + self.join(self.grouped(x).relu())
+        x = x + self.up(self.down(x).relu())
+        x = x + torch.cat([part(x) for part in self.parts], 1)
+        return self.head(x.mean((2, 3)))
+
+
 def hugging_face(family):
     pytest.importorskip("transformers")
     from benchmarks.hugging_face_models import MODELS
@@ -44,6 +74,9 @@ PICTURES = {
     "mixer": lambda: mixer("MixerBlock"),
     "resmlp, norms without statistics": lambda: mixer("ResBlock", mlp_ratio=4),
     "heads that talk": cait,
+    "torchvision": torchvision_vit,
+    "parts of the channels": inception,
+    "groups": Grouped,
 }
 
 
@@ -51,6 +84,11 @@ PICTURES = {
 def test_pictures(name):
     torch.manual_seed(0)
     assert check_adapter(perturb(PICTURES[name]()), images(2)[..., :16, :16], seeds=range(1), units=CHANNELS)
+
+
+def test_groups_and_parts_that_tie_all_channels_are_refused():
+    with pytest.raises(xprune.ModelError, match="they would all go together"):
+        xprune.find_sites(perturb(Grouped((6, 6))), images(2), units=CHANNELS)
 
 
 def test_attention_with_convolutions_over_positions():

@@ -30,7 +30,7 @@ def test_every_adapter_is_exercised():
     served = {ADAPTER.get(name, "timm-attention") for name in MODELS}
     served = served.union(*(adapters for _, adapters in TIMM_VIT.values())) - {None}
     served |= {adapter.name for adapter in TIMM_HYBRID}  # test_timm_hybrid.py
-    served |= {"timm-scale", "timm-factor", "timm-talking-heads"}  # have no units: test_channels*.py
+    served |= {"timm-scale", "timm-inception", "timm-factor", "timm-talking-heads"}  # have no units: test_channels*.py
     assert served == {name for name in xprune.ADAPTERS if name.startswith("timm-")}
 
 

@@ -11,7 +11,7 @@ from xprune.errors import PlanError
 from xprune.interfaces import Adapter
 from xprune.plan import Plan
 from xprune.site import Site
-from xprune.structure import Removed, attribute_at, count_at, is_linear, tensor_at
+from xprune.structure import Removed, attribute_at, is_linear, set_attribute, tensor_at
 
 
 def carve(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.Module:
@@ -53,7 +53,7 @@ def _resized(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> l
 
 def _prefixes(path: str) -> list[str]:
     parts = path.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
+    return [".".join(parts[:count]) for count in range(len(parts))]
 
 
 def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> None:
@@ -100,13 +100,7 @@ def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, 
 
 def _recount(model: nn.Module, counts: Mapping[str, int]) -> None:
     for path, count in counts.items():
-        module, name, index = count_at(model, path)
-        value: Any = count
-        if index is not None:
-            old = getattr(module, name)
-            value = (*old[:index], count, *old[index + 1 :])
-        setattr(module, name, value)
-        _sync(module)
+        _sync(set_attribute(model, path, count))
 
 
 def _sync(module: Any) -> None:
@@ -120,6 +114,10 @@ def _sync(module: Any) -> None:
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
+    elif isinstance(module, nn.ConvTranspose2d):
+        if module.groups > 1:
+            module.groups = module.groups * module.weight.shape[0] // module.in_channels
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif is_linear(module):

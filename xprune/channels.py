@@ -31,30 +31,30 @@ class _Stream:
     """What is known of one stream so far."""
 
     model: nn.Module
-    size: int
+    size: int  # units
     cuts: dict[tuple[int, int], Cut] = field(default_factory=dict)
     feeds: dict[str, int] = field(default_factory=dict)
     norms: dict[str, None] = field(default_factory=dict)
     counts: dict[str, None] = field(default_factory=dict)
 
-    def bare(self, path: str, guess: int) -> None:
+    def bare(self, path: str, guess: int, width: int) -> None:
         """Takes a bare parameter along the axis as long as the stream, the guessed one of several; without one, not."""
-        shape = tensor_at(self.model, path).shape
-        fits = [axis for axis, length in enumerate(shape) if length == self.size]
-        fits = fits or [axis for axis, length in enumerate(shape) if length % self.size == 0]
+        shape, channels = tensor_at(self.model, path).shape, self.size * width
+        fits = [axis for axis, length in enumerate(shape) if length == channels]
+        fits = fits or [axis for axis, length in enumerate(shape) if length % channels == 0]
         if fits:
-            self.cut(path, guess if guess in fits else fits[-1])
+            self.cut(path, guess if guess in fits else fits[-1], width)
 
-    def cut(self, path: str, axis: int) -> None:
+    def cut(self, path: str, axis: int, width: int) -> None:
         """Takes a tensor whose axis holds the stream once, or several copies of it one after another."""
         try:
             tensor = tensor_at(self.model, path)
         except AttributeError as error:
             raise Refused(f"{path} is said to lie along them, but is not there: {error}") from error
-        copies, rest = divmod(tensor.shape[axis] if axis < tensor.dim() else 1, self.size)
+        copies, rest = divmod(tensor.shape[axis] if axis < tensor.dim() else 1, self.size * width)
         if rest:
-            raise Refused(f"{path} {tuple(tensor.shape)} is not a multiple of {self.size} along axis {axis}")
-        self.cuts[id(tensor), axis] = Cut(path, axis, copies)
+            raise Refused(f"{path} {tuple(tensor.shape)} is not a multiple of {self.size * width} along axis {axis}")
+        self.cuts[id(tensor), axis] = Cut(path, axis, copies, width)
         owner = path.rpartition(".")[0]
         if over_features(self.model.get_submodule(owner)):
             self.norms[owner] = None
@@ -82,6 +82,8 @@ def channel_sites(
         if not isinstance(module, WRITERS) or module not in graph.module2node or f"{path}.weight" in seen:
             continue
         size = graph.get_out_channels(module)
+        if size == 1:
+            continue
         found, reason = _followed(graph, module, size)
         writers = [paths[holder.module] for holder in found if holder.writes]
         seen |= {f"{paths[h.module]}.weight" for h in found if h.writes or h.sideways}
@@ -90,7 +92,7 @@ def channel_sites(
         try:
             if reason:
                 raise reason
-            site = _site(model, graph, found, path, size, paths, known)
+            site = _site(model, graph, found, path, paths, known)
             _prove(model, site, example_inputs)
             sites.append(site)
         except Refused as reason:
@@ -131,12 +133,12 @@ def _site(
     graph: Any,
     found: Sequence[Holder],
     path: str,
-    size: int,
     paths: Mapping[Any, str],
     known: Mapping[str, Site],
 ) -> Site:
     """The site of a stream in the graph; `Refused` where something that holds it is not understood."""
-    stream, bare = _Stream(model, size), {p: name for name, p in graph.model.named_parameters()}
+    stream = _Stream(model, found[0].size)
+    bare = {parameter: name for name, parameter in graph.model.named_parameters()}
     for holder in found:
         module = holder.module
         if holder.node.type == tp.ops.OPTYPE.OUTPUT:
@@ -144,16 +146,16 @@ def _site(
         if any(mix in holder.node.name for mix in _MIXING):
             raise Refused("they are mixed by an attention that no adapter knows")
         if isinstance(module, nn.Parameter):
-            stream.bare(bare[module], int(holder.node.pruning_dim))
+            stream.bare(bare[module], int(holder.node.pruning_dim), holder.width)
         elif module in paths and not holder.sideways:
-            _member(stream, paths[module], module, holder.out, known)
+            _member(stream, paths[module], holder, known)
     if not stream.feeds:
         raise Refused("no layer reads them")
     return Site(
         name=f"stream:{path}",
         kind="channel",
-        size=size,
-        width=1,
+        size=stream.size,
+        width=found[0].width,
         layer=next(iter(stream.feeds)),
         axis=next(iter(stream.feeds.values())),
         cuts=tuple(stream.cuts.values()),
@@ -164,34 +166,37 @@ def _site(
     )
 
 
-def _member(stream: _Stream, path: str, module: Any, out: bool, known: Mapping[str, Site]) -> None:
+def _member(stream: _Stream, path: str, holder: Holder, known: Mapping[str, Site]) -> None:
     """Adds a module of the group: what it loses, and where its channels are gated if it reads them."""
+    module, out, width = holder.module, holder.out, holder.width
     if isinstance(module, StandIn):
         inside, served = stream.model.get_submodule(path), ADAPTERS.get(known[path].adapter)
         adapters = [served] if served else [a for a in ADAPTERS.values() if a.serves(inside)]
         said = (adapter.along_stream(path, inside) for adapter in adapters)
-        along = next(filter(None, said), None) or along_by_shape(path, inside, known[path], stream.size)
+        along = next(filter(None, said), None) or along_by_shape(path, inside, known[path], stream.size * width)
         joins = isinstance(module, JoiningStandIn)
         if not (along.writes if out else along.reads):
             raise Refused(f"no adapter says what of {path} lies along them")
         for name, axis in (*(along.reads if joins or not out else ()), *(along.writes if out else ())):
-            stream.cut(name, axis)
+            stream.cut(name, axis, width)
         stream.feeds |= {} if out and not joins else dict(along.feeds)
         stream.counts |= dict.fromkeys(along.counts)
         return
     held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     names = [f"{path}.{name}" for name, tensor in held if tensor.dim()]
-    grouped = getattr(module, "groups", 1) != 1
-    if grouped and not module.groups == module.in_channels == module.out_channels:
-        raise Refused(f"{path} is a convolution of {module.groups} groups")
-    if isinstance(module, (nn.Linear, nn.Conv2d)) and not out and not grouped:
-        stream.cut(f"{path}.weight", 1)
+    turned = isinstance(module, nn.ConvTranspose2d)  # whose weight is (in, out / groups, height, width)
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and not out:
+        stream.cut(f"{path}.weight", 0 if turned else 1, width)
         stream.feeds[path] = -1 if isinstance(module, nn.Linear) else 1
+    elif turned:
+        stream.cut(f"{path}.weight", 0 if module.groups > 1 else 1, width)
+        if module.bias is not None:
+            stream.cut(f"{path}.bias", 0, width)
     elif isinstance(module, nn.Embedding):
-        stream.cut(f"{path}.weight", 1)
+        stream.cut(f"{path}.weight", 1, width)
     elif isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm)) or over_features(module):
         for name in names:
-            stream.cut(name, 0)
+            stream.cut(name, 0, width)
     elif names:
         raise Refused(f"{path} is a {type(module).__name__}, which is not known to keep channels apart")
 

@@ -97,24 +97,12 @@ class Gates:
         """The gate of a site, shaped to multiply the input x of the layer at `path`, which may hold units in groups."""
         site, value = self.sites[index], self.values[index].to(x.device)
         axis = axis % x.dim()
-        held = (cut.groups * cut.width for cut in site.cuts if cut.tensor == f"{path}.weight")
-        groups = max(held, default=site.width) // site.width
-        if x.shape[axis] != groups * site.size * site.width:
-            raise GateError(
-                f"{site.name}: {site.size} units of {site.width} features do not fit the input of {path}, "
-                f"{tuple(x.shape)}."
-            )
+        groups, width = _order(site, path, x.shape[axis])
         if value.shape[-1] != site.size or value.dim() not in (1, 2):
             raise GateError(
                 f"{site.name}: gates are {tuple(value.shape)}, wanted (units,) or (samples, units), units {site.size}."
             )
-        unit_major = site.layout == "unit-major"
-        value = (
-            value.repeat_interleave(site.width, -1)
-            if unit_major
-            else value.repeat(*[1] * (value.dim() - 1), site.width)
-        )
-        value = value.repeat(*[1] * (value.dim() - 1), groups)
+        value = value.repeat_interleave(width, -1).repeat(*[1] * (value.dim() - 1), groups)
         shape = [1] * x.dim()
         shape[axis] = -1
         if value.dim() == 2:
@@ -146,6 +134,19 @@ class Gates:
                         f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot "
                         "be scored or verified. Leave the site out: find_sites(..., exclude=[...])."
                     )
+
+
+def _order(site: Site, path: str, features: int) -> tuple[int, int]:
+    """(groups, width) of the `features` that the module at `path` is given, see Cut: as its weight has them."""
+    fits = [cut for cut in site.cuts if cut.groups * cut.width * site.size == features]
+    held = [cut for cut in fits if cut.tensor == f"{path}.weight"] or [
+        cut for cut in fits if cut.tensor.startswith(f"{path}.")
+    ]
+    if held:
+        return held[0].groups, held[0].width
+    if features != site.size * site.width:
+        raise GateError(f"{site.name}: {site.size} units of {site.width} features do not fit {features} at {path}.")
+    return (1, site.width) if site.layout == "unit-major" else (site.width, 1)
 
 
 class Gated(nn.Module):

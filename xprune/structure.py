@@ -121,6 +121,14 @@ def count_at(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]:
     return model.get_submodule(owner), name, index
 
 
+def set_attribute(model: nn.Module, path: str, count: int) -> nn.Module:
+    """Sets the whole number at a dotted path, that of a tuple at its index; the module that holds it."""
+    module, name, index = count_at(model, path)
+    old: Any = getattr(module, name)
+    setattr(module, name, count if index is None else (*old[:index], count, *old[index + 1 :]))
+    return module
+
+
 def is_linear(module: nn.Module) -> bool:
     """True for a linear layer: torch's, or one that calls its features channels, as PyG's own does."""
     weight = getattr(module, "weight", None)

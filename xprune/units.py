@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xprune.interfaces import Adapter
 from xprune.site import Along, Cut, Site
-from xprune.structure import attribute_at, part_at
+from xprune.structure import attribute_at, part_at, set_attribute
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,32 @@ class Units(Adapter):
             setattr(module, self.index, tuple(before[i] for i in keep) if before else tuple(keep))
         for name in self.caches:
             getattr(module, name).clear()
+
+
+@dataclass(frozen=True)
+class Sized(Adapter):
+    """A module without units that remembers lengths of the residual stream in it, whose layers are seen without it.
+
+    name, classes   see Units
+    counts          attributes that hold a multiple of the stream's units; "shape.0" is the first of a tuple
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    counts: tuple[str, ...]
+
+    def site(self, path: str, module: nn.Module) -> Site | None:
+        """None: it has no units."""
+        return None
+
+    def along_stream(self, path: str, module: nn.Module) -> Along:
+        """See Adapter.along_stream."""
+        return Along((), (), ())
+
+    def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
+        """See Adapter.resize."""
+        for name in self.counts:
+            set_attribute(module, name, attribute_at(module, name) * len(keep) // site.size)
 
 
 def _counted(module: nn.Module, path: str) -> bool:

@@ -116,8 +116,13 @@ TIMM_HYBRID = (
         tensors=(("temperature", 0),),
         pruned=PrunedCrossCovarianceAttn,
     ),
-    Units(  # a linear layer in it, a map around it
-        "timm-fastvit", ("timm.models.fastvit.Attention",), QKV, pruned=PrunedFastVitAttention, whole=False
+    Units(  # a linear layer in it, a map around it: its stream is gated at qkv
+        "timm-fastvit",
+        ("timm.models.fastvit.Attention",),
+        QKV,
+        stream=(("qkv.weight", 1),),
+        pruned=PrunedFastVitAttention,
+        whole=False,
     ),
     Units(
         "timm-nextvit",

@@ -1,6 +1,5 @@
 """Modules of timm that have no units but keep something beside their tensors that shrinks with a residual stream."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,25 +7,7 @@ from torch import Tensor, nn
 
 from xprune.interfaces import Adapter
 from xprune.site import Along, Site
-
-
-class Scale(Adapter):
-    """MetaFormer's factor for each channel, which is reshaped to a size that it remembers."""
-
-    name = "timm-scale"
-    classes = ("timm.models.metaformer.Scale",)
-
-    def site(self, path: str, module: nn.Module) -> Site | None:
-        """None: it has no units."""
-        return None
-
-    def along_stream(self, path: str, module: nn.Module) -> Along:
-        """See Adapter.along_stream."""
-        return Along((), ((f"{path}.scale", 0),), ())
-
-    def resize(self, module: Any, site: Site, keep: Sequence[int]) -> None:
-        """Its shape is that of what is left."""
-        module.shape = (len(module.scale), *module.shape[1:])
+from xprune.units import Sized
 
 
 class NarrowTalkingHeadAttn(nn.Module):
@@ -73,7 +54,12 @@ class Narrow(Adapter):
 
 
 STREAMS = (
-    Scale(),
+    Sized("timm-scale", ("timm.models.metaformer.Scale",), ("shape.0",)),
+    Sized(
+        "timm-inception",
+        ("timm.models.inception_next.InceptionDWConv2d",),
+        tuple(f"split_indexes.{part}" for part in range(4)),
+    ),
     Narrow("timm-talking-heads", ("timm.models.cait.TalkingHeadAttn",), NarrowTalkingHeadAttn),
     Narrow("timm-factor", ("timm.models.coat.FactorAttnConvRelPosEnc",), NarrowFactorAttn),
 )

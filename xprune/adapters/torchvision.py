@@ -1,4 +1,4 @@
-"""torchvision's window attentions (Swin, SwinV2, MaxViT); its ViT is built of nn.MultiheadAttention."""
+"""torchvision's window attentions (Swin, SwinV2, MaxViT), and its ViT, which is built of nn.MultiheadAttention."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from xprune.units import Units
+from xprune.units import Sized, Units
 
 
 def _windows(self: Any, x: Tensor) -> Tensor:
@@ -88,6 +88,7 @@ class PartitionAttention(RelativePositionalMultiHeadAttention):
 
 
 TORCHVISION = (
+    Sized("torchvision-vit", ("torchvision.models.vision_transformer.VisionTransformer",), ("hidden_dim",)),
     Units(
         "torchvision-swin",
         ("torchvision.models.swin_transformer.ShiftedWindowAttention",),
