@@ -3,10 +3,11 @@
 python -m benchmarks.proof digits-vit
 python -m benchmarks.proof digits-vit --ablation       # settings of masks and thresholds, no fine-tuning
 python -m benchmarks.proof cifar10-vit --data DIR
+python -m benchmarks.proof cifar10-swin --data DIR --distilled      # fine-tuning that the dense model teaches
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,13 +65,10 @@ def ablations() -> list[xprune.Grid]:
         "random-row": XPruner(objective="random-row"),
         "mean over classes": XPruner(aggregate="mean"),
         "max over classes": XPruner(aggregate="max"),
-        "no shared steps": XPruner(shared=0.0, aggregate="mean"),
         "shared steps alone": XPruner(shared=1.0),
         "l2 sparsity": XPruner(sparsity="l2"),
-        "lambda_smooth 0.1": XPruner(lambda_smooth=0.1),
         "lambda_smooth 10": XPruner(lambda_smooth=10.0),
         "lambda_sparse 0.03": XPruner(lambda_sparse=0.03),
-        "lambda_sparse 0.3": XPruner(lambda_sparse=0.3),
         "lambda_sparse 3": XPruner(lambda_sparse=3.0),
     }
     slopes = {
@@ -84,16 +82,25 @@ def ablations() -> list[xprune.Grid]:
     ]
 
 
+def distilled(name: str) -> list[xprune.Grid]:
+    """Half of the MACs, the same fine-tuning with the dense model's outputs beside the labels, for every side."""
+    tune, theirs = replace(WORKLOADS[name].tune, distill=0.9), peers()
+    theirs = {label: peer for label, peer in theirs.items() if "isomorphic" in label}
+    criteria, budgets = {**FAST, "xpruner": "xpruner"}, (xprune.Budget(macs=0.5),)
+    return [xprune.Grid(criteria, {"global": "global"}, budgets, SEEDS, tune, theirs)]
+
+
 def main(
     name: Annotated[str, typer.Argument(help=", ".join(WORKLOADS))],
     data: Annotated[Path | None, typer.Option(help="folder with the packed images")] = None,
     cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
     out: Annotated[Path | None, typer.Option(help="docs/results/proof-NAME where not given")] = None,
     ablation: Annotated[bool, typer.Option(help="settings of masks and thresholds instead")] = False,
+    teach: Annotated[bool, typer.Option("--distilled", help="fine-tune by distillation, at half of the MACs")] = False,
 ) -> None:
     """Trains what dense models are missing, runs the grids from where they stopped, and draws the picture."""
     torch.set_num_threads(1)  # tiny operations on several threads slow each other down
-    what = "ablation" if ablation else "proof"
+    what = "ablation" if ablation else "distilled" if teach else "proof"
     workload, folder = WORKLOADS[name], out or RESULTS / f"{what}-{name}"
 
     def case(seed: int) -> xprune.Case:
@@ -109,10 +116,9 @@ def main(
         return xprune.Case(model, train, held_out, xprune.find_sites(model, inputs, exclude=stem))
 
     settings = {"workload": name, "dense": asdict(workload.dense), "limits": LIMITS.get(workload.data)}
-    settings["command"] = " ".join(
-        ["python -m benchmarks.proof", name, *["--ablation"] * ablation, *["--data DIR"] * bool(data)]
-    )
-    for grid in ablations() if ablation else grids(name):
+    flags = [*["--ablation"] * ablation, *["--distilled"] * teach, *["--data DIR"] * bool(data)]
+    settings["command"] = " ".join(["python -m benchmarks.proof", name, *flags])
+    for grid in ablations() if ablation else distilled(name) if teach else grids(name):
         comparison = xprune.compare(case, grid, folder, **settings)
     (folder / "table.md").write_text(comparison.markdown())
     comparison.plot(folder / "accuracy.png")
