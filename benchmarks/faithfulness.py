@@ -2,9 +2,9 @@
 
     python -m benchmarks.faithfulness digits-vit --seed 0 --seed 1 --seed 2 --cache DIR [--data DIR]
 
-Scores see training images, curves are of test images, nothing is fine-tuned. A row for each seed, criterion and order:
+`macs` of a row is the budget that masks were learned at. Scores see training images, curves are of test images, nothing is fine-tuned. A row for each seed, criterion and order:
 the mean over classes and shares of deleted units of (the class's drop - the others' drop) in accuracy; for insertion,
-of (the others' drop - the class's). Rows of other workloads and seeds that the file has stay in it.
+of (the others' drop - the class's). Rows of other workloads, seeds and criteria that the file has stay in it.
 """
 
 import json
@@ -24,6 +24,8 @@ from xprune.explain.deletion import ORDERS
 
 LIMITS = {"cifar10": (10_000, 2_000)}
 """Training images that scores see, and test images that curves are measured on."""
+REFERENCE = "taylor"
+"""What criteria are correlated with."""
 CRITERIA: dict[str, Any] = {
     "taylor": "taylor",
     "integrated gradients": "captum:IntegratedGradients,batches=10",
@@ -47,13 +49,17 @@ def main(
     start = time.time()
     rows = [row for number in seed or (0, 1, 2) for row in _rows(name, data, cache, number, macs, criterion)]
     path = RESULTS / "faithfulness.json"
-    done = {(row["workload"], row["seed"]) for row in rows}
+    done = {_key(row) for row in rows}
     if path.is_file():
-        others = [row for row in json.loads(path.read_text())["rows"] if (row["workload"], row["seed"]) not in done]
-        rows = sorted([*others, *rows], key=lambda row: (row["workload"], row["seed"]))
+        others = [row for row in json.loads(path.read_text())["rows"] if _key(row) not in done]
+        rows = sorted([*others, *rows], key=_key)
     about = "class-specific deletion and insertion gaps on test images, no fine-tuning"
     note = f"rows of several runs; the last one took {time.time() - start:.0f} s"
-    record("faithfulness", rows, about, budget=macs, limits=LIMITS, note=note)
+    record("faithfulness", rows, about, limits=LIMITS, note=note)
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["workload"], row["seed"], row["criterion"], row["order"]
 
 
 def _rows(
@@ -67,20 +73,21 @@ def _rows(
     stem = ["patch_embed.*"] if workload.data != "digits" else []
     sites = xprune.find_sites(model, next(iter(test))[0][:2], exclude=stem)
     scores, seconds = {}, {}
-    for label in some or CRITERIA:
+    wanted = some or list(CRITERIA)
+    for label in dict.fromkeys([REFERENCE, *wanted]):
         start = time.time()
         scores[label] = xprune.score(model, sites, train, CRITERIA[label], budget=xprune.Budget(macs=macs), seed=seed)
         seconds[label] = time.time() - start
         print(name, seed, label, f"{seconds[label]:.0f} s", flush=True)
-    reference, rows = next(iter(scores.values())), []
-    for label, found in scores.items():
+    reference, rows = scores[REFERENCE], []
+    for label in wanted:
         for order in ORDERS:
-            control = found is reference and order == "scores"  # the same for every criterion
+            control = label == REFERENCE and order == "scores"  # the same for every criterion
             result = faithfulness(
-                model, found, test, order=order, chance=3 * control, agnostic=control, others=2, seed=seed
+                model, scores[label], test, order=order, chance=3 * control, agnostic=control, others=2, seed=seed
             )
-            ranks = torch.tensor(list(agreement(found, reference, order).values())).nanmean()
-            common = {"workload": name, "seed": seed}
+            ranks = torch.tensor(list(agreement(scores[label], reference, order).values())).nanmean()
+            common = {"workload": name, "seed": seed, "macs": macs}
             row = {"criterion": label, "order": order, "deletion gap": result.gap}
             row |= {"insertion gap": result.insertion_gap, "rank correlation with taylor": float(ranks)}
             rows.append({**common, **row, "score seconds": round(seconds[label], 1)})

@@ -35,6 +35,11 @@ class Objective:
     gone: bool = False
 
 
+TAKEN = 0.2
+"""Share of what may go that a class's row holds at most where its units are taken away: a sharper question than the
+budget's, to which a row at half of the MACs answers with units that any class would miss. The plan knows nothing of it.
+"""
+
 OBJECTIVES: Mapping[str, Objective] = {
     "one-vs-rest": Objective(lambda own, other, classes: _either(other(), own), one_vs_rest=True, gone=True),
     "one-vs-rest-kept": Objective(lambda own, other, classes: _either(other(), own), one_vs_rest=True),
@@ -168,6 +173,7 @@ class _Source(nn.Module):
     def __init__(self, table: MaskTable, costs: UnitCosts, settings: MaskSettings) -> None:
         super().__init__()
         self.table, self.costs, self.settings = table, costs, settings
+        self.rows = costs.at(TAKEN) if OBJECTIVES[settings.objective].gone else costs
         self._penalty: Tensor | None = None
 
     def forward(self, drawn: Tensor | None, samples: int, progress: float) -> Tensor:
@@ -175,14 +181,14 @@ class _Source(nn.Module):
         sparsity = SPARSITY[self.settings.sparsity]
         rows, inverse = (None, None) if drawn is None else drawn.unique(return_inverse=True)
         logits = self.table(rows)  # (rows, units)
-        masks, cost = self._masks(logits, progress)
+        masks, cost = self._masks(logits, progress, self.costs if drawn is None else self.rows)
         if self.settings.lambda_sparse is None:
             along_budget(logits, masks, cost, sparsity)
             penalty = masks.new_zeros(())
         else:
             penalty = self.settings.lambda_sparse * sparsity(masks, cost).mean()
         if self.settings.lambda_smooth:
-            alike = self._masks(self.table(None), progress)[0]
+            alike = self._masks(self.table(None), progress, self.costs)[0]
             penalty = penalty + self.settings.lambda_smooth * SMOOTHNESS[self.settings.smoothness](masks, alike)
         self._penalty = penalty
         if inverse is None:
@@ -190,9 +196,9 @@ class _Source(nn.Module):
         gates = sampled(masks[inverse])
         return 1 - gates if OBJECTIVES[self.settings.objective].gone else gates
 
-    def _masks(self, logits: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    def _masks(self, logits: Tensor, progress: float, costs: UnitCosts) -> tuple[Tensor, Tensor]:
         held = self.settings.lambda_sparse is None
-        return self.costs.settle(logits, progress) if held else self.costs.free(logits)
+        return costs.settle(logits, progress) if held else costs.free(logits)
 
     def penalty(self) -> Tensor:
         """The terms of the last batch's masks that are added to the loss."""

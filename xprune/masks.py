@@ -1,7 +1,7 @@
 """Class-wise masks: the table they are kept in, and the budget they are held to while they learn."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,10 @@ class UnitCosts:
             tuple(budget.floor(site) for site in costs.sites),
             pairs,
         )
+
+    def at(self, share: float) -> "UnitCosts":
+        """With `share` of what may go allowed at most, by each limit."""
+        return replace(self, allowed=torch.minimum(self.allowed, self.base + share * (1 - self.base)))
 
     @property
     def budget(self) -> dict[str, list[float]]:
