@@ -2,9 +2,10 @@
 
     python -m benchmarks.faithfulness digits-vit --seed 0 --seed 1 --seed 2 --cache DIR [--data DIR]
 
-`macs` of a row is the budget that masks were learned at. Scores see training images, curves are of test images, nothing is fine-tuned. A row for each seed, criterion and order:
-the mean over classes and shares of deleted units of (the class's drop - the others' drop) in accuracy; for insertion,
-of (the others' drop - the class's). Rows of other workloads, seeds and criteria that the file has stay in it.
+Scores see training images, curves are of test images, nothing is fine-tuned; `macs` of a row is the budget that masks
+were learned at. A row for each seed, criterion and order: the mean over classes and shares of deleted units of (the
+class's drop - the others' drop) in accuracy; for insertion, of (the others' drop - the class's). Rows of other
+workloads, seeds and criteria that the file has stay in it.
 """
 
 import json
