@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import xprune
 from tests.models import build, images, loader
+from xprune.data import load_data
 
 EMPTY = DataLoader(TensorDataset(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long)))
 LABELS = torch.tensor([0, 1])
@@ -132,3 +134,15 @@ def test_a_criterion_that_looks_at_data_asks_for_it():
     model = build("vit")
     with pytest.raises(xprune.DataError, match="taylor looks at data"):
         xprune.score(model, xprune.find_sites(model, images()), criterion="taylor")
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / label / "0.png")
+    (tmp_path / "val" / "dog" / "1.png").write_bytes((tmp_path / "val" / "dog" / "0.png").read_bytes()[:40])
+    data = load_data(str(tmp_path), {"input_size": (3, 8, 8)})
+    assert len(next(iter(data.train))[1]) == 2
+    with pytest.raises(xprune.DataError, match=r"dog.1\.png cannot be read as an image"):
+        list(data.val)

@@ -106,8 +106,21 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
     return Subset(train, order[held:]), Subset(val, order[:held]), len(train.reader.class_to_idx)
 
 
+class _Images(ImageDataset):
+    """timm's, which puts the next image in the place of one that cannot be read; this one says which it is."""
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return super().__getitem__(index)
+        except RuntimeError as error:  # timm has logged what the file's reader said
+            name = self.filename(index, absolute=True)
+            raise DataError(f"{name} cannot be read as an image: mend or remove the file.") from error
+
+
 def _images(root: Path, transform: Any) -> Any:
     try:
-        return ImageDataset(str(root), transform=transform)
+        found = _Images(str(root), transform=transform)
+        found._max_retries = 1
+        return found
     except Exception as error:
         raise DataError(f"{root} is no ImageFolder (one folder of images a class): {error}.") from error
