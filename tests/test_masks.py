@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import xprune
 from tests.models import CLASSES, Killed, build, fused, images, loader
 from xprune.criteria.xpruner import XPruner
-from xprune.masks import SMOOTHNESS, SPARSITY, MaskTable, UnitCosts, along_budget, sampled
+from xprune.masks import SMOOTHNESS, SPARSITY, MaskTable, UnitCosts, along_budget, sampled, spread
 from xprune.scores import LowRank
 from xprune.task import Classification
 
@@ -41,13 +41,12 @@ def test_settled_masks_cost_what_is_allowed(share, params, min_units, progress):
             assert (part[whole.topk(min_units).indices] == 1).all(), "what has to stay is not masked"
 
 
-def test_rows_that_are_taken_away_hold_less_and_the_plan_does_not_know(monkeypatch):
+def test_rows_that_are_taken_away_hold_their_share_and_the_plan_does_not_know(monkeypatch):
     units, _ = unit_costs(0.8)
     logits = torch.randn(2, units.unit.shape[1], generator=torch.Generator().manual_seed(0))
-    few = units.at(0.4)
-    excess = units.excess(few.settle(logits, 1.0)[0])[:, 0] + units.allowed
-    torch.testing.assert_close(excess, (units.base + 0.4 * (1 - units.base)).expand(2), atol=1e-4, rtol=0)
-    assert torch.equal(units.at(1.0).allowed, units.allowed), "never more than the budget"
+    shares = torch.tensor([0.3, 0.9])  # the second is above the budget
+    excess = units.excess(units.at(shares).settle(logits)[0])[:, 0] + units.allowed
+    torch.testing.assert_close(excess, units.base + shares * (1 - units.base), atol=1e-4, rtol=0)
     model, sites = build("vit"), xprune.find_sites(build("vit"), images())
     found = []
     for share in (0.2, 1.0):
@@ -55,6 +54,12 @@ def test_rows_that_are_taken_away_hold_less_and_the_plan_does_not_know(monkeypat
         found.append(xprune.score(model, sites, loader(), XPruner(steps=6), budget=xprune.Budget(macs=0.8)))
     assert all(torch.equal(a, b) for a, b in zip(*(scores.values for scores in found), strict=True))
     assert not torch.equal(found[0].classwise[0], found[1].classwise[0])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 7])  # of the steps that train rows
+def test_shares_are_spread_evenly(stride):
+    found = spread(torch.arange(0, 60 * stride, stride)).sort().values
+    assert found.diff().max() < 0.06 and found.min() >= 0 and found.max() <= 1
 
 
 def test_the_projected_gradient_leaves_the_cost_alone():

@@ -14,7 +14,7 @@ from xprune.gates import Gated
 from xprune.interfaces import Context
 from xprune.landing import normalise
 from xprune.loop import Loop, Stateful, Weights, length
-from xprune.masks import SMOOTHNESS, SPARSITY, MaskTable, UnitCosts, along_budget, from_scores, sampled
+from xprune.masks import SMOOTHNESS, SPARSITY, MaskTable, UnitCosts, along_budget, from_scores, sampled, spread
 from xprune.runtime import accelerator, reduced, seeded
 from xprune.scores import Scores
 from xprune.site import Site
@@ -35,9 +35,11 @@ class Objective:
     gone: bool = False
 
 
-TAKEN = 0.2
-"""Share of what may go that a class's row holds at most where its units are taken away: a sharper question than the
-budget's, to which a row at half of the MACs answers with units that any class would miss. The plan knows nothing of it.
+TAKEN = 0.5
+"""Share of what may go that a class's row holds at most where its units are taken away.
+
+How much it holds goes evenly from nothing to this, from step to step, so that its units are in order all along: which
+the class misses first, and which next. The budget, and the plan, know nothing of it.
 """
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -123,10 +125,9 @@ class MaskLearner:
     def _step(self, inputs: Any, targets: Any) -> None:
         task, settings, step = self.context.task, self.settings, self.loop.step
         samples, turn = task.size(targets), int((step + 1) * settings.shared) > int(step * settings.shared)
-        progress = (step + 1) / (settings.anneal * self.loop.steps)
         drawn = None if turn or not self.classes else self._draw(targets)
         with self.runner.autocast():
-            outputs = self.model(inputs, drawn, samples, progress)
+            outputs = self.model(inputs, drawn, samples, step)
         task.check(outputs, targets)
         if drawn is not None and self.objective.one_vs_rest:
             loss = task.one_vs_rest(outputs, targets, drawn, self.objective.gone)
@@ -173,32 +174,35 @@ class _Source(nn.Module):
     def __init__(self, table: MaskTable, costs: UnitCosts, settings: MaskSettings) -> None:
         super().__init__()
         self.table, self.costs, self.settings = table, costs, settings
-        self.rows = costs.at(TAKEN) if OBJECTIVES[settings.objective].gone else costs
+        self.gone = OBJECTIVES[settings.objective].gone
         self._penalty: Tensor | None = None
 
-    def forward(self, drawn: Tensor | None, samples: int, progress: float) -> Tensor:
+    def forward(self, drawn: Tensor | None, samples: int, step: int) -> Tensor:
         """(samples, units) of 0 and 1."""
         sparsity = SPARSITY[self.settings.sparsity]
         rows, inverse = (None, None) if drawn is None else drawn.unique(return_inverse=True)
         logits = self.table(rows)  # (rows, units)
-        masks, cost = self._masks(logits, progress, self.costs if drawn is None else self.rows)
+        masks, cost = self._masks(logits, step, rows)
         if self.settings.lambda_sparse is None:
             along_budget(logits, masks, cost, sparsity)
             penalty = masks.new_zeros(())
         else:
             penalty = self.settings.lambda_sparse * sparsity(masks, cost).mean()
         if self.settings.lambda_smooth:
-            alike = self._masks(self.table(None), progress, self.costs)[0]
+            alike = self._masks(self.table(None), step, None)[0]
             penalty = penalty + self.settings.lambda_smooth * SMOOTHNESS[self.settings.smoothness](masks, alike)
         self._penalty = penalty
         if inverse is None:
             return sampled(masks.expand(samples, -1))
         gates = sampled(masks[inverse])
-        return 1 - gates if OBJECTIVES[self.settings.objective].gone else gates
+        return 1 - gates if self.gone else gates
 
-    def _masks(self, logits: Tensor, progress: float, costs: UnitCosts) -> tuple[Tensor, Tensor]:
-        held = self.settings.lambda_sparse is None
-        return costs.settle(logits, progress) if held else costs.free(logits)
+    def _masks(self, logits: Tensor, step: int, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.settings.lambda_sparse is not None:
+            return self.costs.free(logits)
+        if rows is not None and self.gone:
+            return self.costs.at(TAKEN * spread(step + rows)).settle(logits)
+        return self.costs.settle(logits, (step + 1) / (self.settings.anneal * self.settings.steps))
 
     def penalty(self) -> Tensor:
         """The terms of the last batch's masks that are added to the loss."""

@@ -70,6 +70,15 @@ def from_scores(values: Tensor) -> Tensor:
     return (_SPREAD * TEMPERATURE * torch.logit(ranks)).float()
 
 
+def spread(index: Tensor) -> Tensor:
+    """Numbers float32 in [0, 1], as even as can be over any run of indices int64: Weyl's sequence of the golden ratio.
+
+    In place of chance: a run that goes on after a crash has nothing to remember. In integers, for devices without
+    float64.
+    """
+    return (index * 2_654_435_769 % 2**32).float() / 2**32
+
+
 def to_go(progress: float) -> float:
     """The share of the way from the dense model's cost to the budget's that is left, at a progress in (0, 1).
 
@@ -82,7 +91,7 @@ def to_go(progress: float) -> float:
 class UnitCosts:
     """What each unit adds to a model, as a share of the dense one, for each limit of a budget.
 
-    unit    (limits, units);  base, allowed   (limits,)
+    unit    (limits, units);  base   (limits,);  allowed   (limits,), or (rows, limits) where rows differ, see `at`
     sizes   units of each site, of which `least` have to stay
     pairs   (limits, sites, sites): what a unit of one site costs for each unit of another, half on either side
     """
@@ -118,9 +127,9 @@ class UnitCosts:
             pairs,
         )
 
-    def at(self, share: float) -> "UnitCosts":
-        """With `share` of what may go allowed at most, by each limit."""
-        return replace(self, allowed=torch.minimum(self.allowed, self.base + share * (1 - self.base)))
+    def at(self, shares: Tensor) -> "UnitCosts":
+        """With a share of what may go allowed each row, by every limit and whatever the budget; shares (rows,)."""
+        return replace(self, allowed=self.base + shares[:, None] * (1 - self.base))
 
     @property
     def budget(self) -> dict[str, list[float]]:
@@ -154,7 +163,7 @@ class UnitCosts:
         masks = torch.sigmoid(logits / TEMPERATURE + _OPEN)
         return masks, self._marginal(masks, torch.zeros(len(masks), dtype=torch.long, device=masks.device))
 
-    def settle(self, logits: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    def settle(self, logits: Tensor, progress: float = 1.0) -> tuple[Tensor, Tensor]:
         """(masks, costs): masks in (0, 1) that cost what is allowed, and what units cost by the binding limit.
 
         logits, masks, costs   (rows, units)

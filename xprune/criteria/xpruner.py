@@ -30,7 +30,7 @@ class XPruner(MaskSettings, Criterion):
     objective       whose row gates a sample, how, and the loss.
                     "one-vs-rest": its own class half of the time, else another, c. The units that the row holds are
                     TAKEN AWAY: -log(1 - p_c) for samples of c, cross-entropy for the others, so that the row holds
-                    the units that c would miss and others would not, a fifth of what may go at most.
+                    the units that c would miss and others would not; now few, now half of what may go.
                     "one-vs-rest-kept": the same rows, whose units alone are kept: -log p_c or -log(1 - p_c).
                     "label": its own class, cross-entropy: the paper's. The mask can then tell the model the answer:
                     training accuracy goes to 100 % and the scores say little.
