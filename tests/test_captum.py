@@ -164,3 +164,17 @@ def test_constant_scores_are_refused():
         parameter.data.zero_()
     with pytest.raises(xprune.PluginError, match="the same score"):
         xprune.score(model, xprune.find_sites(model, images()), loader(8, 8), "captum:Saliency")
+
+
+def test_integrated_gradients_sum_to_what_the_units_add():
+    model, (x, y) = build("vit"), next(iter(loader(4, 4)))
+    sites = xprune.find_sites(model, x)
+    scores = xprune.score(model, sites, [(x, y)], "captum:IntegratedGradients,n_steps=300")
+    with torch.no_grad():
+        there = log_probability(model, x, y)
+        with xprune.Gates(sites, [torch.zeros(site.size) for site in sites]).attached(model):
+            gone = log_probability(model, x, y)
+    assert float(sum(v.sum() for v in scores.values)) == pytest.approx(float((there - gone).mean()), rel=1e-2)
+    assert scores.info["completeness_error"] < 0.02
+    rough = xprune.score(model, sites, [(x, y)], "captum:IntegratedGradients,n_steps=2")
+    assert rough.info["completeness_error"] > scores.info["completeness_error"]

@@ -234,19 +234,3 @@ def test_masks_find_what_the_model_needs():
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(xprune.PluginError, match=next(iter(bad))):
         XPruner(**bad)
-
-
-def test_integrated_gradients_sum_to_what_the_units_add():
-    from xprune.criteria.captum_methods import IntegratedGradients
-
-    model, (x, y) = build("vit"), next(iter(loader(4, 4)))
-    sites = xprune.find_sites(model, x)
-    scores = xprune.score(model, sites, [(x, y)], IntegratedGradients(n_steps=300))
-    with torch.no_grad():
-        there = F.log_softmax(model(x), -1).gather(1, y[:, None])
-        with xprune.Gates(sites, [torch.zeros(site.size) for site in sites]).attached(model):
-            gone = F.log_softmax(model(x), -1).gather(1, y[:, None])
-    assert float(sum(v.sum() for v in scores.values)) == pytest.approx(float((there - gone).mean()), rel=1e-2)
-    assert scores.info["completeness_error"] < 0.02
-    rough = xprune.score(model, sites, [(x, y)], IntegratedGradients(n_steps=2))
-    assert rough.info["completeness_error"] > scores.info["completeness_error"]
