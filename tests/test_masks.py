@@ -116,15 +116,18 @@ def test_one_vs_rest_against_the_formula():
     assert sure == pytest.approx(100.0), "1 - p is computed where p rounds to 1"
 
 
-def test_a_table_of_factors_reads_and_aggregates_like_the_table_they_stand_for():
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_table_of_factors_reads_and_aggregates_like_the_table_they_stand_for(alone):
     torch.manual_seed(0)
-    low, full = MaskTable(9, 30, rank=4), MaskTable(9, 30)
+    low, full = MaskTable(9, 30, rank=4, alone=alone), MaskTable(9, 30, alone=alone)
     for parameter in (low.deviations.weight, low.shared):
         torch.nn.init.normal_(parameter)
     full.shared.data = low.shared.data
     full.deviations.weight.data = low.deviations.weight.data @ low.basis.data
     classes = torch.tensor([3, 3, 8])
     torch.testing.assert_close(low(classes), full(classes))
+    own = full.deviations.weight[classes]
+    torch.testing.assert_close(full(classes), own if alone else own + full.shared)
     for how in ("shared", "mean", "max"):
         torch.testing.assert_close(low.aggregate(how, [2]), full.aggregate(how, [2]))
     full(classes).sum().backward()

@@ -27,7 +27,8 @@ class Objective:
     draw         the class whose row gates a sample, from the samples' own classes int64 (samples,), others, and how
                  many there are
     one_vs_rest  the loss is Task.one_vs_rest, not Task.loss
-    gone         the row's units are taken away; False: they alone are kept
+    gone         the row's units are taken away, and it stands alone: what all classes need is no news of this one.
+                 False: the units of the row, which deviates from the shared one, are all that is kept
     """
 
     draw: Callable[[Tensor, Callable[[], Tensor], int], Tensor]
@@ -86,7 +87,8 @@ class MaskLearner:
         self.classes, self._template = self._look()
         units = sum(site.size for site in sites)
         with seeded(context.seed):
-            self.table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse()).to(device)
+            table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse(), self.objective.gone)
+            self.table = table.to(device)
         costs = measure_costs(context.model, sites, context.example_inputs)
         budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
         if start is not None:

@@ -17,30 +17,38 @@ _OPEN = 4.0  # logit, in temperatures, of a mask that nothing has pressed yet: 0
 
 
 class MaskTable(nn.Module):
-    """Logits of masks: a row that all classes share, and each class's deviation from it, both 0 at the start.
+    """Logits of masks: a row that all classes share, and one for each class, all 0 at the start.
 
-    A class's row trains its deviation alone: what is kept for all is learned where all are asked for.
+    A step of a class's row does not train the shared one: what is kept for all is learned where all are asked for.
 
     classes, units   rows and columns of the table
     rank             None: deviations are a table (classes, units). r: they are factors (classes, r) times a basis
                      (r, units), so that memory grows with classes + units, not with their product
     sparse           gradients of the deviations hold the rows drawn alone
+    alone            a class's row is its deviation alone; False: the shared row and its deviation
     """
 
-    def __init__(self, classes: int, units: int, rank: int | None = None, sparse: bool = False) -> None:
+    def __init__(
+        self, classes: int, units: int, rank: int | None = None, sparse: bool = False, alone: bool = False
+    ) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.alone = classes, alone
         self.shared = nn.Parameter(torch.zeros(units))
         self.deviations = nn.Embedding(classes, rank or units, sparse=sparse)
         nn.init.zeros_(self.deviations.weight)
         self.basis = nn.Parameter(torch.randn(rank, units) / rank**0.5) if rank else None
+
+    @property
+    def base(self) -> Tensor:
+        """What classes' rows deviate from (units,)."""
+        return torch.zeros_like(self.shared) if self.alone else self.shared.detach()
 
     def forward(self, classes: Tensor | None = None) -> Tensor:
         """Logits (rows, units) of the classes, int64 (rows,); None: of the shared row, (1, units)."""
         if classes is None:
             return self.shared[None]
         deviations: Tensor = self.deviations(classes)
-        return self.shared.detach() + (deviations if self.basis is None else deviations @ self.basis)
+        return self.base + (deviations if self.basis is None else deviations @ self.basis)
 
     @torch.no_grad()
     def aggregate(self, how: str, undrawn: Sequence[int] = ()) -> Tensor:
@@ -50,12 +58,11 @@ class MaskTable(nn.Module):
         if how == "shared" or not drawn.any():
             return self.shared
         weight = self.deviations.weight[drawn]
-        if how == "mean":
-            mean = weight.mean(0)
-            return self.shared + (mean if self.basis is None else mean @ self.basis)
         if self.basis is None:
-            return self.shared + weight.amax(0)
-        return self.shared + torch.cat([(weight @ part).amax(0) for part in self.basis.split(_COLUMNS, dim=1)])
+            return self.base + (weight.mean(0) if how == "mean" else weight.amax(0))
+        if how == "mean":
+            return self.base + weight.mean(0) @ self.basis
+        return self.base + torch.cat([(weight @ part).amax(0) for part in self.basis.split(_COLUMNS, dim=1)])
 
 
 def from_scores(values: Tensor) -> Tensor:
@@ -73,8 +80,7 @@ def from_scores(values: Tensor) -> Tensor:
 def spread(index: Tensor) -> Tensor:
     """Numbers float32 in [0, 1], as even as can be over any run of indices int64: Weyl's sequence of the golden ratio.
 
-    In place of chance: a run that goes on after a crash has nothing to remember. In integers, for devices without
-    float64.
+    In place of chance: a run that goes on after a crash has nothing to remember. Integers, for want of float64 on MPS.
     """
     return (index * 2_654_435_769 % 2**32).float() / 2**32
 

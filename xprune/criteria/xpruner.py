@@ -30,14 +30,15 @@ class XPruner(MaskSettings, Criterion):
     objective       whose row gates a sample, how, and the loss.
                     "one-vs-rest": its own class half of the time, else another, c. The units that the row holds are
                     TAKEN AWAY: -log(1 - p_c) for samples of c, cross-entropy for the others, so that the row holds
-                    the units that c would miss and others would not; now few, now half of what may go.
+                    the units that c would miss and others would not; now few, now half of what may go. It stands
+                    alone, whatever the classes share.
                     "one-vs-rest-kept": the same rows, whose units alone are kept: -log p_c or -log(1 - p_c).
                     "label": its own class, cross-entropy: the paper's. The mask can then tell the model the answer:
                     training accuracy goes to 100 % and the scores say little.
                     "random-row": any class, cross-entropy: masks that know nothing of classes, a control
-    shared          share of the steps that train, by plain cross-entropy, the row that all classes' rows deviate
-                    from: what the plan keeps is learned together, for all classes. The others train deviations, for
-                    the explanation. 0: the paper's
+    shared          share of the steps that train, by plain cross-entropy, a row that all classes share, and that
+                    their rows deviate from where they do not stand alone: what the plan keeps is learned together,
+                    for all classes. The other steps train the classes' rows, for the explanation. 0: the paper's
     steps, lr       of Adam, on the masks' logits; lr falls to 0 by a cosine
     anneal          share of the steps over which the allowed cost falls from the dense model's to the budget
     sparsity        the term that makes masks small: "cost" (expected MACs or parameters), "l1", "l2" (equation 7)
@@ -97,8 +98,8 @@ class XPruner(MaskSettings, Criterion):
         deviations = table.deviations.weight.detach().clone()
         deviations[undrawn] = torch.nan
         if learner.classes and table.basis is None:
-            classwise = split(table.shared + deviations, sizes)
+            classwise = split(table.base + deviations, sizes)
         elif learner.classes and table.basis is not None:
-            parts = zip(split(table.basis, sizes), split(table.shared, sizes), strict=True)
-            classwise = tuple(LowRank(deviations.cpu(), basis, shared) for basis, shared in parts)
+            parts = zip(split(table.basis, sizes), split(table.base, sizes), strict=True)
+            classwise = tuple(LowRank(deviations.cpu(), basis, base) for basis, base in parts)
         return Scores(tuple(sites), split(values, sizes), self.name, classwise, info, "plan")
