@@ -18,9 +18,10 @@ _START = time.time()
 
 def record(name: str, rows: Sequence[dict[str, Any]], about: str, **settings: Any) -> Path:
     """Prints the rows as a table and writes docs/results/<name>.json."""
+    given = ["DIR" if "/" in text else text for text in sys.argv[1:]]  # whose folders they were is nobody's concern
     report = {
         "about": about,
-        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *given]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(time.time() - _START),
         "hardware": hardware(),
