@@ -89,7 +89,11 @@ class Comparison:
             line[0].set_ylabel("accuracy, %")
         for axis in axes[-1]:
             axis.set_xlabel("MACs, share of dense")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+        low, high = axes[0, 0].get_xlim()
+        if high - low < 0.1:  # one budget: what sides differ by is no figure of its own
+            axes[0, 0].set_xlim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
+        columns = max(1, min(len(handles), int(size[0] / 2.4)))  # inches that a long name takes
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
         figure.savefig(path, dpi=150)
         return Path(path)
 
