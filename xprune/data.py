@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.dataset import ImageDataset
 from timm.data.transforms_factory import create_transform
@@ -110,17 +111,18 @@ class _Images(ImageDataset):
     """timm's, which puts the next image in the place of one that cannot be read; this one says which it is."""
 
     def __getitem__(self, index: int) -> Any:
+        file, target = self.reader[index]
         try:
-            return super().__getitem__(index)
-        except RuntimeError as error:  # timm has logged what the file's reader said
+            with file:
+                image = Image.open(file).convert("RGB")
+        except OSError as error:
             name = self.filename(index, absolute=True)
             raise DataError(f"{name} cannot be read as an image: mend or remove the file.") from error
+        return self.transform(image), target
 
 
 def _images(root: Path, transform: Any) -> Any:
     try:
-        found = _Images(str(root), transform=transform)
-        found._max_retries = 1
-        return found
+        return _Images(str(root), transform=transform)
     except Exception as error:
         raise DataError(f"{root} is no ImageFolder (one folder of images a class): {error}.") from error
