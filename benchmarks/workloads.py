@@ -75,6 +75,7 @@ VIT = {"embed_dim": 96, "depth": 4, "num_heads": 3}
 SWIN = {"embed_dim": 64, "depths": (2, 4), "num_heads": (4, 8), "window_size": 4}
 DIGITS = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 10}
 TRAIN = xprune.Finetune(epochs=8, lr=2e-3, weight_decay=0.05, label_smoothing=0.1)
+TUNE = xprune.Finetune(epochs=1, lr=5e-4)
 
 WORKLOADS = {
     "digits-vit": Workload(
@@ -84,11 +85,9 @@ WORKLOADS = {
         xprune.Finetune(epochs=10, lr=5e-4),
         batch=64,
     ),
-    "cifar10-vit": Workload("cifar10", _vit(**_images(32, 10, 4), **VIT), TRAIN, xprune.Finetune(epochs=1, lr=5e-4)),
-    "cifar10-swin": Workload("cifar10", _swin(**_images(32, 10, 4), **SWIN), TRAIN, xprune.Finetune(epochs=1, lr=5e-4)),
-    "tinyimagenet-vit": Workload(
-        "tinyimagenet", _vit(**_images(64, 50, 8), **VIT), TRAIN, xprune.Finetune(epochs=1, lr=5e-4)
-    ),
+    "cifar10-vit": Workload("cifar10", _vit(**_images(32, 10, 4), **VIT), TRAIN, TUNE),
+    "cifar10-swin": Workload("cifar10", _swin(**_images(32, 10, 4), **SWIN), TRAIN, TUNE),
+    "tinyimagenet-vit": Workload("tinyimagenet", _vit(**_images(64, 50, 8), **VIT), TRAIN, TUNE),
 }
 
 
