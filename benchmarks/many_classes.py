@@ -30,7 +30,7 @@ def measure(side: str, classes: int, model: str, batch: int, steps: int) -> None
     if side == "dense":
         xprune.finetune(dense, data, xprune.Finetune(epochs=1))
     else:
-        masks = XPruner(steps=steps, rank=RANK, shared=0.0)  # every step draws classes
+        masks = XPruner(steps=steps, rank=RANK, shared=0.0, aggregate="mean")  # every step draws classes
         xprune.score(dense, sites, data, masks, budget=xprune.Budget(macs=0.5))
     print(time.process_time() - start, _status("VmHWM"))
 

@@ -57,19 +57,23 @@ def grids(name: str) -> list[xprune.Grid]:
 
 
 def ablations() -> list[xprune.Grid]:
-    """The paper's ablation: one setting away from ours at a time, then its own objective; the slope of thresholds."""
+    """The paper's ablation: one setting away from ours at a time, plans of classes' rows, the slope of thresholds."""
+    rows: dict[str, Any] = {"shared": 0.0, "aggregate": "mean"}
     masks = {
         "as they are": XPruner(),
-        "label": XPruner(objective="label"),
-        "label, the paper's": XPruner(objective="label", shared=0.0, aggregate="mean"),
-        "random-row": XPruner(objective="random-row"),
-        "mean over classes": XPruner(aggregate="mean"),
-        "max over classes": XPruner(aggregate="max"),
         "shared steps alone": XPruner(shared=1.0),
+        "l1 sparsity": XPruner(sparsity="l1"),
         "l2 sparsity": XPruner(sparsity="l2"),
-        "lambda_smooth 10": XPruner(lambda_smooth=10.0),
         "lambda_sparse 0.03": XPruner(lambda_sparse=0.03),
+        "lambda_sparse 0.3": XPruner(lambda_sparse=0.3),
         "lambda_sparse 3": XPruner(lambda_sparse=3.0),
+        "lambda_smooth 10, units": XPruner(lambda_smooth=10.0, smoothness="units"),
+        "rows alone: one-vs-rest": XPruner(**rows),
+        "rows alone: one-vs-rest-kept": XPruner(objective="one-vs-rest-kept", **rows),
+        "rows alone: one-vs-rest-kept, max": XPruner(objective="one-vs-rest-kept", shared=0.0, aggregate="max"),
+        "rows alone: random-row": XPruner(objective="random-row", **rows),
+        "rows alone: label, the paper's": XPruner(objective="label", **rows),
+        "rows alone: label, lambda_smooth 10": XPruner(objective="label", lambda_smooth=10.0, **rows),
     }
     slopes = {
         f"learned, slope {a:g} to {b:g}": xprune.LearnedThresholds(weights="frozen", slope=(a, b))

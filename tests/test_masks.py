@@ -146,7 +146,7 @@ def test_the_row_of_a_class_holds_the_units_that_it_would_miss():
     labels = torch.arange(70) % CLASSES
     data = [(F.one_hot(labels, CLASSES).float()[:, None], labels)] * 4
     sites = xprune.find_sites(model, data[0][0][:2])
-    settings = XPruner(steps=120, shared=0.0)
+    settings = XPruner(steps=120, shared=0.0, aggregate="mean")
     (table,) = xprune.score(model, sites, data, settings, budget=xprune.Budget(macs=0.9)).classwise
     assert table[:, :CLASSES].argmax(1).tolist() == list(range(CLASSES)), "of the units that say something"
 
@@ -173,11 +173,25 @@ def test_every_setting_learns_and_can_be_repeated(settings):
     assert table.shape == (CLASSES, sites[0].size) and isinstance(table, LowRank) == (settings.rank is not None)
 
 
+@pytest.mark.parametrize("objective", ["one-vs-rest", "one-vs-rest-kept", "random-row"])
+def test_smoothness_across_classes_makes_their_rows_alike_and_leaves_the_plan_alone(objective):
+    model = build("vit")
+    sites = xprune.find_sites(model, images())
+    free, tied = (
+        xprune.score(model, sites, loader(), XPruner(steps=30, objective=objective, lambda_smooth=weight))
+        for weight in (0.0, 100.0)
+    )
+    for a, b in zip(free.values, tied.values, strict=True):
+        assert torch.equal(a, b)
+    apart = [sum(float((rows - rows.mean(0)).abs().sum()) for rows in found.classwise) for found in (free, tied)]
+    assert apart[1] < 0.8 * apart[0]
+
+
 def test_sparse_gradients_reach_the_rows_drawn_alone():
     model, data = build("vit"), [(images(4), torch.tensor([0, 0, 2, 2]))]
     sites = xprune.find_sites(model, images())
     for sparse in (True, False):
-        settings = XPruner(steps=4, objective="label", shared=0.0, sparse=sparse)
+        settings = XPruner(steps=4, objective="label", shared=0.0, aggregate="mean", sparse=sparse)
         scores = xprune.score(model, sites, data, settings)
         gone = [bool(row.isnan().all()) for row in scores.classwise[0]]
         assert gone == [False, True, False, True, True, True, True]
@@ -232,6 +246,7 @@ def test_masks_find_what_the_model_needs():
         {"smoothness": "time"},
         {"rank": 0},
         {"aggregate": "sum"},
+        {"shared": 0.0},  # the plan would be made of a row that no step trains
     ],
 )
 def test_settings_out_of_range_are_refused(bad):

@@ -192,13 +192,23 @@ class _Source(nn.Module):
         else:
             penalty = self.settings.lambda_sparse * sparsity(masks, cost).mean()
         if self.settings.lambda_smooth:
-            alike = self._masks(self.table(None), step, None)[0]
+            alike = self._alike(logits, step, rows)
             penalty = penalty + self.settings.lambda_smooth * SMOOTHNESS[self.settings.smoothness](masks, alike)
         self._penalty = penalty
         if inverse is None:
             return sampled(masks.expand(samples, -1))
         gates = sampled(masks[inverse])
         return 1 - gates if self.gone else gates
+
+    def _alike(self, logits: Tensor, step: int, rows: Tensor | None) -> Tensor:
+        """What smoothness across classes takes differences from: masks of the shared row (1, units), untrained by it.
+
+        Rows that stand alone share nothing with that: theirs is the mean of the rows drawn, (rows, units).
+        """
+        with torch.no_grad():
+            if rows is None or not self.table.alone:
+                return self._masks(self.table(None), step, None)[0]
+            return self._masks(logits.mean(0).expand_as(logits), step, rows)[0]
 
     def _masks(self, logits: Tensor, step: int, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.settings.lambda_sparse is not None:

@@ -240,8 +240,8 @@ SMOOTHNESS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """L1 norm of differences of masks (rows, units), the paper's equation 6, which leaves the axis open.
 
-"classes" takes each class's difference from the row they share: heads and neurons have no order, so that the
-neighbours that "units" compares are neighbours by chance.
+"classes" takes each class's difference from the row they share, or from the mean of those drawn: heads and neurons
+have no order, so that the neighbours that "units" compares are neighbours by chance.
 """
 
 

@@ -79,6 +79,11 @@ class XPruner(MaskSettings, Criterion):
             raise PluginError(
                 f"xpruner: {field}={getattr(self, field)!r} is out of range; see the docstring of XPruner."
             )
+        if self.aggregate == "shared" and int(self.steps * self.shared) < 1:
+            raise PluginError(
+                f"xpruner: shared={self.shared:g} of steps={self.steps} trains no row that all classes share, which "
+                'aggregate="shared" would score units by; use aggregate="mean" or "max", or a larger shared=.'
+            )
 
     def _first(self) -> Criterion | None:
         from xprune.criteria import CRITERIA  # the table that this class stands in
