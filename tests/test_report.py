@@ -39,6 +39,15 @@ def test_accuracy_by_class_adds_up(result):
     assert list(result.metrics.values())[-1].by_class[3][0] == pytest.approx(float(right))
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "captum:Saliency", "xpruner,steps=4,objective=label", "magnitude"])
+def test_classes_that_no_sample_told_of_are_named(criterion, tmp_path):
+    data = [(images(4), torch.tensor([0, 0, 2, 2]))]
+    result = xprune.Pruner(build("vit"), criterion, finetune=None).run(data)
+    told = "5 of 7 classes have no class-wise scores (1, 3, 4, 5, 6)"
+    assert (told in result.summary()) == (criterion != "magnitude")
+    assert ("classes without scores" in result.report(tmp_path / "page.html").read_text()) == (criterion != "magnitude")
+
+
 @pytest.mark.parametrize(("name", "there"), [("vit", True), ("registers", True), ("qk-norm", False), ("swin", False)])
 def test_a_map_of_attention_is_right_or_not_there(name, there):
     model, x = build(name), images()

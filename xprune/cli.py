@@ -19,7 +19,7 @@ from xprune.data import class_names, data_config
 from xprune.errors import XPruneError
 from xprune.export import export_onnx
 from xprune.plan import Plan
-from xprune.result import found_tables, metrics_table, sites_table
+from xprune.result import found_tables, metrics_table, sites_table, unseen
 from xprune.sites import DEFAULT
 
 app = typer.Typer(
@@ -82,7 +82,7 @@ def prune(
     result = pruner.run(loaded.train, loaded.val)
     if _is_main_process():
         result.save(out, arch=arch)
-        console.print(sites_table(result.plan), metrics_table(result.metrics), f"saved in {out}")
+        console.print(sites_table(result.plan), metrics_table(result.metrics), f"{unseen(result.scores)}saved in {out}")
 
 
 @app.command()

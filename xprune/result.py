@@ -46,8 +46,8 @@ class PruneResult:
     task: Task | None = None
 
     def summary(self) -> str:
-        """A table of the metrics and one of the sites, as text."""
-        return render(metrics_table(self.metrics), sites_table(self.plan))
+        """A table of the metrics and one of the sites, as text; and the classes that scores say nothing of."""
+        return render(metrics_table(self.metrics), sites_table(self.plan)) + unseen(self.scores)
 
     def report(
         self,
@@ -176,6 +176,18 @@ def found_tables(sites: Sites) -> tuple[Table, ...]:
     for why, paths in reasons.items():
         left.add_row("\n".join(paths), why)
     return table, left
+
+
+def unseen(scores: Scores) -> str:
+    """How many classes have no scores of their own, and what to do; empty where all have."""
+    classes = scores.unseen
+    if not classes or scores.classwise is None:
+        return ""
+    names = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+    return (
+        f"{len(classes):,} of {scores.classwise[0].shape[0]:,} classes have no class-wise scores ({names}): no sample "
+        "told of them. More steps or more data reach them.\n"
+    )
 
 
 def render(*tables: Table) -> str:

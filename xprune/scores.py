@@ -70,3 +70,12 @@ class Scores:
                 raise PluginError(
                     f"{self.criterion}: {site.name} has scores that are not finite; are the model's weights?"
                 )
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """Classes that class-wise scores say nothing of, since no sample told of them."""
+        if not self.classwise:
+            return ()
+        table = self.classwise[0]
+        rows = table.left if isinstance(table, LowRank) else table
+        return tuple(rows.isnan().any(1).nonzero().flatten().tolist())

@@ -98,7 +98,7 @@ class XPruner(MaskSettings, Criterion):
         table, sizes = learner.table, [site.size for site in sites]
         undrawn = learner.undrawn
         values = table.aggregate(self.aggregate, undrawn)
-        info = {**asdict(self), "undrawn": len(undrawn), "seconds": time.perf_counter() - start}
+        info = {**asdict(self), "seconds": time.perf_counter() - start}
         classwise: tuple[Tensor | LowRank, ...] | None = None
         deviations = table.deviations.weight.detach().clone()
         deviations[undrawn] = torch.nan

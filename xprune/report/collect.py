@@ -76,6 +76,7 @@ class Facts:
     scale: str
     settings: Mapping[str, Any]
     info: Mapping[str, Any]
+    unseen: Sequence[int]
     sites: tuple[SiteFacts, ...]
     heads: tuple[UnitFacts, ...]
     classes: tuple[str, ...]
@@ -100,6 +101,7 @@ def collect(
         scale=result.scores.scale,
         settings=result.settings,
         info=result.scores.info,
+        unseen=result.scores.unseen,
         sites=sites(result),
         heads=_heads(result, next((m for m in maps if m.kind == "head"), None)),
         classes=names,

@@ -129,6 +129,7 @@ def _settings(facts: Facts) -> list[tuple[str, str]]:
     for name in ("selection", "budget", "finetune"):
         if told.get(name):
             rows.append((name, _flat(told.pop(name))))
+    rows.append(("classes without scores", f"{len(facts.unseen):,}" if facts.unseen else ""))
     trained = told.pop("training_samples", None)
     rows.append(("data", f"{first.samples} {first.data} samples" + (f", {trained} to learn from" if trained else "")))
     rows += [(name.replace("_", " "), _flat(value)) for name, value in told.items()]
