@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 import xprune
 from tests.models import CLASSES, SIZE, VIT, build
 from xprune.cli import main
+from xprune.cli_inputs import example_images, named_model
+from xprune.libraries.timm import TIMM
 
 ARGS = {**VIT, "num_classes": CLASSES}
 
@@ -130,6 +132,13 @@ def test_sites_says_what_can_go(monkeypatch, capsys):
     run(monkeypatch, "sites", "--model", "cait_xxs24_224", *cait)
     out = " ".join(capsys.readouterr().out.split())
     assert "blocks.0.mlp" in out and "96 neurons" in out
+
+
+def test_images_are_of_the_size_and_channels_that_the_model_was_built_for():
+    model, arch = named_model("visformer_tiny", ["img_size=64", "in_chans=1"], False, None)
+    for found in (model, TIMM.build(*arch)):
+        assert example_images(found, 2).shape == (2, 1, 64, 64)
+        found.eval()(example_images(found, 2))
 
 
 def test_list_names_every_plug_in(monkeypatch, capsys):

@@ -14,8 +14,8 @@ import xprune
 from xprune import explain
 from xprune.artefact import read_header, refuse_foreign
 from xprune.carve import check_fit
-from xprune.cli_inputs import named_data, named_model
-from xprune.data import class_names, data_config
+from xprune.cli_inputs import example_images, named_data, named_model
+from xprune.data import class_names
 from xprune.errors import XPruneError
 from xprune.export import export_onnx
 from xprune.plan import Plan
@@ -145,7 +145,7 @@ def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Work
 def sites(model: ModelName, model_arg: ModelArg = None) -> None:
     """What of a model can go, and what is left alone and why. Random weights, nothing is downloaded."""
     dense, _ = named_model(model, model_arg, False, None)
-    example = torch.randn(2, *data_config(dense)["input_size"], generator=torch.Generator().manual_seed(0))
+    example = example_images(dense, 2)
     console.print(*found_tables(xprune.find_sites(dense, example)))
 
 
@@ -204,7 +204,7 @@ def export(
 ) -> None:
     """Write ONNX, with the outputs compared in onnxruntime."""
     model = xprune.load(saved)
-    example = torch.randn(batch_size, *data_config(model)["input_size"], generator=torch.Generator().manual_seed(0))
+    example = example_images(model, batch_size)
     error = export_onnx(model, example, out)
     console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, onnxruntime agrees within {error:.1e}", highlight=False)
 

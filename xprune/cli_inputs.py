@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 import xprune
 from xprune.artefact import HEADER
-from xprune.data import Data, data_config, load_data
+from xprune.data import Data, load_data
 from xprune.errors import ModelError
+from xprune.libraries.timm import create
 
 
 def named_model(name: str, args: list[str] | None, pretrained: bool, checkpoint: Path | None) -> tuple[nn.Module, Any]:
@@ -20,7 +23,7 @@ def named_model(name: str, args: list[str] | None, pretrained: bool, checkpoint:
     kwargs = dict(_argument(arg) for arg in args or ())
     weights: dict[str, Any] = {"checkpoint_path": str(checkpoint)} if checkpoint else {}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **weights, **kwargs)
+        model: nn.Module = create(name, pretrained=pretrained, **weights, **kwargs)
     except Exception as error:
         raise ModelError(
             f"timm cannot build {name!r} with {kwargs}: {error} Give a name of timm.list_models() or a saved "
@@ -42,7 +45,7 @@ def _argument(text: str) -> tuple[str, Any]:
 
 def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
     """The data of that name, as the model wants it; ModelError where the model's head has other classes."""
-    data = load_data(name, data_config(model), batch_size=batch_size, workers=workers, seed=seed)
+    data = load_data(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers, seed=seed)
     classes = getattr(model, "num_classes", data.classes)
     if classes != data.classes:
         raise ModelError(
@@ -50,3 +53,9 @@ def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed:
             f"on these classes: --model-arg num_classes={data.classes} with --checkpoint FILE."
         )
     return data
+
+
+def example_images(model: nn.Module, rows: int) -> torch.Tensor:
+    """Noise of the size that the model wants, float32 (rows, channels, height, width), the same at every call."""
+    size = resolve_model_data_config(model)["input_size"]
+    return torch.randn(rows, *size, generator=torch.Generator().manual_seed(0))

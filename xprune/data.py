@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.config import resolve_model_data_config
 from timm.data.dataset import ImageDataset
 from timm.data.transforms_factory import create_transform
 from torch import nn
@@ -44,15 +43,6 @@ def load_data(name: str, config: Mapping[str, Any], *, batch_size: int = 64, wor
     generator = torch.Generator().manual_seed(seed)
     shuffled = DataLoader(train, batch_size, shuffle=True, generator=generator, num_workers=workers)
     return Data(shuffled, DataLoader(val, batch_size, num_workers=workers), classes)
-
-
-def data_config(model: nn.Module) -> dict[str, Any]:
-    """How the model wants its images: timm's configuration, the size from the model where it carries one."""
-    config: dict[str, Any] = resolve_model_data_config(model)
-    embed = getattr(model, "patch_embed", None)
-    size = getattr(embed, "img_size", None)
-    channels = getattr(getattr(embed, "proj", None), "in_channels", config["input_size"][0])
-    return {**config, "input_size": (channels, *(size or config["input_size"][1:]))}
 
 
 def class_names(loader: DataLoader[Any]) -> tuple[str, ...] | None:

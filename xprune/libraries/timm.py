@@ -28,12 +28,24 @@ def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
             raise ArtefactError(f"{name}: the argument {key!r} is not allowed in a saved model: it can load weights.")
         if not plain(value):
             raise ArtefactError(f"{name}: the argument {key}={value!r} is not a number, string, or list of these.")
-    model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+    return create(name, **kwargs)
+
+
+def create(name: str, **kwargs: Any) -> nn.Module:
+    """timm.create_model; img_size and in_chans, if given, are noted where timm looks up what images a model wants."""
+    model: Any = timm.create_model(name, **kwargs)
+    cfg = getattr(model, "pretrained_cfg", None)
+    if isinstance(cfg, Mapping) and cfg.get("input_size"):
+        channels, *size = cfg["input_size"]
+        given = kwargs.get("img_size") or size
+        size = given if isinstance(given, (list, tuple)) else [given, given]
+        model.pretrained_cfg = {**cfg, "input_size": (kwargs.get("in_chans", channels), *size)}
+    assert isinstance(model, nn.Module)
     return model
 
 
 def _carried(model: nn.Module) -> Arch | None:
-    """timm records a name and the head's size, but no other argument."""
+    """timm records a name and the head's size; other arguments are for the caller to name."""
     cfg = getattr(model, "pretrained_cfg", None)
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
     if not isinstance(name, str) or not timm.is_model(name):
