@@ -47,6 +47,8 @@ def test_rows_that_are_taken_away_hold_their_share_and_the_plan_does_not_know(mo
     shares = torch.tensor([0.3, 0.9])  # the second is above the budget
     excess = units.excess(units.at(shares).settle(logits)[0])[:, 0] + units.allowed
     torch.testing.assert_close(excess, units.base + shares * (1 - units.base), atol=1e-4, rtol=0)
+    none, _ = units.at(torch.zeros(2)).settle(logits)
+    assert float(none.max()) < 0.01, "of a share of nothing, no site's best unit is held either"
     model, sites = build("vit"), xprune.find_sites(build("vit"), images())
     found = []
     for share in (0.2, 1.0):

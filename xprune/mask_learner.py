@@ -37,11 +37,10 @@ class Objective:
 
 
 TAKEN = 0.5
-"""Share of what may go that a class's row holds at most where its units are taken away.
+"""Share of the units, by their cost, that a class's row holds at most where its units are taken away.
 
 How much it holds goes evenly from nothing to this, from step to step, so that its units are in order all along: which
-the class misses first, and which next. What a site has to keep, its best unit as a rule, is held whatever the share.
-The budget, and the plan, know nothing of it.
+the class misses first, and which next. The budget, and the plan, know nothing of it.
 """
 
 OBJECTIVES: Mapping[str, Objective] = {

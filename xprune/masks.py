@@ -134,8 +134,8 @@ class UnitCosts:
         )
 
     def at(self, shares: Tensor) -> "UnitCosts":
-        """With a share of what may go allowed each row, by every limit and whatever the budget; shares (rows,)."""
-        return replace(self, allowed=self.base + shares[:, None] * (1 - self.base))
+        """With a share of all units allowed each row, and none that has to stay, whatever the budget; shares (rows,)."""
+        return replace(self, allowed=self.base + shares[:, None] * (1 - self.base), least=(0,) * len(self.sizes))
 
     @property
     def budget(self) -> dict[str, list[float]]:
