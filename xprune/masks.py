@@ -134,7 +134,7 @@ class UnitCosts:
         )
 
     def at(self, shares: Tensor) -> "UnitCosts":
-        """With a share of all units allowed each row, and none that has to stay, whatever the budget; shares (rows,)."""
+        """With a share of all units allowed each row, and none that has to stay, whatever the budget; (rows,)."""
         return replace(self, allowed=self.base + shares[:, None] * (1 - self.base), least=(0,) * len(self.sizes))
 
     @property
