@@ -130,6 +130,19 @@ def test_the_picture_is_written(folder, tmp_path):
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_the_picture_of_one_budget_has_a_line_for_each_side_the_best_one_last(folder, tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn = []
+    monkeypatch.setattr(figure, "savefig", lambda self, path, **_: drawn.append(self))
+    rows = tuple(row for row in folder[1].rows if row["budget"] in ("", "macs 0.4"))
+    Comparison(rows, {}).plot(tmp_path / "accuracy.png")
+    first, *_, last = drawn[0].axes
+    means = last.lines[1].get_xdata()
+    assert list(means) == sorted(means)
+    sides = {(r["criterion"], r["selection"]) for r in rows if r["selection"]}
+    assert len(means) == len({label.get_text() for label in first.get_yticklabels()}) == len(sides)
+
+
 def test_an_empty_comparison_says_so():
     with pytest.raises(xprune.DataError, match="no cells"):
         Comparison((), {}).table()

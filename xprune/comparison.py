@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from xprune.environment import hardware, versions
-from xprune.errors import ArtefactError, DataError, ModelError
+from xprune.errors import ArtefactError, DataError
 from xprune.runtime import accelerator
 
 Row = Mapping[str, Any]
@@ -61,59 +61,13 @@ class Comparison:
         return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in self._cells())]) + "\n"
 
     def plot(self, path: str | Path, selections: Sequence[str] | None = None) -> Path:
-        """Writes a picture: metric against MACs with its spread, a panel for each selection and stage.
+        """Writes a picture: metric against MACs with its spread; of one budget, a line for each side.
 
-        Needs matplotlib: pip install xprune[report].
+        A panel for each stage, and for each of the selections. Needs matplotlib: pip install xprune[report].
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ModelError("a plot needs matplotlib: pip install 'xprune[report]'.") from error
-        shown = selections or list(dict.fromkeys(s for _, s in self.lines() if s))
-        stages = [stage for stage in STAGES if any(stage in row for row in self.rows)]
-        names = list(dict.fromkeys(c for c, s in self.lines() if s in shown))
-        size = (0.8 + 3.4 * len(shown), 0.9 + 2.9 * len(stages))
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(len(stages), len(shown), squeeze=False, sharex=True, sharey="row")
-        handles: dict[str, Any] = {}
-        for line, stage in zip(axes, stages, strict=True):
-            for axis, selection in zip(line, shown, strict=True):
-                dense = _spread(row["metric"] for row in self.lines().get(("dense", ""), ()))[0]
-                handles["dense"] = axis.axhline(100 * dense, color="0.4", linestyle="--", linewidth=1)
-                for index, name in enumerate(names):
-                    rows = self.lines().get((name, selection))
-                    if rows:
-                        handles[name] = self._curve(axis, rows, stage, index)
-                axis.set_title(f"{selection}, {STAGES[stage]}", fontsize=9)
-                axis.grid(alpha=0.3)
-            line[0].set_ylabel("accuracy, %")
-        for axis in axes[-1]:
-            axis.set_xlabel("MACs, share of dense")
-        low, high = axes[0, 0].get_xlim()
-        if high - low < 0.1:  # one budget: what sides differ by is no figure of its own
-            axes[0, 0].set_xlim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
-        columns = max(1, min(len(handles), int(size[0] / 2.4)))  # inches that a long name takes
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
-        figure.savefig(path, dpi=150)
-        return Path(path)
+        from xprune.comparison_plots import draw
 
-    def _curve(self, axis: Any, rows: Sequence[Row], stage: str, index: int) -> Any:
-        points = []
-        for budget in self.budgets:
-            here = [row for row in rows if row["budget"] == budget and stage in row]
-            if here:
-                points.append((_spread(row["macs"] for row in here)[0], *_spread(row[stage] for row in here)))
-        xs, means, spreads = zip(*sorted(points), strict=True) if points else ((), (), ())
-        return axis.errorbar(
-            xs,
-            [100 * mean for mean in means],
-            [100 * (spread or 0) for spread in spreads],
-            marker="osD^vPX"[index % 7],
-            markersize=4,
-            linewidth=1.2,
-            capsize=2,
-            color=f"C{index % 10}",
-        )
+        return draw(self, path, selections)
 
     def _columns(self) -> list[tuple[str, bool]]:
         """(heading, left-aligned)"""
@@ -192,7 +146,7 @@ class Kept:
         return Comparison(tuple(self.report["rows"]), self.report)
 
 
-def _spread(values: Iterable[float]) -> tuple[float, float | None]:
+def spread(values: Iterable[float]) -> tuple[float, float | None]:
     """(mean, standard deviation where there are two values and more)."""
     values = list(values)
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -212,5 +166,5 @@ def _percent(values: Iterable[float]) -> str:
     values = list(values)
     if not values:
         return ""
-    mean, spread = _spread(values)
-    return f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+    mean, deviation = spread(values)
+    return f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else "")
