@@ -53,6 +53,7 @@ def grids(name: str) -> list[xprune.Grid]:
         grid(criteria, {"global": "global"}, 0.3, peers=theirs),
         grid(criteria, {"global": "global"}, 0.5, peers={**theirs, **fastnas_peers()}),
         grid(some, LEARNED, 0.3),
+        grid(some, {"uniform": "uniform"}, 0.3),
     ]
 
 
