@@ -82,7 +82,8 @@ def _lines(figure: "Figure", comparison: "Comparison", shown: Sequence[str], sta
         stage: {name: spread(r[stage] for r in rows if stage in r) for name, rows in sides.items()} for stage in stages
     }
     order = sorted(sides, key=lambda name: found[stages[-1]][name][0])
-    figure.set_size_inches(2.4 + 3.4 * len(stages), 1.2 + 0.26 * len(order))
+    names = 0.065 * max(map(len, order))  # inches
+    figure.set_size_inches(0.6 + names + 3.4 * len(stages), 1.2 + 0.26 * len(order))
     axes = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
     for axis, stage in zip(axes, stages, strict=True):
         means, spreads = zip(*(found[stage][name] for name in order), strict=True)
