@@ -134,7 +134,7 @@ class UnitCosts:
         )
 
     def at(self, shares: Tensor) -> "UnitCosts":
-        """With a share of all units allowed each row, and none that has to stay, whatever the budget; (rows,)."""
+        """With a share (rows,) of all units allowed, and none that has to stay, whatever the budget."""
         return replace(self, allowed=self.base + shares[:, None] * (1 - self.base), least=(0,) * len(self.sizes))
 
     @property

@@ -73,9 +73,9 @@ class Scores:
 
     @property
     def unseen(self) -> tuple[int, ...]:
-        """Classes that class-wise scores say nothing of, since no sample told of them."""
+        """Classes that some site's class-wise scores say nothing of, since no sample told of them."""
         if not self.classwise:
             return ()
-        table = self.classwise[0]
-        rows = table.left if isinstance(table, LowRank) else table
-        return tuple(rows.isnan().any(1).nonzero().flatten().tolist())
+        rows = [table.left if isinstance(table, LowRank) else table for table in self.classwise]
+        gone = torch.stack([row.isnan().any(1) for row in rows]).any(0)  # (classes,)
+        return tuple(gone.nonzero().flatten().tolist())

@@ -65,7 +65,7 @@ def faithfulness(
         random = torch.rand(shape, generator=torch.Generator().manual_seed(seed + index))
         plans.append((random.split([site.size for site in scores.sites], dim=1), False))
     plans += [([value.expand(shape[0], -1) for value in scores.values], False)] * agnostic
-    curves, samples = _Measure(context, scores, plans, fractions, others, own).run(loader, batches)
+    curves, samples = _Measure(context, scores, plans, fractions, others, shape[0]).run(loader, batches)
     name, after = context.task.metric_name, 1 + insertion + chance
     return Faithfulness(
         scores.criterion,
@@ -116,11 +116,12 @@ class _Measure:
         plans: Sequence[tuple[Order, bool]],
         fractions: Sequence[float],
         others: int,
-        own: Order,
+        classes: int,
     ) -> None:
         self.context, self.plans, self.fractions, self.others = context, plans, fractions, others
         self.gates = Gates(scores.sites, rows=context.task.rows)
-        self.seen = ~torch.stack([table[:].isnan().any(1) for table in own]).any(0)  # (classes,)
+        self.seen = torch.ones(classes, dtype=torch.bool)
+        self.seen[list(scores.unseen)] = False
         if not self.seen.any():
             raise DataError(f"{scores.criterion}: no class has scores.")
 
