@@ -6,10 +6,10 @@ import torch
 
 import xprune
 from xprune.adapters import ADAPTERS
-from xprune.carve import carve
-from xprune.cost import measure_costs
-from xprune.structure import alias
-from xprune.surgery import verify
+from xprune.costs.measure import measure_costs
+from xprune.modules.copies import alias
+from xprune.surgery.cut import remove_units
+from xprune.surgery.exactness import verify
 
 
 @pytest.fixture(scope="module", params=["deit_tiny_patch16_224", "deit_small_patch16_224"])
@@ -54,11 +54,11 @@ def test_score(benchmark, model, sites, x, criterion):
 
 
 def test_carve(benchmark, model, plan):
-    benchmark(lambda: carve(alias(model), plan, ADAPTERS))
+    benchmark(lambda: remove_units(alias(model), plan, ADAPTERS))
 
 
 def test_verify(benchmark, model, plan, x):
-    benchmark(verify, model, carve(alias(model), plan, ADAPTERS), plan, x)
+    benchmark(verify, model, remove_units(alias(model), plan, ADAPTERS), plan, x)
 
 
 def test_save_and_load(benchmark, model, plan, x, tmp_path):

@@ -18,9 +18,9 @@ from torch import nn
 import xprune
 from benchmarks.record import record
 from xprune.adapters import ADAPTERS
-from xprune.carve import carve
-from xprune.structure import alias
-from xprune.surgery import TOLERANCE, gated_outputs
+from xprune.modules.copies import alias
+from xprune.surgery.cut import remove_units
+from xprune.surgery.exactness import TOLERANCE, gated_outputs
 from xprune.testing import perturb, random_plan
 
 NAMES = (
@@ -82,7 +82,7 @@ def measure(title: str, build: Callable[[], nn.Module], seeds: int) -> dict[str,
     for seed in range(seeds):
         plan = random_plan(sites, seed)
         gated = gated_outputs(model, plan, x)[0]
-        error = float((carve(alias(model), plan, ADAPTERS)(x) - gated).abs().max())
+        error = float((remove_units(alias(model), plan, ADAPTERS)(x) - gated).abs().max())
         errors.append(error)
         relative.append(error / max(1.0, float(gated.abs().max())))
         moved.append(float((gated - dense).abs().max()))

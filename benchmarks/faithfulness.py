@@ -19,7 +19,7 @@ import typer
 import xprune
 from benchmarks.record import RESULTS, record
 from benchmarks.workloads import WORKLOADS, dense, first, splits
-from xprune.criteria.xpruner import XPruner
+from xprune.criteria.xpruner.criterion import XPruner
 from xprune.explain import agreement, faithfulness
 from xprune.explain.deletion import ORDERS
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import xprune
-from xprune.compare import Case, Peer
+from xprune.comparison.grid import Case, Peer
 
 BATCHES = 5
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import xprune
 from benchmarks.record import record
 from benchmarks.workloads import WORKLOADS, dense, splits
-from xprune.criteria.xpruner import OBJECTIVES, XPruner
+from xprune.criteria.xpruner.criterion import OBJECTIVES, XPruner
 
 BUDGET = xprune.Budget(macs=0.3)
 

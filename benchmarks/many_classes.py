@@ -12,7 +12,7 @@ import typer
 
 import xprune
 from benchmarks.record import record
-from xprune.criteria.xpruner import XPruner
+from xprune.criteria.xpruner.criterion import XPruner
 
 CLASSES = (1_000, 21_841)
 RANK = 64

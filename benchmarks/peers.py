@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import xprune
-from xprune.compare import Case, Peer
+from xprune.comparison.grid import Case, Peer
 
 CAPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 HALVINGS = 8

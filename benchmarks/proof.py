@@ -19,8 +19,8 @@ from benchmarks.fastnas import fastnas_peers
 from benchmarks.peers import peers
 from benchmarks.record import RESULTS
 from benchmarks.workloads import LIMITS, WORKLOADS, dense, first, splits
-from xprune.criteria.captum_methods import IntegratedGradients
-from xprune.criteria.xpruner import XPruner
+from xprune.criteria.captum.methods import IntegratedGradients
+from xprune.criteria.xpruner.criterion import XPruner
 
 SEEDS = (0, 1, 2)
 LEARNED: dict[str, Any] = {

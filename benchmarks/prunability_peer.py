@@ -12,7 +12,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 import xprune
-from xprune.nest import call, tensors_in
+from xprune.modules.calls import call, tensors_in
 
 HALVINGS = 5
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")

@@ -22,7 +22,7 @@ from torch import nn
 
 import xprune
 from benchmarks.record import record
-from xprune.scores import LowRank
+from xprune.core.scores import LowRank
 
 WIDTHS = {"desktop": 1280, "phone": 390}
 

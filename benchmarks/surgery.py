@@ -26,9 +26,9 @@ from torch import Tensor, nn
 import xprune
 from benchmarks.record import record
 from xprune.adapters import ADAPTERS
-from xprune.carve import carve
-from xprune.structure import alias, own
-from xprune.surgery import verify
+from xprune.modules.copies import alias, own
+from xprune.surgery.cut import remove_units
+from xprune.surgery.exactness import verify
 
 NAME = "deit_base_patch16_224"
 RATIO = 0.5
@@ -48,7 +48,7 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
     graph = time.perf_counter()
     plan = half(sites)
     drawn = time.perf_counter()
-    pruned = own(carve(alias(model), plan, ADAPTERS), model)
+    pruned = own(remove_units(alias(model), plan, ADAPTERS), model)
     removal = time.perf_counter()
     verify(model, pruned, plan, x)
     return {"graph": graph - start, "removal": removal - drawn, "verification": time.perf_counter() - removal}

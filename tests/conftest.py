@@ -3,7 +3,7 @@
 import pytest
 
 import xprune
-from tests.models import build, loader
+from tests.support.models import build, loader
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import xprune
-from tests.models import build, images, loader
+from tests.support.models import build, images, loader
 from xprune.data import load_data
 
 EMPTY = DataLoader(TensorDataset(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long)))

@@ -7,12 +7,22 @@ model = xprune.load("pruned/")
 
 from xprune import explain
 from xprune.adapters import ADAPTERS
-from xprune.artefact import load, save
-from xprune.budget import Budget, Costs
-from xprune.compare import Case, Grid, compare
-from xprune.comparison import Comparison
-from xprune.cost import count_macs, count_params, latency, measure_costs
+from xprune.adapters.declarative import Units
+from xprune.artefact.save_load import load, save
+from xprune.comparison.grid import Case, Grid, compare
+from xprune.comparison.table import Comparison
+from xprune.core.budget import Budget
+from xprune.core.costs import Costs
+from xprune.core.interfaces import Adapter, Context, Criterion, Selection
+from xprune.core.plan import Plan
+from xprune.core.record import Metrics
+from xprune.core.scores import Scores
+from xprune.core.site import Cut, Site, Sites
+from xprune.core.task import Task
+from xprune.costs.latency import latency
+from xprune.costs.measure import count_macs, count_params, measure_costs
 from xprune.criteria import CRITERIA
+from xprune.discovery.find import find_sites
 from xprune.errors import (
     ArtefactError,
     BudgetError,
@@ -25,25 +35,20 @@ from xprune.errors import (
     TrainingError,
     XPruneError,
 )
-from xprune.evaluate import Metrics, evaluate
-from xprune.finetune import Finetune, finetune
-from xprune.gates import Gated, Gates
-from xprune.interfaces import Adapter, Context, Criterion, Selection
-from xprune.plan import Plan
+from xprune.moved import install as _forward_old_paths
+from xprune.pipeline import score, select
 from xprune.pruner import Pruner
 from xprune.result import PruneResult
-from xprune.scores import Scores
-from xprune.segmentation import Segmentation
 from xprune.selections import SELECTIONS
-from xprune.selections.learned import LearnedThresholds
-from xprune.site import Cut, Site
-from xprune.sites import Sites, find_sites
-from xprune.stages import score, select
-from xprune.surgery import apply
-from xprune.task import Classification, Task
-from xprune.tasks_graph import GraphClassification, NodeClassification
-from xprune.token_tasks import LanguageModel, TokenClassification
-from xprune.units import Units
+from xprune.selections.learned.selection import LearnedThresholds
+from xprune.surgery.apply import apply
+from xprune.surgery.gates import Gated, Gates
+from xprune.tasks.classification import Classification
+from xprune.tasks.graphs import GraphClassification, NodeClassification
+from xprune.tasks.segmentation import Segmentation
+from xprune.tasks.tokens import LanguageModel, TokenClassification
+from xprune.training.evaluate import evaluate
+from xprune.training.finetune import Finetune, finetune
 
 __version__ = "0.1.0"
 
@@ -105,3 +110,5 @@ __all__ = [
     "score",
     "select",
 ]
+
+_forward_old_paths()

@@ -1,5 +1,5 @@
 """`python -m xprune`, for launchers that start a module: `accelerate launch -m xprune prune ...`."""
 
-from xprune.cli import main
+from xprune.cli.commands import main
 
 main()

@@ -9,24 +9,27 @@ from typing import Any
 
 from torch import nn
 
-from xprune.budget import Budget
-from xprune.cost import count_macs, count_params, latency
+from xprune.core.budget import Budget
+from xprune.core.interfaces import Criterion, Selection
+from xprune.core.record import Metrics
+from xprune.core.registry import resolve
+from xprune.core.site import Site
+from xprune.core.task import Task
+from xprune.costs.latency import latency
+from xprune.costs.measure import count_macs, count_params
 from xprune.criteria import CRITERIA
+from xprune.discovery.find import find_sites
 from xprune.environment import hardware, versions
-from xprune.evaluate import Metrics, evaluate
-from xprune.finetune import Finetune, finetune
-from xprune.interfaces import Criterion, Selection
-from xprune.loop import length
+from xprune.modules.copies import unwrap
+from xprune.pipeline import make_context, score, select_trained
 from xprune.result import PruneResult
-from xprune.runtime import check_loader
 from xprune.selections import SELECTIONS
-from xprune.site import Site
-from xprune.sites import find_sites
-from xprune.stages import make_context, score, select_trained
-from xprune.structure import unwrap
-from xprune.surgery import apply
-from xprune.tables import resolve
-from xprune.task import Classification, Task
+from xprune.surgery.apply import apply
+from xprune.tasks.classification import Classification
+from xprune.training.evaluate import evaluate
+from xprune.training.finetune import Finetune, finetune
+from xprune.training.loop import length
+from xprune.training.runtime import check_loader
 
 
 class Pruner:

@@ -8,19 +8,21 @@ import torch
 from torch import nn
 
 from xprune.adapters import ADAPTERS
-from xprune.budget import Budget
-from xprune.carve import carve
-from xprune.cost import count_macs, count_params, measure_costs
-from xprune.interfaces import Criterion, Selection
-from xprune.nest import call, tensors_in
-from xprune.plan import Plan
-from xprune.scores import Scores
-from xprune.site import Site
-from xprune.sites import DEFAULT, find_sites
-from xprune.stages import score, select
-from xprune.structure import alias, tensors
-from xprune.surgery import TOLERANCE, apply, compare, gated_outputs
-from xprune.task import Classification, Task
+from xprune.core.budget import Budget
+from xprune.core.interfaces import Criterion, Selection
+from xprune.core.plan import Plan
+from xprune.core.scores import Scores
+from xprune.core.site import Site
+from xprune.core.task import Task
+from xprune.costs.measure import count_macs, count_params, measure_costs
+from xprune.discovery.find import DEFAULT, find_sites
+from xprune.modules.calls import call, tensors_in
+from xprune.modules.copies import alias, tensors
+from xprune.pipeline import score, select
+from xprune.surgery.apply import apply
+from xprune.surgery.cut import remove_units
+from xprune.surgery.exactness import TOLERANCE, compare, gated_outputs
+from xprune.tasks.classification import Classification
 
 
 def perturb(model: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
@@ -104,7 +106,7 @@ def check_adapter(
         check_exact(model, plan, example_inputs)
         assert Plan.from_json(plan.to_json()) == plan, "the plan does not survive JSON"
         shapes = {n: t.shape for n, t in tensors(apply(model, plan, example_inputs)).items()}
-        rebuilt = {n: t.shape for n, t in tensors(carve(alias(model, device="meta"), plan, ADAPTERS)).items()}
+        rebuilt = {n: t.shape for n, t in tensors(remove_units(alias(model, device="meta"), plan, ADAPTERS)).items()}
         assert shapes == rebuilt, "the plan carved out on the meta device gives other shapes"
     for index, site in enumerate(sites):  # every site alone: one unit left, and none
         for keep in ((site.size - 1,), ()) if site.module else ((site.size - 1,),):

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from xprune.structure import Removed
-from xprune.units import Units
+from xprune.adapters.declarative import Units
+from xprune.modules.removed import Removed
 
 
 class RemovedAttention(Removed):

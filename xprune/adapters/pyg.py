@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from xprune.interfaces import Adapter
-from xprune.site import Cut, Site
-from xprune.structure import part_at
+from xprune.core.interfaces import Adapter
+from xprune.core.site import Cut, Site
+from xprune.modules.paths import part_at
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xprune.units import Units
+from xprune.adapters.declarative import Units
 
 
 class HeadedAttention(nn.MultiheadAttention):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from xprune.units import Sized, Units
+from xprune.adapters.declarative import Sized, Units
 
 
 def _windows(self: Any, x: Tensor) -> Tensor:

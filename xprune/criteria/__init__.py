@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from xprune.criteria.captum_methods import IntegratedGradients
+from xprune.core.interfaces import Criterion
+from xprune.core.registry import table
+from xprune.criteria.captum.methods import IntegratedGradients
 from xprune.criteria.magnitude import Magnitude
 from xprune.criteria.random import Random
 from xprune.criteria.taylor import Taylor
-from xprune.criteria.xpruner import XPruner
-from xprune.interfaces import Criterion
-from xprune.tables import table
+from xprune.criteria.xpruner.criterion import XPruner
 
 CRITERIA: Mapping[str, type[Criterion]] = table("criteria", (Random, Magnitude, Taylor, IntegratedGradients, XPruner))
 """Criterion class by name."""

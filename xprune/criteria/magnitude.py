@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from xprune.core.interfaces import Context, Criterion
+from xprune.core.scores import Scores
+from xprune.core.site import Site
 from xprune.errors import PluginError
-from xprune.interfaces import Context, Criterion
-from xprune.scores import Scores
-from xprune.site import Site
-from xprune.structure import tensor_at
+from xprune.modules.paths import tensor_at
 
 
 @dataclass(frozen=True)

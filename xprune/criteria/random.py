@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from xprune.interfaces import Context, Criterion
-from xprune.scores import Scores
-from xprune.site import Site
+from xprune.core.interfaces import Context, Criterion
+from xprune.core.scores import Scores
+from xprune.core.site import Site
 
 
 @dataclass(frozen=True)

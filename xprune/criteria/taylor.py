@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from xprune.core.interfaces import Context, Criterion
+from xprune.core.scores import Scores
+from xprune.core.site import Site
 from xprune.errors import PluginError, TrainingError
-from xprune.gates import Gates
-from xprune.interfaces import Context, Criterion
-from xprune.runtime import accelerator, batches, prepared, reduced, seeded
-from xprune.scores import Scores
-from xprune.site import Site
+from xprune.surgery.gates import Gates
+from xprune.training.runtime import accelerator, batches, prepared, reduced, seeded
 
 KINDS = ("squared", "abs")
 

@@ -8,14 +8,14 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from xprune.core.interfaces import Context
+from xprune.core.scores import LowRank, Scores
+from xprune.core.task import Task
 from xprune.errors import DataError, PluginError
 from xprune.explain.curves import Curves, Faithfulness
-from xprune.gates import Gates
-from xprune.interfaces import Context
-from xprune.runtime import accelerator, batches, prepared, reduced
-from xprune.scores import LowRank, Scores
-from xprune.stages import make_context
-from xprune.task import Task
+from xprune.pipeline import make_context
+from xprune.surgery.gates import Gates
+from xprune.training.runtime import accelerator, batches, prepared, reduced
 
 ORDERS = ("scores", "contrast")
 FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)

@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from xprune.core.record import Record
 from xprune.errors import ModelError
 from xprune.explain.curves import Named
-
-if TYPE_CHECKING:
-    from xprune.result import PruneResult
 
 NEEDED = ("jinja2", "matplotlib", "plotly")
 
 
 def write(
-    result: "PruneResult",
+    result: Record,
     path: str | Path,
     *,
     classes: Sequence[str] | None = None,

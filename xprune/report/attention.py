@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xprune.nest import call
-from xprune.site import Site
+from xprune.core.site import Site
+from xprune.modules.calls import call
 
 TOLERANCE = 1e-4
 """Largest error of attention x v against what the attention really hands to its last layer, times max(1, largest)."""

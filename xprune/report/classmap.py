@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from xprune.scores import LowRank, Scores
-
-if TYPE_CHECKING:
-    from xprune.result import PruneResult
+from xprune.core.record import Record
+from xprune.core.scores import LowRank, Scores
 
 CLASSES = 1000
 """Rows at most: of more classes, as many spread evenly over the indices."""
@@ -44,7 +41,7 @@ def comparable(scores: Scores) -> list[Tensor]:
     return [value / value.abs().mean().clamp_min(1e-30) for value in scores.values]
 
 
-def head_map(result: "PruneResult") -> ClassMap | None:
+def head_map(result: Record) -> ClassMap | None:
     """All heads, a column each: percentiles among all heads. None without class-wise scores or heads."""
     chosen = _sites(result, "head")
     if not chosen:
@@ -64,7 +61,7 @@ def head_map(result: "PruneResult") -> ClassMap | None:
     return _build("head", labels, kept, spans, percentiles(torch.cat(tables, 1)))
 
 
-def neuron_map(result: "PruneResult") -> ClassMap | None:
+def neuron_map(result: Record) -> ClassMap | None:
     """The best kept and removed neurons of each site, the rest in bins: percentiles among the site's neurons."""
     chosen = _sites(result, "neuron")
     if not chosen:
@@ -102,7 +99,7 @@ def percentiles(table: Tensor) -> Tensor:
     return found.masked_fill(table.isnan(), torch.nan)
 
 
-def _sites(result: "PruneResult", kind: str) -> list[int]:
+def _sites(result: Record, kind: str) -> list[int]:
     if result.scores.classwise is None:
         return []
     return [i for i, site in enumerate(result.plan.sites) if site.kind == kind]

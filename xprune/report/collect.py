@@ -3,19 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from xprune.core.record import Metrics, Record
 from xprune.errors import ModelError
-from xprune.evaluate import Metrics
 from xprune.explain.curves import Faithfulness, Named
 from xprune.report.classmap import ClassMap, comparable, head_map, neuron_map
 from xprune.report.pictures import Pictures, look
-
-if TYPE_CHECKING:
-    from xprune.result import PruneResult
 
 TOP = 10
 """Classes that are named for a head."""
@@ -88,7 +85,7 @@ class Facts:
 
 
 def collect(
-    result: "PruneResult",
+    result: Record,
     classes: Sequence[str] | None = None,
     faithfulness: Named | None = None,
 ) -> Facts:
@@ -113,7 +110,7 @@ def collect(
     )
 
 
-def sites(result: "PruneResult") -> tuple[SiteFacts, ...]:
+def sites(result: Record) -> tuple[SiteFacts, ...]:
     """One for each site of the plan, in its order."""
     thresholds = result.plan.info.get("thresholds")
     found = []
@@ -148,7 +145,7 @@ def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
     return tuple(sorted(found, key=lambda each: (each.after - each.before, each.index)))
 
 
-def history(result: "PruneResult") -> tuple[Mapping[str, Any], ...]:
+def history(result: Record) -> tuple[Mapping[str, Any], ...]:
     """Records of rates and thresholds while they learned, of a selection that keeps them."""
     records = result.plan.info.get("history") or ()
     return tuple(
@@ -156,7 +153,7 @@ def history(result: "PruneResult") -> tuple[Mapping[str, Any], ...]:
     )
 
 
-def _heads(result: "PruneResult", classmap: ClassMap | None) -> tuple[UnitFacts, ...]:
+def _heads(result: Record, classmap: ClassMap | None) -> tuple[UnitFacts, ...]:
     chosen = [i for i, site in enumerate(result.plan.sites) if site.kind == "head"]
     if not chosen:
         return ()
@@ -189,7 +186,7 @@ def _top(classmap: ClassMap | None, column: int) -> tuple[tuple[int, float], ...
     return tuple((classmap.classes[int(i)], float(uses[i])) for i in best if uses[i] >= 0)
 
 
-def names_of(result: "PruneResult", given: Sequence[str] | None) -> tuple[str, ...]:
+def names_of(result: Record, given: Sequence[str] | None) -> tuple[str, ...]:
     first = next(iter(result.metrics.values()))
     count = len(first.by_class)
     for table in result.scores.classwise or ():

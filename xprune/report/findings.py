@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from xprune.evaluate import Metrics
+from xprune.core.record import Metrics
 from xprune.report.collect import Facts, SiteFacts
 
 

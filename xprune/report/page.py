@@ -13,12 +13,12 @@ from matplotlib.image import imsave
 from plotly.offline import get_plotlyjs
 from torch import Tensor
 
-from xprune.evaluate import Metrics
+from xprune.core.record import Metrics
 from xprune.report import charts, findings
 from xprune.report.classmap import CLASSES
 from xprune.report.collect import Facts, SiteFacts
 from xprune.report.pictures import Pictures
-from xprune.result import amount
+from xprune.report.text import amount
 
 STAGES = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned and fine-tuned"}
 SIDE = 192

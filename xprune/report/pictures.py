@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 
+from xprune.core.record import Record
+from xprune.core.site import Site
+from xprune.modules.copies import alias, reference_device
 from xprune.report.attention import attention
-from xprune.site import Site
-from xprune.structure import alias, reference_device
-
-if TYPE_CHECKING:
-    from xprune.result import PruneResult
 
 INPUTS, BATCHES = 4, 8
 
@@ -52,7 +50,7 @@ class Pictures:
     block: str
 
 
-def look(result: "PruneResult") -> Pictures | str:
+def look(result: Record) -> Pictures | str:
     """Pictures of a few inputs, or why there are none."""
     if result.dense is None or result.data is None or result.task is None:
         return "Pictures need the dense model and the data, which are not saved; `xprune report` takes them."
@@ -95,7 +93,7 @@ def look(result: "PruneResult") -> Pictures | str:
 
 @torch.no_grad()
 def _choose(
-    result: "PruneResult", models: Mapping[str, nn.Module], device: torch.device
+    result: Record, models: Mapping[str, nn.Module], device: torch.device
 ) -> tuple[Tensor, Tensor, dict[str, list[tuple[int, float]]]] | str:
     """(inputs, labels, what each model says): one that pruning broke, where there is one, and some of other classes."""
     assert result.data is not None and result.task is not None
@@ -123,14 +121,14 @@ def _choose(
     return torch.stack([row[1] for row in chosen]).to(device), torch.tensor([row[2] for row in chosen]), told
 
 
-def _last(result: "PruneResult") -> Site | None:
+def _last(result: Record) -> Site | None:
     """The last attention within a block that kept a head: behind it, patches have nothing to say to a class token."""
     pairs = zip(result.plan.sites, result.plan.keeps, strict=True)
     found = [site for site, keep in pairs if site.kind == "head" and keep and "." in site.name]
     return found[-1] if found else None
 
 
-def _pair(result: "PruneResult", dense: nn.Module, inputs: Tensor) -> tuple[Site | None, int, int, Tensor | None]:
+def _pair(result: Record, dense: nn.Module, inputs: Tensor) -> tuple[Site | None, int, int, Tensor | None]:
     """(site, its best kept head, its worst removed head, attention): the last site that has both and a map."""
     for i in reversed(range(len(result.plan.sites))):
         site, keep, scores = result.plan.sites[i], set(result.plan.keeps[i]), result.scores.values[i]

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from xprune.interfaces import Selection
+from xprune.core.interfaces import Selection
+from xprune.core.registry import table
 from xprune.selections.global_threshold import Global
-from xprune.selections.learned import LearnedThresholds
+from xprune.selections.learned.selection import LearnedThresholds
 from xprune.selections.uniform import Uniform
-from xprune.tables import table
 
 SELECTIONS: Mapping[str, type[Selection]] = table("selections", (Uniform, Global, LearnedThresholds))
 """Selection class by name."""

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from xprune.budget import Budget, Costs
+from xprune.core.budget import Budget
+from xprune.core.costs import Costs
+from xprune.core.interfaces import Context, Selection
+from xprune.core.plan import Plan
+from xprune.core.scores import Scores
+from xprune.costs.allocation import NORMALISATIONS, Allocation, normalise
 from xprune.errors import PluginError
-from xprune.interfaces import Context, Selection
-from xprune.landing import NORMALISATIONS, Landing, normalise
-from xprune.plan import Plan
-from xprune.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,5 @@ class Global(Selection):
 
     def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
         """See Selection.select."""
-        landing = Landing.on(costs, budget, normalise(scores, costs, budget, self.normalise))
-        return landing.plan(landing.fill(landing.one_threshold()), self.name)
+        allocation = Allocation.on(costs, budget, normalise(scores, costs, budget, self.normalise))
+        return allocation.plan(allocation.fill(allocation.one_threshold()), self.name)

@@ -4,11 +4,12 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import ClassVar
 
-from xprune.budget import Budget, Costs
-from xprune.interfaces import Context, Selection
-from xprune.landing import Landing, normalise
-from xprune.plan import Plan
-from xprune.scores import Scores
+from xprune.core.budget import Budget
+from xprune.core.costs import Costs
+from xprune.core.interfaces import Context, Selection
+from xprune.core.plan import Plan
+from xprune.core.scores import Scores
+from xprune.costs.allocation import Allocation, normalise
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,17 @@ class Uniform(Selection):
 
     def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
         """See Selection.select."""
-        landing = Landing.on(costs, budget, normalise(scores, costs, budget))
-        ratios = sorted({count / counts[-1] for counts in landing.counts for count in counts})
+        allocation = Allocation.on(costs, budget, normalise(scores, costs, budget))
+        ratios = sorted({count / counts[-1] for counts in allocation.counts for count in counts})
         low, high = 0, len(ratios)  # ratios[low] fits (or is below every floor), ratios[high] does not
         while high - low > 1:
             middle = (low + high) // 2
-            fits = landing.fits(self._kept(landing, ratios[middle]))
+            fits = allocation.fits(self._kept(allocation, ratios[middle]))
             low, high = (middle, high) if fits else (low, middle)
-        kept = self._kept(landing, ratios[low])
-        ceiling = self._kept(landing, ratios[min(high, len(ratios) - 1)])
-        return landing.plan(landing.fill(landing.fill(kept, ceiling)), self.name)
+        kept = self._kept(allocation, ratios[low])
+        ceiling = self._kept(allocation, ratios[min(high, len(ratios) - 1)])
+        return allocation.plan(allocation.fill(allocation.fill(kept, ceiling)), self.name)
 
-    def _kept(self, landing: Landing, ratio: float) -> list[int]:
+    def _kept(self, allocation: Allocation, ratio: float) -> list[int]:
         """The largest allowed count that is at most ratio * units, at each site."""
-        return [counts[max(bisect_right(counts, ratio * counts[-1] + 1e-9) - 1, 0)] for counts in landing.counts]
+        return [counts[max(bisect_right(counts, ratio * counts[-1] + 1e-9) - 1, 0)] for counts in allocation.counts]

@@ -1,0 +1,150 @@
+"""Gates: what they scale, whose row they take, and what happens where one does not fire."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+import xprune
+from tests.support import reference
+from tests.support.models import THREE, assert_gated_apart, build, images
+from xprune.modules.copies import alias
+from xprune.modules.norms import weighted_norm
+from xprune.testing import assert_untouched, snapshot
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_leaving_the_context_restores_the_model(name):
+    model, inputs = build(name), images()
+    sites, before, expected = xprune.find_sites(model, inputs), snapshot(model), model(inputs)
+    gates = xprune.Gates(sites, [torch.rand(site.size) for site in sites])
+    with gates.attached(model):
+        assert not torch.equal(model(inputs), expected)
+    assert_untouched(model, before)
+    assert torch.equal(model(inputs), expected)
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_each_sample_has_its_own_row(name):
+    """Windows are folded into Swin's batch: sample i of a batch is gated as it is alone."""
+    model, inputs = build(name), images(3)
+    sites = xprune.find_sites(model, inputs)
+    assert_gated_apart(model, inputs, sites)
+
+
+def test_rows_of_a_task_are_used():
+    """Sequence-first input: rows are tokens, so that the task has to say which sample each belongs to."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), nn.Linear(4, 2))
+    x = torch.randn(10, 4)  # 5 tokens of 2 samples, interleaved
+    (site,) = xprune.find_sites(model, x)
+    values = [torch.rand(2, site.size)]
+    rows = torch.arange(10) % 2
+    with xprune.Gates([site], values, rows=lambda *_: rows).attached(model):
+        got = model(x)
+    for row in range(10):
+        with xprune.Gates([site], [values[0][rows[row]]]).attached(model):
+            torch.testing.assert_close(got[row], model(x[row]))
+
+
+def test_rows_that_do_not_fit_are_refused():
+    model, inputs = build("vit"), images(3)
+    sites = xprune.find_sites(model, inputs)
+    gates = xprune.Gates(sites, [torch.ones(2, site.size) for site in sites])
+    with gates.attached(model), pytest.raises(xprune.GateError, match=r"3 rows for 2 samples.*Task\.rows"):
+        model(inputs)
+
+
+class Bypass(nn.Module):
+    """Reads a layer's weight without calling the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        self.bypass = False
+
+    def forward(self, x):
+        if self.bypass:
+            return nn.functional.linear(self.mlp[1](self.mlp[0](x)), self.mlp[2].weight)
+        return self.mlp(x)
+
+
+def test_a_gate_that_does_not_fire_is_an_error():
+    model, x = Bypass(), torch.randn(2, 4)
+    sites = xprune.find_sites(model, x)
+    model.bypass = True
+    with xprune.Gates(sites).attached(model), pytest.raises(xprune.GateError, match=r"mlp\.2 did not fire"):
+        model(x)
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_activation_checkpointing_sees_the_same_gates(name):
+    model, inputs = alias(build(name), requires_grad=True), images()  # eval: no drop path
+    sites = xprune.find_sites(model, inputs)
+    gradients = []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        values = [torch.full((2, site.size), 0.7, requires_grad=True) for site in sites]
+        with xprune.Gates(sites, values).attached(model):
+            model(inputs).square().sum().backward()
+        gradients.append([value.grad for value in values])
+    for without, with_ in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_, without)
+
+
+def test_gates_take_the_dtype_of_the_input():
+    model, inputs = build("vit").to(torch.bfloat16), images().to(torch.bfloat16)
+    sites = xprune.find_sites(model, inputs)
+    values = [torch.ones(2, site.size, requires_grad=True) for site in sites]
+    with xprune.Gates(sites, values).attached(model):
+        out = model(inputs)
+        out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert all(value.grad.dtype == torch.float32 and value.grad.abs().sum() > 0 for value in values)
+
+
+def test_masks_are_prepared_by_accelerate_and_trained_alone():
+    model, inputs = alias(build("swin"), requires_grad=False), images(4)
+    sites = xprune.find_sites(model, inputs)
+    table = nn.Embedding(7, sum(site.size for site in sites))
+    nn.init.ones_(table.weight)
+    masked = xprune.Gated(model, sites, table)
+    trainable = [name for name, parameter in masked.named_parameters() if parameter.requires_grad]
+    assert trainable == ["source.weight"]
+    runner = Accelerator(cpu=True)
+    prepared, optimizer = runner.prepare(masked, torch.optim.Adam(table.parameters(), lr=0.1))
+    with masked.gates.attached(masked.model):
+        loss = prepared(inputs, torch.tensor([0, 1, 1, 2])).square().mean()
+        runner.backward(loss)
+    optimizer.step()
+    moved = (table.weight != 1).any(dim=1)
+    assert moved.tolist() == [True, True, True, False, False, False, False]
+
+
+def test_a_norm_over_units_takes_its_statistics_from_those_kept():
+    norm, x, keep = nn.LayerNorm(6), torch.randn(4, 5, 6), [0, 2, 5]
+    nn.init.normal_(norm.weight)
+    weight = torch.zeros(6)
+    weight[keep] = 1
+    torch.testing.assert_close(weighted_norm(norm, x, weight)[..., keep], reference.normed(norm, x, keep))
+    torch.testing.assert_close(weighted_norm(norm, x, torch.ones(6)), norm(x))
+    assert torch.isfinite(weighted_norm(norm, x, torch.zeros(6))).all()
+
+
+class _Peft(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = model
+
+
+_Peft.__module__ = "peft.peft_model"
+
+
+def test_wrappers_are_unwrapped_or_refused():
+    model, inputs = build("vit"), images()
+    sites = xprune.find_sites(model, inputs)
+    assert xprune.find_sites(torch.compile(model, backend="eager"), inputs) == sites
+    assert xprune.find_sites(nn.DataParallel(model), inputs) == sites
+    with pytest.raises(xprune.ModelError, match="merge_and_unload"):
+        xprune.find_sites(_Peft(model), inputs)
+    with pytest.raises(xprune.ModelError, match=r"torch\.nn\.Module"):
+        xprune.Pruner(lambda x: x)

@@ -1,0 +1,51 @@
+"""export: a model as ONNX, with its outputs compared in onnxruntime before the file is handed over."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xprune.errors import ModelError
+from xprune.modules.copies import alias, unwrap
+
+
+def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tolerance: float = 1e-3) -> float:
+    """Writes an ONNX file with a free batch size; returns the largest error of onnxruntime against torch.
+
+    The file appears only if onnxruntime agrees within tolerance x max(1, max |output|), on the example inputs and on
+    a batch of one more row. Raises ModelError where it does not, or where an extra is missing.
+    """
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ModelError(f"ONNX export needs {', '.join(missing)}: pip install 'xprune[onnx]'.")
+    model, path = alias(unwrap(model)).cpu(), Path(path)
+    inputs = example_inputs.detach().cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        program = torch.onnx.export(
+            model, (inputs,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
+        )
+        if program is None:
+            raise ModelError("torch.onnx.export gave nothing.")
+        program.save(str(temporary), external_data=False)
+        error = max(_compare(model, batch, temporary, tolerance) for batch in (inputs, torch.cat((inputs, inputs[:1]))))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return error
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, inputs: Tensor, path: Path, tolerance: float) -> float:
+    import onnxruntime
+
+    expected = model(inputs).numpy()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    got = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
+    error = float(np.abs(got - expected).max())
+    if not error <= tolerance * max(1.0, float(np.abs(expected).max())):
+        raise ModelError(f"onnxruntime is off by {error:.2e} from torch; the file was not written.")
+    return error

@@ -1,0 +1,249 @@
+"""The command line: prune, compare, evaluate, sites, show, report, export, list, demo, in the words of the API."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import xprune
+from xprune import explain
+from xprune.artefact.onnx import export_onnx
+from xprune.artefact.save_load import read_header, refuse_foreign
+from xprune.cli.inputs import example_images, named_data, named_model
+from xprune.core.plan import Plan
+from xprune.data import class_names
+from xprune.discovery.find import DEFAULT
+from xprune.errors import XPruneError
+from xprune.report.text import found_tables, metrics_table, sites_table, unseen
+from xprune.surgery.cut import check_fit
+
+app = typer.Typer(
+    help="Structured pruning of transformers: exact, or refused.", no_args_is_help=True, add_completion=False
+)
+console = Console()
+
+ModelName = Annotated[
+    str, typer.Option("--model", help="timm name (also hf-hub:...), or a directory that xprune saved")
+]
+DataName = Annotated[str, typer.Option("--data", help="an ImageFolder (train/ and val/), or a known name: digits")]
+ModelArg = Annotated[list[str] | None, typer.Option("--model-arg", help="key=value for timm.create_model, repeatable")]
+CRITERION = "see `xprune list`; settings behind commas: xpruner,objective=label"
+Saved = Annotated[Path, typer.Argument(help="a directory that xprune saved")]
+Batch = Annotated[int, typer.Option(help="samples a batch")]
+Workers = Annotated[int, typer.Option(help="processes that load data")]
+
+
+@app.command()
+def prune(
+    model: ModelName,
+    data: DataName,
+    out: Annotated[Path, typer.Option(help="directory to write")],
+    criterion: Annotated[str, typer.Option(help=CRITERION)] = "xpruner",
+    selection: Annotated[str, typer.Option(help="see `xprune list`")] = "global",
+    macs: Annotated[float | None, typer.Option(help="fraction of the MACs; 0.5 where neither is given")] = None,
+    params: Annotated[float | None, typer.Option(help="fraction of the parameters")] = None,
+    min_units: Annotated[int, typer.Option(help="units that stay at every site")] = 1,
+    round_to: Annotated[int, typer.Option(help="kept features of a site are a multiple of this")] = 1,
+    units: Annotated[
+        list[str] | None, typer.Option(help="head, neuron, channel; repeatable, default head and neuron")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
+    epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
+    lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
+    distill: Annotated[float, typer.Option(help="weight of distillation from the dense model, 0 to 1")] = 0.0,
+    mixed_precision: Annotated[str | None, typer.Option(help="no, fp16, bf16")] = None,
+    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")] = None,
+    model_arg: ModelArg = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+    seed: int = 0,
+    checkpoint_dir: Annotated[Path | None, typer.Option(help="where a killed run goes on from")] = None,
+) -> None:
+    """Prune a model to a budget, fine-tune it, and save it."""
+    refuse_foreign(out)
+    given = None if macs is None and params is None else xprune.Budget(macs, params, min_units, round_to)
+    budget = given or xprune.Budget(0.5, None, min_units, round_to)
+    settings = (
+        xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
+    )
+    dense, arch = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    loaded = named_data(data, dense, batch_size, workers, seed)
+    example = next(iter(loaded.val))[0][:2]
+    sites = xprune.find_sites(dense, example, units=units or DEFAULT, exclude=exclude or ())
+    pruner = xprune.Pruner(
+        dense, criterion, budget, selection, settings, sites=sites, seed=seed, checkpoint_dir=checkpoint_dir
+    )
+    result = pruner.run(loaded.train, loaded.val)
+    if _is_main_process():
+        result.save(out, arch=arch)
+        console.print(sites_table(result.plan), metrics_table(result.metrics), f"{unseen(result.scores)}saved in {out}")
+
+
+@app.command()
+def compare(
+    model: ModelName,
+    data: DataName,
+    out: Annotated[Path, typer.Option(help="directory of the results; cells that are there are not run again")],
+    criterion: Annotated[list[str] | None, typer.Option(help=CRITERION + "; repeatable, default all")] = None,
+    selection: Annotated[list[str] | None, typer.Option(help="repeatable, default global")] = None,
+    macs: Annotated[list[float] | None, typer.Option(help="fraction of the MACs; repeatable, default 0.5")] = None,
+    seeds: Annotated[int, typer.Option(help="each cell is run for the seeds 0, 1, ...")] = 3,
+    epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
+    lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
+    exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
+    faithfulness: Annotated[bool, typer.Option(help="measure what class-wise scores say of classes")] = False,
+    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")] = None,
+    model_arg: ModelArg = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+) -> None:
+    """Compare criteria and selections on the same terms: one table with spread, one picture, one JSON file."""
+    dense, _ = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    loaded = named_data(data, dense, batch_size, workers, 0)
+    sites = xprune.find_sites(dense, next(iter(loaded.val))[0][:2], exclude=exclude or ())
+    grid = xprune.Grid(
+        {name: name for name in criterion or xprune.CRITERIA},
+        {name: name for name in selection or ("global",)},
+        tuple(xprune.Budget(macs=share) for share in macs or (0.5,)),
+        tuple(range(seeds)),
+        xprune.Finetune(epochs=epochs, lr=lr) if epochs else None,
+        faithfulness=faithfulness,
+    )
+    case = xprune.Case(dense, loaded.train, loaded.val, sites)
+    comparison = xprune.compare(case, grid, out, model=model, data=data, batch_size=batch_size)
+    if _is_main_process():
+        (out / "table.md").write_text(comparison.markdown())
+        console.print(comparison.table())
+        console.print(f"table, picture and figures are in {out}")
+        comparison.plot(out / "accuracy.png")
+
+
+@app.command()
+def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Workers = 0) -> None:
+    """Measure a saved model on validation data."""
+    model = xprune.load(saved)
+    loaded = named_data(data, model, batch_size, workers, 0)
+    inputs = next(iter(loaded.val))[0]
+    metrics = xprune.evaluate(model, loaded.val).with_costs(
+        macs=xprune.count_macs(model, inputs[:2]),
+        params=xprune.count_params(model),
+        latency_ms=xprune.latency(model, inputs),
+        latency_rows=len(inputs),
+    )
+    if _is_main_process():
+        console.print(metrics_table({saved.name: metrics}))
+
+
+@app.command()
+def sites(model: ModelName, model_arg: ModelArg = None) -> None:
+    """What of a model can go, and what is left alone and why. Random weights, nothing is downloaded."""
+    dense, _ = named_model(model, model_arg, False, None)
+    example = example_images(dense, 2)
+    console.print(*found_tables(xprune.find_sites(dense, example)))
+
+
+@app.command()
+def show(saved: Saved) -> None:
+    """What went where, and what the model measured when it was saved."""
+    header = read_header(saved)
+    arch = header["arch"]
+    name = arch["name"] if arch else "architecture not saved, load needs model_fn"
+    console.print(f"{saved}: {name}", highlight=False)
+    console.print(sites_table(Plan.from_json(header["plan"])))
+    metrics = header["extra"].get("metrics")
+    if metrics:
+        console.print(f"criterion: {header['extra'].get('criterion')}")
+        console.print(metrics_table({name: xprune.Metrics(**row) for name, row in metrics.items()}))
+
+
+@app.command()
+def report(
+    saved: Saved,
+    out: Annotated[Path | None, typer.Option(help="the page to write; default: report.html in the directory")] = None,
+    data: Annotated[str | None, typer.Option(help="for pictures and class names: as --data of prune")] = None,
+    model: Annotated[str | None, typer.Option(help="for pictures: the dense model, as --model of prune")] = None,
+    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="its weights (.safetensors) instead")] = None,
+    model_arg: ModelArg = None,
+    faithfulness: Annotated[bool, typer.Option(help="measure on --data what scores say of --model")] = False,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+) -> None:
+    """Write one HTML page: what was cut, why, and what it did to each class."""
+    if faithfulness and (data is None or model is None):
+        raise typer.BadParameter("--faithfulness is measured on --data with the dense --model: give both.")
+    result, names, curves = xprune.PruneResult.load(saved), None, None
+    if data is not None:
+        loaded = named_data(data, result.model, batch_size, workers, 0)
+        names, result = class_names(loaded.val), replace(result, data=loaded.val, task=xprune.Classification())
+    if model is not None:
+        dense = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)[0]
+        for site in result.plan.sites:
+            check_fit(dense, site, xprune.ADAPTERS)
+        result = replace(result, dense=dense)
+    if faithfulness:
+        curves = {
+            order: explain.faithfulness(dense, result.scores, loaded.val, order=order) for order in explain.ORDERS
+        }
+    path = result.report(out or saved / "report.html", classes=names, faithfulness=curves)
+    console.print(f"report in {path}", highlight=False)
+
+
+@app.command()
+def export(
+    saved: Saved,
+    out: Annotated[Path, typer.Option(help="the .onnx file to write")],
+    batch_size: Annotated[int, typer.Option(help="rows of the example; the file takes any number")] = 2,
+) -> None:
+    """Write ONNX, with the outputs compared in onnxruntime."""
+    model = xprune.load(saved)
+    example = example_images(model, batch_size)
+    error = export_onnx(model, example, out)
+    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, onnxruntime agrees within {error:.1e}", highlight=False)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """The criteria, selections and adapters that are installed."""
+    for title in ("criteria", "selections", "adapters"):
+        plugins: Mapping[str, Any] = getattr(xprune, title.upper())
+        table = Table(title, "what it is")
+        for name, plugin in plugins.items():
+            about = (plugin.__doc__ or "").splitlines()[0] if isinstance(plugin, type) else ", ".join(plugin.classes)
+            table.add_row(name, about)
+        console.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="where the pruned model goes")] = Path("demo-pruned"),
+    cache: Annotated[Path | None, typer.Option(help="where the dense model is kept between runs")] = None,
+) -> None:
+    """Train a small ViT on scanned digits, prune it to half its MACs with every criterion, and compare."""
+    from xprune.cli.demo import run
+
+    run(out, cache, console)
+
+
+def _is_main_process() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def main() -> None:
+    """The command line with errors as one message, not a traceback."""
+    try:
+        app()
+    except XPruneError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

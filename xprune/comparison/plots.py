@@ -1,0 +1,99 @@
+"""The picture of a comparison: curves of accuracy against MACs, or, of one budget, a line for each side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xprune.comparison.cells import STAGES, Cells, Row, spread
+from xprune.errors import ModelError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(comparison: Cells, path: str | Path, selections: Sequence[str] | None = None) -> Path:
+    """Writes the picture; see `Comparison.plot`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModelError("a plot needs matplotlib: pip install 'xprune[report]'.") from error
+    shown = selections or list(dict.fromkeys(s for _, s in comparison.lines() if s))
+    stages = [stage for stage in STAGES if any(stage in row for row in comparison.rows)]
+    kind = _curves if len(comparison.budgets) > 1 else _lines
+    figure = Figure(layout="constrained")
+    kind(figure, comparison, shown, stages)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Sequence[str]) -> None:
+    """Metric against MACs with its spread, a panel for each selection and stage."""
+    lines = comparison.lines()
+    names = list(dict.fromkeys(c for c, s in lines if s in shown))
+    width = 0.8 + 3.4 * len(shown)
+    figure.set_size_inches(width, 0.9 + 2.9 * len(stages))
+    axes = figure.subplots(len(stages), len(shown), squeeze=False, sharex=True, sharey="row")
+    handles: dict[str, Any] = {}
+    for row, stage in zip(axes, stages, strict=True):
+        for axis, selection in zip(row, shown, strict=True):
+            handles["dense"] = axis.axhline(_dense(comparison), color="0.4", linestyle="--", linewidth=1)
+            for index, name in enumerate(names):
+                if (name, selection) in lines:
+                    handles[name] = _curve(axis, comparison.budgets, lines[name, selection], stage, index)
+            axis.set_title(f"{selection}, {STAGES[stage]}", fontsize=9)
+            axis.grid(alpha=0.3)
+        row[0].set_ylabel("accuracy, %")
+    for axis in axes[-1]:
+        axis.set_xlabel("MACs, share of dense")
+    columns = max(1, min(len(handles), int(width / 2.4)))  # inches that a long name takes
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, index: int) -> Any:
+    points = []
+    for budget in budgets:
+        here = [row for row in rows if row["budget"] == budget and stage in row]
+        if here:
+            points.append((spread(row["macs"] for row in here)[0], *spread(row[stage] for row in here)))
+    xs, means, spreads = zip(*sorted(points), strict=True) if points else ((), (), ())
+    return axis.errorbar(
+        xs,
+        [100 * mean for mean in means],
+        [100 * (spread or 0) for spread in spreads],
+        marker="osD^vPX"[index % 7],
+        markersize=4,
+        linewidth=1.2,
+        capsize=2,
+        color=f"C{index % 10}",
+    )
+
+
+def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Sequence[str]) -> None:
+    """A line for each side, the best one at the top, a panel for each stage: one budget has no curve."""
+    own = [selection for selection in shown if selection != "its own"]
+    sides = {
+        criterion if len(own) < 2 or selection == "its own" else f"{criterion}, {selection}": rows
+        for (criterion, selection), rows in comparison.lines().items()
+        if selection in shown and any(stages[0] in row for row in rows)
+    }
+    found = {
+        stage: {name: spread(r[stage] for r in rows if stage in r) for name, rows in sides.items()} for stage in stages
+    }
+    order = sorted(sides, key=lambda name: found[stages[-1]][name][0])
+    names = 0.065 * max(map(len, order))  # inches
+    figure.set_size_inches(0.6 + names + 3.4 * len(stages), 1.2 + 0.26 * len(order))
+    axes = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
+    for axis, stage in zip(axes, stages, strict=True):
+        means, spreads = zip(*(found[stage][name] for name in order), strict=True)
+        axis.axvline(_dense(comparison), color="0.4", linestyle="--", linewidth=1, label="dense")
+        bars = [100 * (each or 0) for each in spreads]
+        axis.errorbar([100 * mean for mean in means], range(len(order)), xerr=bars, fmt="o", markersize=4, capsize=2)
+        axis.set_yticks(range(len(order)), order, fontsize=8)
+        axis.set_title(f"{comparison.budgets[0]}, {STAGES[stage]}", fontsize=9)
+        axis.set_xlabel("accuracy, %")
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+
+
+def _dense(comparison: Cells) -> float:
+    return 100 * spread(row["metric"] for row in comparison.lines()["dense", ""])[0]

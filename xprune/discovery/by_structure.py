@@ -1,0 +1,242 @@
+"""Units of modules that no adapter knows: proposed by structure, each proposal proved by cutting before it is taken.
+
+What comes out is plain data, like an adapter's sites, so that nothing is searched when a plan is carried out again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xprune.core.plan import Plan
+from xprune.core.site import Site
+from xprune.discovery.candidates import heads_of, linears_of, proposals, sizes_of
+from xprune.discovery.dependency_graph import try_forward
+from xprune.errors import XPruneError
+from xprune.modules.calls import map_tensors, tensors_in
+from xprune.modules.copies import alias, own, tensors
+from xprune.modules.removed import Removed
+from xprune.surgery.cut import remove_units
+from xprune.surgery.exactness import TOLERANCE, compare, gated_outputs
+
+TRIES = 48
+"""Proposals tried for a module at most."""
+
+
+@dataclass
+class Call:
+    """What a module was given in its first call, and the linear layers it then called, in order."""
+
+    args: Any = None
+    kwargs: Any = None
+    layers: list[str] = field(default_factory=list)
+
+
+class Alone(nn.Module):
+    """A module by itself, called with what it was given inside the model; its first output."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, args: Any, kwargs: Any) -> Tensor:
+        """The first tensor that the module gives, which may write into what it is given."""
+        args, kwargs = map_tensors((args, kwargs), Tensor.clone)
+        return tensors_in(self.module(*args, **kwargs))[0]
+
+
+def sites_by_structure(
+    model: nn.Module, example_inputs: Any, known: Mapping[str, Site], kind: str
+) -> tuple[dict[str, Site], dict[str, str]]:
+    """(sites proved, why there is none) by module path, for modules that look like attentions or like MLPs.
+
+    known   sites that are there already (name -> site): their modules are left to them
+    kind    "head": modules with a number of heads among their attributes; "neuron": the others, with two or more
+            linear layers of their own
+
+    One forward pass of the model, on a copy; everything else runs on the modules alone.
+    """
+    paths = _candidates(model, known, kind)
+    sites: dict[str, Site] = {}
+    left: dict[str, str] = {}
+    alike: dict[Any, Site | str] = {}  # what was found for a module of the same class and shapes
+    for path, seen in _watch(model, example_inputs, paths).items() if paths else ():
+        module = model.get_submodule(path)
+        key = (type(module), tuple(seen.layers), *((n, t.shape) for n, t in tensors(module).items()))
+        found = alike[key] = _find(module, seen, kind, alike.get(key))
+        if isinstance(found, Site):
+            sites[path] = _placed(found, path)
+        elif found:
+            left[path] = found
+    return sites, left
+
+
+def _candidates(model: nn.Module, known: Mapping[str, Site], kind: str) -> list[str]:
+    """Paths of the innermost modules that look like attentions, or like MLPs, and are no known site's."""
+    taken = {path for site in known.values() for path in (site.modules if site.module else (*site.modules, site.layer))}
+    found = []
+    for path, module in model.named_modules():
+        inside = any(path == other or path.startswith(f"{other}.") for other in taken)
+        if not path or inside or isinstance(module, (Removed, nn.ModuleList, nn.ModuleDict)):
+            continue
+        own_layers = {f"{path}.{name}" for name in linears_of(module)}
+        if kind == "head":
+            fits = heads_of(module) is not None and any(isinstance(part, nn.Linear) for part in module.modules())
+        else:
+            fits = heads_of(module) is None and len(own_layers) > 1
+        if fits and not any(layer == other or layer.startswith(f"{other}.") for layer in own_layers for other in taken):
+            found.append(path)
+    around = taken if kind == "head" else ()
+    return [path for path in found if not any(other.startswith(f"{path}.") for other in (*found, *around))]
+
+
+@torch.no_grad()
+def _watch(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[str, Call]:
+    """What happens in each module's first call in a forward pass; modules that are not called are left out."""
+    copy, calls = alias(model), {path: Call() for path in paths}
+    open_: list[str] = []
+
+    def enter(path: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            if calls[path].args is None:
+                calls[path].args, calls[path].kwargs = args, kwargs
+                open_.append(path)
+
+        return hook
+
+    def leave(path: str) -> Any:
+        return lambda *_: open_.remove(path) if path in open_ else None
+
+    def step(path: str, name: str) -> Any:
+        return lambda *_: calls[path].layers.append(name) if path in open_ else None
+
+    for path in paths:
+        module = copy.get_submodule(path)
+        module.register_forward_pre_hook(enter(path), with_kwargs=True)
+        for name, layer in linears_of(module).items():
+            layer.register_forward_hook(step(path, name))
+        module.register_forward_hook(leave(path))
+    try_forward(copy, example_inputs)
+    return {path: seen for path, seen in calls.items() if seen.args is not None}
+
+
+def _find(module: nn.Module, seen: Call, kind: str, twin: Site | str | None) -> Site | str:
+    """The site of a module, its paths relative to `Alone`; or why there is none, "" where nothing looks like units.
+
+    twin   what was found for one like it: the first site to try, or the reason, which is not looked into again
+    """
+    if isinstance(twin, str):
+        return twin
+    linears = linears_of(module)
+    if len(set(seen.layers)) < 2:
+        if kind == "neuron":
+            return ""
+        return (
+            f"it has {heads_of(module)} heads, but its forward calls {len(set(seen.layers))} of its linear layers as "
+            "modules, so that no hook can gate what the heads feed: it needs an adapter with a gated class"
+        )
+    writer = seen.layers[-1]
+    features = linears[writer].in_features
+    sizes = [features] if kind == "neuron" else sizes_of(module)
+    readers = [name for name in dict.fromkeys(seen.layers[:-1]) if name != writer]
+    if kind == "neuron" and not any(linears[name].out_features % features == 0 for name in readers):
+        return ""
+    if sizes == [1]:
+        return "it has one head, which is the whole of it" if kind == "head" else ""
+    if all(features % size for size in sizes):
+        return f"{writer} reads {features} features, no multiple of {sizes[0]} heads"
+    alone = own(alias(Alone(module)), module)
+    _randomise(alone)
+    inputs, tried, problems = (seen.args, seen.kwargs), 0, []
+    first = (replace(twin, module=""),) if twin else ()
+    for site in islice(chain(first, proposals(module, kind, writer, readers, sizes)), TRIES):
+        tried += 1
+        problem = _disproved(alone, site, inputs)
+        if problem is None:
+            return _whole(alone, site, inputs)
+        problems.append(problem)
+    units = "hidden neurons" if kind == "neuron" else "heads"
+    closest = next((p for p in problems if not p.startswith("its forward fails")), problems[0])
+    return (
+        f"its {units} cannot be cut out exactly, in none of {tried} ways tried: {closest}. Where its forward takes "
+        "them to fill the model's width, an adapter with a `pruned` forward serves it"
+    )
+
+
+@torch.no_grad()
+def _randomise(module: nn.Module) -> None:
+    """Weights under which every unit tells on the output: nothing is zero, as some are at the start of training."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.2
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(noise * scale)
+
+
+def _plans(site: Site) -> Iterator[Plan]:
+    """One unit less, about half of them, one left."""
+    chance = torch.Generator().manual_seed(0)
+    half = torch.randperm(site.size, generator=chance)[: (site.size + 1) // 2].sort().values.tolist()
+    every = tuple(range(site.size))
+    for keep in dict.fromkeys((every[1:], tuple(half), (site.size // 2,))):
+        if 0 < len(keep) < site.size:
+            yield Plan((site,), (keep,))
+
+
+@torch.no_grad()
+def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
+    """Why the site is not what the module has; None where every cut is exact and every gate tells."""
+    try:
+        dense = gated_outputs(alone, Plan.full((site,)), inputs)[0]
+        for plan in _plans(site):
+            gated = gated_outputs(alone, plan, inputs)[0]
+            moved = float((dense - gated).abs().max())
+            try:
+                pruned = remove_units(alias(alone), plan, {})
+                error, scale = compare(alone, pruned, plan, inputs)
+            except XPruneError:
+                raise
+            except Exception as problem:
+                return f"its forward fails with {plan.counts[0]} of {site.size} left ({str(problem).splitlines()[0]})"
+            if not error <= TOLERANCE * scale:
+                return f"with {plan.counts[0]} of {site.size} left it is off by {error:.1e} (outputs up to {scale:.1e})"
+            if not moved > max(10 * error, 1e-6 * scale):
+                return f"a gate on the input of {site.layer.partition('.')[2]} does not change what it gives"
+    except XPruneError as problem:
+        return str(problem)
+    return None
+
+
+@torch.no_grad()
+def _whole(alone: Any, site: Site, inputs: Any) -> Site:
+    """The site with its module, where nothing but the writer's bias is left of that when all units go."""
+    whole = replace(site, module="module")
+    plan = Plan((whole,), ((),))
+    try:
+        plain = isinstance(alone.module(*inputs[0], **inputs[1]), Tensor)
+        error, scale = compare(alone, remove_units(alias(alone), plan, {}), plan, inputs)
+    except Exception:
+        return site
+    return whole if plain and error <= TOLERANCE * max(scale, 1e-3) else site
+
+
+def _placed(site: Site, path: str) -> Site:
+    """The same site in the model, where its module stands at `path`."""
+
+    def at(name: str) -> str:
+        return path + name.removeprefix("module") if name else ""
+
+    return replace(
+        site,
+        name=path,
+        layer=at(site.layer),
+        cuts=tuple(replace(cut, tensor=at(cut.tensor)) for cut in site.cuts),
+        module=at(site.module),
+        norms=tuple(at(norm) for norm in site.norms),
+        feeds=(),
+        counts=tuple(at(name) for name in site.counts),
+    )

@@ -1,0 +1,181 @@
+"""The dependency graph of any model that can be traced, by torch-pruning (DepGraph, Fang et al., CVPR 2023).
+
+Modules that an adapter knows are stood in for, so that the graph stays small and never has to see through an attention.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning._helpers import _HybridIndex
+
+from xprune.core.site import Site
+from xprune.discovery.placeholders import (
+    JoiningPlaceholder,
+    JoiningPlaceholderPruner,
+    Placeholder,
+    PlaceholderPruner,
+    put_placeholders,
+)
+from xprune.errors import ModelError
+from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
+from xprune.modules.copies import alias
+from xprune.modules.paths import is_linear
+
+_ENDS = {
+    tp.ops.OPTYPE.CONCAT,
+    tp.ops.OPTYPE.SPLIT,
+    tp.ops.OPTYPE.UNBIND,
+    tp.ops.OPTYPE.EXPAND,
+    tp.ops.OPTYPE.SLICE,
+    tp.ops.OPTYPE.PARAMETER,
+    tp.ops.OPTYPE.OUTPUT,
+}
+"""Operations that join, split or end features: what they touch is no plain hidden layer."""
+
+_MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVectorNorm", "Cumsum")
+"""Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
+
+
+class _LinearPruner(tp.function.LinearPruner):
+    """Lets the graph see linear layers that are not torch's."""
+
+    def get_in_channels(self, layer: Any) -> int:
+        """Features that it reads."""
+        return int(layer.weight.shape[1])
+
+    def get_out_channels(self, layer: Any) -> int:
+        """Features that it writes."""
+        return int(layer.weight.shape[0])
+
+
+_LINEAR = _LinearPruner()
+
+
+class _Graph(tp.DependencyGraph):
+    """torch-pruning's graph, which guesses from one flag whether a reshape flattens maps or only moves tokens.
+
+    On torch versions whose autograd nodes do not tell sizes; a wrong guess makes index lists explode. It looks at
+    linear layers with outputs of three axes; here stand-ins count too, and any number of axes above two.
+
+    shapes   of the first tensor that each module takes and gives
+    made     the autograd node of that tensor
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tokens = False
+        self.shapes: dict[nn.Module, tuple[list[int], list[int]]] = {}
+        self.made: dict[nn.Module, Any] = {}
+        super().__init__()
+        for module in model.modules():
+            module.register_forward_hook(self._look, with_kwargs=True)
+
+    def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given, made = tensors_in((args, kwargs)), tensors_in(output)
+        if given and made:
+            self.shapes[module] = list(given[0].shape), list(made[0].shape)
+            self.made[module] = made[0].grad_fn
+        if is_linear(module) or isinstance(module, Placeholder):
+            self._tokens = self._tokens or made[0].dim() > 2
+
+    @property
+    def _2d_4d(self) -> bool:
+        return not self._tokens
+
+    @_2d_4d.setter
+    def _2d_4d(self, _: bool) -> None:
+        pass
+
+
+def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[nn.Module, Any]:
+    """(a copy of the model with stand-ins for the `known` sites' modules, its graph).
+
+    Raises ModelError where the forward fails, or cannot be traced.
+    """
+    try:  # shapes are all that the graph looks at: the meta device gives them without the work
+        return _trace(model, example_inputs, known, "meta")
+    except Exception:  # a forward that looks at values, or one that fails
+        try_forward(model, example_inputs)
+        return _trace(model, example_inputs, known, None)
+
+
+def try_forward(model: nn.Module, example_inputs: Any) -> None:
+    """ModelError where the model's forward fails on the example inputs."""
+    try:
+        with torch.no_grad(), slow_path():
+            call(alias(model), example_inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the model's forward fails on the example inputs: {type(error).__name__}: {error}. "
+            "Give inputs as the model takes them: a tensor, a tuple of arguments, or a dict of keyword arguments."
+        ) from error
+
+
+def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], device: str | None) -> tuple[Any, Any]:
+    """(a copy of the model with stand-ins, its graph)."""
+    copy = alias(model, requires_grad=True, device=device)
+    inputs = map_tensors(example_inputs, lambda tensor: tensor.detach().to(device))
+    as_given = inputs if isinstance(inputs, (dict, tuple)) else (inputs,)  # a bare tensor would be unpacked by rows
+    try:
+        put_placeholders(copy, inputs, known)
+        with torch.enable_grad():
+            pruners = {type(m): _LINEAR for m in copy.modules() if is_linear(m) and not isinstance(m, nn.Linear)}
+            pruners = {Placeholder: PlaceholderPruner(), JoiningPlaceholder: JoiningPlaceholderPruner(), **pruners}
+            graph = _Graph(copy)
+            try:
+                graph.build_dependency(
+                    copy, as_given, customized_pruners=pruners, output_transform=_traceable, verbose=False
+                )
+            except (ZeroDivisionError, TypeError):
+                if not getattr(graph, "module2node", None):
+                    raise
+                # traced, but it could not work out all indices across reshapes; who walks it compares widths
+    except Exception as error:
+        raise ModelError(
+            f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
+            "Check that model(example_inputs) runs; data-dependent control flow cannot be traced."
+        ) from error
+    return copy, graph
+
+
+def _traceable(output: Any) -> list[Tensor]:
+    """The tensors of the model's output that lead back to its layers; ValueError for none."""
+    found = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+    if not found:
+        raise ValueError("its output holds no tensor with a gradient")
+    return found
+
+
+def reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
+    """What loses the feature `probe` with the reader's input, each once; None, and the end, where it is no feature.
+
+    torch-pruning's own walk (`get_pruning_group`) lets a wrongly guessed reshape multiply the indices at every step
+    and may never end. Here one index goes in and one has to come out of each dependency.
+    """
+    stack, seen = [(graph.module2node[reader], handler)], {(graph.module2node[reader], handler)}
+    while stack:
+        node, handler = stack.pop()
+        for dep in node.dependencies:
+            if not dep.is_triggered_by(handler) or (dep.target, dep.handler) in seen:
+                continue
+            idxs = [_HybridIndex(idx=probe, root_idx=probe)]
+            for mapping in dep.index_mapping:
+                idxs = mapping(idxs) if mapping is not None else idxs
+            plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS
+            mixes = any(mix in dep.target.name for mix in _MIXING) and not _over_map(dep.target.grad_fn)
+            if not plain or mixes:
+                yield None
+                return
+            seen.add((dep.target, dep.handler))
+            stack.append((dep.target, dep.handler))
+            yield dep
+
+
+def _over_map(node: Any) -> bool:
+    """True for a mean over height and width, which leaves each channel to itself."""
+    dims, shape = getattr(node, "_saved_dim", None), getattr(node, "_saved_self_sym_sizes", ())
+    if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4:
+        return False
+    return {dim - 2**64 if dim >= 2**63 else dim for dim in dims} <= {2, 3, -1, -2}

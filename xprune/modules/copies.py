@@ -1,0 +1,78 @@
+"""Copies of a model that share its weights or own them, and the model inside its wrappers."""
+
+import copy
+
+import torch
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
+from torch import Tensor, nn
+
+from xprune.errors import ModelError
+from xprune.modules.calls import tensors_in
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile, DistributedDataParallel and DataParallel.
+
+    Raises ModelError for a PEFT model, whose adapters have to be merged first, and for what is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"wanted a torch.nn.Module, got {type(model).__name__}.")
+    if type(model).__module__.startswith("peft."):
+        raise ModelError(
+            f"{type(model).__name__} wraps the model's layers: call merge_and_unload() and prune what it returns."
+        )
+    if any(type(part).__module__.startswith("torch.distributed.fsdp") for part in model.modules()):
+        raise ModelError("the weights are sharded by FSDP: prune the model before it is wrapped.")
+    inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False) if _wrapped(model) else model
+    return inner
+
+
+def _wrapped(model: nn.Module) -> bool:
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return is_compiled_module(model) or isinstance(model, parallel)
+
+
+def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
+    """A structural copy in eval mode whose tensors share the caller's storage (on `device`, e.g. "meta": new ones).
+
+    Replacing modules and parameters of the copy, or hooking it, leaves the caller's model alone; writing into a
+    tensor does not.
+    """
+    memo: dict[int, object] = {}
+    for name, tensor in _tensors(model):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise ModelError(f"{name} is not initialised: run one forward pass of the model first.")
+        data = tensor.detach() if device is None else tensor.detach().to(device)
+        wants = tensor.requires_grad if requires_grad is None else requires_grad
+        wants = wants and tensor.is_floating_point()
+        memo.setdefault(id(tensor), nn.Parameter(data, wants) if isinstance(tensor, nn.Parameter) else data)
+    for module in model.modules():
+        for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph
+            memo.setdefault(id(tensor), tensor.detach())
+    return copy.deepcopy(model, memo).eval()
+
+
+def own(model: nn.Module, original: nn.Module) -> nn.Module:
+    """Gives every tensor of `model` that still shares storage with `original` a storage of its own; ties survive."""
+    shared = {tensor.data_ptr() for _, tensor in _tensors(original) if tensor.numel()}
+    done: dict[int, Tensor] = {}
+    for _, tensor in _tensors(model):
+        if id(tensor) not in done and tensor.numel() and tensor.data_ptr() in shared:
+            done[id(tensor)] = tensor
+            tensor.data = tensor.data.clone()
+    return model
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer under every name it has."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones under each of their names."""
+    return dict(_tensors(model))
+
+
+def reference_device(model: nn.Module) -> torch.device:
+    """The device of the model's first tensor."""
+    return next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))

@@ -1,0 +1,160 @@
+"""Old module paths: `xprune.site` and its like, as they were before 0.2, forward to where their names are now.
+
+For one release. Importing one warns with a DeprecationWarning that says the new path.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED: dict[str, tuple[str, ...]] = {
+    "adapters.attend": ("adapters.timm.attend",),
+    "adapters.timm_forwards": ("adapters.timm.plain_forwards",),
+    "adapters.timm_hybrid": ("adapters.timm.hybrid",),
+    "adapters.timm_hybrid_forwards": ("adapters.timm.hybrid_forwards",),
+    "adapters.timm_pyramid_forwards": ("adapters.timm.pyramid_forwards",),
+    "adapters.timm_streams": ("adapters.timm.streams",),
+    "adapters.timm_vit": ("adapters.timm.vit",),
+    "adapters.timm_vit_forwards": ("adapters.timm.vit_forwards",),
+    "along": ("discovery.stream_shapes",),
+    "arch": ("artefact.rebuild",),
+    "budget": (
+        "core.budget",
+        "core.costs",
+    ),
+    "carve": ("surgery.cut",),
+    "channels": ("discovery.channels",),
+    "checkpoint": ("training.checkpoint",),
+    "cli_inputs": ("cli.inputs",),
+    "compare": ("comparison.grid",),
+    "comparison_plots": ("comparison.plots",),
+    "consumers": ("discovery.consumers",),
+    "cost": (
+        "costs.measure",
+        "costs.latency",
+    ),
+    "criteria.captum_base": ("criteria.captum.base",),
+    "criteria.captum_gates": ("criteria.captum.gates",),
+    "criteria.captum_layers": ("criteria.captum.layers",),
+    "criteria.captum_methods": ("criteria.captum.methods",),
+    "demo": ("cli.demo",),
+    "evaluate": (
+        "training.evaluate",
+        "core.record",
+    ),
+    "export": ("artefact.onnx",),
+    "finetune": ("training.finetune",),
+    "gates": (
+        "surgery.gates",
+        "modules.norms",
+    ),
+    "generic": ("discovery.by_structure",),
+    "graph": ("discovery.dependency_graph",),
+    "interfaces": ("core.interfaces",),
+    "landing": ("costs.allocation",),
+    "libraries": ("artefact.libraries",),
+    "libraries.library": ("artefact.libraries.library",),
+    "libraries.timm": ("artefact.libraries.timm",),
+    "libraries.transformers": ("artefact.libraries.transformers",),
+    "loop": ("training.loop",),
+    "mask_learner": ("criteria.xpruner.learner",),
+    "masks": (
+        "criteria.xpruner.masks",
+        "costs.expected",
+    ),
+    "nest": ("modules.calls",),
+    "neurons": ("discovery.neurons",),
+    "optimise": ("training.optim",),
+    "plan": ("core.plan",),
+    "plots": ("report.plots",),
+    "pointwise": ("tasks.pointwise",),
+    "proposals": ("discovery.candidates",),
+    "provenance": ("core.provenance",),
+    "runtime": ("training.runtime",),
+    "scores": ("core.scores",),
+    "segmentation": ("tasks.segmentation",),
+    "site": ("core.site",),
+    "sites": ("discovery.find",),
+    "stages": ("pipeline",),
+    "standin": ("discovery.placeholders",),
+    "streams": ("discovery.stream_walk",),
+    "structure": (
+        "modules.copies",
+        "modules.paths",
+        "modules.removed",
+    ),
+    "tables": ("core.registry",),
+    "task": (
+        "core.task",
+        "tasks.classification",
+    ),
+    "tasks_graph": ("tasks.graphs",),
+    "threshold_learner": ("selections.learned.learner",),
+    "token_tasks": ("tasks.tokens",),
+    "units": ("adapters.declarative",),
+}
+"""Old path below `xprune` -> the modules that now hold what it held."""
+
+RENAMED = {
+    "Along": "StreamParts",
+    "Landing": "Allocation",
+    "StandIn": "Placeholder",
+    "along_by_shape": "stream_parts_by_shape",
+    "carve": "remove_units",
+    "check_landing": "check_allocation",
+    "generic_sites": "sites_by_structure",
+    "stand_in": "put_placeholders",
+}
+"""Old name -> new name, of what got another name when it moved."""
+
+
+class _Forward(ModuleType):
+    """A module that looks its names up in the modules that it stands for, and that functions of its name call."""
+
+    def __getattr__(self, name: str) -> Any:
+        for path in MOVED.get(self.__name__.removeprefix("xprune."), ()):
+            module = import_module(f"xprune.{path}")
+            for known in (name, RENAMED.get(name, "")):
+                if known and hasattr(module, known):
+                    return getattr(module, known)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds old paths."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """A spec for an old path, None for any other."""
+        old = fullname.removeprefix("xprune.")
+        return ModuleSpec(fullname, self) if fullname.startswith("xprune.") and old in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The forwarding module, and a warning."""
+        new = MOVED[spec.name.removeprefix("xprune.")]
+        places = " and ".join(f"xprune.{path}" for path in new)
+        warnings.warn(
+            f"{spec.name} has moved to {places} and will be gone in the next release.", DeprecationWarning, stacklevel=2
+        )
+        return _Forward(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: names are looked up when they are asked for."""
+
+
+class _Package(ModuleType):
+    """The package itself, whose functions keep their names: `xprune.compare` is one, and an old module path too."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, _Forward) and name in vars(self)):
+            super().__setattr__(name, value)
+
+
+def install() -> None:
+    """Makes the old paths importable. Called once, at the end of the package's own import."""
+    sys.modules["xprune"].__class__ = _Package
+    sys.meta_path.insert(0, _Finder())  # before the finder of files, which would load libraries/timm.py a second time

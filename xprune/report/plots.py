@@ -1,0 +1,111 @@
+"""Pictures for papers: `plot(result, kind)` draws on matplotlib axes and returns them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xprune.core.record import Record
+from xprune.errors import ModelError
+from xprune.report.classmap import head_map
+from xprune.report.collect import by_class, history, names_of, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KEPT, REMOVED = "#0b5394", "#b8520a"
+ROWS = 40
+
+
+def plot(result: Record, kind: str, ax: "Axes | None" = None, classes: Sequence[str] | None = None) -> "Axes":
+    """The picture of that kind on the axes given, or on new ones; `ax.figure.savefig(...)` writes it.
+
+    kind      "units": share kept of each site; "classes": class x head map, removed heads in orange; "training": share
+              kept of each site while thresholds learned; "accuracy": accuracy of each class before and after
+    classes   names by index; None: numbers
+
+    Raises ModelError for another kind, where the result has no such data, and where matplotlib is not installed.
+    """
+    if kind not in KINDS:
+        raise ModelError(f"kind={kind!r}, allowed are {', '.join(KINDS)}.")
+    names = names_of(result, classes)
+    if ax is None:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ModelError("a plot needs matplotlib: pip install 'xprune[report]'.") from error
+        ax = Figure(figsize=(6.4, 4.0), layout="constrained").add_subplot()
+    KINDS[kind](result, ax, names)
+    return ax
+
+
+def _units(result: Record, ax: Any, names: Sequence[str]) -> None:
+    sites = [site.name for site in result.plan.sites]
+    shares = [100 * n / site.size for n, site in zip(result.plan.counts, result.plan.sites, strict=True)]
+    places = range(len(sites))
+    ax.barh(
+        places, [100] * len(sites), color="white", edgecolor=REMOVED, linestyle="--", linewidth=0.8, label="removed"
+    )
+    ax.barh(places, shares, color=KEPT, label="kept")
+    for place, count, site in zip(places, result.plan.counts, result.plan.sites, strict=True):
+        ax.text(101, place, f"{count}/{site.size}", va="center", fontsize=7)
+    ax.set(yticks=places, xlabel="units kept, %", xlim=(0, 118))
+    ax.set_yticklabels(sites, fontsize=7)
+    ax.invert_yaxis()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+
+
+def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
+    found = head_map(result)
+    if found is None:
+        raise ModelError(
+            f"kind='classes' needs class-wise scores of heads, which {result.scores.criterion} did not give here."
+        )
+    values, kept = found.values.numpy(), np.asarray(found.kept)
+    for shown, colours in ((kept, "Blues"), (~kept, "Oranges")):
+        ax.imshow(np.where(shown, values, np.nan), cmap=colours, vmin=0, vmax=100, aspect="auto", interpolation="none")
+    for _, start, _ in found.sites[1:]:
+        ax.axvline(start - 0.5, color="black", linewidth=0.6)
+    ax.set_xticks([(start + stop - 1) / 2 for _, start, stop in found.sites], short([s for s, _, _ in found.sites]))
+    if len(found.classes) <= ROWS:
+        ax.set_yticks(range(len(found.classes)), [names[index] for index in found.classes], fontsize=7)
+    ax.set(xlabel="heads by site (blue kept, orange removed)", ylabel="class")
+
+
+def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
+    records = history(result)
+    if not records:
+        raise ModelError("kind='training' needs a history, which the selection 'learned' keeps; this result has none.")
+    from matplotlib import colormaps
+
+    shades = colormaps["cividis"](np.linspace(0.9, 0.05, len(result.plan.sites)))
+    for index, site in enumerate(result.plan.sites):
+        rates = [100 * record["rates"][index] for record in records]
+        style = "-" if site.kind == "head" else "--"
+        ax.plot([r["step"] + 1 for r in records], rates, style, color=shades[index], linewidth=1.2, label=site.name)
+    ax.set(xlabel="step (solid: heads, dashed: other units)", ylabel="units kept, %", ylim=(0, None))
+    ax.legend(fontsize=6, ncols=2, frameon=False)
+
+
+def _accuracy(result: Record, ax: Any, names: Sequence[str]) -> None:
+    rows = by_class(result.metrics)[:ROWS]
+    if not rows:
+        raise ModelError("kind='accuracy' needs the accuracy of each class, which was not measured in this run.")
+    places = range(len(rows))
+    before, after = [100 * row.before for row in rows], [100 * row.after for row in rows]
+    ax.hlines(places, before, after, color="0.8", linewidth=2, zorder=0)
+    ax.scatter(before, places, s=55, facecolors="none", edgecolors="black", label="dense")
+    ax.scatter(after, places, s=22, color=KEPT, label="pruned")
+    ax.set_yticks(places, [names[row.index] for row in rows], fontsize=7)
+    ax.set(xlabel="accuracy, %")
+    ax.invert_yaxis()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+
+
+KINDS: Mapping[str, Callable[[Record, Any, Sequence[str]], None]] = {
+    "units": _units,
+    "classes": _classes,
+    "training": _training,
+    "accuracy": _accuracy,
+}
+"""What draws each kind."""

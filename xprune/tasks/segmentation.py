@@ -1,0 +1,87 @@
+"""Segmentation: a class for each pixel."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xprune.core.task import unpacked
+from xprune.errors import DataError
+from xprune.tasks.pointwise import Pointwise
+
+
+@dataclass(frozen=True)
+class Segmentation(Pointwise):
+    """A class for each pixel: labels int64 (batch, height, width), outputs (batch, classes, h, w).
+
+    Batches as for `Classification`.
+    Outputs of another size than the labels are resized to it, bilinearly. The metric is the mean over classes of
+    intersection over union, counted over the whole data set; classes that are neither there nor predicted are left out.
+
+    ignore_index   label of pixels that are of no class; they enter neither loss nor metric
+    """
+
+    ignore_index: int = 255
+    metric_name: ClassVar[str] = "mIoU"
+
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
+        """(images, labels); DataError where the batch is something else."""
+        images, labels = unpacked(batch)
+        if not isinstance(labels, Tensor) or labels.dim() != 3 or labels.is_floating_point():
+            shape = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+            raise DataError(f"labels have to be integers of shape (batch, height, width), got {shape}.")
+        return images, labels.long()
+
+    def check(self, outputs: Any, targets: Any) -> None:
+        """DataError where outputs are not (batch, classes, h, w), or a label is neither a class nor ignore_index."""
+        if not isinstance(outputs, Tensor) or outputs.dim() != 4:
+            raise DataError(
+                "the model does not return logits of shape (batch, classes, height, width); wrap it, or give a task "
+                "of your own whose `forward` picks them."
+            )
+        super().check(outputs, targets)
+
+    def points(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """See Pointwise.points: the pixels that have a class."""
+        labels, samples = self.labels(targets)
+        logits = _resized(outputs, targets).movedim(1, -1)  # (batch, height, width, classes)
+        return logits[targets != self.ignore_index], labels, samples
+
+    def labels(self, targets: Any) -> tuple[Tensor, Tensor]:
+        """See Pointwise.labels."""
+        there = targets != self.ignore_index
+        return targets[there], there.nonzero()[:, 0]
+
+    def width(self, outputs: Any) -> int:
+        """See Pointwise.width."""
+        return int(outputs.shape[1])
+
+    def metric(self, outputs: Any, targets: Any) -> Tensor:
+        """Pixels in the intersection and in the union of each class, float (batch, 2, classes)."""
+        classes, batch = self.width(outputs), len(targets)
+        found = _resized(outputs, targets).argmax(1)[targets != self.ignore_index]
+        labels, samples = self.labels(targets)
+
+        def count(kinds: Tensor, where: Tensor) -> Tensor:
+            return torch.bincount((where * classes + kinds), minlength=batch * classes).view(batch, classes)
+
+        both = count(labels[found == labels], samples[found == labels])
+        return torch.stack([both, count(labels, samples) + count(found, samples) - both], dim=1).float()
+
+    def summarise(self, total: Tensor, samples: int) -> float:
+        """Mean intersection over union, from counts (2, classes) over the data."""
+        return float((total[0] / total[1])[total[1] > 0].mean())
+
+    def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
+        """See Task.distillation; the mean over all pixels of the outputs."""
+        student, target = (logits.movedim(1, -1).flatten(0, 2) for logits in (outputs, teacher))
+        return super().distillation(student, target, temperature)
+
+
+def _resized(outputs: Tensor, targets: Tensor) -> Tensor:
+    size = targets.shape[-2:]
+    if outputs.shape[-2:] == size:
+        return outputs
+    return F.interpolate(outputs.float(), size=size, mode="bilinear", align_corners=False)
