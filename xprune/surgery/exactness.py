@@ -34,6 +34,26 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any)
     return error
 
 
+def problem(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> str | None:
+    """Why the pruned model is not exact, in one sentence; None where it is.
+
+    Args:
+        model: The dense model. It is not changed.
+        pruned: The model that the plan was carried out on.
+        plan: The units that stayed.
+        example_inputs: What both are called with.
+    """
+    try:
+        error, scale = compare(model, pruned, plan, example_inputs)
+    except XPruneError as refused:
+        return str(refused)
+    except Exception as failure:  # whatever a forward raises is a reason here
+        return f"the pruned forward fails with {type(failure).__name__}: {failure}"
+    if error <= TOLERANCE * max(1.0, scale):
+        return None
+    return f"the pruned model is off by {error:.2e} (outputs up to {scale:.2e})"
+
+
 @torch.no_grad()
 def compare(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> tuple[float, float]:
     """(largest |gated - pruned|, largest |gated|) over the outputs, in float32.
