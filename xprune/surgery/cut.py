@@ -1,10 +1,10 @@
 """Cutting: a plan carried out on a model's tensors and counts. Needs neither data nor a trace."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.core.interfaces import Adapter
@@ -15,10 +15,29 @@ from xprune.modules.paths import attribute_at, is_linear, set_attribute, tensor_
 from xprune.modules.removed import Removed
 
 
-def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) -> nn.Module:
+def _taken(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    """The indices along an axis that stay, in a tensor of its own."""
+    return tensor.detach().index_select(axis, index)
+
+
+Take = Callable[[Tensor, int, Tensor], Tensor]
+"""(tensor, axis, indices that stay) to the tensor that is left."""
+
+
+def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter], take: Take = _taken) -> nn.Module:
     """Carries the plan out on `model` in place: cuts tensors, sets counts, replaces what is wholly gone.
 
-    Raises PlanError where the plan does not fit the model; the model is then only partly cut, so give a copy.
+    Args:
+        model: The model, which is changed. Where the plan does not fit, it is left partly cut: give a copy.
+        plan: The units that stay.
+        adapters: Adapters by name, for what is left to do on the modules that they know.
+        take: What makes a smaller tensor: a real one, or `xprune.modules.sliced.slice_of` for one without memory.
+
+    Returns:
+        The same model.
+
+    Raises:
+        PlanError: The plan does not fit the model.
     """
     owners = _owners(model)
     pairs = zip(plan.sites, plan.keeps, strict=True)
@@ -32,7 +51,7 @@ def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter]) 
             setattr(model.get_submodule(parent), child, (left or Removed)(*parts))
         elif len(keep) < site.size:
             counts = {path: attribute_at(model, path) for path in site.counts}
-            _cut(model, site, keep, owners)
+            _cut(model, site, keep, owners, take)
             _recount(model, {path: count * len(keep) // site.size for path, count in counts.items()})
             for adapter, path in _resized(model, site, adapters):
                 adapter.resize(model.get_submodule(path), site, keep)
@@ -81,10 +100,16 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
             )
 
 
-def _cut(model: nn.Module, site: Site, keep: tuple[int, ...], owners: dict[int, list[tuple[nn.Module, str]]]) -> None:
+def _cut(
+    model: nn.Module,
+    site: Site,
+    keep: tuple[int, ...],
+    owners: dict[int, list[tuple[nn.Module, str]]],
+    take: Take,
+) -> None:
     for cut in site.cuts:
         old = tensor_at(model, cut.tensor)
-        new = old.detach().index_select(cut.axis, cut.index(keep, site.size).to(old.device))
+        new = take(old, cut.axis, cut.index(keep, site.size).to(old.device))
         value = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         places = owners.pop(id(old))
         for module, name in places:  # a tied tensor has several owners and stays tied

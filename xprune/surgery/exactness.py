@@ -1,6 +1,19 @@
-"""Exactness: the one tolerance and the one comparison of a pruned model with the gated dense one."""
+"""Exactness: the one tolerance and the one comparison of a pruned model with the gated dense one.
 
-from typing import Any
+Every check that a cut is exact, in surgery, discovery and the conformance tests, ends up here. A proof is
+
+- one forward of the dense model with the removed units' gates at 0, and one of the pruned model;
+- on the same inputs, with the same random numbers, in eval mode;
+- at float32 or better, whatever the caller allows for products and whatever dtype the model has;
+- each output judged by its own size, down to TOLERANCE of it.
+
+Where float32 finds a difference, float64 has the last word: rounding vanishes there, a wrong cut does not.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,105 +21,407 @@ from torch import Tensor, nn
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.errors import SurgeryError, XPruneError
-from xprune.modules.calls import call, map_tensors, slow_path, tensors_in, to_float
-from xprune.modules.copies import alias, reference_device
+from xprune.modules.calls import call, map_tensors, slow_path
+from xprune.modules.copies import alias, reference_device, tensors
 from xprune.modules.paths import tensor_at
+from xprune.modules.precision import Lifted, exact_arithmetic
+from xprune.modules.seeds import seeded
+from xprune.modules.sliced import fill
 from xprune.surgery.cut import remove_units
 from xprune.surgery.gates import Gates
 
 TOLERANCE = 1e-4
-"""Largest error allowed, times max(1, largest output), float32, eval mode."""
+"""The largest error allowed in an output, as a share of that output's largest absolute value."""
+NOISE = 2.0**-29 * 1000
+"""The largest error allowed in float64, as a share of what rounding to float32 does to the output.
+
+float64 has 29 bits more. An output that is nothing but rounding (a difference of equal numbers) has no size of its own
+to be judged by.
+"""
+SEED, OTHER_SEED = 0, 1
+
+Outputs = dict[str, Tensor]
+"""Every tensor that a model returns, by where it stands in what is returned: "" for the only one, "['logits']"."""
 
 
-@torch.no_grad()
+class Difference(NamedTuple):
+    """How far an output of the pruned model is from that of the gated one.
+
+    Args:
+        error: The largest absolute difference; infinite where numbers that cannot be rounded differ, NaN where one is.
+        scale: The largest absolute value among the numbers that differ. Numbers that are equal to the last bit, such
+            as the -1e9 of a mask, say nothing about the size of the others.
+        output: Where the output stands in what the model returns.
+    """
+
+    error: float = 0.0
+    scale: float = 0.0
+    output: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """True where the error is within the tolerance."""
+        return self.error <= TOLERANCE * self.scale
+
+    @property
+    def relative(self) -> float:
+        """The error as a share of the scale, infinite where it is NaN."""
+        if self.error != self.error:
+            return float("inf")
+        return self.error / self.scale if self.scale else float("inf" if self.error else 0.0)
+
+    def __str__(self) -> str:
+        where = f" in its output {self.output}" if self.output else ""
+        if self.error != self.error:
+            return f"gives NaN{where}"
+        if self.error == float("inf"):
+            return f"gives other whole numbers or infinities{where}"
+        return f"is off by {self.error:.2e}{where} (outputs up to {self.scale:.2e})"
+
+
+class Finding(NamedTuple):
+    """What a proof found.
+
+    Args:
+        difference: The worst of the outputs.
+        problem: Why the pruned model is not exact, in one sentence without a full stop; "" where it is.
+        of_model: True where the dense model is the reason, so that no site is to blame.
+    """
+
+    difference: Difference = Difference()
+    problem: str = ""
+    of_model: bool = False
+
+
 def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> float:
-    """The largest error of the pruned against the gated dense model; SurgeryError where it is too large."""
-    try:
-        error, scale = compare(model, pruned, plan, example_inputs)
-    except XPruneError:
-        raise
-    except Exception as problem:
-        raise SurgeryError(f"the pruned forward fails: {problem}. {_blame(model, plan, example_inputs)}") from problem
-    if not error <= TOLERANCE * max(1.0, scale):
-        raise SurgeryError(
-            f"the pruned model is off by {error:.2e} (outputs up to {scale:.2e}). {_blame(model, plan, example_inputs)}"
-        )
-    return error
+    """The largest error of the pruned against the gated dense model.
+
+    Raises:
+        SurgeryError: The pruned model is not exact. The message names the sites to blame, or says what of the dense
+            model makes a comparison impossible.
+    """
+    found = _examine(model, pruned, plan, example_inputs, thorough=True)
+    if found.of_model:
+        raise SurgeryError(f"{found.problem}. Your model is untouched.")
+    if found.problem:
+        raise SurgeryError(f"{found.problem}. {_blame(model, plan, example_inputs)}")
+    return found.difference.error
 
 
-def problem(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> str | None:
+def problem(
+    model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, *, thorough: bool = True
+) -> str | None:
     """Why the pruned model is not exact, in one sentence; None where it is.
 
     Args:
         model: The dense model. It is not changed.
-        pruned: The model that the plan was carried out on.
+        pruned: The model that the plan was carried out on. It is not changed.
         plan: The units that stayed.
         example_inputs: What both are called with.
+        thorough: Look again in float64 where float32 finds a difference, and look for a reason in the dense model.
+            Without it a search over many proposals takes less time, but may refuse honest outputs that are tiny.
     """
     try:
-        error, scale = compare(model, pruned, plan, example_inputs)
+        return _examine(model, pruned, plan, example_inputs, thorough).problem or None
     except XPruneError as refused:
         return str(refused)
-    except Exception as failure:  # whatever a forward raises is a reason here
-        return f"the pruned forward fails with {type(failure).__name__}: {failure}"
-    if error <= TOLERANCE * max(1.0, scale):
-        return None
-    return f"the pruned model is off by {error:.2e} (outputs up to {scale:.2e})"
 
 
-@torch.no_grad()
 def compare(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> tuple[float, float]:
-    """(largest |gated - pruned|, largest |gated|) over the outputs, in float32.
+    """(largest |gated - pruned|, largest |gated|) of the output that is worst for its size, in float32 or better.
 
-    Where gates need another class of a module, the largest |dense - gated with gates of 1| counts too: that class
-    and the pruned one may be wrong alike.
+    Raises:
+        SurgeryError: A forward fails, or the outputs have other shapes.
     """
-    error, scale = _difference(gated_outputs(model, plan, example_inputs), _outputs(pruned, example_inputs))
-    swapped = tuple(s for s in plan.sites if s.adapter in ADAPTERS and ADAPTERS[s.adapter].gated)
-    if swapped:
-        open_ = gated_outputs(model, Plan.full(swapped), example_inputs)
-        other, _ = _difference(_outputs(model, example_inputs), open_)
-        error = max(error, other)
-    return error, scale
+    found = _examine(model, pruned, plan, example_inputs, thorough=True)
+    if found.problem and found.difference.exact:  # no difference was measured
+        raise SurgeryError(f"{found.problem}.")
+    return found.difference.error, found.difference.scale
 
 
-def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
-    """Outputs in float32, eval mode."""
-    model = _float(alias(model))
-    inputs = map_tensors(example_inputs, lambda t: to_float(t).to(reference_device(model)))
-    with slow_path():
-        return tensors_in(call(model, inputs))
-
-
-def _difference(expected: list[Tensor], got: list[Tensor]) -> tuple[float, float]:
-    """(largest |a - b|, largest |a|); SurgeryError where shapes differ."""
-    if [t.shape for t in got] != [t.shape for t in expected]:
-        raise SurgeryError(
-            f"outputs were {[tuple(t.shape) for t in expected]} and are now {[tuple(t.shape) for t in got]}."
-        )
-    pairs = [(to_float(a), to_float(b)) for a, b in zip(expected, got, strict=True) if a.numel()]
-    errors = torch.stack([(a - b).abs().max() for a, b in pairs])
-    return float(errors.max()), float(torch.stack([a.abs().max() for a, _ in pairs]).max())
-
-
-@torch.no_grad()
 def gated_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> list[Tensor]:
-    """Outputs of the dense model with the gates of removed units at 0, float32, eval mode."""
-    dense = _float(alias(model))
-    values = []
-    for site, keep in zip(plan.sites, plan.keeps, strict=True):
-        value = torch.zeros(site.size)
-        value[list(keep)] = 1.0
-        values.append(value)
-    inputs = map_tensors(example_inputs, lambda t: to_float(t).to(reference_device(model)))
-    with Gates(plan.sites, values).attached(dense):
-        return tensors_in(call(dense, inputs))
+    """Outputs of the dense model with the gates of removed units at 0, at float32 or better, in eval mode."""
+    return list(_Runs(model, example_inputs).gated(plan).values())
 
 
-def _float(model: nn.Module) -> nn.Module:
-    """The model itself where it is float32 throughout, else a float32 copy."""
-    dtypes = {p.dtype for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()}
-    return model if dtypes <= {torch.float32} else alias(model).float()
+def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
+    """True where the gates of the units that the plan lets go change an output by more than rounding does."""
+    run = _Runs(model, example_inputs)
+    return _worst(run.gated(Plan.full(plan.sites)), run.gated(plan)).relative > TOLERANCE / 10
+
+
+def randomness(model: nn.Module, example_inputs: Any) -> str:
+    """Why the model's outputs cannot be compared with those of another call, in one sentence; "" where they can."""
+    return _randomness(_Runs(model, example_inputs))
+
+
+class _Runs:
+    """The forwards of one proof: every one in the same arithmetic and with the same random numbers.
+
+    Args:
+        model: The dense model, which decides what is computed in: float64 where all of it is that, else float32.
+        example_inputs: What the models are called with.
+        dtype: Compute in this dtype instead.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, dtype: torch.dtype | None = None) -> None:
+        self.model, self.given = model, example_inputs
+        held = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
+        self.dtype = dtype or (torch.float64 if held == {torch.float64} else torch.float32)
+        self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in held) or dtype is not None
+        self.copies = False  # convert whole copies, where the model does not run while operations are lifted
+        device = reference_device(model)
+        self.inputs = map_tensors(example_inputs, lambda t: t.to(device, self.dtype if t.is_floating_point() else None))
+
+    def dense(self, seed: int = SEED) -> Outputs:
+        """What the dense model returns."""
+        return self._first(Plan((), ()), seed)
+
+    def gated(self, plan: Plan) -> Outputs:
+        """What the dense model returns with the gates of removed units at 0."""
+        return self._first(plan, SEED)
+
+    def pruned(self, model: nn.Module) -> Outputs:
+        """What a pruned model returns."""
+        return self._run(model, Plan((), ()), SEED)
+
+    def _first(self, plan: Plan, seed: int) -> Outputs:
+        """A forward of the dense model, which also finds out how it can be computed in the wanted dtype."""
+        try:
+            return self._run(self.model, plan, seed)
+        except XPruneError:
+            raise
+        except Exception as failure:
+            if not self.lifts or self.copies:
+                raise
+            self.copies = True
+            try:
+                return self._run(self.model, plan, seed)
+            except Exception:
+                self.copies = False
+                raise failure from None
+
+    def _run(self, model: nn.Module, plan: Plan, seed: int) -> Outputs:
+        copy = _fresh(model)
+        if self.copies:
+            copy = fill(copy).to(self.dtype)
+        values = []
+        for site, keep in zip(plan.sites, plan.keeps, strict=True):
+            value = torch.zeros(site.size, device="cpu")
+            value[list(keep)] = 1.0
+            values.append(value)
+        with ExitStack() as stack:
+            stack.enter_context(exact_arithmetic(self.dtype))
+            stack.enter_context(seeded(seed))
+            stack.enter_context(slow_path())
+            stack.enter_context(Gates(plan.sites, values).attached(copy))
+            before = _marks(copy)
+            with self._lifted():
+                found = dict(_named(call(copy, self.inputs)))
+            if _marks(copy) != before:  # what it remembers may hold units: then the next call shows them
+                with self._lifted():
+                    found |= {f"{name} of the second call": t for name, t in _named(call(copy, self.inputs))}
+        if not found:
+            raise SurgeryError(
+                "the model returns no tensor that can be compared: return tensors, in tuples, lists, mappings or "
+                "dataclasses if need be."
+            )
+        return found
+
+    @contextmanager
+    def _lifted(self) -> Iterator[None]:
+        if self.lifts and not self.copies:
+            with Lifted(self.dtype):
+                yield
+        else:
+            yield
+
+
+@torch.inference_mode(False)
+def _fresh(model: nn.Module) -> nn.Module:
+    """A structural copy with buffers of its own, so that a forward that writes into them changes nobody else's."""
+    copy, own = alias(model), dict[int, Tensor]()
+    for module in copy.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = own.setdefault(id(buffer), buffer.detach().clone())
+    return copy
+
+
+class _Same:
+    """Compares equal to itself only, and holds what it stands for, so that no other thing gets its identity."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    __hash__ = object.__hash__
+
+
+def _marks(model: nn.Module) -> list[Any]:
+    """What changes where a forward leaves something behind in the model: attributes, their lengths, written buffers."""
+    found: list[Any] = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            plain = isinstance(value, (bool, int, float, str, tuple, type(None)))
+            size = len(value) if isinstance(value, (list, dict, set)) and name != "_buffers" else 0
+            found.append((name, _plain(value) if plain else _Same(value), size))
+        found += [(name, b._version, _Same(b)) for name, b in module._buffers.items() if b is not None]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value whose comparison is one of plain values: tensors in tuples are compared by identity."""
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else _Same(value)
+
+
+def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor, and every number that is not whole, in what a model returns, with its place in it."""
+    if isinstance(value, Tensor):
+        yield name, value.to_dense() if value.is_sparse else value
+    elif isinstance(value, float):
+        yield name, torch.tensor(value, dtype=torch.float64, device="cpu")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named(item, f"{name}[{key!r}]")
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from _named(item, f"{name}[{index}]")
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _named(getattr(value, field.name), f"{name}.{field.name}")
+
+
+def _examine(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, thorough: bool) -> Finding:
+    """Compares in the model's arithmetic, then in float64, then looks for a reason in the dense model."""
+    runs = _Runs(model, example_inputs)
+    found = _once(runs, pruned, plan)
+    if not found.problem or not thorough:
+        return found
+    if found.difference.error:  # something was measured, which may be rounding
+        again = _in_float64(runs, pruned, plan)
+        if again is not None:
+            return Finding(again)
+    of_model = _reason_in_dense(runs)
+    return Finding(found.difference, of_model, True) if of_model else found
+
+
+def _once(runs: _Runs, pruned: nn.Module, plan: Plan) -> Finding:
+    """One comparison: pruned with gated, and dense with gates of 1 where gates need another class of a module."""
+    try:
+        expected = runs.gated(plan)
+    except XPruneError:
+        raise
+    except Exception as failure:
+        return Finding(problem=f"the model's forward fails with gates on it, with {_said(failure)}")
+    try:
+        got = runs.pruned(pruned)
+    except XPruneError:
+        raise
+    except Exception as failure:
+        return Finding(problem=f"the pruned forward fails with {_said(failure)}")
+    if (shapes := _shapes(got)) != _shapes(expected):
+        return Finding(problem=f"outputs were {_shapes(expected)} and are now {shapes}")
+    worst = _worst(expected, got)
+    if not worst.exact:
+        return Finding(worst, f"the pruned model {worst}")
+    swapped = tuple(s for s in plan.sites if s.adapter in ADAPTERS and ADAPTERS[s.adapter].gated)
+    if swapped:  # that class and the pruned one may be wrong alike
+        other = _worst(runs.dense(), runs.gated(Plan.full(swapped)))
+        if not other.exact:
+            return Finding(other, f"the dense model with gates of 1 {other}")
+        worst = max(worst, other, key=lambda difference: difference.relative)
+    return Finding(worst)
+
+
+def _said(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}".rstrip(".: \n")
+
+
+def _shapes(outputs: Outputs) -> Any:
+    """The shapes of the outputs, by name where there are several."""
+    found = {name: tuple(tensor.shape) for name, tensor in outputs.items()}
+    return found if len(found) > 1 or "" not in found else found[""]
+
+
+def _worst(expected: Outputs, got: Outputs) -> Difference:
+    """The output that differs most for its size."""
+    found = [Difference(*_apart(expected[name], got[name]), name) for name in expected]
+    return max(found, key=lambda difference: difference.relative, default=Difference())
+
+
+def _apart(expected: Tensor, got: Tensor) -> tuple[float, float]:
+    """(error, scale) of one output, see `Difference`."""
+    if expected.is_complex() and got.is_complex():
+        expected, got = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(got.resolve_conj())
+    if not (expected.is_floating_point() and got.is_floating_point()):
+        return (0.0, 0.0) if torch.equal(expected, got) else (float("inf"), 0.0)
+    if expected.isnan().any() or got.isnan().any():
+        return float("nan"), 0.0
+    differ = expected != got
+    expected, got = expected[differ], got[differ].to(expected.device)
+    if not expected.numel():
+        return 0.0, 0.0
+    if expected.isinf().any() or got.isinf().any():
+        return float("inf"), 0.0
+    return float((expected - got).abs().max()), float(expected.abs().max())
+
+
+def _in_float64(runs: _Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
+    """The worst difference in float64, None where the pruned model is not exact there either or does not run."""
+    if runs.dtype is torch.float64:
+        return None
+    wide = _Runs(runs.model, runs.given, torch.float64)
+    try:
+        found = _once(wide, pruned, plan)
+        if not found.problem:
+            return found.difference
+        coarse, fine, got = runs.gated(plan), wide.gated(plan), wide.pruned(pruned)
+    except Exception:  # not every operation has a float64 version
+        return None
+    if coarse.keys() != fine.keys() or _shapes(fine) != _shapes(got):
+        return None
+    worst = Difference()
+    for name in fine:
+        found_here = Difference(*_apart(fine[name], got[name]), name)
+        noise, _ = _apart(coarse[name].to(fine[name].dtype), fine[name])
+        if not (found_here.exact or found_here.error <= NOISE * noise < float("inf")):
+            return None
+        worst = max(worst, found_here, key=lambda difference: difference.error)
+    return worst
+
+
+def _reason_in_dense(runs: _Runs) -> str:
+    """Why no pruned model can be compared with this dense one, "" where the dense one is fine."""
+    try:
+        outputs = runs.dense()
+    except Exception as failure:
+        return f"the model's own forward fails on the example inputs, with {_said(failure)}"
+    bad = next((n for n, t in outputs.items() if t.is_floating_point() and bool(t.isnan().any())), None)
+    if bad is not None:
+        held = [n for n, t in tensors(runs.model).items() if t.is_floating_point() and bool(t.isnan().any())]
+        where = f" in its output {bad}" if bad else ""
+        weights = f": {', '.join(held[:3])}{' and others hold' if len(held) > 3 else ' holds'} NaN" if held else ""
+        return f"the dense model itself gives NaN{where} on the example inputs{weights}"
+    return _randomness(runs)
+
+
+def _randomness(runs: _Runs) -> str:
+    for seed, why in (
+        (SEED, "its forward gives other outputs at each call, with the same inputs and the same random numbers"),
+        (OTHER_SEED, "its forward draws random numbers"),
+    ):
+        first, second = runs.dense(), runs.dense(seed)
+        if _shapes(first) != _shapes(second) or not _worst(first, second).exact:
+            return (
+                f"{why}, so that a pruned model cannot be compared with it: switch off in eval mode what is random, "
+                "or give the random numbers as inputs"
+            )
+    return ""
 
 
 def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
@@ -115,11 +430,10 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
     for site, keep in zip(plan.sites, plan.keeps, strict=True):
         alone = Plan((site,), (keep,))
         try:
-            error, scale = compare(model, remove_units(alias(model), alone, ADAPTERS), alone, example_inputs)
-            exact = error <= TOLERANCE * max(1.0, scale)
-        except Exception:
-            exact = False
-        if not exact:
+            wrong = problem(model, remove_units(alias(model), alone, ADAPTERS), alone, example_inputs, thorough=False)
+        except Exception as failure:
+            wrong = _said(failure)
+        if wrong:
             shapes = ", ".join(f"{cut.tensor} {tuple(tensor_at(model, cut.tensor).shape)}" for cut in site.cuts[:4])
             bad.append(f"{site.name} ({len(keep)} of {site.size} {site.kind}s kept; {shapes})")
     if not bad:

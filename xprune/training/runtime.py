@@ -1,23 +1,22 @@
 """Runtime: devices, processes, seeds, loaders and progress, all of it Accelerate's and rich's."""
 
-import random
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, send_to_device, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, send_to_device
 from rich import get_console
 from rich.progress import track
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from xprune.core.task import Task
 from xprune.errors import DataError
+from xprune.modules.seeds import seeded as seeded
 
 
 def accelerator(mixed_precision: str | None = None, *, even_batches: bool = False, unused: bool = False) -> Accelerator:
@@ -35,22 +34,6 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
     return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading, kwargs_handlers=[parallel])
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds Python, numpy and torch, and puts their states back afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    set_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        for index, state in enumerate(cuda):
-            torch.cuda.set_rng_state(state, index)
 
 
 def check_loader(loader: Any, task: Task) -> Any:
