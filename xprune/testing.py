@@ -16,12 +16,11 @@ from xprune.core.site import Site
 from xprune.core.task import Task
 from xprune.costs.measure import count_macs, count_params, measure_costs
 from xprune.discovery.find import DEFAULT, find_sites
-from xprune.modules.calls import call, tensors_in
 from xprune.modules.copies import alias, tensors
 from xprune.pipeline import score, select
 from xprune.surgery.apply import apply
 from xprune.surgery.cut import remove_units
-from xprune.surgery.exactness import TOLERANCE, compare, gated_outputs
+from xprune.surgery.exactness import changes, prove
 from xprune.tasks.classification import Classification
 
 
@@ -71,13 +70,11 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
 def check_exact(model: nn.Module, plan: Plan, example_inputs: Any) -> float:
     """The error of pruned against gated; AssertionError where it is too large, or where nothing changes."""
     pruned = apply(model, plan, example_inputs)
-    error, scale = compare(model, pruned, plan, example_inputs)
-    assert error <= TOLERANCE * max(1.0, scale), f"off by {error:.2e}, outputs up to {scale:.2e}: {plan.counts}"
-    with torch.no_grad():
-        dense, gated = tensors_in(call(alias(model), example_inputs))[0], gated_outputs(model, plan, example_inputs)[0]
+    found = prove(model, pruned, plan, example_inputs)
+    assert not found.problem, f"{found.problem}: {plan.counts}"
     if plan.removed:
-        assert (dense - gated).abs().max() > 10 * error, "the gated output does not differ from the dense one"
-    return error
+        assert changes(model, plan, example_inputs), "the gated output does not differ from the dense one"
+    return found.difference.error
 
 
 def check_adapter(

@@ -19,8 +19,8 @@ from xprune.errors import XPruneError
 from xprune.modules.calls import map_tensors, tensors_in
 from xprune.modules.copies import alias, own, tensors
 from xprune.modules.removed import Removed
+from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
-from xprune.surgery.exactness import TOLERANCE, compare, gated_outputs
 
 TRIES = 48
 """Proposals tried for a module at most."""
@@ -159,7 +159,9 @@ def _find(module: nn.Module, seen: Call, kind: str, twin: Site | str | None) -> 
             return _whole(alone, site, inputs)
         problems.append(problem)
     units = "hidden neurons" if kind == "neuron" else "heads"
-    closest = next((p for p in problems if not p.startswith("its forward fails")), problems[0])
+    closest = next((p for p in problems if "forward fails" not in p), problems[0])
+    if random := exactness.randomness(alone, inputs):
+        return random
     return (
         f"its {units} cannot be cut out exactly, in none of {tried} ways tried: {closest}. Where its forward takes "
         "them to fill the model's width, an adapter with a `pruned` forward serves it"
@@ -190,24 +192,16 @@ def _plans(site: Site) -> Iterator[Plan]:
 @torch.no_grad()
 def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
     """Why the site is not what the module has; None where every cut is exact and every gate tells."""
-    try:
-        dense = gated_outputs(alone, Plan.full((site,)), inputs)[0]
-        for plan in _plans(site):
-            gated = gated_outputs(alone, plan, inputs)[0]
-            moved = float((dense - gated).abs().max())
-            try:
-                pruned = remove_units(alias(alone), plan, {})
-                error, scale = compare(alone, pruned, plan, inputs)
-            except XPruneError:
-                raise
-            except Exception as problem:
-                return f"its forward fails with {plan.counts[0]} of {site.size} left ({str(problem).splitlines()[0]})"
-            if not error <= TOLERANCE * scale:
-                return f"with {plan.counts[0]} of {site.size} left it is off by {error:.1e} (outputs up to {scale:.1e})"
-            if not moved > max(10 * error, 1e-6 * scale):
+    for plan in _plans(site):
+        try:
+            pruned = remove_units(alias(alone), plan, {})
+            problem = exactness.problem(alone, pruned, plan, inputs, thorough=False)
+            if problem:
+                return f"with {plan.counts[0]} of {site.size} left {problem.splitlines()[0]}"
+            if not exactness.changes(alone, plan, inputs):
                 return f"a gate on the input of {site.layer.partition('.')[2]} does not change what it gives"
-    except XPruneError as problem:
-        return str(problem)
+        except XPruneError as refused:
+            return str(refused)
     return None
 
 
@@ -218,10 +212,10 @@ def _whole(alone: Any, site: Site, inputs: Any) -> Site:
     plan = Plan((whole,), ((),))
     try:
         plain = isinstance(alone.module(*inputs[0], **inputs[1]), Tensor)
-        error, scale = compare(alone, remove_units(alias(alone), plan, {}), plan, inputs)
+        exact = exactness.problem(alone, remove_units(alias(alone), plan, {}), plan, inputs) is None
     except Exception:
         return site
-    return whole if plain and error <= TOLERANCE * max(scale, 1e-3) else site
+    return whole if plain and exact else site
 
 
 def _placed(site: Site, path: str) -> Site:

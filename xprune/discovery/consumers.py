@@ -17,8 +17,8 @@ from xprune.errors import ModelError, XPruneError
 from xprune.modules.calls import call, tensors_in
 from xprune.modules.copies import alias
 from xprune.modules.paths import is_linear
+from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
-from xprune.surgery.exactness import TOLERANCE, compare
 
 
 def with_consumers(model: nn.Module, site: Site, example_inputs: Any) -> Site:
@@ -80,10 +80,9 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
     """ModelError where half of the units cannot be removed exactly: something mixes features, or adds to them."""
     plan = Plan((site,), (tuple(range(1, site.size, 2)),))
     try:
-        error, scale = compare(model, remove_units(alias(model), plan, ADAPTERS), plan, example_inputs)
+        pruned = remove_units(alias(model), plan, ADAPTERS)
     except XPruneError as problem:
         raise ModelError(str(problem)) from problem
-    except Exception as problem:
-        raise ModelError(f"with units gone the forward fails: {problem}") from problem
-    if not error <= TOLERANCE * max(1.0, scale):
-        raise ModelError(f"features are mixed on the way to {', '.join(site.feeds)}: off by {error:.1e}")
+    why = exactness.problem(model, pruned, plan, example_inputs)
+    if why:
+        raise ModelError(f"features are mixed on the way to {', '.join(site.feeds)}: with units gone {why}")

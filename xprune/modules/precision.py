@@ -1,6 +1,6 @@
 """Precision: arithmetic that is as exact as its dtype says, whatever the caller allows, and in a dtype of our choice.
 
-`exact_arithmetic` puts the caller's settings aside for a while. `Lifted` computes in a wider dtype than the model has,
+`exact_arithmetic` puts the caller's settings aside for a while. `lifted` computes in a wider dtype than the model has,
 one operation at a time, so that no second copy of the weights is made.
 """
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -122,7 +124,31 @@ def _full_sums() -> Iterator[None]:
 
 
 class CannotLift(RuntimeError):
-    """A forward that `Lifted` cannot run: it writes into a tensor that is narrower than the wanted dtype."""
+    """A forward that `lifted` cannot run: it writes into a tensor that is narrower than the wanted dtype."""
+
+
+@contextmanager
+def lifted(dtype: torch.dtype) -> Iterator[None]:
+    """Computes in `dtype` where tensors have a narrower one, without a copy of the model.
+
+    Each operation gets its narrower floating-point arguments converted, and a narrower dtype that it is asked for is
+    replaced by `dtype`. One weight at a time is converted, a large one in parts.
+
+    Args:
+        dtype: torch.float32 or torch.float64. Tensors that are as wide stay as they are.
+
+    Raises:
+        CannotLift: The forward writes into a narrower tensor, which would have to be rounded.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
+        >>> with torch.no_grad(), lifted(torch.float32):
+        ...     layer(torch.ones(1, 2)).dtype
+        torch.float32
+    """
+    operations = _Lifted(dtype)
+    with operations, _LiftedEarly(operations):
+        yield
 
 
 _PICKS = (
@@ -136,26 +162,34 @@ _PRODUCTS = {torch.ops.aten.mm.default: 1, torch.ops.aten.addmm.default: 2}
 """Products of a matrix, and which of the arguments the weight is."""
 PART = 2**22
 """Elements of a weight that are lifted at once."""
+_CHECKED = {
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+    F.scaled_dot_product_attention,
+}
+"""Functions that refuse arguments of several dtypes before any operation starts."""
 
 
-class Lifted(TorchDispatchMode):
-    """Computes in `dtype` whatever narrower dtype the tensors have, without a copy of the model.
+class _LiftedEarly(TorchFunctionMode):
+    """Lifts the arguments of functions that check them themselves."""
 
-    Each operation gets its narrower floating-point arguments converted, and a narrower dtype that it is asked for is
-    replaced by `dtype`. One weight at a time is converted, a large one in parts.
+    def __init__(self, operations: "_Lifted") -> None:
+        super().__init__()
+        self.lift = operations.lift
 
-    Args:
-        dtype: torch.float32 or torch.float64. Tensors that are as wide stay as they are.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CHECKED:
+            args, kwargs = tree_map(self.lift, args), tree_map(self.lift, kwargs)
+        return func(*args, **kwargs)
 
-    Raises:
-        CannotLift: The forward writes into a narrower tensor, which then would have to be rounded.
 
-    Example:
-        >>> layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
-        >>> with torch.no_grad(), Lifted(torch.float32):
-        ...     layer(torch.ones(1, 2)).dtype
-        torch.float32
-    """
+class _Lifted(TorchDispatchMode):
+    """Lifts the arguments of each operation, see `lifted`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -169,10 +203,10 @@ class Lifted(TorchDispatchMode):
         if func._schema.is_mutable:
             self._check_writes(func, args, kwargs)
         if func in _PICKS:
-            return self._lift(func(args[0], *tree_map(self._lift, args[1:]), **kwargs))
+            return self.lift(func(args[0], *tree_map(self.lift, args[1:]), **kwargs))
         if func in _PRODUCTS and self._narrow(args[_PRODUCTS[func]]) and args[_PRODUCTS[func]].numel() > PART:
-            return self._product(*tree_map(self._lift, args[: _PRODUCTS[func]]), args[_PRODUCTS[func]], **kwargs)
-        return func(*tree_map(self._lift, args), **tree_map(self._lift, kwargs))
+            return self._product(*tree_map(self.lift, args[: _PRODUCTS[func]]), args[_PRODUCTS[func]], **kwargs)
+        return func(*tree_map(self.lift, args), **tree_map(self.lift, kwargs))
 
     def _wider(self, dtype: torch.dtype) -> torch.dtype:
         if dtype is torch.complex64 and self.dtype is torch.float64:
@@ -182,7 +216,8 @@ class Lifted(TorchDispatchMode):
     def _narrow(self, value: Any) -> bool:
         return isinstance(value, Tensor) and self._wider(value.dtype) != value.dtype
 
-    def _lift(self, value: Any) -> Any:
+    def lift(self, value: Any) -> Any:
+        """A tensor or a dtype, wider if it was too narrow; anything else as it is."""
         if isinstance(value, torch.dtype):
             return self._wider(value)
         return value.to(self._wider(value.dtype)) if self._narrow(value) else value
@@ -191,7 +226,7 @@ class Lifted(TorchDispatchMode):
         """(bias,) rows, weight: the product made from parts of the weight's columns."""
         *bias, rows, weight = args
         step = max(1, PART // weight.shape[0])
-        made = torch.cat([rows @ self._lift(part) for part in weight.split(step, 1)], 1)
+        made = torch.cat([rows @ self.lift(part) for part in weight.split(step, 1)], 1)
         return torch.add(bias[0] * beta, made, alpha=alpha) if bias else made
 
     def _check_writes(self, func: Any, args: Any, kwargs: Any) -> None:

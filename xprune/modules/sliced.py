@@ -39,14 +39,16 @@ class Sliced(Tensor):
             made = made.index_select(axis, index)
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Its shape and what it is made from."""
         return f"Sliced({tuple(self.shape)} of {tuple(self.source.shape)})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Runs an operation on the tensor itself; a detached one is still Sliced, as a parameter has to be."""
         if func is torch.ops.aten.detach.default:
             return Sliced(args[0].source, args[0].picks)

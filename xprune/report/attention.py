@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from xprune.core.site import Site
 from xprune.modules.calls import call
-
-TOLERANCE = 1e-4
-"""Largest error of attention x v against what the attention really hands to its last layer, times max(1, largest)."""
+from xprune.surgery.exactness import close
 
 
 @torch.no_grad()
@@ -47,8 +45,7 @@ def attention(model: nn.Module, site: Site, inputs: Any) -> Tensor | None:
     ours = (weights @ v).transpose(1, 2).flatten(2)
     if fed is None or fed.shape != ours.shape:
         return None
-    error = float((ours - fed.float()).abs().max())
-    return weights if error <= TOLERANCE * max(1.0, float(fed.abs().max())) else None
+    return weights if close(fed.float(), ours) else None
 
 
 def _keep_output(seen: dict[str, Tensor], path: str) -> Callable[..., None]:

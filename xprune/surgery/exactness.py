@@ -24,7 +24,7 @@ from xprune.errors import SurgeryError, XPruneError
 from xprune.modules.calls import call, map_tensors, slow_path
 from xprune.modules.copies import alias, reference_device, tensors
 from xprune.modules.paths import tensor_at
-from xprune.modules.precision import Lifted, exact_arithmetic
+from xprune.modules.precision import exact_arithmetic, lifted
 from xprune.modules.seeds import seeded
 from xprune.modules.sliced import fill
 from xprune.surgery.cut import remove_units
@@ -93,6 +93,23 @@ class Finding(NamedTuple):
     of_model: bool = False
 
 
+def prove(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, thorough: bool = True) -> Finding:
+    """Compares the pruned model with the gated dense one; see `problem` for the arguments.
+
+    First in the model's arithmetic, then in float64; then it looks for a reason in the dense model.
+    """
+    runs = _Runs(model, example_inputs)
+    found = _once(runs, pruned, plan)
+    if not found.problem or not thorough:
+        return found
+    if found.difference.error:  # something was measured, which may be rounding
+        again = _in_float64(runs, pruned, plan)
+        if again is not None:
+            return Finding(again)
+    of_model = _reason_in_dense(runs)
+    return Finding(found.difference, of_model, True) if of_model else found
+
+
 def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> float:
     """The largest error of the pruned against the gated dense model.
 
@@ -100,7 +117,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any)
         SurgeryError: The pruned model is not exact. The message names the sites to blame, or says what of the dense
             model makes a comparison impossible.
     """
-    found = _examine(model, pruned, plan, example_inputs, thorough=True)
+    found = prove(model, pruned, plan, example_inputs)
     if found.of_model:
         raise SurgeryError(f"{found.problem}. Your model is untouched.")
     if found.problem:
@@ -122,7 +139,7 @@ def problem(
             Without it a search over many proposals takes less time, but may refuse honest outputs that are tiny.
     """
     try:
-        return _examine(model, pruned, plan, example_inputs, thorough).problem or None
+        return prove(model, pruned, plan, example_inputs, thorough).problem or None
     except XPruneError as refused:
         return str(refused)
 
@@ -133,10 +150,15 @@ def compare(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any
     Raises:
         SurgeryError: A forward fails, or the outputs have other shapes.
     """
-    found = _examine(model, pruned, plan, example_inputs, thorough=True)
+    found = prove(model, pruned, plan, example_inputs)
     if found.problem and found.difference.exact:  # no difference was measured
         raise SurgeryError(f"{found.problem}.")
     return found.difference.error, found.difference.scale
+
+
+def close(expected: Tensor, got: Tensor) -> bool:
+    """True where two tensors of one shape are equal up to TOLERANCE of the expected one's size."""
+    return Difference(*_apart(expected, got)).exact
 
 
 def gated_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> list[Tensor]:
@@ -231,7 +253,7 @@ class _Runs:
     @contextmanager
     def _lifted(self) -> Iterator[None]:
         if self.lifts and not self.copies:
-            with Lifted(self.dtype):
+            with lifted(self.dtype):
                 yield
         else:
             yield
@@ -294,20 +316,6 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             yield from _named(getattr(value, field.name), f"{name}.{field.name}")
-
-
-def _examine(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, thorough: bool) -> Finding:
-    """Compares in the model's arithmetic, then in float64, then looks for a reason in the dense model."""
-    runs = _Runs(model, example_inputs)
-    found = _once(runs, pruned, plan)
-    if not found.problem or not thorough:
-        return found
-    if found.difference.error:  # something was measured, which may be rounding
-        again = _in_float64(runs, pruned, plan)
-        if again is not None:
-            return Finding(again)
-    of_model = _reason_in_dense(runs)
-    return Finding(found.difference, of_model, True) if of_model else found
 
 
 def _once(runs: _Runs, pruned: nn.Module, plan: Plan) -> Finding:

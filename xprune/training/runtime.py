@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
