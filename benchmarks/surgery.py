@@ -8,13 +8,11 @@ constructor and one step, with the residual stream left alone. The two take turn
 that of a process of its own, beyond what it held when the dense model was there.
 """
 
-import gc
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -24,6 +22,7 @@ import typer
 from torch import Tensor, nn
 
 import xprune
+from benchmarks.memory import bytes_of, half, peak_of
 from benchmarks.record import record
 from xprune.adapters import ADAPTERS
 from xprune.modules.copies import alias, own
@@ -32,13 +31,6 @@ from xprune.surgery.exactness import verify
 
 NAME = "deit_base_patch16_224"
 RATIO = 0.5
-
-
-def half(sites: tuple[xprune.Site, ...]) -> xprune.Plan:
-    """Half of the units of every site, drawn at random."""
-    torch.manual_seed(0)
-    keeps = (sorted(torch.randperm(site.size)[: site.size // 2].tolist()) for site in sites)
-    return xprune.Plan(sites, tuple(tuple(keep) for keep in keeps))
 
 
 def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
@@ -90,16 +82,7 @@ def peak(side: str) -> None:
         "ours": lambda: xprune.apply(model, half(xprune.find_sites(model, x)), x),
         "theirs": lambda: theirs(model, x),
     }
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
-    run[side]()
-    print(_status("VmHWM") - before)
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+    print(peak_of(run[side]))
 
 
 def main(rounds: int = 7, memory: str = "") -> None:
@@ -128,11 +111,6 @@ def main(rounds: int = 7, memory: str = "") -> None:
         f"{NAME}, half of all heads and neurons at random, 1 thread; xprune takes {ratio:.2f} of torch-pruning's time"
     )
     record("surgery", rows, about, rounds=rounds, ratio=ratio, goal_ratio=0.5, goal_peak_in_dense_copies=1.2)
-
-
-def bytes_of(model: nn.Module) -> int:
-    """Bytes of the model's tensors."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Where float32 finds a difference, float64 has the last word: rounding vanishes t
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -245,8 +244,8 @@ class _Runs:
                     found |= {f"{name} of the second call": t for name, t in _named(call(copy, self.inputs))}
         if not found:
             raise SurgeryError(
-                "the model returns no tensor that can be compared: return tensors, in tuples, lists, mappings or "
-                "dataclasses if need be."
+                "the model returns no tensor that could be compared. Return tensors; they may stand in tuples, lists, "
+                "mappings and objects."
             )
         return found
 
@@ -301,21 +300,28 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else _Same(value)
 
 
-def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor, and every number that is not whole, in what a model returns, with its place in it."""
+def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor, and every number that is not whole, in what a model returns, with its place in it.
+
+    Caches of keys and values are left out: a model with fewer heads holds fewer of them.
+    """
     if isinstance(value, Tensor):
         yield name, value.to_dense() if value.is_sparse else value
     elif isinstance(value, float):
         yield name, torch.tensor(value, dtype=torch.float64, device="cpu")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named(item, f"{name}[{key!r}]")
-    elif isinstance(value, (tuple, list)):
-        for index, item in enumerate(value):
-            yield from _named(item, f"{name}[{index}]")
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _named(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, (str, type, nn.Module)) or id(value) in inside or _is_cache(value):
+        return
+    elif isinstance(value, (Mapping, tuple, list)):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _named(item, f"{name}[{key!r}]", (*inside, id(value)))
+    else:
+        for key, item in getattr(value, "__dict__", {}).items():
+            yield from _named(item, f"{name}.{key}", (*inside, id(value)))
+
+
+def _is_cache(value: object) -> bool:
+    """True for the caches of transformers: `DynamicCache` and its kin."""
+    return any(kind.__qualname__ == "Cache" for kind in type(value).__mro__)
 
 
 def _once(runs: _Runs, pruned: nn.Module, plan: Plan) -> Finding:
@@ -396,11 +402,17 @@ def _in_float64(runs: _Runs, pruned: nn.Module, plan: Plan) -> Difference | None
     worst = Difference()
     for name in fine:
         found_here = Difference(*_apart(fine[name], got[name]), name)
-        noise, _ = _apart(coarse[name].to(fine[name].dtype), fine[name])
-        if not (found_here.exact or found_here.error <= NOISE * noise < float("inf")):
+        if not (found_here.exact or found_here.error <= NOISE * _noise(coarse[name], fine[name], got[name])):
             return None
         worst = max(worst, found_here, key=lambda difference: difference.error)
     return worst
+
+
+def _noise(coarse: Tensor, fine: Tensor, got: Tensor) -> float:
+    """What rounding to float32 does to the numbers of a float64 output that are in dispute; 0 for whole numbers."""
+    differ = fine != got
+    found = float((coarse[differ].to(fine.dtype) - fine[differ]).abs().max()) if fine.is_floating_point() else 0.0
+    return found if found < float("inf") else 0.0
 
 
 def _reason_in_dense(runs: _Runs) -> str:
