@@ -53,7 +53,7 @@ def by_xprune(model: nn.Module, inputs: Any, _asked: float) -> dict[str, Any]:
         "sites": f"{kinds.count('head')} heads, {kinds.count('neuron')} neurons",
         "asked": asked,
         "hit": xprune.count_macs(pruned, inputs) / xprune.count_macs(model, inputs),
-        "error": error / max(1.0, scale),
+        "error": error / scale if scale else error,
     }
 
 
@@ -65,7 +65,7 @@ def by_channels(model: nn.Module, inputs: Any, _asked: float) -> dict[str, Any]:
         plan = random_plan(sites, seed)
         pruned = remove_units(alias(model), plan, xprune.ADAPTERS)
         error, scale = compare(model, pruned, plan, inputs)
-        worst = max(worst, error / max(1.0, scale))
+        worst = max(worst, error / scale if scale else error)
     hit = xprune.count_macs(pruned, inputs) / xprune.count_macs(model, inputs)
     return {"sites": f"{sum(site.size for site in sites)} channels", "asked": None, "hit": hit, "error": worst}
 

@@ -85,4 +85,5 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
         raise ModelError(str(problem)) from problem
     why = exactness.problem(model, pruned, plan, example_inputs)
     if why:
-        raise ModelError(f"features are mixed on the way to {', '.join(site.feeds)}: with units gone {why}")
+        mixed = "" if "forward fails" in why else f"features are mixed on the way to {', '.join(site.feeds)}: "
+        raise ModelError(f"{mixed}with units gone {why}")
