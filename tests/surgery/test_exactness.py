@@ -92,11 +92,15 @@ def test_tied_weights_stay_tied():
     check_exact(model, random_plan(sites, 2, gone=0), images())
 
 
-def test_two_sites_on_one_tensor_are_refused():
+def test_two_sites_on_one_tensor_are_left_alone():
     model = build("vit")
     model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
-    with pytest.raises(xprune.ModelError, match=r"blocks\.1\.mlp and blocks\.0\.mlp share the tensor"):
-        xprune.find_sites(model, images())
+    sites = xprune.find_sites(model, images())
+    assert [site.name for site in sites] == ["blocks.0.attn", "blocks.1.attn"]
+    assert "shares the tensor blocks.1.mlp.fc1.weight with blocks.0.mlp" in sites.left["blocks.1.mlp"]
+    check_exact(model, random_plan(sites, 2), images())
+    again = xprune.find_sites(model, images(), exclude=["blocks.1.mlp"])
+    assert "blocks.0.mlp.fc1.weight is tied to blocks.1.mlp.fc1.weight" in again.left["blocks.0.mlp"]
 
 
 class Odd(nn.Module):
