@@ -24,7 +24,7 @@ from torch import nn
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.core.site import Site
-from xprune.errors import XPruneError
+from xprune.errors import ModelError, XPruneError
 from xprune.modules.copies import alias, stirred, tensors
 from xprune.modules.samples import Samples
 from xprune.surgery import exactness
@@ -47,6 +47,9 @@ def proved(
 
     Returns:
         The sites that are exact together, in the order given, and for each other site the reason, by its name.
+
+    Raises:
+        ModelError: Where the model does not equal itself: its outputs are not finite, or differ from call to call.
     """
     held, left = _without_conflicts(model, sites)
     if not held:
@@ -61,6 +64,9 @@ def proved(
         prover = _Prover(model, example_inputs)  # the noise is at fault: with it the model does not equal itself
         if prover.why(held) is None:
             return held, left
+        why = prover.why_not_itself(held)
+        if why is not None:
+            raise ModelError(f"{type(model).__name__} cannot be compared with itself, with every unit kept: {why}.")
     good: list[Site] = []
     for _, alike in groupby(sorted(held, key=_likeness), key=_likeness):
         good = prover.grown(good, list(alike), left)
