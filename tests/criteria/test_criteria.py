@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import xprune
 from tests.support import reference
@@ -54,6 +55,41 @@ def test_taylor_does_not_depend_on_the_batches():
     one, many = (xprune.score(model, sites, loader(15, batch), "taylor") for batch in (15, 4))
     for a, b in zip(one.values, many.values, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
+
+
+class TwoHeads(nn.Module):
+    """A second head that the loss does not see."""
+
+    def __init__(self, used=True):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 10), nn.GELU(), nn.Linear(10, 8))
+        self.other, self.head = nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3)), nn.Linear(8, 3)
+        self.used = used
+
+    def forward(self, x):
+        other = self.other(x)
+        x = x + self.body(x) if self.used else (x + self.body(x)).detach()
+        return {"logits": self.head(x), "other": other}
+
+
+def test_a_site_that_does_not_feed_the_loss_has_scores_of_zero():
+    torch.manual_seed(0)
+    model, x, y = TwoHeads(), torch.randn(6, 8), torch.arange(6) % 3
+    sites = xprune.find_sites(model, x)
+    assert [site.name for site in sites] == ["body", "other"]
+    scores = xprune.score(model, sites, [(x[:4], y[:4]), (x[4:], y[4:])], "taylor")
+    assert scores.info["no gradient"] == ["other"]
+    assert not scores.values[1].any() and not scores.classwise[1].any()
+    alone = xprune.score(model, sites[:1], [(x[:4], y[:4]), (x[4:], y[4:])], "taylor")
+    assert "no gradient" not in alone.info
+    torch.testing.assert_close(scores.values[0], alone.values[0])
+
+
+def test_a_loss_that_depends_on_no_site_is_refused():
+    model, x = TwoHeads(), torch.randn(6, 8)
+    sites = xprune.find_sites(model, x)
+    with pytest.raises(xprune.TrainingError, match="does not depend on the units of any site"):
+        xprune.score(TwoHeads(used=False), sites, [(x, torch.arange(6) % 3)], "taylor")
 
 
 @pytest.mark.parametrize("name", THREE)

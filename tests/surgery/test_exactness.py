@@ -92,11 +92,15 @@ def test_tied_weights_stay_tied():
     check_exact(model, random_plan(sites, 2, gone=0), images())
 
 
-def test_two_sites_on_one_tensor_are_refused():
+def test_two_sites_on_one_tensor_are_left_alone():
     model = build("vit")
     model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
-    with pytest.raises(xprune.ModelError, match=r"blocks\.1\.mlp and blocks\.0\.mlp share the tensor"):
-        xprune.find_sites(model, images())
+    sites = xprune.find_sites(model, images())
+    assert [site.name for site in sites] == ["blocks.0.attn", "blocks.1.attn"]
+    assert "shares the tensor blocks.1.mlp.fc1.weight with blocks.0.mlp" in sites.left["blocks.1.mlp"]
+    check_exact(model, random_plan(sites, 2), images())
+    again = xprune.find_sites(model, images(), exclude=["blocks.1.mlp"])
+    assert "blocks.0.mlp.fc1.weight is tied to blocks.1.mlp.fc1.weight" in again.left["blocks.0.mlp"]
 
 
 class Odd(nn.Module):
@@ -104,19 +108,21 @@ class Odd(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Linear(8, 8)
+        self.stem, self.shift = nn.Linear(8, 8), 1
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(8, 6), "fc2": nn.Linear(6, 8)})
 
     def forward(self, x):
         x = self.stem(x)
         hidden = self.mlp["fc1"](x)
-        return x + self.mlp["fc2"](hidden.roll(1, -1))
+        return x + self.mlp["fc2"](hidden.roll(self.shift, -1) if self.shift else hidden)
 
 
 def test_surgery_that_is_not_exact_is_refused_and_names_the_site():
     model, inputs = Odd(), torch.randn(2, 8)
+    model.shift = 0
+    sites = xprune.find_sites(model, inputs)  # it refuses the other one
+    model.shift = 1
     before = snapshot(model)
-    sites = xprune.find_sites(model, inputs)
     with pytest.raises(xprune.SurgeryError, match=r"mlp.*untouched"):
         xprune.apply(model, Plan(sites, ((0, 2),)), inputs)
     assert_untouched(model, before)

@@ -85,9 +85,7 @@ class Residual(nn.Module):
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_heads_that_cannot_go_are_left_alone_with_a_reason(norm):
-    with pytest.raises(
-        xprune.ModelError, match=r"no sites .*Left alone: conv, with units gone the pruned forward fails"
-    ):
+    with pytest.raises(xprune.ModelError, match=r"no sites .*: conv, with units gone the pruned forward fails"):
         xprune.find_sites(built(Residual, norm), inputs(""))
 
 

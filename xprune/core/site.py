@@ -50,7 +50,7 @@ class Site:
               that are kept
     feeds     every layer the units feed, where there are several
     axes      feature axis of each of the feeds, where they are not all `axis`
-    batch     axis of the samples in that input: 0, or 1 where tokens come first
+    batch     axis of the samples in that input: 0, or 1 where tokens come first; -1 where it is not known
     counts    attributes, by their paths, that hold a multiple of the number of units: `num_heads`, `attn_dim`
     """
 

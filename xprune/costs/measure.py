@@ -15,20 +15,58 @@ from xprune.core.budget import Budget
 from xprune.core.costs import Costs, LinearCost
 from xprune.core.plan import Plan
 from xprune.core.site import Site
-from xprune.errors import BudgetError, ModelError
+from xprune.errors import BudgetError, ModelError, XPruneError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import alias, reference_device
+from xprune.modules.forward import try_forward
 from xprune.modules.paths import tensor_at
+from xprune.modules.samples import find_samples, samples_of
 from xprune.surgery.cut import remove_units
 
 
-def count_macs(model: nn.Module, example_inputs: Any) -> int:
+def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None = None) -> int:
     """Multiply-accumulates of one sample: FlopCounterMode over the real forward / 2, attention products included.
 
-    A sample is a row of the first input: an image, a sentence; for a graph, a node. Message passing costs one for
-    each feature of each edge that is summed up, or two operations, as a matrix product with the adjacency would.
+    A sample is an image, a sentence; for a graph, a node. Message passing costs one for each feature of each edge that
+    is summed up, or two operations, as a matrix product with the adjacency would.
+
+    Args:
+        model: The model. It is not changed.
+        example_inputs: What it is called with.
+        batch_axis: Axis of the samples in the inputs. None: found by taking a sample away.
+
+    Raises:
+        ModelError: Where the forward fails, or where the axis of the samples cannot be told.
     """
-    return round(_macs(alias(model, requires_grad=True), example_inputs)[""])
+    samples = _number_of_samples(model, example_inputs, batch_axis)
+    try:
+        return round(_macs(alias(model, requires_grad=True), example_inputs, samples)[""])
+    except XPruneError:
+        raise
+    except Exception as problem:
+        try_forward(model, example_inputs)
+        raise ModelError(
+            f"MACs cannot be counted: the forward fails where gradients are on: {type(problem).__name__}: {problem}."
+        ) from problem
+
+
+def _number_of_samples(model: nn.Module, example_inputs: Any, batch_axis: int | None) -> int:
+    """Samples in the example inputs; ModelError where they cannot be counted."""
+    if not any(tensor.dim() for tensor in tensors_in(example_inputs)):
+        raise ModelError("the example inputs hold no tensor with rows: MACs per sample cannot be counted.")
+    if batch_axis is None:
+        found = find_samples(model, example_inputs)
+        if found is None:
+            try_forward(model, example_inputs)  # if that is why
+            raise ModelError(
+                f"the axis of the samples in the inputs of {type(model).__name__} cannot be told, so that MACs per "
+                "sample cannot be counted: give batch_axis=, 0 where samples come first, 1 where tokens do."
+            )
+        return found.count
+    samples = samples_of(example_inputs, batch_axis)
+    if not samples:
+        raise ModelError(f"batch_axis={batch_axis}: no tensor of the example inputs has samples along that axis.")
+    return samples
 
 
 def count_params(model: nn.Module) -> int:
@@ -36,17 +74,41 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def measure_costs(model: nn.Module, sites: Sequence[Site], example_inputs: Any) -> Costs:
+def measure_costs(
+    model: nn.Module, sites: Sequence[Site], example_inputs: Any, *, batch_axis: int | None = None
+) -> Costs:
     """What the units of each site cost, by recounting: the model as it is, with one unit less everywhere, with none.
 
     And with one unit less at each site whose units are not all that its module does, and all of these beside one
     channel less of each stream. On the meta device where the forward runs there, so that it costs neither time nor
-    memory. Raises ModelError where costs of channels are no sum of products, which one more recount tells.
+    memory.
+
+    Args:
+        model: The model. It is not changed.
+        sites: The sites that are to be measured.
+        example_inputs: What the model is called with.
+        batch_axis: Axis of the samples in the inputs. None: found by taking a sample away.
+
+    Raises:
+        ModelError: Where the forward fails, dense or with units gone, where the axis of the samples cannot be told, or
+            where costs of channels are no sum of products, which one more recount tells.
     """
+    samples = _number_of_samples(model, example_inputs, batch_axis)
     try:
-        return _measured(model, sites, example_inputs, "meta")
-    except (NotImplementedError, RuntimeError):  # a forward that looks at values
-        return _measured(model, sites, example_inputs, None)
+        return _measured(model, sites, example_inputs, samples, "meta")
+    except XPruneError:
+        raise
+    except Exception:  # a forward that looks at values does not run on meta
+        try_forward(model, example_inputs)
+    try:
+        return _measured(model, sites, example_inputs, samples, None)
+    except XPruneError:
+        raise
+    except Exception as problem:
+        raise ModelError(
+            f"costs cannot be measured: with units gone the forward fails: {type(problem).__name__}: {problem}. Were "
+            "these sites found on this model? find_sites proves them, find_sites(..., exclude=) leaves some out."
+        ) from problem
 
 
 def check_allocation(model: nn.Module, plan: Plan, costs: Costs, budget: Budget, example_inputs: Any) -> None:
@@ -89,14 +151,16 @@ def _is_stream(site: Site) -> bool:
     return site.kind == "channel"
 
 
-def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, device: str | None) -> Costs:
+def _measured(
+    model: nn.Module, sites: Sequence[Site], example_inputs: Any, samples: int, device: str | None
+) -> Costs:
     met, full = _meetings(model, sites), [site.size for site in sites]
     streams = [index for index, site in enumerate(sites) if _is_stream(site) and site.size > 1]
     least = [site.size if _is_stream(site) else 0 if site.module else 1 for site in sites]
     less = [max(size - 1, low) for size, low in zip(full, least, strict=True)]
 
     def count(kept: Sequence[int]) -> tuple[Counts, Counts]:
-        return _count(model, sites, example_inputs, kept, met, device)
+        return _count(model, sites, example_inputs, samples, kept, met, device)
 
     def row(kept: Sequence[int]) -> list[tuple[Counts, Counts]]:
         """With these units, and then with one channel less of each stream."""
@@ -134,6 +198,7 @@ def _count(
     model: nn.Module,
     sites: Sequence[Site],
     example_inputs: Any,
+    samples: int,
     kept: Sequence[int],
     met: Sequence[Meeting],
     device: str | None,
@@ -145,7 +210,7 @@ def _count(
     paths = ("", *(path for site in sites if site.module for path in site.modules))
     params: Counts = {path: count_params(smaller.get_submodule(path)) for path in paths}
     params |= {name: held[name].numel() if name in held else 0 for _, _, name in met}
-    macs = _macs(smaller, example_inputs)
+    macs = _macs(smaller, example_inputs, samples)
     return {**macs, **{name: macs.get(name.rpartition(".")[0], 0) for _, _, name in met}}, params
 
 
@@ -183,23 +248,20 @@ def _linear(
     return replace(found, base=full[""] - found.total(sizes))
 
 
-def _macs(model: nn.Module, example_inputs: Any) -> dict[str, float]:
-    """MACs of one sample by module path; "" is the model. The model is consumed."""
+def _macs(model: nn.Module, example_inputs: Any, samples: int) -> dict[str, float]:
+    """MACs of one of so many samples by module path; "" is the model. The model is consumed."""
     device = reference_device(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs = map_tensors(example_inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
-    rows = next((len(t) for t in tensors_in(inputs) if t.dim()), 0)
-    if not rows:
-        raise ModelError("the example inputs hold no tensor with rows: MACs per sample cannot be counted.")
     summed = {operation: _summed for operation in (torch.ops.aten.scatter_add_, torch.ops.aten.scatter_add)}
     counter = FlopCounterMode(display=False, custom_mapping=summed)
     # Without gradients nn.TransformerEncoder takes a path that counts as 0; torch <= 2.11 does not count the fused
     # attention of CPUs.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         call(model, inputs)
-    counts = {"": sum(counter.get_flop_counts().get("Global", {}).values()) / 2 / rows}
+    counts = {"": sum(counter.get_flop_counts().get("Global", {}).values()) / 2 / samples}
     for name, ops in counter.get_flop_counts().items():
-        counts.setdefault(name.partition(".")[2], sum(ops.values()) / 2 / rows)
+        counts.setdefault(name.partition(".")[2], sum(ops.values()) / 2 / samples)
     return counts
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ KINDS = ("squared", "abs")
 @dataclass(frozen=True)
 class Taylor(Criterion):
     """First-order Taylor expansion of the loss in the gates, at gates of 1 (Molchanov et al., CVPR 2019, section 3.1).
+
+    Sites that the loss does not depend on have scores of 0, and their names stand in `Scores.info["no gradient"]`.
 
     With g the gradient of one sample's loss by a unit's gate:
 
@@ -48,11 +50,16 @@ class Taylor(Criterion):
         sizes = [site.size for site in sites]
         gates = Gates(sites, rows=context.task.rows)
         totals = torch.zeros(sum(sizes) + 1, device=runner.device)  # the statistic of each unit, and the samples
+        fed = torch.zeros(len(sites), device=runner.device)  # batches in which the loss depends on each site
         table: Tensor | None = None
         loader = prepared(runner, context.data(self.name))
         with seeded(context.seed), gates.attached(context.model):
             for inputs, targets in batches(runner, loader, context.task, "scoring (taylor)", self.batches):
-                gradient, classes, count = self._gradients(context, gates, inputs, targets)
+                gradients, classes, count = self._gradients(context, gates, inputs, targets)
+                fed += torch.tensor([float(each is not None) for each in gradients], device=runner.device)
+                none = (torch.zeros_like(value) for value in gates.values)
+                parts = (zero if each is None else each for each, zero in zip(gradients, none, strict=True))
+                gradient = torch.cat([each.float() for each in parts], dim=1)  # (samples, units)
                 statistic = gradient.square() if self.kind == "squared" else gradient
                 statistic = torch.cat([statistic, torch.ones_like(statistic[:, :1])], dim=1)
                 totals += statistic.sum(0)
@@ -61,15 +68,28 @@ class Taylor(Criterion):
                     table.index_add_(0, classes, statistic)
         values, samples = self._mean(reduced(runner, totals))
         classwise = None if table is None else self._mean(reduced(runner, table))[0].split(sizes, dim=1)
-        info = {"kind": self.kind, "samples": int(samples), "seconds": time.perf_counter() - start}
+        info: dict[str, Any] = {"kind": self.kind, "samples": int(samples), "seconds": time.perf_counter() - start}
+        unfed = [site.name for site, times in zip(sites, reduced(runner, fed).tolist(), strict=True) if not times]
+        if len(unfed) == len(sites):
+            raise TrainingError(
+                f"{self.name}: the loss does not depend on the units of any site, {unfed[0]} among them. Check that "
+                "the forward runs with gradients, and that the task's loss is of the outputs that the sites lead to."
+            )
+        if unfed:
+            info["no gradient"] = unfed
         return Scores(tuple(sites), tuple(values.split(sizes)), self.name, classwise and tuple(classwise), info, "loss")
 
     def _mean(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """(|mean| per unit, samples) from sums whose last column counts samples; 0 / 0 is NaN: not seen."""
         return (sums[..., :-1] / sums[..., -1:]).abs().cpu(), sums[..., -1].cpu()
 
-    def _gradients(self, context: Context, gates: Gates, inputs: object, targets: object) -> tuple[Tensor, Tensor, int]:
-        """(gradient of each sample's loss by each gate (samples, units), class of each sample, number of classes)."""
+    def _gradients(
+        self, context: Context, gates: Gates, inputs: object, targets: object
+    ) -> tuple[Sequence[Tensor | None], Tensor, int]:
+        """(per site, gradient of each sample's loss by each gate (samples, units); class of each sample; classes).
+
+        None in place of a site's gradient where the loss does not depend on it.
+        """
         task, samples = context.task, context.task.size(targets)
         device = next(context.model.parameters()).device
         values = [torch.ones(samples, site.size, device=device, requires_grad=True) for site in gates.sites]
@@ -82,7 +102,9 @@ class Taylor(Criterion):
                 raise TrainingError(
                     f"taylor: the loss is {loss.item()} on a scoring batch; check the model's weights and the inputs."
                 )
-            gradients = torch.autograd.grad(loss * samples, values)
+            gradients: Sequence[Tensor | None] = [None] * len(values)
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss * samples, values, allow_unused=True)
         found = task.classes(outputs, targets)
         classes, count = found if found else (torch.zeros(samples, dtype=torch.long, device=device), 0)
-        return torch.cat([g.float() for g in gradients], dim=1), classes, count
+        return gradients, classes, count

@@ -3,6 +3,7 @@
 What comes out is plain data, like an adapter's sites, so that nothing is searched when a plan is carried out again.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from xprune.core.plan import Plan
 from xprune.core.site import Site
 from xprune.discovery.candidates import heads_of, linears_of, proposals, sizes_of
-from xprune.discovery.dependency_graph import try_forward
 from xprune.errors import XPruneError
-from xprune.modules.calls import map_tensors, tensors_in
+from xprune.modules.calls import tensors_in
 from xprune.modules.copies import alias, own, tensors
+from xprune.modules.forward import try_forward
 from xprune.modules.removed import Removed
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -44,8 +45,24 @@ class Alone(nn.Module):
 
     def forward(self, args: Any, kwargs: Any) -> Tensor:
         """The first tensor that the module gives, which may write into what it is given."""
-        args, kwargs = map_tensors((args, kwargs), Tensor.clone)
+        args, kwargs = _fresh((args, kwargs))
         return tensors_in(self.module(*args, **kwargs))[0]
+
+
+def _fresh(given: Any) -> Any:
+    """A copy of what a module is given, which it may write into: a key-value cache grows with every call."""
+    if isinstance(given, Tensor):
+        return given.detach().clone()
+    if isinstance(given, (tuple, list)) and type(given) in (tuple, list):
+        return type(given)(_fresh(item) for item in given)
+    if type(given) is dict:
+        return {name: _fresh(item) for name, item in given.items()}
+    if given is None or isinstance(given, (nn.Module, str, int, float, bool)):
+        return given
+    try:
+        return copy.deepcopy(given)
+    except Exception:  # what cannot be copied is handed on as it is
+        return given
 
 
 def sites_by_structure(
@@ -96,13 +113,13 @@ def _candidates(model: nn.Module, known: Mapping[str, Site], kind: str) -> list[
 @torch.no_grad()
 def _watch(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[str, Call]:
     """What happens in each module's first call in a forward pass; modules that are not called are left out."""
-    copy, calls = alias(model), {path: Call() for path in paths}
+    twin, calls = alias(model), {path: Call() for path in paths}
     open_: list[str] = []
 
     def enter(path: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             if calls[path].args is None:
-                calls[path].args, calls[path].kwargs = args, kwargs
+                calls[path].args, calls[path].kwargs = _fresh((args, kwargs))
                 open_.append(path)
 
         return hook
@@ -114,12 +131,12 @@ def _watch(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[
         return lambda *_: calls[path].layers.append(name) if path in open_ else None
 
     for path in paths:
-        module = copy.get_submodule(path)
+        module = twin.get_submodule(path)
         module.register_forward_pre_hook(enter(path), with_kwargs=True)
         for name, layer in linears_of(module).items():
             layer.register_forward_hook(step(path, name))
         module.register_forward_hook(leave(path))
-    try_forward(copy, example_inputs)
+    try_forward(twin, example_inputs)
     return {path: seen for path, seen in calls.items() if seen.args is not None}
 
 

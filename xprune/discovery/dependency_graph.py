@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_pruning._helpers import _HybridIndex
 
 from xprune.core.site import Site
+from xprune.discovery.operations import PRODUCTS, ends, keeps_apart, name_of
 from xprune.discovery.placeholders import (
     JoiningPlaceholder,
     JoiningPlaceholderPruner,
@@ -20,8 +21,9 @@ from xprune.discovery.placeholders import (
     put_placeholders,
 )
 from xprune.errors import ModelError
-from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
+from xprune.modules.calls import map_tensors, tensors_in
 from xprune.modules.copies import alias
+from xprune.modules.forward import try_forward
 from xprune.modules.paths import is_linear
 
 _ENDS = {
@@ -35,8 +37,9 @@ _ENDS = {
 }
 """Operations that join, split or end features: what they touch is no plain hidden layer."""
 
-_MIXING = ("Softmax", "Bmm", "ScaledDotProduct", "Mean", "Sum", "Var", "LinalgVectorNorm", "Cumsum")
-"""Autograd nodes that mix features or tokens, which torch-pruning takes for elementwise operations."""
+
+class CannotTraceError(ModelError):
+    """A forward that runs and cannot be traced."""
 
 
 class _LinearPruner(tp.function.LinearPruner):
@@ -101,18 +104,6 @@ def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> t
         return _trace(model, example_inputs, known, None)
 
 
-def try_forward(model: nn.Module, example_inputs: Any) -> None:
-    """ModelError where the model's forward fails on the example inputs."""
-    try:
-        with torch.no_grad(), slow_path():
-            call(alias(model), example_inputs)
-    except Exception as error:
-        raise ModelError(
-            f"the model's forward fails on the example inputs: {type(error).__name__}: {error}. "
-            "Give inputs as the model takes them: a tensor, a tuple of arguments, or a dict of keyword arguments."
-        ) from error
-
-
 def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], device: str | None) -> tuple[Any, Any]:
     """(a copy of the model with stand-ins, its graph)."""
     copy = alias(model, requires_grad=True, device=device)
@@ -133,7 +124,7 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
                     raise
                 # traced, but it could not work out all indices across reshapes; who walks it compares widths
     except Exception as error:
-        raise ModelError(
+        raise CannotTraceError(
             f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
             "Check that model(example_inputs) runs; data-dependent control flow cannot be traced."
         ) from error
@@ -164,8 +155,7 @@ def reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator
             for mapping in dep.index_mapping:
                 idxs = mapping(idxs) if mapping is not None else idxs
             plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS
-            mixes = any(mix in dep.target.name for mix in _MIXING) and not _over_map(dep.target.grad_fn)
-            if not plain or mixes:
+            if not plain or (_is_operation(dep.target) and ends(dep.target.grad_fn)):
                 yield None
                 return
             seen.add((dep.target, dep.handler))
@@ -173,9 +163,15 @@ def reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator
             yield dep
 
 
-def _over_map(node: Any) -> bool:
-    """True for a mean over height and width, which leaves each channel to itself."""
-    dims, shape = getattr(node, "_saved_dim", None), getattr(node, "_saved_self_sym_sizes", ())
-    if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4:
-        return False
-    return {dim - 2**64 if dim >= 2**63 else dim for dim in dims} <= {2, 3, -1, -2}
+def unknown_operation(node: Any, features: int) -> str:
+    """What the operation at a node of the graph does, where it is not known to keep features apart; "" where it is."""
+    if not _is_operation(node) or keeps_apart(node.grad_fn, features):
+        return ""
+    inside = name_of(node.grad_fn) in PRODUCTS and all(
+        is_linear(user.module) and name_of(user.grad_fn) not in PRODUCTS for user in node.outputs
+    )
+    return "" if inside else name_of(node.grad_fn)  # a linear layer makes its product between two reshapes
+
+
+def _is_operation(node: Any) -> bool:
+    return bool(node.type == tp.ops.OPTYPE.ELEMENTWISE)

@@ -3,41 +3,53 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from xprune.adapters import ADAPTERS
 from xprune.core.site import Cut, Site, Sites
 from xprune.discovery.consumers import with_consumers
+from xprune.discovery.in_model import proved
 from xprune.errors import ModelError
-from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
-from xprune.modules.copies import alias, reference_device, unwrap
+from xprune.modules.calls import map_tensors
+from xprune.modules.copies import reference_device, unwrap
 from xprune.modules.removed import Removed
+from xprune.modules.samples import Samples, find_samples
+from xprune.surgery.gates import with_gated_classes
 
 UNITS = ("head", "neuron", "channel")
 DEFAULT = ("head", "neuron")
 
 
 def find_sites(
-    model: nn.Module, example_inputs: Any, *, units: Sequence[str] = DEFAULT, exclude: Sequence[str] = ()
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    units: Sequence[str] = DEFAULT,
+    exclude: Sequence[str] = (),
+    batch_axis: int | None = None,
 ) -> Sites:
-    """The sites of a model, in its own order; `sites.left` says which attentions and MLPs gave none, and why.
-
-    example_inputs   what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments
-    units            kinds of unit to look for: "head", "neuron", and "channel", the residual streams' channels
-    exclude          patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp"
+    """Finds the sites of a model, in its own order. `sites.left` says which attentions and MLPs gave none, and why.
 
     Where no adapter serves a class, units are proposed by structure and each proposal is proved on the module by
-    cutting. The model is traced and not changed. Raises ModelError where its forward fails, where it has no sites,
-    where channels are asked for and none can be pruned exactly, or where a pattern matches none (a typing error would
-    prune what was to be left alone).
+    cutting. Then all sites are proved once more, together and inside the model. The model is traced and not changed.
+
+    Args:
+        model: The model.
+        example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        units: Kinds of unit to look for: "head", "neuron", and "channel", the residual streams' channels.
+        exclude: Patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp".
+        batch_axis: Axis of the samples in the inputs: 1 where tokens come first. None: found by taking a sample away.
+
+    Raises:
+        ModelError: Where the forward fails, where the model has no sites, where channels are asked for and none can be
+            pruned exactly, or where a pattern matches none (a typing error would prune what was to be left alone).
     """
     from xprune.discovery.by_structure import (
         sites_by_structure,  # both need torch-pruning, which loading a saved model does not
     )
+    from xprune.discovery.dependency_graph import CannotTraceError
     from xprune.discovery.neurons import neuron_sites
 
     model = unwrap(model)
@@ -49,9 +61,15 @@ def find_sites(
     heads, left = sites_by_structure(model, example_inputs, known, "head")
     known.update(heads)
     seen = {**known, **{path: _opaque(model, path) for path in left}}
-    found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, seen)}}
+    in_graph, followed = list[Site](), dict[str, str]()
+    try:
+        in_graph, followed = neuron_sites(model, example_inputs, seen)
+    except CannotTraceError as reason:  # it runs, so what is known of its modules still holds
+        followed = {type(model).__name__: str(reason)}
+    found = {**known, **{site.name: site for site in in_graph}}
     neurons, more = sites_by_structure(model, example_inputs, found, "neuron")
     found, left = {**found, **neurons}, {**left, **more}
+    left |= {path: why for path, why in followed.items() if not _covered(path, found, left)}
     if "channel" in units:
         from xprune.discovery.channels import channel_sites
 
@@ -59,18 +77,19 @@ def find_sites(
         found |= {s.name: s for s in channel_sites(model, example_inputs, seen, hidden)}
     wanted = [site for site in found.values() if site.kind in units]
     sites = _in_order(model, _closed(model, wanted, example_inputs, left))
-    sites = _with_batch_axes(model, sites, example_inputs)
-    _refuse_shared(model, sites)
     for pattern in exclude:
         if not any(fnmatchcase(site.name, pattern) for site in sites):
             raise ModelError(f"exclude={pattern!r} matches no site; sites: {_few([site.name for site in sites])}.")
     sites = [site for site in sites if not any(fnmatchcase(site.name, pattern) for pattern in exclude)]
-    if not sites:
-        raise ModelError(
-            f"{type(model).__name__} has no sites of units {', '.join(units)}: no adapter knows its attention "
-            f"({', '.join(ADAPTERS)}), and the graph found no hidden neurons. {_reasons(left)}"
-            "See docs/adapters.md on adding an architecture."
+    if sites:
+        layers = [site.layer for site in sites]
+        samples = find_samples(
+            model, example_inputs, layers, batch_axis, prepare=lambda copy: with_gated_classes(copy, sites)
         )
+        sites, wrong = proved(model, sites, example_inputs, samples)
+        sites, left = [_with_batch_axis(site, samples) for site in sites], {**wrong, **left}
+    if not sites:
+        raise ModelError(_nothing(model, units, left))
     return Sites(sites, left)
 
 
@@ -95,40 +114,15 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
     return sites
 
 
-def _with_batch_axes(model: nn.Module, sites: list[Site], example_inputs: Any) -> list[Site]:
-    """The sites with the axis of the samples in their layers' inputs: the one that grows with the batch."""
-    paths = {site.layer for site in sites}
-    for device in ("meta", None):  # a forward that looks at values does not run on the meta device
-        try:
-            shapes = [_shapes(model, paths, example_inputs, times, device) for times in (1, 2)]
-            break
-        except Exception:  # or there is no batch along the first axis
-            shapes = [{}, {}]
-    found = []
-    for site in sites:
-        one, two = (seen.get(site.layer, torch.Size()) for seen in shapes)
-        grown = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
-        found.append(replace(site, batch=grown[0]) if grown and grown[0] != site.axis % len(one) else site)
-    return found
+def _with_batch_axis(site: Site, samples: Samples | None) -> Site:
+    """The site with the axis of the samples in its layer's input, -1 where that is not known."""
+    return replace(site, batch=samples.layers.get(site.layer, -1) if samples else -1)
 
 
-@torch.no_grad()
-def _shapes(
-    model: nn.Module, paths: Iterable[str], example_inputs: Any, times: int, device: str | None
-) -> dict[str, torch.Size]:
-    """Shape of each layer's input, for a batch that is so many times the example's."""
-    seen: dict[str, torch.Size] = {}
-    copy = alias(model, device=device)
-    for path in paths:
-        copy.get_submodule(path).register_forward_pre_hook(partial(_see, seen, path), with_kwargs=True)
-    with slow_path():
-        call(copy, map_tensors(example_inputs, lambda t: torch.cat([t.to(device)] * times)))
-    return seen
-
-
-def _see(seen: dict[str, torch.Size], path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
-    given = tensors_in((args, kwargs))
-    seen[path] = given[0].shape if given else torch.Size()
+def _covered(path: str, found: Mapping[str, Site], left: Mapping[str, str]) -> bool:
+    """True for a layer that belongs to a site, or to a module that has a reason of its own."""
+    ours = any(path in site.feeds or path in site.modules for site in found.values())
+    return ours or any(path == other or path.startswith(f"{other}.") for other in left)
 
 
 def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]) -> list[Site]:
@@ -139,6 +133,8 @@ def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: 
             found.append(site if site.layer else with_consumers(model, site, example_inputs))
         except ModelError as reason:
             left[site.name] = str(reason)
+        except Exception as problem:  # whatever a forward raises while it is probed
+            left[site.name] = f"its forward fails while it is probed: {type(problem).__name__}: {problem}"
     return found
 
 
@@ -147,21 +143,18 @@ def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:
     return sorted(sites, key=lambda site: order[site.layer])
 
 
-def _refuse_shared(model: nn.Module, sites: list[Site]) -> None:
-    """Two sites that cut one tensor would each spoil the other's indices."""
-    cut_by: dict[tuple[int, int], str] = {}
-    for site in sites:
-        for cut in site.cuts:
-            owner, _, name = cut.tensor.rpartition(".")
-            key = (id(getattr(model.get_submodule(owner), name)), cut.axis)
-            if cut_by.setdefault(key, site.name) != site.name:
-                raise ModelError(
-                    f"{site.name} and {cut_by[key]} share the tensor {cut.tensor}; exclude both or untie it."
-                )
-
-
-def _reasons(left: Mapping[str, str]) -> str:
-    return "".join(f"Left alone: {path}, {why}. " for path, why in list(left.items())[:3])
+def _nothing(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) -> str:
+    """Why a model has no sites, the reason first."""
+    reasons = [f"{path}, {why}" for path, why in left.items()]
+    first, *others = reasons or [
+        "it has no attention that says its number of heads, and no hidden layer between two linear layers or "
+        "convolutions of one module"
+    ]
+    also = "".join(f" Left alone too: {reason}." for reason in others[:2])
+    return (
+        f"{type(model).__name__} has no sites of units {', '.join(units)}: {first.rstrip('.')}.{also} "
+        "See docs/adapters.md on adding an architecture."
+    )
 
 
 def _few(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.core.site import Cut, Site
-from xprune.discovery.dependency_graph import reached, trace
+from xprune.discovery.dependency_graph import reached, trace, unknown_operation
 from xprune.discovery.placeholders import Placeholder
 from xprune.modules.norms import over_features
 from xprune.modules.paths import is_linear
@@ -18,36 +18,53 @@ _MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "Clone", "Ali
 """Autograd nodes that move features and change none."""
 
 
-def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> list[Site]:
+def neuron_sites(
+    model: nn.Module, example_inputs: Any, known: Mapping[str, Site]
+) -> tuple[list[Site], dict[str, str]]:
     """Sites of hidden neurons between two layers, outside the modules of the `known` sites (path -> site).
 
     A hidden layer is one whose features are written by linear layers or convolutions, go through nothing but
     elementwise operations, depthwise convolutions and norms, and are read by one linear layer or 1x1 convolution, and
-    by squeezes beside it. Raises ModelError where the forward fails.
+    by squeezes beside it.
+
+    Returns:
+        The sites, and for the path of each layer whose features meet something unknown, what that is.
+
+    Raises:
+        ModelError: Where the forward fails, or cannot be traced.
     """
     copy, graph = trace(model, example_inputs, known)
     paths = {module: path for path, module in copy.named_modules()}
-    sites = []
+    sites, left = list[Site](), dict[str, str]()
     for module, path in paths.items():
         if (is_linear(module) or isinstance(module, nn.Conv2d)) and module in graph.module2node:
-            sites.append(_hidden(graph, module, path, paths))
-    return [site for site in sites if site is not None]
+            found = _hidden(graph, module, path, paths)
+            if isinstance(found, str):
+                left[path] = found
+            elif found is not None:
+                sites.append(found)
+    return sites, left
 
 
-def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) -> Site | None:
-    """The site of the features that `reader` reads, None where they are no plain hidden layer."""
+def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) -> Site | str | None:
+    """The site of the features that `reader` reads, None where they are no plain hidden layer.
+
+    Or why there is none, where they would be one but for operations that are not known to keep features apart.
+    """
     if isinstance(reader, nn.Conv2d) and (reader.groups != 1 or set(reader.kernel_size) != {1}):
         return None
     prune_in = graph.get_pruner_of_module(reader).prune_in_channels
     size = reader.weight.shape[1]
     axis = 1 if isinstance(reader, nn.Conv2d) else -1
     cuts, norms, probe, feeds = {f"{path}.weight": Cut(f"{path}.weight", 1)}, set[str](), size - 1, [path]
+    written, unknown = False, dict[str, None]()
     for dep in reached(graph, reader, prune_in, probe):
         module = dep.target.module if dep else None
         if module is None:
             return None
-        if module not in paths:
-            continue  # elementwise, or the flattening inside a linear layer
+        if module not in paths:  # an operation, or a reshape
+            unknown |= dict.fromkeys(filter(None, [unknown_operation(dep.target, size)]))
+            continue
         if is_linear(module) or isinstance(module, nn.Conv2d):
             apart = isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels == size
             if not apart and _also_reads(graph, module, dep.handler, reader):
@@ -57,6 +74,7 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
             writes = dep.handler == graph.get_pruner_of_module(module).prune_out_channels
             if not apart and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
                 return None
+            written = written or not apart
         elif isinstance(module, _BatchNorm):
             pass  # each channel has statistics of its own, and they are cut with it
         elif over_features(module) and norms <= {paths[module]}:
@@ -65,7 +83,15 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         cuts |= {f"{paths[module]}.{name}": Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()}
-    return _assemble(graph, reader, path, axis, tuple(cuts.values()), tuple(norms), tuple(feeds))
+    if not written:
+        return None  # a norm or a depthwise convolution of the model's inputs: no layer writes these features
+    if not _common_parent({cut.tensor.rpartition(".")[0] for cut in cuts.values()}):
+        # The layers stand on the model itself, as those do that write and read its residual stream.
+        return "the hidden layer before it spans the whole model: put it and the layers that write to it in a module"
+    site = _assemble(graph, reader, path, axis, tuple(cuts.values()), tuple(norms), tuple(feeds))
+    if site is None or not unknown:
+        return site
+    return f"its hidden neurons pass through {' and '.join(unknown)}, which may mix them: no cut is known to be exact"
 
 
 def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, reader: nn.Module) -> bool:
@@ -81,11 +107,9 @@ def _assemble(
 ) -> Site | None:
     model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
-    if len(members) < 2 or any(isinstance(model.get_submodule(member), (Placeholder, Removed)) for member in members):
+    if any(isinstance(model.get_submodule(member), (Placeholder, Removed)) for member in members):
         return None
     owner = _common_parent(members)
-    if not owner:
-        return None  # spans the whole model: the residual stream, or a model that is nothing but two layers
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
     alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
     alone = alone and _keeps_places(graph, owner, path, axis) and _gives_only(graph, owner, reader)

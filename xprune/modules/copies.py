@@ -5,6 +5,7 @@ import copy
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError
 from xprune.modules.calls import tensors_in
@@ -50,6 +51,39 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph
             memo.setdefault(id(tensor), tensor.detach())
     return copy.deepcopy(model, memo).eval()
+
+
+@torch.no_grad()
+def stirred(model: nn.Module, scale: float = 0.1) -> nn.Module:
+    """A structural copy with noise on every vector and on every tensor of equal entries; all else is shared.
+
+    A layer scale or a projection that starts at zero hides what stands before it, and biases and norms that are all
+    alike hide in which order they are cut. With noise on these, every unit tells on the output. The large matrices
+    stay as they are, so that the copy costs little memory.
+
+    Args:
+        model: The model. It is not changed.
+        scale: Standard deviation of the noise.
+    """
+    copy, generator = alias(model), torch.Generator().manual_seed(0)
+
+    def noise(tensor: Tensor) -> Tensor:
+        return scale * torch.randn(tensor.shape, generator=generator).to(tensor)
+
+    for parameter in copy.parameters():
+        if parameter.is_floating_point() and (parameter.dim() < 2 or _all_equal(parameter)):
+            parameter.data = parameter.data + noise(parameter)
+    for module in copy.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean = module.running_mean + noise(module.running_mean)
+            module.running_var = module.running_var * (1 + noise(module.running_var).abs())
+    return copy
+
+
+def _all_equal(tensor: Tensor) -> bool:
+    """True for a tensor whose entries are all the same; a look at a few of them answers for most tensors."""
+    few = tensor.flatten()[:64]
+    return bool(tensor.numel()) and bool((few == few[0]).all()) and bool((tensor == few[0]).all())
 
 
 def own(model: nn.Module, original: nn.Module) -> nn.Module:

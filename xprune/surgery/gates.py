@@ -50,7 +50,7 @@ class Gates:
                 handles.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
             for path in site.norms:
                 handles.append(model.get_submodule(path).register_forward_hook(self._norm(index, path)))
-        own = self._swap(model)
+        own = with_gated_classes(model, self.sites)
         try:
             with slow_path():
                 yield model
@@ -59,17 +59,6 @@ class Gates:
                 handle.remove()
             for module, kind in own:
                 module.__class__ = kind
-
-    def _swap(self, model: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
-        """Gives modules whose own forward calls no layer that a hook could gate a class whose forward does."""
-        own = []
-        for site in self.sites:
-            gated = ADAPTERS[site.adapter].gated if site.adapter in ADAPTERS else None
-            if gated is not None:
-                module = model.get_submodule(site.owner)
-                own.append((module, type(module)))
-                module.__class__ = gated
-        return own
 
     def _gate(self, index: int, path: str, axis: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -108,23 +97,28 @@ class Gates:
         shape[axis] = -1
         if value.dim() == 2:
             value = value[self._rows(site, x, len(value))]  # (rows, features)
-            shape[site.batch] = len(value)
-            value = value if site.batch < axis else value.T
+            along = max(site.batch, 0)  # where only the task knows, rows lie along the first axis
+            shape[along] = len(value)
+            value = value if along < axis else value.T
         return value.view(shape).to(x.dtype)
 
     def _rows(self, site: Site, x: Tensor, samples: int) -> Tensor:
         rows = self.rows(site, x, samples) if self.rows else None
-        if rows is None:
-            if x.shape[site.batch] % samples:
-                raise GateError(
-                    f"{site.name}: the input of {site.layer} has {x.shape[site.batch]} rows for {samples} samples; "
-                    "say in Task.rows which sample each row belongs to."
-                )
-            rows = torch.arange(samples, device=x.device).repeat_interleave(x.shape[site.batch] // samples)
-        if len(rows) != x.shape[site.batch]:
+        if rows is None and site.batch < 0:
             raise GateError(
-                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {x.shape[site.batch]} rows at {site.layer}."
+                f"{site.name}: which row of the input of {site.layer} belongs to which sample cannot be told. Say where"
+                " the samples are, find_sites(..., batch_axis=), or in Task.rows which sample each row belongs to."
             )
+        length = x.shape[max(site.batch, 0)]
+        if rows is None:
+            if length % samples:
+                raise GateError(
+                    f"{site.name}: the input of {site.layer} has {length} rows for {samples} samples; say where the "
+                    "samples are, find_sites(..., batch_axis=), or in Task.rows which sample each row belongs to."
+                )
+            rows = torch.arange(samples, device=x.device).repeat_interleave(length // samples)
+        if len(rows) != length:
+            raise GateError(f"{site.name}: Task.rows gave {tuple(rows.shape)} for {length} rows at {site.layer}.")
         return rows.to(x.device)
 
     def _check_fired(self, *_: Any) -> None:
@@ -135,6 +129,22 @@ class Gates:
                         f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot "
                         "be scored or verified. Leave the site out: find_sites(..., exclude=[...])."
                     )
+
+
+def with_gated_classes(model: nn.Module, sites: Sequence[Site]) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """Gives modules whose own forward calls no layer that a hook could gate a class whose forward does, in place.
+
+    Returns:
+        Those modules, each with the class that it had.
+    """
+    had = []
+    for site in sites:
+        gated = ADAPTERS[site.adapter].gated if site.adapter in ADAPTERS else None
+        if gated is not None:
+            module = model.get_submodule(site.owner)
+            had.append((module, type(module)))
+            module.__class__ = gated
+    return had
 
 
 def _order(site: Site, path: str, features: int) -> tuple[int, int]:

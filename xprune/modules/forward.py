@@ -1,0 +1,22 @@
+"""Forward: one try of a model on its inputs, with an error in words where it fails."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from xprune.errors import ModelError
+from xprune.modules.calls import call, slow_path
+from xprune.modules.copies import alias
+
+
+def try_forward(model: nn.Module, example_inputs: Any) -> None:
+    """ModelError where the model's forward fails on the example inputs."""
+    try:
+        with torch.no_grad(), slow_path():
+            call(alias(model), example_inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the model's forward fails on the example inputs: {type(error).__name__}: {error}. "
+            "Give inputs as the model takes them: a tensor, a tuple of arguments, or a dict of keyword arguments."
+        ) from error
