@@ -82,12 +82,11 @@ class Task(ABC):
         Args:
             outputs: What the model gave for the first batch, of which e.g. the number of classes can be read.
         """
-        from xprune.core.metric import Summarised, mean_of_samples
+        from xprune.core.metric import MeanOfSamples, in_double
 
         if type(self).metric is Task.metric:
             raise DataError(f"{type(self).__name__} measures nothing: give it a `metric`, or a `new_metric`.")
-        old = getattr(self, "summarise", None)
-        return Summarised(old) if old else mean_of_samples(outputs)
+        return in_double(MeanOfSamples(getattr(self, "summarise", None)), outputs)
 
     def update(self, metric: "Metric", outputs: Any, targets: Any) -> None:
         """Adds a batch to what `new_metric` made: its outputs and targets."""
