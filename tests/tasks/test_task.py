@@ -35,8 +35,6 @@ def test_one_class_from_outside_is_all_that_a_task_needs(criterion, tmp_path):
             assert (metrics.metric_name, metrics.by_class, metrics.samples) == ("rank correlation", (), 24)
     assert "rank correlation" in result.summary()
     result.save(tmp_path / "pruned")
-    with pytest.raises(xprune.XPruneError, match="has no metric of a sample|no class-wise scores"):
-        xprune.explain.faithfulness(regressor(), result.scores, data, task=Rank())
 
 
 def test_a_task_of_the_last_release_still_works():
@@ -133,6 +131,13 @@ def test_the_accuracy_is_the_mean_of_samples_to_the_last_bit():
     assert sum(mean * n for mean, n in metrics.by_class) == pytest.approx(right)
     one_class = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     assert xprune.evaluate(one_class, [(torch.randn(3, 4), torch.zeros(3).long())]).metric == 1
+
+
+def test_faithfulness_needs_a_metric_of_a_sample():
+    model = build("vit")
+    scores = xprune.score(model, xprune.find_sites(model, images()), loader(), "taylor", task=F1())
+    with pytest.raises(xprune.DataError, match=r"F1 has no metric of a sample: faithfulness needs Task\.metric"):
+        xprune.explain.faithfulness(model, scores, loader(), task=F1())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
