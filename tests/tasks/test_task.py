@@ -212,6 +212,7 @@ def test_a_list_of_images_a_shared_mask_and_a_number(criterion):
     result = xprune.Pruner(Detector(), criterion, xprune.Budget(params=0.8), finetune=tune, task=Lists()).run(given)
     assert [site.name for site in result.plan.sites] == ["mlp"] and result.plan.removed
     assert result.metrics["pruned"].samples == 12
+    assert result.metrics["dense"].macs == 6 * 6 + 2 * 6 * 10 + 6 * CLASSES, "of a sample, not of an image's row"
 
 
 class Twice(nn.Module):

@@ -16,7 +16,7 @@ from xprune.core.costs import Costs, LinearCost
 from xprune.core.plan import Plan
 from xprune.core.site import Site
 from xprune.errors import BudgetError, ModelError
-from xprune.modules.calls import call, map_tensors, tensors_in
+from xprune.modules.calls import call, lengths, map_tensors
 from xprune.modules.copies import alias, reference_device
 from xprune.modules.paths import tensor_at
 from xprune.surgery.cut import remove_units
@@ -188,7 +188,7 @@ def _macs(model: nn.Module, example_inputs: Any) -> dict[str, float]:
     device = reference_device(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs = map_tensors(example_inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
-    rows = next((len(t) for t in tensors_in(inputs) if t.dim()), 0)
+    rows = next(iter(lengths(inputs)), 0)  # a list has an entry for each sample
     if not rows:
         raise ModelError("the example inputs hold no tensor with rows: MACs per sample cannot be counted.")
     summed = {operation: _summed for operation in (torch.ops.aten.scatter_add_, torch.ops.aten.scatter_add)}
