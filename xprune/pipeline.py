@@ -13,14 +13,14 @@ from xprune.core.plan import Plan
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task
+from xprune.core.task import Task, example_of
 from xprune.costs.measure import check_allocation, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.errors import BudgetError
 from xprune.modules.copies import alias, own, reference_device, unwrap
 from xprune.selections import SELECTIONS
 from xprune.tasks.classification import Classification
-from xprune.training.runtime import accelerator, check_loader
+from xprune.training.runtime import accelerator, first_batch
 
 
 def make_context(
@@ -37,8 +37,8 @@ def make_context(
     """What criteria and selections look at; without example inputs, the first two rows of the loader."""
     task = task or Classification()
     if loader is not None:
-        first = check_loader(loader, task)
-        example_inputs = task.example(first) if example_inputs is None else example_inputs
+        first = first_batch(loader, task)
+        example_inputs = example_of(task, *first) if example_inputs is None else example_inputs
     copy = alias(unwrap(model), requires_grad=False).to(accelerator().device)
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     return Context(copy, example_inputs, task, loader, seed, folder, budget, updates)

@@ -14,7 +14,7 @@ from xprune.core.interfaces import Criterion, Selection
 from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.site import Site
-from xprune.core.task import Task
+from xprune.core.task import Task, example_of
 from xprune.costs.latency import latency
 from xprune.costs.measure import count_macs, count_params
 from xprune.criteria import CRITERIA
@@ -29,7 +29,7 @@ from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 from xprune.training.loop import length
-from xprune.training.runtime import check_loader
+from xprune.training.runtime import check_loader, first_batch
 
 
 class Pruner:
@@ -73,12 +73,12 @@ class Pruner:
         val_loader     batches that figures are measured on; without it they are measured on the training data and
                        labelled so
         """
-        inputs = check_loader(train_loader, self.task)
+        inputs, targets = first_batch(train_loader, self.task)
         if val_loader is not None:
             check_loader(val_loader, self.task)
-        example = self.task.example(inputs)
+        example = example_of(self.task, inputs, targets)
         sites = tuple(self.sites) if self.sites is not None else find_sites(self.model, example)
-        measured = [self._measure(self.model, inputs, train_loader, val_loader)]
+        measured = [self._measure(self.model, inputs, example, train_loader, val_loader)]
         scores = score(
             self.model,
             sites,
@@ -99,7 +99,7 @@ class Pruner:
         )
         plan, model = select_trained(self.model, context, scores, self.budget, self.selection)
         pruned = apply(model, plan, example)
-        measured.append(self._measure(pruned, inputs, train_loader, val_loader))
+        measured.append(self._measure(pruned, inputs, example, train_loader, val_loader))
         if self.finetune:
             pruned = finetune(
                 pruned,
@@ -111,7 +111,7 @@ class Pruner:
                 checkpoint_dir=self._folder("finetune"),
                 taken=plan.info.get("updates", 0),
             )
-            measured.append(self._measure(pruned, inputs, train_loader, val_loader))
+            measured.append(self._measure(pruned, inputs, example, train_loader, val_loader))
         metrics = dict(zip(("dense", "pruned", "finetuned"), measured, strict=False))
         data = train_loader if val_loader is None else val_loader
         return PruneResult(pruned, plan, scores, metrics, self._settings(train_loader), self.model, data, self.task)
@@ -133,11 +133,16 @@ class Pruner:
         return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None
 
     def _measure(
-        self, model: nn.Module, inputs: Any, train_loader: Iterable[Any], val_loader: Iterable[Any] | None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        example: Any,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None,
     ) -> Metrics:
         data, loader = ("training", train_loader) if val_loader is None else ("validation", val_loader)
         return evaluate(model, loader, task=self.task, data=data).with_costs(
-            macs=count_macs(model, self.task.example(inputs)),
+            macs=count_macs(model, example),
             params=count_params(model),
             latency_ms=latency(model, inputs),
             latency_rows=self.task.size(self.task.unpack(next(iter(train_loader)))[1]),

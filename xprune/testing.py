@@ -13,7 +13,7 @@ from xprune.core.interfaces import Criterion, Selection
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task
+from xprune.core.task import Task, example_of
 from xprune.costs.measure import count_macs, count_params, measure_costs
 from xprune.discovery.find import DEFAULT, find_sites
 from xprune.modules.copies import alias, tensors
@@ -171,4 +171,4 @@ def check_selection(
 
 def _example(loader: Iterable[Any], task: Task | None) -> Any:
     task = task or Classification()
-    return task.example(task.unpack(next(iter(loader)))[0])
+    return example_of(task, *task.unpack(next(iter(loader))))

@@ -4,7 +4,9 @@ import copy
 import re
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 
 import xprune
 from xprune.core.plan import Plan
+from xprune.modules.calls import Given
 from xprune.modules.copies import alias
 from xprune.testing import check_adapter, check_criterion, check_selection, random_plan
 
@@ -123,6 +126,67 @@ def test_each_graph_has_its_own_row():
         for index, alone in enumerate(parts):
             with xprune.Gates(sites, [row[index] for row in rows]).attached(model):
                 torch.testing.assert_close(together[index], task.forward(model, alone)[0], atol=1e-5, rtol=1e-4)
+
+
+def gated_in_pieces(model, task, sites, parts, rows):
+    """Outputs of graphs (units' gates of each graph in `rows`), one graph at a time."""
+    found = []
+    for index, part in enumerate(parts):
+        with xprune.Gates(sites, [row[index] for row in rows]).attached(model), torch.no_grad():
+            found.append(task.forward(model, task.unpack(Batch.from_data_list([part]))[0])[0])
+    return torch.stack(found)
+
+
+def batches_of_other_sizes():
+    """Three batches of graphs: other numbers of graphs, and other numbers of nodes in them."""
+    return [graphs()[:3], [graph(5, 1, 0), graph(9, 2, 1), graph(1, 3, 2)], graphs()[3:5]]
+
+
+def test_batches_in_turn_through_the_same_gates_have_their_own_rows():
+    """What the task says of one batch is not left over from the one before, in whatever order they come."""
+    model, task = built(Classifier), xprune.GraphClassification()
+    sites = xprune.find_sites(model, task.unpack(batch())[0])
+    gates, parts = xprune.Gates(sites, rows=task.rows), batches_of_other_sizes()
+    values = [[torch.rand(len(part), site.size) for site in sites] for part in parts]
+    expected = [gated_in_pieces(model, task, sites, *pair) for pair in zip(parts, values, strict=True)]
+    with gates.attached(model), torch.no_grad():
+        for index in (0, 1, 0, 2, 1):
+            gates.values = values[index]
+            together = task.forward(model, task.unpack(Batch.from_data_list(parts[index]))[0])
+            torch.testing.assert_close(together, expected[index], atol=1e-5, rtol=1e-4)
+
+
+def test_threads_share_a_task_and_nothing_else():
+    """Each thread is in the middle of its own batch while the others are in the middle of theirs."""
+    task, parts = xprune.GraphClassification(), batches_of_other_sizes()
+    models = [built(Classifier) for _ in parts]
+    sites = xprune.find_sites(models[0], task.unpack(batch())[0])
+    values = [[torch.rand(len(part), site.size) for site in sites] for part in parts]
+    expected = [gated_in_pieces(*each) for each in zip(models, [task] * 3, [sites] * 3, parts, values, strict=True)]
+    meet = threading.Barrier(len(parts), timeout=60)
+
+    def all_have_begun(*_):
+        meet.wait()
+
+    def run(index):
+        models[index].register_forward_pre_hook(all_have_begun)
+        inputs = task.unpack(Batch.from_data_list(parts[index]))[0]
+        with xprune.Gates(sites, values[index], rows=task.rows).attached(models[index]), torch.no_grad():
+            return [task.forward(models[index], inputs) for _ in range(3)]
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for index, outputs in enumerate(pool.map(run, range(len(parts)))):
+            for each in outputs:
+                torch.testing.assert_close(each, expected[index], atol=1e-5, rtol=1e-4)
+
+
+def test_rows_that_are_neither_nodes_nor_graphs_are_refused():
+    task, given = xprune.GraphClassification(), Given((None, None, torch.tensor([0, 0, 1])), {})
+    site = xprune.Site("conv", "head", 2, 3, "mlp.0")
+    assert task.rows(site, torch.zeros(3, 6), 2, given).tolist() == [0, 0, 1]
+    assert task.rows(site, torch.zeros(2, 6), 2, given) is None
+    with pytest.raises(xprune.GateError, match=r"4 rows of mlp\.0's input are neither the 3 nodes nor the 2 graphs"):
+        task.rows(site, torch.zeros(4, 6), 2, given)
 
 
 QUICK = {"xpruner": "xpruner,steps=6", "captum:IntegratedGradients": "captum:IntegratedGradients,n_steps=4"}

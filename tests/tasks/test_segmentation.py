@@ -88,6 +88,28 @@ def test_miou_is_of_the_data_set_whatever_the_batches():
         _ = metrics.accuracy
 
 
+@pytest.mark.parametrize("void", [VOID, 0, -1, CLASSES - 1])
+def test_miou_pixel_by_pixel(void):
+    """Also where pixels to be ignored have the label of a class that the head predicts elsewhere."""
+    task, generator = xprune.Segmentation(ignore_index=void), torch.Generator().manual_seed(3)
+    outputs = torch.randn(5, CLASSES, 6, 6, generator=generator)
+    outputs[:, 2] = -10  # never predicted, and never there
+    y = torch.randint(3, CLASSES, (5, 6, 6), generator=generator)
+    y[torch.rand(y.shape, generator=generator) < 0.3] = void
+    metric = task.new_metric(outputs)
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 5)):
+        task.update(metric, outputs[rows], y[rows])
+    both, either = [0] * CLASSES, [0] * CLASSES
+    for said, is_ in zip(outputs.argmax(1).flatten().tolist(), y.flatten().tolist(), strict=True):
+        if is_ != void:
+            both[is_] += said == is_
+            either[is_] += 1
+            either[said] += said != is_
+    ious = [a / b for a, b in zip(both, either, strict=True) if b]
+    assert len(ious) < CLASSES
+    assert float(metric.compute()) == pytest.approx(math.fsum(ious) / len(ious))
+
+
 def test_void_enters_neither_loss_nor_gradient():
     outputs, y = torch.randn(2, CLASSES, 32, 32, requires_grad=True), labels(2)
     expected = F.cross_entropy(outputs, y, ignore_index=VOID)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parents[1] / "support" / "distributed_run.py"
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def free_port():
@@ -20,23 +20,40 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def launch(processes, out):
+def launch(script, processes, out):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes"]
     command += [str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
     # --cpu would start one process, or need MPI: the launcher of GPUs starts gloo where it is told of none
     command += ["--multi_gpu", "--main_process_port", str(free_port())] if processes > 1 else ["--cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
     environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(SCRIPT), str(out)], capture_output=True, text=True, timeout=240, env=environment
+        [*command, str(script), str(out)], capture_output=True, text=True, timeout=240, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((out / "metrics.json").read_text()), load_file(out / "tensors.safetensors")
+    return json.loads((out / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return [launch(processes, tmp_path_factory.mktemp(f"processes{processes}")) for processes in (1, 2)]
+    found = []
+    for processes in (1, 2):
+        out = tmp_path_factory.mktemp(f"processes{processes}")
+        found.append((launch(SUPPORT / "distributed_run.py", processes, out), load_file(out / "tensors.safetensors")))
+    return found
+
+
+def test_states_of_torchmetrics_are_added_up_over_uneven_splits(tmp_path):
+    """Metrics that are no mean of samples: 27 samples, 2, and 1, of which one of the processes sees none."""
+    from tests.support.distributed_metrics import figures
+
+    two, one = launch(SUPPORT / "distributed_metrics.py", 2, tmp_path), figures()
+    assert two.pop("batches of one sample") == [1, 0], "a process without a batch is what is tried here"
+    assert two.keys() == one.keys()
+    for name, expected in one.items():
+        assert two[name]["samples"] == expected.samples
+        assert two[name]["metric"] == pytest.approx(expected.metric, rel=1e-6), name
+        assert two[name]["loss"] == pytest.approx(expected.loss, rel=1e-5), name
 
 
 def test_two_processes_were_at_work(runs):

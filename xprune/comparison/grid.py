@@ -16,7 +16,7 @@ from xprune.core.interfaces import Criterion, Selection
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task
+from xprune.core.task import Task, example_of
 from xprune.costs.measure import count_macs, count_params
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
@@ -28,7 +28,7 @@ from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 from xprune.training.loop import length
-from xprune.training.runtime import accelerator, check_loader
+from xprune.training.runtime import accelerator, check_loader, first_batch
 
 FILE = "comparison.json"
 
@@ -142,9 +142,8 @@ class _Seed:
     def __init__(self, case: Case, grid: Grid, seed: int, running: Path) -> None:
         self.case, self.grid, self.seed, self.running = case, grid, seed, running
         self.task = grid.task or Classification()
-        inputs = check_loader(case.train, self.task)
+        self.example = example_of(self.task, *first_batch(case.train, self.task))
         check_loader(case.held_out, self.task)
-        self.example = self.task.example(inputs)
         self.sites = tuple(case.sites) if case.sites is not None else find_sites(case.model, self.example)
         self.budgets = {budget_name(budget): budget for budget in grid.budgets}
         self.updates = grid.finetune.epochs * length(case.train, "compare") if grid.finetune else 0

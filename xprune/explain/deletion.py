@@ -138,7 +138,10 @@ class _Measure:
             found = task.classes(outputs, targets)
             if found is None or found[1] != classes:
                 raise DataError(f"scores are of {classes} classes, the task has {found[1] if found else 'none'}.")
-            dense, start = task.metric(outputs, targets).float(), torch.randint(classes, targets.shape, generator=draw)
+            figures = task.metric(outputs, targets)
+            if figures is None:
+                raise DataError(f"{type(task).__name__} has no metric of a sample: faithfulness needs Task.metric.")
+            dense, start = figures.float(), torch.randint(classes, targets.shape, generator=draw)
             for turn in range(1 + min(self.others, classes - 1)):
                 shift = 1 + (start + turn) % (classes - 1) if turn else torch.zeros_like(start)
                 rows = (found[0] + shift.to(found[0])) % classes
@@ -159,7 +162,9 @@ class _Measure:
                 ranks = [_ranks(table[rows]) for table in order]
                 for fraction in self.fractions:
                     self.gates.values = [((rank < fraction) == insert).float() for rank in ranks]
-                    yield task.metric(task.forward(model, inputs), targets).float()
+                    figures = task.metric(task.forward(model, inputs), targets)
+                    assert figures is not None  # `run` has looked
+                    yield figures.float()
 
 
 def _classwise(scores: Scores) -> Order:

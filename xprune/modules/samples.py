@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
+from xprune.modules.calls import call, lengths, map_tensors, pick_samples, slow_path, tensors_in
 from xprune.modules.copies import alias, reference_device, stirred
 
 SAME = 1e-6
@@ -33,12 +33,13 @@ class Samples:
 
     def take(self, inputs: Any, index: Sequence[int]) -> Any:
         """The inputs with these samples alone. A tensor without an axis of samples goes along whole."""
-        first = next((t for t in tensors_in(inputs) if t.dim() > self.axis), None)
+        if self.axis != 1:
+            return pick_samples(inputs, index, self.count, self.axis)
+        first = next((t for t in tensors_in(inputs) if t.dim() > 1), None)
 
         def taken(tensor: Tensor) -> Tensor:
-            axes = [self.axis]
-            if self.axis == 1:  # beside (tokens, samples, features) there may be a mask of (samples, tokens)
-                axes = [0, 1] if self.other_first and tensor is not first else [1, 0]
+            # beside (tokens, samples, features) there may be a mask of (samples, tokens)
+            axes = [0, 1] if self.other_first and tensor is not first else [1, 0]
             along = next((a for a in axes if tensor.dim() > a and tensor.shape[a] == self.count), None)
             if along is None:
                 return tensor
@@ -87,8 +88,8 @@ def find_samples(
 
 
 def samples_of(inputs: Any, axis: int) -> int:
-    """The number of samples: the length along the axis of the first tensor that has it; 0 for none."""
-    return next((t.shape[axis] for t in tensors_in(inputs) if t.dim() > axis), 0)
+    """The number of samples: what the first tensor that has the axis, or the first list, says; 0 for none."""
+    return next(iter(lengths(inputs, axis)), 0)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from xprune.adapters import ADAPTERS
 from xprune.core.site import Site
 from xprune.errors import GateError
-from xprune.modules.calls import call, slow_path
+from xprune.modules.calls import Given, call, slow_path, takes
 from xprune.modules.norms import feature_axis, weighted_norm
 
-Rows = Callable[[Site, Tensor, int], Tensor | None]
+Rows = Callable[[Site, Tensor, int, Given], Tensor | None] | Callable[[Site, Tensor, int], Tensor | None]
 """Task.rows: the sample that each row of a layer's input belongs to, None for contiguous blocks."""
 
 
@@ -35,13 +35,14 @@ class Gates:
         self.sites = tuple(sites)
         self.values: Sequence[Tensor] = values if values is not None else [torch.ones(s.size) for s in self.sites]
         self.rows = rows
+        self._given = Given((), {})
         self._fired: set[str] = set()
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[nn.Module]:
         """The model with its gates. Raises GateError after a forward pass in which one of them did not fire."""
         handles = [
-            model.register_forward_pre_hook(lambda *_: self._fired.clear()),
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._check_fired),
         ]
         for index, site in enumerate(self.sites):
@@ -59,6 +60,12 @@ class Gates:
                 handle.remove()
             for module, kind in own:
                 module.__class__ = kind
+            self._given = Given((), {})
+
+    def _begin(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pass begins: rows are told from what it is given, until the next one begins."""
+        self._given = Given(args, kwargs)
+        self._fired.clear()
 
     def _gate(self, index: int, path: str, axis: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -103,7 +110,7 @@ class Gates:
         return value.view(shape).to(x.dtype)
 
     def _rows(self, site: Site, x: Tensor, samples: int) -> Tensor:
-        rows = self.rows(site, x, samples) if self.rows else None
+        rows = self._asked(site, x, samples)
         if rows is None and site.batch < 0:
             raise GateError(
                 f"{site.name}: which row of the input of {site.layer} belongs to which sample cannot be told. Say where"
@@ -120,6 +127,14 @@ class Gates:
         if len(rows) != length:
             raise GateError(f"{site.name}: Task.rows gave {tuple(rows.shape)} for {length} rows at {site.layer}.")
         return rows.to(x.device)
+
+    def _asked(self, site: Site, x: Tensor, samples: int) -> Tensor | None:
+        if self.rows is None:
+            return None
+        # tasks of before this release do not take what the model was given
+        asked = (site, x, samples, self._given) if takes(self.rows, 4) else (site, x, samples)
+        found: Tensor | None = self.rows(*asked)
+        return found
 
     def _check_fired(self, *_: Any) -> None:
         for site in self.sites:

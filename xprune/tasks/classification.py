@@ -1,6 +1,6 @@
 """Classification: one label for each sample."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,11 +8,18 @@ from torch.nn import functional as F
 from xprune.core.task import Task, unpacked
 from xprune.errors import DataError
 
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
 
 class Classification(Task):
-    """Single-label classification: labels int64 (batch,), logits (batch, classes).
+    """Single-label classification: labels int64 (batch,), logits (batch, classes). The metric is the accuracy.
 
     A batch is (inputs, labels), or a mapping of what the model's forward takes and "labels", as Hugging Face has it.
+
+    Args:
+        batch_axis: The axis of the samples in the inputs, 1 for sequence-first models. Logits and labels have them
+            along axis 0 all the same.
     """
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
@@ -44,6 +51,15 @@ class Classification(Task):
     def metric(self, outputs: Any, targets: Any) -> Tensor:
         """1 where the largest logit is the label's."""
         return (outputs.argmax(-1) == targets).float()
+
+    def new_metric(self, outputs: Any) -> "Metric":
+        """The accuracy: correct samples over all."""
+        from torchmetrics.classification import MulticlassAccuracy
+
+        from xprune.core.metric import in_double
+
+        # `check` has looked at the labels, and a head of one class is one that torchmetrics refuses
+        return in_double(MulticlassAccuracy(outputs.shape[-1], average="micro", validate_args=False), outputs)
 
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
         """The labels, and the width of the head."""

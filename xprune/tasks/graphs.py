@@ -1,13 +1,14 @@
 """Tasks of PyTorch Geometric: a class for each node of a graph, or for each graph of a batch. PyG is not imported."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xprune.core.site import Site
 from xprune.errors import DataError, GateError
+from xprune.modules.calls import Given
 from xprune.tasks.classification import Classification
 from xprune.tasks.pointwise import Pointwise
 
@@ -45,7 +46,7 @@ class NodeClassification(Pointwise):
         """One: the graph."""
         return 1
 
-    def example(self, inputs: Any) -> Any:
+    def example(self, inputs: Any, samples: int | None = None) -> Any:
         """The whole graph."""
         return inputs
 
@@ -86,8 +87,6 @@ class GraphClassification(Classification):
     """
 
     fields: tuple[str, ...] = ("x", "edge_index", "batch")
-    _graph: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
-    """The graph of each node of the batch at hand."""
 
     def __post_init__(self) -> None:
         if "batch" not in self.fields:
@@ -99,23 +98,19 @@ class GraphClassification(Classification):
         _, labels = super().unpack((inputs, inputs[-1].view(-1)))
         return inputs[:-1], labels
 
-    def example(self, inputs: Any) -> Any:
+    def example(self, inputs: Any, samples: int | None = None) -> Any:
         """The whole batch: rows of nodes and of edges cannot be cut alike."""
         return inputs
 
-    def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """See Task.forward."""
-        self._graph[:] = [inputs[self.fields.index("batch")]]
-        return super().forward(model, inputs)
-
-    def rows(self, site: Site, inputs: Tensor, samples: int) -> Tensor | None:
+    def rows(self, site: Site, inputs: Tensor, samples: int, given: Given) -> Tensor | None:
         """The graph of each node, or None where a row is a graph; GateError for rows of another kind."""
-        if len(inputs) == len(self._graph[0]):
-            return self._graph[0]
+        graph: Tensor = given.args[self.fields.index("batch")]
+        if len(inputs) == len(graph):
+            return graph
         if len(inputs) != samples:
             raise GateError(
-                f"{site.name}: {len(inputs)} rows of {site.layer}'s input are neither the {len(self._graph[0])} nodes "
-                f"nor the {samples} graphs of the batch. Leave the site out: find_sites(..., exclude=[{site.name!r}])."
+                f"{site.name}: {len(inputs)} rows of {site.layer}'s input are neither the {len(graph)} nodes nor the "
+                f"{samples} graphs of the batch. Leave the site out: find_sites(..., exclude=[{site.name!r}])."
             )
         return None
 

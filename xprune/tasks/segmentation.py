@@ -1,15 +1,17 @@
 """Segmentation: a class for each pixel."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from xprune.core.task import unpacked
 from xprune.errors import DataError
 from xprune.tasks.pointwise import Pointwise
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,11 @@ class Segmentation(Pointwise):
     intersection over union, counted over the whole data set; classes that are neither there nor predicted are left out.
 
     ignore_index   label of pixels that are of no class; they enter neither loss nor metric
+    batch_axis     the axis of the samples in the model's inputs
     """
 
     ignore_index: int = 255
+    batch_axis: int = 0
     metric_name: ClassVar[str] = "mIoU"
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
@@ -58,21 +62,17 @@ class Segmentation(Pointwise):
         """See Pointwise.width."""
         return int(outputs.shape[1])
 
-    def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """Pixels in the intersection and in the union of each class, float (batch, 2, classes)."""
-        classes, batch = self.width(outputs), len(targets)
+    def new_metric(self, outputs: Any) -> "Metric":
+        """Mean intersection over union, from the confusion matrix of all pixels."""
+        from torchmetrics.classification import MulticlassJaccardIndex
+
+        return MulticlassJaccardIndex(self.width(outputs), average="macro", validate_args=False)
+
+    def update(self, metric: "Metric", outputs: Any, targets: Any) -> None:
+        """Adds the pixels that have a class: torchmetrics' own `ignore_index` would leave out a class of the head."""
         found = _resized(outputs, targets).argmax(1)[targets != self.ignore_index]
-        labels, samples = self.labels(targets)
-
-        def count(kinds: Tensor, where: Tensor) -> Tensor:
-            return torch.bincount((where * classes + kinds), minlength=batch * classes).view(batch, classes)
-
-        both = count(labels[found == labels], samples[found == labels])
-        return torch.stack([both, count(labels, samples) + count(found, samples) - both], dim=1).float()
-
-    def summarise(self, total: Tensor, samples: int) -> float:
-        """Mean intersection over union, from counts (2, classes) over the data."""
-        return float((total[0] / total[1])[total[1] > 0].mean())
+        labels, _ = self.labels(targets)
+        metric.update(found, labels)
 
     def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
         """See Task.distillation; the mean over all pixels of the outputs."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xprune.core.task import Task, unpacked
@@ -19,6 +19,10 @@ class TokenClassification(Task):
 
     Batches as for `Classification`. Masked language models are served too, and pairs (tokens, next tokens). Loss and
     metric are means over each sample's labelled tokens, then over samples: no sample weighs more for being longer.
+
+    Args:
+        batch_axis: The axis of the samples in inputs, labels and logits: 1 for sequence-first models, where they are
+            (tokens, batch), (tokens, batch) and (tokens, batch, classes).
     """
 
     metric_name: ClassVar[str] = "token accuracy"
@@ -26,11 +30,17 @@ class TokenClassification(Task):
     """How many tokens ahead of its logits a label stands."""
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """(inputs, labels); DataError where the batch is something else."""
+        """(inputs, labels (batch, tokens)); DataError where the batch is something else."""
         inputs, labels = unpacked(batch)
         if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
             raise DataError("labels have to be an integer tensor of shape (batch, tokens), -100 where there is none.")
-        return inputs, labels.long()
+        return inputs, labels.long().movedim(self.batch_axis, 0)
+
+    def forward(self, model: nn.Module, inputs: Any) -> Any:
+        """The model's logits (batch, tokens, classes)."""
+        outputs = super().forward(model, inputs)
+        fits = isinstance(outputs, Tensor) and outputs.dim() > self.batch_axis  # else `check` says what is wrong
+        return outputs.movedim(self.batch_axis, 0) if fits else outputs
 
     def check(self, outputs: Any, targets: Any) -> None:
         """DataError where outputs are not (batch, tokens, classes), a label is out of range or a sample has none."""

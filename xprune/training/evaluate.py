@@ -1,18 +1,23 @@
 """evaluate: loss and metric of a model on a loader."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xprune.core.record import Metrics
 from xprune.core.task import Task
+from xprune.errors import DataError
 from xprune.modules.copies import alias, unwrap
 from xprune.tasks.classification import Classification
 from xprune.training.runtime import accelerator, batches, check_loader, prepared, reduced
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 @torch.no_grad()
@@ -25,22 +30,48 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
     check_loader(loader, task)
     runner = accelerator()
     copy = alias(unwrap(model)).to(runner.device)
-    sums: torch.Tensor | None = None  # loss, samples, and what the metric sums up
-    shape, tally = torch.Size(), _ByClass()
+    metric: Metric | None = None
+    sums, tally = torch.zeros(2, dtype=torch.float64), _ByClass()  # sums: loss, samples
     for inputs, targets in batches(runner, prepared(runner, loader), task, f"evaluating ({data})"):
         outputs = task.forward(copy, inputs)
         task.check(outputs, targets)
+        metric = task.new_metric(outputs).to(runner.device) if metric is None else metric
+        task.update(metric, outputs, targets)
         figures = task.metric(outputs, targets)
-        samples, shape = len(figures), figures.shape[1:]
-        tally.add(task.classes(outputs, targets), figures)
-        loss = torch.tensor([float(task.loss(outputs, targets)) * samples, samples], dtype=torch.float64)
-        batch = torch.cat([loss, figures.sum(0).flatten().cpu().double()])
-        sums = batch if sums is None else sums + batch
-    assert sums is not None  # the loader was checked
+        if figures is not None:
+            tally.add(task.classes(outputs, targets), figures)
+        samples = task.size(targets)
+        sums += torch.tensor([float(task.loss(outputs, targets)) * samples, samples], dtype=torch.float64)
     sums = reduced(runner, sums.float().to(runner.device)).cpu() if runner.num_processes > 1 else sums
-    samples = int(sums[1])
-    metric = task.summarise(sums[2:].view(shape), samples)
-    return Metrics(metric, float(sums[0]) / samples, samples, task.metric_name, data, by_class=tally.rows(runner))
+    loss, samples = float(sums[0]) / int(sums[1]), int(sums[1])
+    value = _computed(task, metric, runner)
+    return Metrics(value, loss, samples, task.metric_name, data, by_class=tally.rows(runner))
+
+
+def _computed(task: Task, metric: "Metric | None", runner: Accelerator) -> float:
+    """The metric over all processes. torchmetrics adds up the states of those that saw a batch, the rest is told."""
+    if runner.num_processes == 1:
+        return _number(task, metric)
+    saw = [rank for rank, has in enumerate(gather_object([metric is not None])) if has]
+    group = torch.distributed.new_group(saw) if len(saw) < runner.num_processes else None
+    if metric is not None:
+        metric.process_group = group
+    values = gather_object([_number(task, metric) if metric is not None else None])
+    if group is not None and metric is not None:
+        torch.distributed.destroy_process_group(group)
+    return values[saw[0]]
+
+
+def _number(task: Task, metric: "Metric | None") -> float:
+    assert metric is not None  # the loader was checked
+    value = metric.compute()
+    if not isinstance(value, (int, float)) and not (isinstance(value, Tensor) and value.numel() == 1):
+        what = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise DataError(
+            f"the metric {type(metric).__name__} of {type(task).__name__} gives {what}, wanted one number: "
+            'choose how it averages, e.g. average="macro".'
+        )
+    return float(value)
 
 
 class _ByClass:

@@ -36,7 +36,12 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
 
 
 def check_loader(loader: Any, task: Task) -> Any:
-    """The first batch's inputs, after a look at the loader.
+    """The first batch's inputs, see `first_batch`."""
+    return first_batch(loader, task)[0]
+
+
+def first_batch(loader: Any, task: Task) -> tuple[Any, Any]:
+    """The first batch's inputs and targets, after a look at the loader.
 
     Raises DataError where it is empty, can be read only once, or its batches do not fit the task.
     """
@@ -56,7 +61,7 @@ def check_loader(loader: Any, task: Task) -> Any:
     inputs, targets = task.unpack(batch)
     if task.size(targets) == 0:
         raise DataError("the loader's first batch has no samples.")
-    return inputs
+    return inputs, targets
 
 
 def prepared(runner: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:

@@ -17,7 +17,7 @@ from xprune.core.interfaces import Context, Criterion
 from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.errors import DataError, PluginError
-from xprune.modules.calls import map_tensors, tensors_in
+from xprune.modules.calls import lengths, pick_samples
 from xprune.training.runtime import accelerator, batches, prepared, reduced, seeded
 
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
@@ -148,11 +148,14 @@ class Batch:
         if torch.equal(index, self.index):
             outputs = self.task.forward(self.context.model, self.inputs)
             return self.task.class_scores(outputs, self.targets, self.classes)
-        if any(len(tensor) != len(self.index) for tensor in tensors_in((self.inputs, self.targets))):
+        samples, axis = len(self.index), self.task.batch_axis
+        if any(n != samples for n in (*lengths(self.inputs, axis), *lengths(self.targets))):
             raise DataError(
-                "this method repeats samples, which graphs do not allow; captum:IntegratedGradients does not."
+                "this method repeats samples, which inputs without a row for each (graphs, shared masks) do not allow; "
+                "captum:IntegratedGradients does not repeat any."
             )
-        inputs, targets = map_tensors((self.inputs, self.targets), lambda t: t[index])
+        inputs = pick_samples(self.inputs, index, samples, axis)
+        targets = pick_samples(self.targets, index, samples)
         return self.task.class_scores(self.task.forward(self.context.model, inputs), targets, self.classes[index])
 
 
