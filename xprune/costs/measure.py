@@ -19,9 +19,11 @@ from xprune.errors import BudgetError, ModelError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import alias, reference_device
 from xprune.modules.paths import tensor_at
+from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
 
 
+@undisturbed()
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one sample: FlopCounterMode over the real forward / 2, attention products included.
 
@@ -36,6 +38,7 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@undisturbed()
 def measure_costs(model: nn.Module, sites: Sequence[Site], example_inputs: Any) -> Costs:
     """What the units of each site cost, by recounting: the model as it is, with one unit less everywhere, with none.
 

@@ -126,7 +126,12 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
             graph = _Graph(copy)
             try:
                 graph.build_dependency(
-                    copy, as_given, customized_pruners=pruners, output_transform=_traceable, verbose=False
+                    copy,
+                    as_given,
+                    forward_fn=call,  # its own way of calling swallows Ctrl-C
+                    customized_pruners=pruners,
+                    output_transform=_traceable,
+                    verbose=False,
                 )
             except (ZeroDivisionError, TypeError):
                 if not getattr(graph, "module2node", None):

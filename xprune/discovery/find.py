@@ -16,11 +16,13 @@ from xprune.errors import ModelError
 from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
 from xprune.modules.copies import alias, reference_device, unwrap
 from xprune.modules.removed import Removed
+from xprune.modules.undisturbed import undisturbed
 
 UNITS = ("head", "neuron", "channel")
 DEFAULT = ("head", "neuron")
 
 
+@undisturbed()
 def find_sites(
     model: nn.Module, example_inputs: Any, *, units: Sequence[str] = DEFAULT, exclude: Sequence[str] = ()
 ) -> Sites:

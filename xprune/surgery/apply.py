@@ -8,10 +8,12 @@ from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.core.provenance import inherit
 from xprune.modules.copies import alias, own, unwrap
+from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import verify
 
 
+@undisturbed()
 def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
     """A smaller model: `model` without the units that the plan lets go. The model given is not changed.
 
