@@ -1,32 +1,52 @@
-"""What counts: loaders that count how they are read, and functions that count their calls."""
+"""What counts: loaders that count how they are read, and functions whose calls are counted."""
 
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.support.models import loader
-from xprune import cli, comparison, criteria, pipeline, pruner  # noqa: F401 - the modules whose names are replaced
-
-COUNTED = ("measure_costs", "find_sites", "latency", "evaluate")
+import pytest
+from torch.utils.data import DataLoader
 
 
 class Counted:
-    """Batches that count how often they are read: `first` for a first batch alone, `whole` for a pass."""
+    """The batches of a loader, which count how often they are read."""
 
-    def __init__(self, rows: int = 16, batch: int = 8) -> None:
-        self.batches = list(loader(rows, batch))
-        self.read = Counter()
+    def __init__(self, given: DataLoader[Any]) -> None:
+        self.batches = list(given)
+        self.started = self.whole = 0
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        self.read["started"] += 1
+        self.started += 1
         yield from self.batches[:-1]
-        self.read["whole"] += 1  # a pass asks for the last batch, a look at the first does not
+        self.whole += 1  # a pass asks for the last batch, a look at the first does not
         yield self.batches[-1]
 
     @property
-    def first(self) -> int:
-        """Reads of a first batch that was then thrown away."""
-        return self.read["started"] - self.read["whole"]
+    def thrown_away(self) -> int:
+        """Reads of a first batch alone."""
+        return self.started - self.whole
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, *functions: Callable[..., Any]) -> Counter[str]:
+    """Counts the calls of functions under every name that a module of the package has them by."""
+    calls: Counter[str] = Counter()
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[function.__name__] += 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    for function in functions:
+        counted = counting(function)
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] == "xprune":
+                for attribute, value in list(vars(module).items()):
+                    if value is function:
+                        monkeypatch.setattr(module, attribute, counted)
+    return calls

@@ -91,7 +91,7 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     if not any(find_spec(name) is None for name in report.NEEDED):
         page = result.report(out.with_suffix(".html"), classes=[str(digit) for digit in range(10)])
         console.print(f"what was cut and why: open {page} in a browser")
-    images = next(iter(val))[0]
+    images = shared.first_held_out[0]
     save_file({"inputs": images, "outputs": result.model(images).detach()}, out.with_suffix(".check"))
     subprocess.run([sys.executable, "-m", "xprune.cli.demo", str(out)], check=True)
     console.print(f"saved in {out}: try `xprune show {out}` and `xprune export {out} --out digits.onnx`")

@@ -115,10 +115,11 @@ class Loop:
                 with seeded(self._seed("step", self.step)):
                     step(inputs, targets)
                 self.step, self.seen = self.step + 1, self.seen + 1
-                if time.monotonic() - self._kept_at >= KEPT_EVERY:
+                if self.seen < most and time.monotonic() - self._kept_at >= KEPT_EVERY:
                     self._keep()
             self.epoch, self.seen = epoch + 1, 0
-            self._keep()
+            if self.epoch < epochs:
+                self._keep()
         if self.folder is not None and self.runner.is_main_process:
             checkpoint.clear(self.folder)
 
