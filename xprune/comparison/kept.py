@@ -54,7 +54,7 @@ class Kept:
                     "in one table. Choose another folder, or the same settings."
                 )
             self.report = found
-        self.every: list[Row] = [*self.report["rows"], *reversed(self.report.pop("others", []))]
+        self.every: list[Row] = [*self.report.pop("others", []), *self.report["rows"]]
         self.report["rows"] = []
         self.subjects: dict[int | None, str] = {}
 
@@ -70,11 +70,9 @@ class Kept:
             what = "were made by an older version" if old == {None} else f"have other {', '.join(sorted(differ))}"
             get_console().log(f"{self.path}: {len(strangers)} rows {what}; they stay in the file and are not shown.")
         known[digest] = subject
-        shown: dict[Key, Row] = {}
-        for row in self.every:  # the ones that were shown last come first
-            if row.get("subject") is not None and row["subject"] == self._subject(row["seed"]):
-                shown.setdefault(self._key(row), row)
-        self.report["rows"] = list(shown.values())
+        mine = [row for row in self.every if seed in (None, row["seed"]) and row.get("subject") == digest]
+        latest = {self._key(row): row for row in mine}  # of several settings, those that were shown last
+        self.report["rows"] += [row for row in mine if latest[self._key(row)] is row]
 
     def has(self, key: Key, cell: str) -> bool:
         """Whether the cell is there, made of the same with the same settings; it is then the one that is shown."""
@@ -97,7 +95,7 @@ class Kept:
         """Writes the file, whole or not at all."""
         if is_main_process():
             shown = {id(row) for row in self.report["rows"]}
-            others = [row for row in reversed(self.every) if id(row) not in shown]
+            others = [row for row in self.every if id(row) not in shown]
             report = {**self.report, **({"others": others} if others else {})}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
