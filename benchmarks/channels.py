@@ -5,8 +5,10 @@
 Each criterion with heads and neurons alone and with channels too, the same fine-tuning, every cell kept as it ends.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,24 +34,22 @@ def main(
     torch.set_num_threads(1)  # tiny operations on several threads slow each other down
     workload, folder = WORKLOADS[name], RESULTS / f"channels-{name}"
     settings = {"workload": name, "dense": asdict(workload.dense), "limits": LIMITS.get(workload.data)}
-    for criteria, each in ((criteria, each) for criteria in CRITERIA for each in seed or (0, 1, 2)):
-        for kind, case in _cases(name, data, cache, each):
-            grid = xprune.Grid(criteria, budgets=BUDGETS, seeds=(each,), finetune=workload.tune)
-            command = f"python -m benchmarks.channels {name} --data DIR"
-            found = xprune.compare(case, grid, folder / kind, command=command, units=list(UNITS[kind]), **settings)
-            (folder / kind / "table.md").write_text(found.markdown())
+    for criteria, kind in itertools.product(CRITERIA, UNITS):
+        grid = xprune.Grid(criteria, budgets=BUDGETS, seeds=tuple(seed or (0, 1, 2)), finetune=workload.tune)
+        command = f"python -m benchmarks.channels {name} --data DIR"
+        case = partial(_case, name, data, cache, UNITS[kind])
+        found = xprune.compare(case, grid, folder / kind, command=command, units=list(UNITS[kind]), **settings)
+        (folder / kind / "table.md").write_text(found.markdown())
 
 
-def _cases(name: str, data: Path | None, cache: Path, seed: int) -> Iterator[tuple[str, xprune.Case]]:
-    """The same dense model and batches, with heads and neurons to prune, and with channels too."""
+def _case(name: str, data: Path | None, cache: Path, units: Sequence[str], seed: int) -> xprune.Case:
+    """A seed's dense model and batches, with units of these kinds to prune."""
     workload = WORKLOADS[name]
     found, model = splits(workload, data, seed), dense(name, data, seed, cache)
     loaders = found.train, found.test
     if workload.data in LIMITS:
         loaders = tuple(first(loader, n) for loader, n in zip(loaders, LIMITS[workload.data], strict=True))
-    inputs = next(iter(loaders[1]))[0][:2]
-    for kind, units in UNITS.items():
-        yield kind, xprune.Case(model, *loaders, xprune.find_sites(model, inputs, units=units))
+    return xprune.Case(model, *loaders, units=units)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from xprune.comparison.grid import Case, Grid, compare
 from xprune.comparison.table import Comparison
 from xprune.core.budget import Budget
 from xprune.core.costs import Costs
-from xprune.core.interfaces import Adapter, Context, Criterion, Selection
+from xprune.core.interfaces import Adapter, Context, Criterion, Selected, Selection
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
 from xprune.core.scores import Scores
@@ -86,6 +86,7 @@ __all__ = [
     "Pruner",
     "Scores",
     "Segmentation",
+    "Selected",
     "Selection",
     "Site",
     "Sites",

@@ -31,7 +31,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "channels": ("discovery.channels",),
     "checkpoint": ("training.checkpoint",),
     "cli_inputs": ("cli.inputs",),
-    "compare": ("comparison.grid",),
+    "compare": ("comparison.grid", "comparison.kept"),
     "comparison_plots": ("comparison.plots",),
     "consumers": ("discovery.consumers",),
     "cost": (

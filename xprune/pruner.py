@@ -1,4 +1,4 @@
-"""Pruner: the whole path in one call, a short function over the stages."""
+"""Pruner: the whole path in one call, thin over `pipeline.Run`."""
 
 import json
 import time
@@ -11,39 +11,37 @@ from torch import nn
 
 from xprune.core.budget import Budget
 from xprune.core.interfaces import Criterion, Selection
-from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.site import Site
-from xprune.core.task import Task, example_of
-from xprune.costs.latency import latency
-from xprune.costs.measure import count_macs, count_params
+from xprune.core.task import Task
 from xprune.criteria import CRITERIA
-from xprune.discovery.find import find_sites
+from xprune.discovery.find import DEFAULT
 from xprune.environment import hardware, versions
 from xprune.modules.copies import unwrap
-from xprune.pipeline import make_context, score, select_trained
+from xprune.pipeline import Run
 from xprune.result import PruneResult
 from xprune.selections import SELECTIONS
-from xprune.surgery.apply import apply
 from xprune.tasks.classification import Classification
-from xprune.training.evaluate import evaluate
-from xprune.training.finetune import Finetune, finetune
-from xprune.training.loop import length
-from xprune.training.runtime import check_loader, first_batch
+from xprune.training.finetune import Finetune
+from xprune.training.runtime import stage
 
 
 class Pruner:
     """Prunes a model to a budget.
 
-    model            any model whose attentions an adapter knows, or whose MLPs the graph finds; it is not changed
-    criterion        a name from CRITERIA, or an instance
-    budget           what the pruned model may cost
-    selection        a name from SELECTIONS, or an instance
-    finetune         settings of fine-tuning, None for none
-    task             how to read a batch and what the loss is; None: classification of (inputs, labels)
-    sites            what may be pruned; None: find_sites(model, ...) on the first batch
-    seed             of every random choice
-    checkpoint_dir   where long loops keep their state, so that a killed run goes on; None for nowhere
+    Args:
+        model: Any model whose attentions an adapter knows, or whose MLPs the graph finds. It is not changed.
+        criterion: A name from CRITERIA, or an instance.
+        budget: What the pruned model may cost. None: half of the MACs.
+        selection: A name from SELECTIONS, or an instance.
+        finetune: Settings of fine-tuning. None for none.
+        task: How to read a batch, and the loss. None: classification of (inputs, labels).
+        sites: What may be pruned. None: what `find_sites` finds on the first batch.
+        units: Kinds of unit to look for, where `sites` is None.
+        exclude: Patterns of site names to leave alone, where `sites` is None.
+        seed: Of every random choice.
+        checkpoint_dir: Where long loops keep their state, so that a killed run goes on. None for nowhere.
+        latency: Time the dense and the pruned model. False: the figures have no latency.
     """
 
     def __init__(
@@ -56,65 +54,72 @@ class Pruner:
         task: Task | None = None,
         *,
         sites: Sequence[Site] | None = None,
+        units: Sequence[str] = DEFAULT,
+        exclude: Sequence[str] = (),
         seed: int = 0,
         checkpoint_dir: str | Path | None = None,
+        latency: bool = True,
     ) -> None:
         self.model = unwrap(model)
         self.criterion: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
         self.budget = budget or Budget(macs=0.5)
         self.selection: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         self.finetune, self.task = finetune, task or Classification()
-        self.sites, self.seed, self.checkpoint_dir = sites, seed, checkpoint_dir
+        self.sites, self.units, self.exclude = sites, units, exclude
+        self.seed, self.checkpoint_dir, self.latency = seed, checkpoint_dir, latency
 
+    @stage()
     def run(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None = None) -> PruneResult:
         """Scores, selects, cuts, fine-tunes and measures.
 
-        train_loader   batches that scores are taken on and that fine-tuning learns from
-        val_loader     batches that figures are measured on; without it they are measured on the training data and
-                       labelled so
+        Args:
+            train_loader: Batches that scores are taken on and that fine-tuning learns from.
+            val_loader: Batches that figures are measured on. None: they are measured on the training data and
+                labelled so.
         """
-        inputs, targets = first_batch(train_loader, self.task)
-        if val_loader is not None:
-            check_loader(val_loader, self.task)
-        example = example_of(self.task, inputs, targets)
-        sites = tuple(self.sites) if self.sites is not None else find_sites(self.model, example)
-        measured = [self._measure(self.model, inputs, example, train_loader, val_loader)]
-        scores = score(
+        run = Run(
             self.model,
-            sites,
             train_loader,
-            self.criterion,
-            budget=self.budget,
+            val_loader,
             task=self.task,
-            seed=self.seed,
-            checkpoint_dir=self._folder("score"),
+            sites=self.sites,
+            units=self.units,
+            exclude=self.exclude,
+            latency=self.latency,
         )
-        context = make_context(
-            self.model,
-            train_loader,
-            task=self.task,
+        return self.carry_out(run)
+
+    @stage()
+    def carry_out(self, run: Run) -> PruneResult:
+        """`run`, on a run that others share: what it has measured already is not measured again.
+
+        Args:
+            run: A run of this pruner's model and task. Its sites, loaders and timing count, not this pruner's.
+        """
+        run.check(self.budget, self.selection, self.finetune)
+        metrics = {"dense": run.dense}
+        scores = run.score(self.criterion, self.budget, seed=self.seed, checkpoint_dir=self._folder("score"))
+        selected = run.select(
+            scores,
+            self.budget,
+            self.selection,
+            self.finetune,
             seed=self.seed,
             checkpoint_dir=self._folder("select"),
-            updates=self.finetune.epochs * length(train_loader, "fine-tuning") if self.finetune else 0,
         )
-        plan, model = select_trained(self.model, context, scores, self.budget, self.selection)
-        pruned = apply(model, plan, example)
-        measured.append(self._measure(pruned, inputs, example, train_loader, val_loader))
+        pruned = run.cut(selected)
+        metrics["pruned"] = run.measure(pruned)
         if self.finetune:
-            pruned = finetune(
+            pruned = run.finetune(
                 pruned,
-                train_loader,
                 self.finetune,
-                teacher=self.model if self.finetune.distill else None,
-                task=self.task,
+                taken=selected.updates,
                 seed=self.seed,
                 checkpoint_dir=self._folder("finetune"),
-                taken=plan.info.get("updates", 0),
             )
-            measured.append(self._measure(pruned, inputs, example, train_loader, val_loader))
-        metrics = dict(zip(("dense", "pruned", "finetuned"), measured, strict=False))
-        data = train_loader if val_loader is None else val_loader
-        return PruneResult(pruned, plan, scores, metrics, self._settings(train_loader), self.model, data, self.task)
+            metrics["finetuned"] = run.measure(pruned, like=metrics["pruned"])
+        settings = self._settings(run.train)
+        return PruneResult(pruned, selected.plan, scores, metrics, settings, self.model, run.data, self.task)
 
     def _settings(self, loader: Iterable[Any]) -> dict[str, Any]:
         """What the run was made with and on, plain data."""
@@ -131,22 +136,6 @@ class Pruner:
 
     def _folder(self, stage: str) -> Path | None:
         return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None
-
-    def _measure(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        example: Any,
-        train_loader: Iterable[Any],
-        val_loader: Iterable[Any] | None,
-    ) -> Metrics:
-        data, loader = ("training", train_loader) if val_loader is None else ("validation", val_loader)
-        return evaluate(model, loader, task=self.task, data=data).with_costs(
-            macs=count_macs(model, example),
-            params=count_params(model),
-            latency_ms=latency(model, inputs),
-            latency_rows=self.task.size(self.task.unpack(next(iter(train_loader)))[1]),
-        )
 
 
 def _plain(settings: Any) -> dict[str, Any]:

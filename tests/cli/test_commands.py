@@ -114,6 +114,29 @@ def test_compare_writes_a_table_a_picture_and_the_figures(folder, weights, tmp_p
     assert run(monkeypatch, *words) == 0 and (tmp_path / "table.md").is_file()
 
 
+@pytest.mark.parametrize("other", ["--checkpoint", "--exclude"])
+def test_compare_prints_no_row_of_another_model_or_other_sites(other, folder, weights, tmp_path, monkeypatch, capsys):
+    words = ["compare", *prune(folder, weights, tmp_path)[1:], "--seeds", "1", "--macs", "0.7", "--epochs", "0"]
+    assert run(monkeypatch, *words, "--criterion", "random", "--criterion", "magnitude") == 0
+    path = tmp_path / "comparison.json"
+    old = json.loads(path.read_text())["rows"]
+    if other == "--checkpoint":
+        model = build("vit")
+        torch.nn.init.zeros_(model.head.weight)
+        save_file(model.state_dict(), tmp_path.parent / "other.safetensors")
+        words[words.index("--checkpoint") + 1] = tmp_path.parent / "other.safetensors"
+    else:
+        words += ["--exclude", "blocks.0.attn"]
+    capsys.readouterr()
+    assert run(monkeypatch, *words, "--criterion", "random") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "magnitude" not in shown and "3 rows have other" in shown
+    report = json.loads(path.read_text())
+    assert [row["criterion"] for row in report["rows"]] == ["dense", "random"]
+    assert all(row in report["others"] and row not in report["rows"] for row in old)
+    assert "magnitude" not in (tmp_path / "table.md").read_text()
+
+
 def test_the_recipe_of_the_documentation_runs(folder, weights, tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "imagenet.md").read_text()
     command = page.split("```")[1].replace("\\\n", " ").split("xprune prune ")[1]

@@ -206,13 +206,13 @@ def test_a_killed_run_goes_on_to_the_same_masks(tmp_path):
     sites = xprune.find_sites(model, images())
     whole = xprune.score(model, sites, fused(4), settings, seed=2)
     with pytest.raises(Killed):
-        xprune.score(model, sites, fused(4, after=4 + 4 + 16 + 9), settings, seed=2, checkpoint_dir=tmp_path)
+        xprune.score(model, sites, fused(4, after=4 + 16 + 9), settings, seed=2, checkpoint_dir=tmp_path)
     with pytest.raises(xprune.TrainingError, match="another run: allowed differ"):
         other = {"budget": xprune.Budget(macs=0.9), "seed": 2, "checkpoint_dir": tmp_path}
         xprune.score(model, sites, fused(4), settings, **other)
     resumed = xprune.score(model, sites, fused(4), settings, seed=2, checkpoint_dir=tmp_path)
     for a, b in zip((*whole.values, *whole.classwise), (*resumed.values, *resumed.classwise), strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)  # NaN: a class that was not drawn
 
 
 def test_masks_find_what_the_model_needs():

@@ -20,12 +20,14 @@ from xprune.core.plan import Plan
 from xprune.core.provenance import Arch, provenance, record
 from xprune.errors import ArtefactError, PlanError
 from xprune.modules.copies import tensors, unwrap
+from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
 
 FORMAT = 1
 MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"
 
 
+@undisturbed()
 def save(
     model: nn.Module,
     directory: str | Path,
@@ -53,7 +55,7 @@ def save(
         warnings.warn(
             f"the architecture is not saved: {why}. load({str(directory)!r}) will need model_fn=, a function that "
             "builds the dense model; or give save(arch=(timm_name, keyword_arguments)).",
-            stacklevel=2,
+            stacklevel=3,
         )
     refuse_foreign(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,7 @@ def save(
     return directory
 
 
+@undisturbed()
 def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None) -> nn.Module:
     """The saved model, in eval mode, on the CPU.
 

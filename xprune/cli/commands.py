@@ -64,6 +64,7 @@ def prune(
     workers: Workers = 0,
     seed: int = 0,
     checkpoint_dir: Annotated[Path | None, typer.Option(help="where a killed run goes on from")] = None,
+    latency: Annotated[bool, typer.Option(help="time the dense and the pruned model")] = True,
 ) -> None:
     """Prune a model to a budget, fine-tune it, and save it."""
     refuse_foreign(out)
@@ -74,10 +75,17 @@ def prune(
     )
     dense, arch = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
     loaded = named_data(data, dense, batch_size, workers, seed)
-    example = next(iter(loaded.val))[0][:2]
-    sites = xprune.find_sites(dense, example, units=units or DEFAULT, exclude=exclude or ())
     pruner = xprune.Pruner(
-        dense, criterion, budget, selection, settings, sites=sites, seed=seed, checkpoint_dir=checkpoint_dir
+        dense,
+        criterion,
+        budget,
+        selection,
+        settings,
+        units=units or DEFAULT,
+        exclude=exclude or (),
+        seed=seed,
+        checkpoint_dir=checkpoint_dir,
+        latency=latency,
     )
     result = pruner.run(loaded.train, loaded.val)
     if _is_main_process():
@@ -89,7 +97,10 @@ def prune(
 def compare(
     model: ModelName,
     data: DataName,
-    out: Annotated[Path, typer.Option(help="directory of the results; cells that are there are not run again")],
+    out: Annotated[
+        Path,
+        typer.Option(help="directory of the results; cells that are there are not run again"),
+    ],
     criterion: Annotated[list[str] | None, typer.Option(help=CRITERION + "; repeatable, default all")] = None,
     selection: Annotated[list[str] | None, typer.Option(help="repeatable, default global")] = None,
     macs: Annotated[list[float] | None, typer.Option(help="fraction of the MACs; repeatable, default 0.5")] = None,
@@ -107,7 +118,6 @@ def compare(
     """Compare criteria and selections on the same terms: one table with spread, one picture, one JSON file."""
     dense, _ = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
     loaded = named_data(data, dense, batch_size, workers, 0)
-    sites = xprune.find_sites(dense, next(iter(loaded.val))[0][:2], exclude=exclude or ())
     grid = xprune.Grid(
         {name: name for name in criterion or xprune.CRITERIA},
         {name: name for name in selection or ("global",)},
@@ -116,7 +126,7 @@ def compare(
         xprune.Finetune(epochs=epochs, lr=lr) if epochs else None,
         faithfulness=faithfulness,
     )
-    case = xprune.Case(dense, loaded.train, loaded.val, sites)
+    case = xprune.Case(dense, loaded.train, loaded.val, exclude=exclude or ())
     comparison = xprune.compare(case, grid, out, model=model, data=data, batch_size=batch_size)
     if _is_main_process():
         (out / "table.md").write_text(comparison.markdown())

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import xprune
 from xprune import report
 from xprune.data import digits
+from xprune.pipeline import Run
 
 ARCH = "vit_tiny_patch16_224"
 KWARGS: dict[str, Any] = {
@@ -59,7 +60,7 @@ def dense_model(cache: Path, console: Console) -> nn.Module:
         console.print(f"dense model: from {path}")
         return model.eval()
     start = time.perf_counter()
-    model = xprune.finetune(model, data()[0], DENSE)
+    model = xprune.finetune(model, data()[0], DENSE, what="training of the dense model")
     cache.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     save_file(model.state_dict(), temporary)
@@ -77,9 +78,9 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     table = Table(title=title)
     for heading in ("criterion", "accuracy", "fine-tuned", "MACs", "parameters", "latency"):
         table.add_column(heading, justify="left" if heading == "criterion" else "right")
-    result = None
+    result, shared = None, Run(model, train, val)
     for name in xprune.CRITERIA:
-        result = xprune.Pruner(model, name, BUDGET, finetune=TUNE).run(train, val)
+        result = xprune.Pruner(model, name, BUDGET, finetune=TUNE).carry_out(shared)
         dense, cut, tuned = (result.metrics[stage] for stage in ("dense", "pruned", "finetuned"))
         if not table.row_count:
             table.add_row("dense", f"{dense.accuracy:.3f}", "", *_costs(dense))
@@ -90,7 +91,7 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     if not any(find_spec(name) is None for name in report.NEEDED):
         page = result.report(out.with_suffix(".html"), classes=[str(digit) for digit in range(10)])
         console.print(f"what was cut and why: open {page} in a browser")
-    images = next(iter(val))[0]
+    images = shared.first_held_out[0]
     save_file({"inputs": images, "outputs": result.model(images).detach()}, out.with_suffix(".check"))
     subprocess.run([sys.executable, "-m", "xprune.cli.demo", str(out)], check=True)
     console.print(f"saved in {out}: try `xprune show {out}` and `xprune export {out} --out digits.onnx`")

@@ -1,5 +1,6 @@
 """compare: a grid of criteria x selections x budgets x seeds, every cell on the same terms, kept cell by cell."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,25 +11,22 @@ from typing import Any
 from rich import get_console
 from torch import nn
 
-from xprune.comparison.table import Comparison, Kept, Key
+from xprune.comparison.kept import Kept, Key
+from xprune.comparison.keys import cell_digest, subject
+from xprune.comparison.table import Comparison
 from xprune.core.budget import Budget
 from xprune.core.interfaces import Criterion, Selection
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, example_of
-from xprune.costs.measure import count_macs, count_params
+from xprune.core.task import Task
 from xprune.criteria import CRITERIA
-from xprune.discovery.find import find_sites
+from xprune.discovery.find import DEFAULT
 from xprune.explain.deletion import faithfulness
-from xprune.pipeline import make_context, score, select_trained
+from xprune.pipeline import Run
 from xprune.selections import SELECTIONS
-from xprune.surgery.apply import apply
-from xprune.tasks.classification import Classification
-from xprune.training.evaluate import evaluate
-from xprune.training.finetune import Finetune, finetune
-from xprune.training.loop import length
-from xprune.training.runtime import accelerator, check_loader, first_batch
+from xprune.training.finetune import Finetune
+from xprune.training.runtime import is_main_process, stage
 
 FILE = "comparison.json"
 
@@ -37,16 +35,21 @@ FILE = "comparison.json"
 class Case:
     """What one seed of a comparison runs on.
 
-    model      dense; it is not changed
-    train      batches that scores, thresholds and weights learn from
-    held_out   batches that figures are measured on, which train and choose nothing
-    sites      what may be pruned; None: find_sites(model, ...)
+    Args:
+        model: Dense. It is not changed.
+        train: Batches that scores, thresholds and weights learn from.
+        held_out: Batches that figures are measured on, which train and choose nothing.
+        sites: What may be pruned. None: what `find_sites` finds on the first training batch.
+        units: Kinds of unit to look for, where `sites` is None.
+        exclude: Patterns of site names to leave alone, where `sites` is None.
     """
 
     model: nn.Module
     train: Iterable[Any]
     held_out: Iterable[Any]
     sites: Sequence[Site] | None = None
+    units: Sequence[str] = DEFAULT
+    exclude: Sequence[str] = ()
 
 
 Peer = Callable[[Case, Budget, int], nn.Module]
@@ -77,17 +80,30 @@ class Grid:
     faithfulness: bool = False
 
 
+@stage()
 def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **settings: Any) -> Comparison:
     """Runs the cells of the grid that `out`/comparison.json does not have yet, dense first, and keeps each one there.
 
-    A cell that a criterion or selection of other settings made is run again, and replaced.
-
-    case       one for all seeds, or a function of the seed
-    settings   plain data to write down beside the results: which data, which recipe
+    A cell is taken from the file only where all that made it is the same: the dense weights and the model's structure,
+    the sites, the data, the task, and every setting. What differs is run under a key of its own. The rows that were
+    there before stay in the file, under "others", and are not shown. They are shown again once they match again.
 
     Every cell of a seed starts from the same dense model and has as many updates of weights. Scores are taken once
-    for all selections, and once for all budgets where the criterion does not learn at one. Raises ArtefactError where
-    the file holds another grid's settings, PluginError for an unknown criterion or selection before anything runs.
+    for all selections, and once for all budgets where the criterion does not learn at one.
+
+    Args:
+        case: One for all seeds, or a function of the seed. It is made for every seed, to tell what the cells are of.
+        grid: What is compared.
+        out: A directory, which is made where it is not there.
+        settings: Plain data to write down beside the results: which data, which recipe.
+
+    Returns:
+        The rows that belong to this case and this recipe. Of a case for all seeds: those of all its seeds, criteria
+        and budgets that the file has. Of a function of the seed: those of the grid's seeds.
+
+    Raises:
+        ArtefactError: The file is not a comparison, or was made with other `settings` or another fine-tuning.
+        PluginError: A criterion or selection is not known. Nothing has run then.
     """
     for name, kinds, base, label in (
         *((c, CRITERIA, Criterion, "criterion") for c in grid.criteria.values()),
@@ -97,14 +113,28 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
     folder = Path(out)
     more = {"faithfulness": True} if grid.faithfulness else {}
     kept = Kept(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **more, **settings})
+    run: Run | None = None
     for seed in grid.seeds:
-        todo = [key for key in _keys(grid, seed) if not kept.has(key, _made_by(grid, key))]
-        if todo:
-            run = _Seed(case(seed) if callable(case) else case, grid, seed, folder / "running")
-            for key in todo:
+        if callable(case) or run is None:
+            now = case(seed) if callable(case) else case
+            run = Run(
+                now.model,
+                now.train,
+                now.held_out,
+                task=grid.task,
+                sites=now.sites,
+                units=now.units,
+                exclude=now.exclude,
+                latency=False,
+            )
+            kept.tell(seed if callable(case) else None, subject(run))
+        cells = _Seed(now, run, grid, seed, folder / "running")
+        for key in _keys(grid, seed):
+            made_by, digest = _made_by(grid, key), _digest(grid, key)
+            if not kept.has(key, digest):
                 get_console().log(f"seed {seed}: {key[1]} {key[2]} {key[3]}")
-                kept.add(key, {"made_by": _made_by(grid, key), **run.cell(*key[1:])})
-    if accelerator().is_main_process:
+                kept.add(key, digest, {"made_by": made_by, **cells.cell(*key[1:])})
+    if is_main_process():
         shutil.rmtree(folder / "running", ignore_errors=True)
     return kept.comparison()
 
@@ -136,26 +166,34 @@ def _made_by(grid: Grid, key: Key) -> str:
     return f"{criterion!r}, {resolve(grid.selections[key[2]], SELECTIONS, Selection, 'selection')!r}"
 
 
+def _digest(grid: Grid, key: Key) -> str:
+    """A name for the settings of a cell: what makes it beside the model and the data."""
+    seed, criterion, selection, budget = key
+    parts: dict[str, Any] = {"seed": seed, "finetune": grid.finetune}
+    if criterion in grid.criteria:
+        parts["criterion"] = resolve(grid.criteria[criterion], CRITERIA, Criterion, "criterion")
+        parts["selection"] = resolve(grid.selections[selection], SELECTIONS, Selection, "selection")
+        parts["faithfulness"] = grid.faithfulness
+    elif criterion in grid.peers:
+        parts["peer"] = grid.peers[criterion]
+    parts["budget"] = next((each for each in grid.budgets if budget_name(each) == budget), None)
+    return cell_digest(parts)
+
+
 class _Seed:
     """The cells of one seed."""
 
-    def __init__(self, case: Case, grid: Grid, seed: int, running: Path) -> None:
-        self.case, self.grid, self.seed, self.running = case, grid, seed, running
-        self.task = grid.task or Classification()
-        self.example = example_of(self.task, *first_batch(case.train, self.task))
-        check_loader(case.held_out, self.task)
-        self.sites = tuple(case.sites) if case.sites is not None else find_sites(case.model, self.example)
+    def __init__(self, case: Case, run: Run, grid: Grid, seed: int, running: Path) -> None:
+        self.case, self.run, self.grid, self.seed, self.running = case, run, grid, seed, running
         self.budgets = {budget_name(budget): budget for budget in grid.budgets}
-        self.updates = grid.finetune.epochs * length(case.train, "compare") if grid.finetune else 0
         self.scores: dict[tuple[str, str], Scores] = {}
         self.gap: dict[str, float] = {}
-        self.dense = count_macs(case.model, self.example), count_params(case.model)
 
     def cell(self, criterion: str, selection: str, budget: str) -> dict[str, Any]:
         """The figures of one cell."""
         folder = self.running / "-".join(part for part in (str(self.seed), criterion, selection, budget) if part)
         if criterion == "dense":
-            return self._figures(self.case.model, folder, 0)
+            return self._figures(self.run.model, folder, 0)
         if criterion in self.grid.peers:
             start = time.perf_counter()
             try:
@@ -165,49 +203,38 @@ class _Seed:
             return {"score_seconds": time.perf_counter() - start, **self._figures(pruned, folder, 0)}
         scores, seconds = self._scores(criterion, budget, folder)
         start = time.perf_counter()
-        context = make_context(
-            self.case.model,
-            self.case.train,
-            example_inputs=self.example,
-            task=self.task,
+        selected = self.run.select(
+            scores,
+            self.budgets[budget],
+            self.grid.selections[selection],
+            self.grid.finetune,
             seed=self.seed,
             checkpoint_dir=folder / "select",
-            updates=self.updates,
         )
-        chosen = self.grid.selections[selection]
-        plan, model = select_trained(self.case.model, context, scores, self.budgets[budget], chosen)
-        pruned = apply(model, plan, self.example)
+        pruned = self.run.cut(selected)
         times = {**self.gap, "score_seconds": seconds, "select_seconds": time.perf_counter() - start}
-        return {**times, "kept": list(plan.counts), **self._figures(pruned, folder, plan.info.get("updates", 0))}
+        return {**times, "kept": list(selected.plan.counts), **self._figures(pruned, folder, selected.updates)}
 
     def _scores(self, criterion: str, budget: str, folder: Path) -> tuple[Scores, float]:
         """(scores, seconds they took)."""
         chosen: Criterion = resolve(self.grid.criteria[criterion], CRITERIA, Criterion, "criterion")
         key = criterion, budget if chosen.at_budget else ""
         if key not in self.scores:
+            _ = self.run.costs  # measured once for all cells: no criterion's seconds
             start = time.perf_counter()
-            found = score(
-                self.case.model,
-                self.sites,
-                self.case.train,
-                chosen,
-                budget=self.budgets[budget],
-                task=self.task,
-                seed=self.seed,
-                checkpoint_dir=folder / "score",
-            )
+            found = self.run.score(chosen, self.budgets[budget], seed=self.seed, checkpoint_dir=folder / "score")
             self.scores = {key: found}  # the ones before are not asked for again
             self._took = time.perf_counter() - start
             self.gap = {}
             if self.grid.faithfulness and found.classwise is not None:
                 curves = faithfulness(
-                    self.case.model,
+                    self.run.model,
                     found,
-                    self.case.held_out,
+                    self.run.data,
                     insertion=False,
                     chance=0,
                     agnostic=False,
-                    task=self.task,
+                    task=self.run.task,
                     seed=self.seed,
                 )
                 self.gap = {"deletion_gap": curves.gap}
@@ -215,23 +242,21 @@ class _Seed:
 
     def _figures(self, model: nn.Module, folder: Path, taken: int) -> dict[str, Any]:
         """Metric and cost, as cut and fine-tuned."""
-        macs, params = count_macs(model, self.example), count_params(model)
-        figures = {"macs": macs / self.dense[0], "params": params / self.dense[1], "updates_before": taken}
-        cut = evaluate(model, self.case.held_out, task=self.task, data="held-out")
-        figures |= {"metric": cut.metric, "loss": cut.loss}
+        dense = self.run.dense
+        cut = dense if model is self.run.model else self.run.measure(model)
+        figures = {"macs": share(cut.macs, dense.macs), "params": share(cut.params, dense.params)}
+        figures |= {"updates_before": taken, "metric": cut.metric, "loss": cut.loss}
         if self.grid.finetune is None:
             return figures
         start = time.perf_counter()
-        model = finetune(
-            model,
-            self.case.train,
-            self.grid.finetune,
-            teacher=self.case.model if self.grid.finetune.distill else None,
-            task=self.task,
-            seed=self.seed,
-            checkpoint_dir=folder / "finetune",
-            taken=taken,
+        model = self.run.finetune(
+            model, self.grid.finetune, taken=taken, seed=self.seed, checkpoint_dir=folder / "finetune"
         )
         figures["finetune_seconds"] = time.perf_counter() - start
-        tuned = evaluate(model, self.case.held_out, task=self.task, data="held-out")
+        tuned = self.run.measure(model, like=cut)
         return {**figures, "tuned_metric": tuned.metric, "tuned_loss": tuned.loss}
+
+
+def share(part: int | None, whole: int | None) -> float:
+    """A cost as a share of the dense model's; NaN where one of them was not measured."""
+    return part / whole if part is not None and whole else math.nan

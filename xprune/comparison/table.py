@@ -1,22 +1,15 @@
-"""Comparison: the cells of a grid, kept in a file, as a table with spread and as a picture of accuracy against MACs."""
+"""Comparison: the cells of a grid as a table with spread and as a picture of accuracy against MACs."""
 
-import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from xprune.comparison.cells import STAGES, Cells, Row, spread
 from xprune.comparison.plots import draw
-from xprune.environment import hardware, versions
-from xprune.errors import ArtefactError, DataError
-from xprune.training.runtime import accelerator
-
-Key = tuple[int, str, str, str]
-"""seed, criterion, selection, budget"""
+from xprune.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -72,55 +65,6 @@ class Comparison(Cells):
             seconds = [row["score_seconds"] for row in rows if "score_seconds" in row]
             table.append([*cells, f"{statistics.mean(seconds):.1f}" if seconds else ""])
         return table
-
-
-class Kept:
-    """The cells in the file."""
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path, settings = path, json.loads(json.dumps(settings))
-        self.report: dict[str, Any] = {"settings": settings, "rows": []}
-        self.report |= {"hardware": hardware(), "versions": versions()}
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text())
-                same = found["settings"] == settings
-                for row in found["rows"]:
-                    self._key(row)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ArtefactError(f"{path} is not a comparison: {error}. Choose another folder.") from error
-            if not same:
-                raise ArtefactError(
-                    f"{path} was made with {found['settings']}, asked is {settings}: cells of the two cannot stand "
-                    "in one table. Choose another folder, or the same settings."
-                )
-            self.report = found
-
-    def has(self, key: Key, made_by: str) -> bool:
-        """Whether the cell is there, made by a criterion and a selection of these settings."""
-        return any(self._key(row) == key and row.get("made_by") == made_by for row in self.report["rows"])
-
-    def _key(self, row: Mapping[str, Any]) -> Key:
-        return row["seed"], row["criterion"], row["selection"], row["budget"]
-
-    def add(self, key: Key, figures: Mapping[str, Any]) -> None:
-        """Writes the file anew with one more cell, in place of one that other settings made."""
-        names = ("seed", "criterion", "selection", "budget")
-        new, rows = {**dict(zip(names, key, strict=True)), **figures}, self.report["rows"]
-        before = [index for index, row in enumerate(rows) if self._key(row) == key]
-        if before:
-            rows[before[0]] = new
-        else:
-            rows.append(new)
-        if accelerator().is_main_process:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.report, indent=1) + "\n")
-            part.replace(self.path)
-
-    def comparison(self) -> Comparison:
-        """What the file holds."""
-        return Comparison(tuple(self.report["rows"]), self.report)
 
 
 def _cell(rows: Sequence[Row], stage: str, seeds: int) -> str:

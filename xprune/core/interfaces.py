@@ -1,4 +1,4 @@
-"""What a plug-in author writes: Criterion, Selection, Adapter, one abstract method each."""
+"""What a plug-in author writes: Criterion, Selection, Adapter, one abstract method each; and what they are given."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -21,14 +21,17 @@ from xprune.errors import DataError
 class Context:
     """What a criterion or a selection may look at.
 
-    model           a copy of the structure that shares the caller's weights: eval mode, weights frozen
-    example_inputs  a few rows of real input, as the task unpacks them
-    loader          training batches; None where the caller gave none
-    task            how to read a batch, and the loss
-    seed            of every random choice
-    checkpoint_dir  where a long run may keep its state, None for nowhere
-    budget          what the plan will have to meet, for criteria that learn at it; None where it is not known yet
-    updates         updates of the weights that the run has for fine-tuning, of which a selection may take some
+    Args:
+        model: A copy of the structure that shares the caller's weights: eval mode, weights frozen.
+        example_inputs: A few rows of real input, as the task unpacks them.
+        task: How to read a batch, and the loss.
+        loader: Training batches. None where the caller gave none.
+        seed: Of every random choice.
+        checkpoint_dir: Where a long run may keep its state. None for nowhere.
+        budget: What the plan will have to meet, for criteria that learn at it. None where it is not known yet.
+        updates: Updates of the weights that the run has for fine-tuning, of which a selection may take some.
+        batch: (inputs, targets) of the loader's first batch, where the run has read it: see `first`.
+        costs: What the units cost, where the run has measured it: see `measured`.
     """
 
     model: nn.Module
@@ -39,12 +42,40 @@ class Context:
     checkpoint_dir: Path | None = None
     budget: Budget | None = None
     updates: int = 0
+    batch: tuple[Any, Any] | None = None
+    costs: Costs | None = None
 
     def data(self, who: str) -> Iterable[Any]:
         """The loader; DataError naming `who` needs it where there is none."""
         if self.loader is None:
             raise DataError(f"{who} looks at data: give a loader of batches.")
         return self.loader
+
+    def first(self, who: str) -> tuple[Any, Any]:
+        """(inputs, targets) of the loader's first batch: what the run has read, or read now.
+
+        Raises DataError, naming `who`, where there is no loader.
+        """
+        return self.batch if self.batch is not None else self.task.unpack(next(iter(self.data(who))))
+
+    def measured(self, sites: Sequence[Site]) -> Costs | None:
+        """What the units of these sites cost, where the run has measured it. None where it has not."""
+        return self.costs if self.costs is not None and self.costs.sites == tuple(sites) else None
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a selection decided.
+
+    Args:
+        plan: The units that stay.
+        model: What to carry the plan out on, where weights learned along. None: the model that was given.
+        updates: Updates that these weights have had. Fine-tuning takes as many less.
+    """
+
+    plan: Plan
+    model: nn.Module | None = None
+    updates: int = 0
 
 
 class Criterion(ABC):
@@ -67,15 +98,19 @@ class Selection(ABC):
     def updates(self, available: int) -> int:
         """Updates of the weights that `select` takes of those available for fine-tuning; 0: weights stay as they are.
 
-        Where it takes any, `context.model` is a copy of its own, which is then what the plan is carried out on.
+        Where it takes any, `context.model` is a copy of its own, whose weights `select` may change.
         """
         return 0
 
     @abstractmethod
-    def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
+    def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan | Selected:
         """A plan whose cost is at most the budget, and within 1 % of it or the cost of one unit.
 
-        Raises BudgetError, stating the least that is reachable, where the budget cannot be met.
+        Returns:
+            The plan. Where weights learned along: `Selected`, with the plan, `context.model` and the updates taken.
+
+        Raises:
+            BudgetError: The budget cannot be met. The message states the least that is reachable.
         """
 
 

@@ -21,7 +21,7 @@ class Metrics:
     samples               how many
     macs                  per sample
     params                parameters
-    latency_ms            median of a forward pass on the example inputs, and their number of rows
+    latency_ms            median of a forward pass on the first batch, and its number of rows; None: not timed
     by_class              (mean metric, samples) of each class, by index; empty where the task has none
     """
 
@@ -46,8 +46,10 @@ class Metrics:
             raise AttributeError(f"the metric of this task is {self.metric_name}: read .metric")
         return self.metric
 
-    def with_costs(self, *, macs: int, params: int, latency_ms: float, latency_rows: int) -> "Metrics":
-        """The same figures with what the model costs."""
+    def with_costs(
+        self, *, macs: int, params: int, latency_ms: float | None = None, latency_rows: int | None = None
+    ) -> "Metrics":
+        """The same figures with what the model costs; without a latency where it was not timed."""
         return replace(self, macs=macs, params=params, latency_ms=latency_ms, latency_rows=latency_rows)
 
     def to_json(self) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from xprune.modules.copies import alias, reference_device
 from xprune.modules.forward import try_forward
 from xprune.modules.paths import tensor_at
 from xprune.modules.samples import find_samples, samples_of
+from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
 
 
+@undisturbed()
 def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None = None) -> int:
     """Multiply-accumulates of one sample: FlopCounterMode over the real forward / 2, attention products included.
 
@@ -74,6 +76,7 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@undisturbed()
 def measure_costs(
     model: nn.Module, sites: Sequence[Site], example_inputs: Any, *, batch_axis: int | None = None
 ) -> Costs:
@@ -151,9 +154,7 @@ def _is_stream(site: Site) -> bool:
     return site.kind == "channel"
 
 
-def _measured(
-    model: nn.Module, sites: Sequence[Site], example_inputs: Any, samples: int, device: str | None
-) -> Costs:
+def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, samples: int, device: str | None) -> Costs:
     met, full = _meetings(model, sites), [site.size for site in sites]
     streams = [index for index, site in enumerate(sites) if _is_stream(site) and site.size > 1]
     least = [site.size if _is_stream(site) else 0 if site.module else 1 for site in sites]

@@ -12,8 +12,9 @@ from xprune.core.interfaces import Context, Criterion
 from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.errors import PluginError, TrainingError
+from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gates
-from xprune.training.runtime import accelerator, batches, prepared, reduced, seeded
+from xprune.training.runtime import accelerator, batches, prepared, reduced
 
 KINDS = ("squared", "abs")
 

@@ -21,7 +21,7 @@ from xprune.discovery.placeholders import (
     put_placeholders,
 )
 from xprune.errors import ModelError
-from xprune.modules.calls import map_tensors, tensors_in
+from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import alias
 from xprune.modules.forward import try_forward
 from xprune.modules.paths import is_linear
@@ -117,7 +117,12 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
             graph = _Graph(copy)
             try:
                 graph.build_dependency(
-                    copy, as_given, customized_pruners=pruners, output_transform=_traceable, verbose=False
+                    copy,
+                    as_given,
+                    forward_fn=call,  # its own way of calling swallows Ctrl-C
+                    customized_pruners=pruners,
+                    output_transform=_traceable,
+                    verbose=False,
                 )
             except (ZeroDivisionError, TypeError):
                 if not getattr(graph, "module2node", None):

@@ -16,12 +16,14 @@ from xprune.modules.calls import map_tensors
 from xprune.modules.copies import reference_device, unwrap
 from xprune.modules.removed import Removed
 from xprune.modules.samples import Samples, find_samples
+from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.gates import with_gated_classes
 
 UNITS = ("head", "neuron", "channel")
 DEFAULT = ("head", "neuron")
 
 
+@undisturbed()
 def find_sites(
     model: nn.Module,
     example_inputs: Any,

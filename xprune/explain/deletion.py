@@ -15,7 +15,7 @@ from xprune.errors import DataError, PluginError
 from xprune.explain.curves import Curves, Faithfulness
 from xprune.pipeline import make_context
 from xprune.surgery.gates import Gates
-from xprune.training.runtime import accelerator, batches, prepared, reduced
+from xprune.training.runtime import accelerator, batches, check_loader, prepared, reduced, stage
 
 ORDERS = ("scores", "contrast")
 FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -23,6 +23,7 @@ Order = Sequence[Tensor | LowRank]
 """Per site a number per class and unit, (classes, units); the largest goes first."""
 
 
+@stage()
 def faithfulness(
     model: nn.Module,
     scores: Scores,
@@ -58,7 +59,8 @@ def faithfulness(
     if not fractions or not all(0 < fraction < 1 for fraction in fractions) or others < 1 or chance < 0:
         raise PluginError("faithfulness: fractions lie in (0, 1), others is at least 1, chance at least 0.")
     own = _classwise(scores)
-    context, shape = make_context(model, loader, task=task, seed=seed), (own[0].shape[0], sum(t.shape[1] for t in own))
+    check_loader(loader)
+    context, shape = make_context(model, task=task, seed=seed), (own[0].shape[0], sum(t.shape[1] for t in own))
     plans: list[tuple[Order, bool]] = [(own if order == "scores" else [contrast(table) for table in own], False)]
     plans += [(plans[0][0], True)] * insertion
     for index in range(chance):

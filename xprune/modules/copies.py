@@ -34,10 +34,18 @@ def _wrapped(model: nn.Module) -> bool:
 
 
 def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
-    """A structural copy in eval mode whose tensors share the caller's storage (on `device`, e.g. "meta": new ones).
+    """A structural copy in eval mode whose parameters share the caller's storage.
 
-    Replacing modules and parameters of the copy, or hooking it, leaves the caller's model alone; writing into a
-    tensor does not.
+    Buffers are copied: some forwards count in them. Replacing modules and parameters of the copy, or hooking it,
+    leaves the caller's model alone; writing into a parameter does not.
+
+    Args:
+        model: What to copy.
+        requires_grad: For all parameters of the copy. None: as they are.
+        device: Where the copy is to be, for example "meta". It then shares nothing that has to move.
+
+    Raises:
+        ModelError: A parameter has no shape yet.
     """
     memo: dict[int, object] = {}
     for name, tensor in _tensors(model):
@@ -46,7 +54,10 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         data = tensor.detach() if device is None else tensor.detach().to(device)
         wants = tensor.requires_grad if requires_grad is None else requires_grad
         wants = wants and tensor.is_floating_point()
-        memo.setdefault(id(tensor), nn.Parameter(data, wants) if isinstance(tensor, nn.Parameter) else data)
+        if isinstance(tensor, nn.Parameter):
+            memo.setdefault(id(tensor), nn.Parameter(data, wants))
+        elif id(tensor) not in memo:
+            memo[id(tensor)] = data.clone() if data.data_ptr() == tensor.data_ptr() else data
     for module in model.modules():
         for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph
             memo.setdefault(id(tensor), tensor.detach())

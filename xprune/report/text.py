@@ -21,14 +21,14 @@ def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
         "loss",
         "MACs",
         "parameters",
-        f"latency (batch {first.latency_rows})",
+        "latency" if first.latency_rows is None else f"latency (batch {first.latency_rows})",
     ):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, row in metrics.items():
         costs = (
             amount(row.macs, first.macs),
             amount(row.params, first.params),
-            f"{row.latency_ms or 0:.1f} ms",
+            "-" if row.latency_ms is None else f"{row.latency_ms:.1f} ms",
         )
         table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs)
     return table

@@ -12,10 +12,12 @@ from xprune.core.provenance import inherit
 from xprune.errors import ModelError
 from xprune.modules.copies import alias, own, unwrap
 from xprune.modules.sliced import fill, slice_of
+from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import verify
 
 
+@undisturbed()
 def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool = False) -> nn.Module:
     """A smaller model: `model` without the units that the plan lets go.
 

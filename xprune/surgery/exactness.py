@@ -24,8 +24,8 @@ from xprune.modules.calls import call, map_tensors, slow_path
 from xprune.modules.copies import alias, reference_device, tensors
 from xprune.modules.paths import tensor_at
 from xprune.modules.precision import exact_arithmetic, lifted
-from xprune.modules.seeds import seeded
 from xprune.modules.sliced import fill
+from xprune.modules.undisturbed import seeded
 from xprune.surgery.cut import remove_units
 from xprune.surgery.gates import Gates
 

@@ -11,8 +11,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from xprune.errors import TrainingError
+from xprune.modules.digest import digest_of
 
 _NAME = "checkpoint.safetensors"
+FORMAT = 2
+"""What a file's state means. 1, which no file names: kept after whole passes, with random numbers of another kind."""
 
 
 def write(folder: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> Path:
@@ -24,7 +27,8 @@ def write(folder: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]
     tensors: dict[str, Tensor] = {}
     plain = _strip(state, "", tensors)
     path, temporary = folder / _NAME, folder / f".{_NAME}.{os.getpid()}"
-    temporary.write_bytes(save(tensors, {"state": json.dumps(plain), "fingerprint": json.dumps(fingerprint)}))
+    header = {"format": str(FORMAT), "state": json.dumps(plain), "fingerprint": json.dumps(fingerprint)}
+    temporary.write_bytes(save(tensors, {**header, "digest": _digest(header, tensors)}))
     os.replace(temporary, path)
     return path
 
@@ -32,7 +36,7 @@ def write(folder: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]
 def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
     """The state last written, None where there is none.
 
-    Raises TrainingError where the file is damaged or belongs to a run with another fingerprint.
+    Raises TrainingError where the file is damaged, of an older xprune, or of a run with another fingerprint.
     """
     path = folder / _NAME
     if not path.exists():
@@ -40,9 +44,16 @@ def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
     data = path.read_bytes()
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if header.get("format") != str(FORMAT) and "state" in header:
+            raise TrainingError(
+                f"{path} was written by another version of xprune, whose runs draw other random numbers. Finish the "
+                "run with that version, or delete the file to start anew."
+            )
         tensors = load(data)
+        if header.pop("digest") != _digest(header, tensors):
+            raise ValueError("its contents have changed since it was written")
         state, theirs = json.loads(header["state"]), json.loads(header["fingerprint"])
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"{path} is no checkpoint or is damaged ({error}); delete it to start anew.") from error
     ours = json.loads(json.dumps(fingerprint))
     if theirs != ours:
@@ -56,6 +67,11 @@ def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
 def clear(folder: Path) -> None:
     """Removes the checkpoint of a run that has ended."""
     (folder / _NAME).unlink(missing_ok=True)
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """A name for all that the file holds, so that a damaged one is not gone on from."""
+    return digest_of([sorted(header.items()), sorted(tensors.items())])
 
 
 def _strip(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:

@@ -14,12 +14,13 @@ from xprune.core.task import Task
 from xprune.errors import DataError
 from xprune.modules.copies import alias, unwrap
 from xprune.tasks.classification import Classification
-from xprune.training.runtime import accelerator, batches, check_loader, prepared, reduced
+from xprune.training.runtime import accelerator, batches, check_loader, prepared, reduced, stage
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
+@stage()
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = None, data: str = "validation") -> Metrics:
     """Loss and metric over a loader, eval mode, on the device that Accelerate picks; the model is not changed.
@@ -27,7 +28,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
     Raises DataError for a loader that is empty or does not fit the task.
     """
     task = task or Classification()
-    check_loader(loader, task)
+    check_loader(loader)
     runner = accelerator()
     copy = alias(unwrap(model)).to(runner.device)
     metric: Metric | None = None

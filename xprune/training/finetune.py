@@ -13,10 +13,11 @@ from xprune.core.task import Task
 from xprune.errors import TrainingError
 from xprune.modules.copies import alias, own, reference_device, unwrap
 from xprune.modules.removed import Removed
+from xprune.modules.undisturbed import seeded
 from xprune.tasks.classification import Classification
 from xprune.training.loop import Loop, Stateful, Weights, length
 from xprune.training.optim import Position, cosine, decayed
-from xprune.training.runtime import accelerator, check_loader, seeded
+from xprune.training.runtime import accelerator, check_loader, stage
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Finetune:
             )
 
 
+@stage()
 def finetune(
     model: nn.Module,
     loader: Iterable[Any],
@@ -74,22 +76,29 @@ def finetune(
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
     taken: int = 0,
+    what: str = "fine-tuning",
 ) -> nn.Module:
     """A trained copy of the model, in eval mode and on the model's device; the model given is not changed.
 
-    teacher          the dense model, needed where settings.distill > 0
-    seed             of the order of batches, dropout and drop path; each epoch draws from seed and epoch alone
-    checkpoint_dir   where the state is kept after each epoch; a run that was killed goes on from there to the same
-                     result, and one that ended removes it
-    taken            updates that the weights have had already, while thresholds learned: as many less are taken here
+    Args:
+        model: What to train.
+        loader: Training batches, with a length.
+        settings: None: `Finetune()`.
+        teacher: The dense model, needed where settings.distill > 0.
+        task: How to read a batch, and the loss. None: classification of (inputs, labels).
+        seed: Of the order of batches, dropout and drop path.
+        checkpoint_dir: Where the state is kept, after each epoch and every five minutes in between. A run that was
+            killed goes on from there to the same result. One that ended removes it.
+        taken: Updates that the weights have had already, while thresholds learned. As many less are taken here.
+        what: Names the training in the progress bar and in errors.
 
     Under several processes (`accelerate launch`, `torchrun`) a batch of the loader is the global batch and is split
     over them; a last batch that cannot be split is completed from the first. Raises TrainingError for a loss that is
     not finite, naming the step and the last good checkpoint, and DataError for a loader that does not fit.
     """
     settings, task = settings or Finetune(), task or Classification()
-    check_loader(loader, task)
-    steps = max(settings.epochs * length(loader, "fine-tuning") - taken, 0)
+    check_loader(loader)
+    steps = max(settings.epochs * length(loader, what) - taken, 0)
     if settings.distill and teacher is None:
         raise TrainingError(
             f"Finetune(distill={settings.distill}) needs a teacher: give finetune(..., teacher=dense_model)."
@@ -100,7 +109,7 @@ def finetune(
     unused = any(isinstance(part, Removed) for part in student.modules())  # nobody reads the norm in front of it
     runner = accelerator(settings.mixed_precision, even_batches=True, unused=unused)
     with seeded(seed):
-        loop = Loop(runner, task, loader, "fine-tuning", steps, seed)
+        loop = Loop(runner, task, loader, what, steps, seed)
         run = _Run(student.to(runner.device), settings, loop, teacher, folder)
         loop.run(run.step)
     return run.result.to(reference_device(model)).eval()

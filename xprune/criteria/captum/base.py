@@ -18,7 +18,8 @@ from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.errors import DataError, PluginError
 from xprune.modules.calls import lengths, pick_samples
-from xprune.training.runtime import accelerator, batches, prepared, reduced, seeded
+from xprune.modules.undisturbed import seeded
+from xprune.training.runtime import accelerator, batches, prepared, reduced
 
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
 """Arguments of Captum's that are not settings: they say how the answer is wrapped."""

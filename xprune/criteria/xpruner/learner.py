@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from xprune.core.budget import Budget
@@ -16,9 +17,10 @@ from xprune.costs.allocation import normalise
 from xprune.costs.expected import UnitCosts, along_budget
 from xprune.costs.measure import measure_costs
 from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, from_scores, sampled, spread
+from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gated
 from xprune.training.loop import Loop, Stateful, Weights, length
-from xprune.training.runtime import accelerator, reduced, seeded
+from xprune.training.runtime import accelerator, reduced
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class MaskLearner:
         with seeded(context.seed):
             table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse(), self.objective.gone)
             self.table = table.to(device)
-        costs = measure_costs(context.model, sites, context.example_inputs)
+        costs = context.measured(sites) or measure_costs(context.model, sites, context.example_inputs)
         budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
         if start is not None:
             self.table.shared.data = from_scores(torch.cat(normalise(start, costs, budget))).to(device)
@@ -99,7 +101,7 @@ class MaskLearner:
         self.seen.register_buffer("classes", torch.zeros(max(self.classes, 1), device=device))
 
     def run(self) -> "MaskLearner":
-        """Takes the steps; a run that was killed goes on where its last pass over the data ended."""
+        """Takes the steps; a run that was killed goes on where its state was last kept."""
         context, settings = self.context, self.settings
         with seeded(context.seed):
             loop = Loop(self.runner, context.task, context.data("xpruner"), "masks", settings.steps, context.seed)
@@ -156,10 +158,9 @@ class MaskLearner:
 
     def _look(self) -> tuple[int, Any]:
         """(classes, 0 where there are none to tell apart; outputs of the first batch)."""
-        loader = self.context.data("xpruner")
-        length(loader, "xpruner")
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            inputs, targets = self.context.task.unpack(next(iter(loader)))
+        length(self.context.data("xpruner"), "xpruner")
+        inputs, targets = send_to_device(self.context.first("xpruner"), self.runner.device)
+        with torch.no_grad():
             outputs = self.context.task.forward(self.context.model, inputs)
         self.context.task.check(outputs, targets)
         found = self.context.task.classes(outputs, targets)

@@ -12,10 +12,11 @@ from xprune.core.budget import Budget
 from xprune.core.costs import Costs
 from xprune.core.interfaces import Context
 from xprune.costs.expected import UnitCosts
+from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gated
 from xprune.training.loop import Loop, Stateful, Weights
 from xprune.training.optim import decayed
-from xprune.training.runtime import accelerator, seeded
+from xprune.training.runtime import accelerator
 
 _RECORDS = 50
 
@@ -75,7 +76,7 @@ class ThresholdLearner:
         return self.source.thresholds(1.0).detach().cpu()
 
     def run(self, steps: int, joint: bool) -> "ThresholdLearner":
-        """Takes the steps; a run that was killed goes on where its last pass over the data ended."""
+        """Takes the steps; a run that was killed goes on where its state was last kept."""
         context, settings, model = self.context, self.settings, self.context.model
         with seeded(context.seed):
             loop = Loop(self.runner, context.task, context.data("learned"), "thresholds", steps, context.seed)

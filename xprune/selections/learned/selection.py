@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xprune.core.budget import Budget
 from xprune.core.costs import Costs
-from xprune.core.interfaces import Context, Selection
+from xprune.core.interfaces import Context, Selected, Selection
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 from xprune.costs.allocation import Allocation, normalise
@@ -76,8 +76,8 @@ class LearnedThresholds(ThresholdSettings, Selection):
             )
         return steps
 
-    def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
-        """See Selection.select. The plan's info has thresholds, updates, and the history of rates and multipliers."""
+    def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Selected:
+        """See Selection.select. The plan's info tells of thresholds, updates, and rates and multipliers over time."""
         updates = self.updates(context.updates)
         ranks = [within_site(values) for values in scores.values]
         allocation = Allocation.on(costs, budget, ranks)  # an impossible budget is refused before anything learns
@@ -93,7 +93,7 @@ class LearnedThresholds(ThresholdSettings, Selection):
             "thresholds": learner.thresholds.tolist(),
             "history": learner.history.records,
         }
-        return Plan(plan.sites, plan.keeps, info)
+        return Selected(Plan(plan.sites, plan.keeps, info), context.model if updates else None, updates)
 
 
 def path(scores: Scores, costs: Costs, budget: Budget) -> Tensor:
