@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def save(
         save_file(unique, working / MODEL)
         header = {
             "format": FORMAT,
-            "arch": {**asdict(found), "kwargs": dict(found.kwargs)} if found else None,
+            "arch": found.to_json() if found else None,
             "plan": plan.to_json(),
             "ties": ties,
             "sha256": _sha256(working / MODEL),
@@ -93,8 +92,7 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
     header = read_header(directory)
     try:
         plan = Plan.from_json(header["plan"])
-        named = header["arch"]  # a file without a library is of the time when there was timm alone
-        arch = Arch(named["name"], tuple(named["kwargs"].items()), named.get("library", "timm")) if named else None
+        arch = Arch.from_json(header["arch"]) if header["arch"] else None
         ties = {str(name): str(other) for name, other in header["ties"].items()}
     except (PlanError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{directory / HEADER} is tampered with or damaged: {error}") from error
