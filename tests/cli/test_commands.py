@@ -182,7 +182,7 @@ def test_a_foreign_output_directory_is_refused_before_work(folder, weights, tmp_
     monkeypatch.setattr(xprune.Pruner, "run", lambda *_: pytest.fail("the work has begun"))
     assert run(monkeypatch, *prune(folder, weights, tmp_path)) == 2
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
-    assert "is no saved model" in " ".join(capsys.readouterr().err.split())
+    assert "did not write: thesis.txt" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("command", ["show", "evaluate", "export"])

@@ -31,6 +31,7 @@ from xprune.training.loop import length
 from xprune.training.runtime import accelerator, check_loader
 
 FILE = "comparison.json"
+RUNNING = ".xprune-running"  # removed at the end, so the name has to be nobody else's
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
     for seed in grid.seeds:
         todo = [key for key in _keys(grid, seed) if not kept.has(key, _made_by(grid, key))]
         if todo:
-            run = _Seed(case(seed) if callable(case) else case, grid, seed, folder / "running")
+            run = _Seed(case(seed) if callable(case) else case, grid, seed, folder / RUNNING)
             for key in todo:
                 get_console().log(f"seed {seed}: {key[1]} {key[2]} {key[3]}")
                 kept.add(key, {"made_by": _made_by(grid, key), **run.cell(*key[1:])})
     if accelerator().is_main_process:
-        shutil.rmtree(folder / "running", ignore_errors=True)
+        shutil.rmtree(folder / RUNNING, ignore_errors=True)
     return kept.comparison()
 
 
