@@ -1,4 +1,8 @@
-"""The report: one HTML page that says what was cut and why, readable without network, on a phone and on paper."""
+"""One HTML page that says what was cut and why. It is readable without network, on a phone and on paper.
+
+May import: explain, artefact, core and all below them. A new section is facts in `collect`, a chart in `charts` and a
+place in the template.
+"""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
