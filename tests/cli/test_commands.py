@@ -193,7 +193,7 @@ def test_what_is_no_artefact_is_refused(command, tmp_path, monkeypatch, capsys):
     assert "is no saved model" in " ".join(capsys.readouterr().err.split())
 
 
-PAGES = ("README.md", "docs/index.md", "docs/explain.md", "docs/imagenet.md", "docs/adapters.md")
+PAGES = ("README.md", "docs/index.md", "docs/explain.md", "docs/imagenet.md")
 
 
 @pytest.mark.parametrize("page", PAGES)
