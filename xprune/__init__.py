@@ -8,6 +8,7 @@ model = xprune.load("pruned/")
 from xprune import explain
 from xprune.adapters import ADAPTERS
 from xprune.adapters.declarative import Units
+from xprune.artefact.portable import classes_of_xprune
 from xprune.artefact.save_load import load, save
 from xprune.comparison.grid import Case, Grid, compare
 from xprune.comparison.table import Comparison
@@ -97,6 +98,7 @@ __all__ = [
     "Units",
     "XPruneError",
     "apply",
+    "classes_of_xprune",
     "compare",
     "count_macs",
     "count_params",

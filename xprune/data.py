@@ -16,33 +16,93 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from xprune.errors import DataError
 
 KNOWN = ("digits",)
-_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+_TRAIN = ("train", "training")
+_VAL = ("val", "validation", "valid")
+_TEST = ("test",)
 
 
 @dataclass(frozen=True)
 class Data:
-    """Training and validation batches, and the number of classes."""
+    """Training and validation batches, the number of classes, and in words how the two were split."""
 
     train: DataLoader[Any]
     val: DataLoader[Any]
     classes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model is measured on.
+
+    loader    batches in a fixed order, without augmentation
+    classes   number of classes
+    split     "validation" or "test" for a part of the data, "given" for all that was given
+    note      the same in words, with the number of images
+    """
+
+    loader: DataLoader[Any]
+    classes: int
+    split: str
+    note: str
 
 
 def load_data(name: str, config: Mapping[str, Any], *, batch_size: int = 64, workers: int = 0, seed: int = 0) -> Data:
-    """The data set of that name, or the ImageFolder in the directory of that name.
+    """The data set of that name, or the ImageFolder in the directory of that name, to prune with.
 
-    config   input_size (channels, height, width), mean, std, ... as `timm.data.resolve_model_data_config` gives them
+    Args:
+        name: "digits", or a directory. It holds train/ and val/ (or test/), each with one folder a class; or the class
+            folders themselves, of which a tenth of the images, drawn at random, is then held out for validation.
+        config: input_size (channels, height, width), mean, std, ... as `timm.data.resolve_model_data_config` gives
+            them.
+        batch_size: Samples a batch.
+        workers: Processes that load data.
+        seed: Of the order of training samples, and of the images that are held out.
 
-    A directory holds train/ and val/, each with one folder a class; or the class folders themselves, of which every
-    tenth image is then kept for validation. Raises DataError for anything else.
+    Raises:
+        DataError: The directory holds something else.
     """
     if name == "digits":
         train, val, classes = _digits(config)
+        note = f"digits: {len(val)} of {len(train) + len(val)} images are held out for validation"  # type: ignore[arg-type]
     else:
-        train, val, classes = _folder(Path(name), config, seed)
+        train, val, classes, note = _folder(Path(name), config, seed)
     generator = torch.Generator().manual_seed(seed)
     shuffled = DataLoader(train, batch_size, shuffle=True, generator=generator, num_workers=workers)
-    return Data(shuffled, DataLoader(val, batch_size, num_workers=workers), classes)
+    return Data(shuffled, DataLoader(val, batch_size, num_workers=workers), classes, note)
+
+
+def load_measured(name: str, config: Mapping[str, Any], *, batch_size: int = 64, workers: int = 0) -> Measured:
+    """The data set of that name, or the ImageFolder in the directory of that name, to measure a model on.
+
+    Args:
+        name: "digits", whose validation part is taken; or a directory. Of one with splits, val/ is taken, or test/
+            where there is no val/. Of one with class folders all images are taken.
+        config: See `load_data`.
+        batch_size: Samples a batch.
+        workers: Processes that load data.
+
+    Raises:
+        DataError: The directory holds something else, or a training split alone.
+    """
+    if name == "digits":
+        _, rows, classes = _digits(config)
+        split, what = "validation", "the images of digits that are held out for validation"
+    else:
+        root = Path(name)
+        found = _splits(root)
+        if found["train"] and not (found["val"] or found["test"]):
+            raise DataError(
+                f"{root} holds {found['train'].name}/ and neither val/ nor test/. To measure on the training images, "
+                f"give {found['train']}."
+            )
+        folder = found["val"] or found["test"] or root
+        split = "validation" if found["val"] else "test" if found["test"] else "given"
+        rows = _images(folder, _plain(config))
+        classes = len(rows.reader.class_to_idx)
+        what = f"images of {folder}" + ("" if split != "given" else ", which has no splits")
+    note = f"measured on all {len(rows):,} {what}"  # type: ignore[arg-type]
+    return Measured(DataLoader(rows, batch_size, num_workers=workers), classes, split, note)
 
 
 def class_names(loader: DataLoader[Any]) -> tuple[str, ...] | None:
@@ -75,26 +135,48 @@ def _digits(config: Mapping[str, Any]) -> tuple[Dataset[Any], Dataset[Any], int]
     return TensorDataset(images[~held], labels[~held]), TensorDataset(images[held], labels[held]), 10
 
 
-def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[Any], Dataset[Any], int]:
+def _splits(root: Path) -> dict[str, Path | None]:
+    """The folders of the splits, None for one that is not there. A folder of images alone is a class, not a split."""
     if not root.is_dir():
         raise DataError(f"{root} is neither a directory nor a known data set ({', '.join(KNOWN)}).")
-    shared = {key: config[key] for key in ("input_size", "mean", "std", "interpolation") if key in config}
-    augmented = create_transform(**shared, is_training=True)
-    plain = create_transform(**shared, crop_pct=config.get("crop_pct"))
-    found = {split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _SPLITS.items()}
-    if found["train"] and found["val"]:
-        train, val = _images(found["train"], augmented), _images(found["val"], plain)
+
+    def first(names: tuple[str, ...]) -> Path | None:
+        folders = (root / name for name in names if (root / name).is_dir())
+        return next((f for f in folders if any(entry.is_dir() for entry in f.iterdir())), None)
+
+    return {"train": first(_TRAIN), "val": first(_VAL), "test": first(_TEST)}
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("input_size", "mean", "std", "interpolation") if key in config}
+
+
+def _plain(config: Mapping[str, Any]) -> Any:
+    """The transform without augmentation."""
+    return create_transform(**_shared(config), crop_pct=config.get("crop_pct"))
+
+
+def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[Any], Dataset[Any], int, str]:
+    """(images to learn from, images to measure on, number of classes, how they were split)."""
+    found = _splits(root)
+    augmented, plain = create_transform(**_shared(config), is_training=True), _plain(config)
+    learn, measure = found["train"], found["val"] or found["test"]
+    if learn and measure:
+        train, val = _images(learn, augmented), _images(measure, plain)
         if train.reader.class_to_idx != val.reader.class_to_idx:
-            raise DataError(f"{found['train']} and {found['val']} do not hold the same class folders.")
-        return train, val, len(train.reader.class_to_idx)
-    if found["train"] or found["val"]:
-        raise DataError(
-            f"{root} holds {found['train'] or found['val']} only: wanted train/ and val/, or class folders."
-        )
+            raise DataError(f"{learn} and {measure} do not hold the same class folders.")
+        note = f"{len(train):,} images of {learn} to learn from, {len(val):,} of {measure} to measure on"
+        return train, val, len(train.reader.class_to_idx), note
+    if learn or measure:
+        raise DataError(f"{root} holds {learn or measure} only: wanted train/ and val/, or class folders.")
     train, val = _images(root, augmented), _images(root, plain)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, len(order) // 10)
-    return Subset(train, order[held:]), Subset(val, order[:held]), len(train.reader.class_to_idx)
+    note = (
+        f"{root} has no train/ and val/: {held:,} of its {len(order):,} images, drawn at random with seed {seed}, are "
+        "held out to measure on"
+    )
+    return Subset(train, order[held:]), Subset(val, order[:held]), len(train.reader.class_to_idx), note
 
 
 class _Images(ImageDataset):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from xprune.artefact.portable import classes_of_xprune
 from xprune.artefact.save_load import load, read_header, read_tensors, save
 from xprune.core.plan import Plan
 from xprune.core.provenance import provenance
@@ -25,8 +26,14 @@ class PruneResult(Record):
     """What `Pruner.run` returns: a `Record` that can be saved, reported and plotted."""
 
     def summary(self) -> str:
-        """A table of the metrics and one of the sites, as text; and the classes that scores say nothing of."""
-        return render(metrics_table(self.metrics), sites_table(self.plan)) + unseen(self.scores)
+        """The result as text.
+
+        Returns:
+            A table of the metrics and one of the sites. Then, each where it is so, a line on classes that the scores
+            say nothing of, and one on modules whose class is xprune's.
+        """
+        tables = render(metrics_table(self.metrics), sites_table(self.plan))
+        return tables + unseen(self.scores) + _needs_xprune(self.model)
 
     def report(
         self,
@@ -80,6 +87,18 @@ class PruneResult(Record):
         except (XPruneError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtefactError(f"{directory} is tampered with or damaged: {error}") from error
         return PruneResult(load(directory, model_fn), plan, scores, metrics, extra["settings"])
+
+
+def _needs_xprune(model: nn.Module) -> str:
+    """A line that names the classes of xprune in the model, empty where it holds none."""
+    found = classes_of_xprune(model)
+    if not found:
+        return ""
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in found.values()}))
+    return (
+        f"{len(found)} modules are of classes of xprune ({names}): whoever reads a pickle of the whole model needs "
+        "xprune.\n"
+    )
 
 
 def _tensors(scores: Scores) -> dict[str, Tensor]:

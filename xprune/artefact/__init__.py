@@ -1,7 +1,7 @@
-"""Artefacts: a pruned model as files (safetensors and JSON, ONNX), and back.
+"""A pruned model as files (safetensors and JSON, or ONNX), and back. `files` decides what may be overwritten.
 
-May import: surgery, adapters, core, modules, errors. One more library of models is a file in `libraries/` and a line
-in its table.
+May import: surgery, adapters, core, modules, errors. To save models of one more library: a file in `libraries/`, and a
+line in its table.
 """
 
 from xprune.artefact.save_load import load, read_header, read_tensors, save

@@ -1,12 +1,8 @@
 """save and load: a pruned model as safetensors + JSON. No pickle, no download, no torch-pruning needed to load."""
 
-import hashlib
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
+from xprune.artefact import files
+from xprune.artefact.files import FORMAT, HEADER, MODEL, REPORT, TENSORS, check_folder, stored_path
 from xprune.artefact.rebuild import build, proven
 from xprune.core.plan import Plan
 from xprune.core.provenance import Arch, provenance, record
@@ -22,9 +20,6 @@ from xprune.errors import ArtefactError, PlanError
 from xprune.modules.copies import tensors, unwrap
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
-
-FORMAT = 1
-MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"
 
 
 @undisturbed()
@@ -38,16 +33,29 @@ def save(
 ) -> Path:
     """Writes model.safetensors and xprune.json; `load` gives the model back in a process that has neither.
 
-    arch    a timm name, or (name, keyword arguments); None: taken from the model where it carries them truthfully,
+    The plan is written relative to the original architecture, however often the model was pruned. An artefact that is
+    already there is replaced, and nothing else is: a folder that holds other things is refused. A kill leaves the
+    artefact before or the new one, never a mix. A report.html that xprune wrote there stays, with a warning that it
+    tells of the model before.
+
+    Args:
+        model: The pruned model, or one that was never pruned.
+        directory: A new folder, an empty one, or one that holds an artefact.
+        arch: A timm name, or (name, keyword arguments). None: taken from the model where it carries them truthfully,
             which a Hugging Face model does in its config. Either way it is proved on the meta device that it rebuilds
             the model. Where none does, a warning says that `load` will need model_fn.
-    extra   plain data to keep beside the model (metrics, settings)
-    tensors_beside   what is too large for JSON (scores), in tensors.safetensors; `read_tensors` reads it
+        extra: Plain data to keep beside the model: metrics, settings.
+        tensors_beside: What is too large for JSON, such as scores. `read_tensors` reads it.
 
-    The plan is written relative to the original architecture, however often the model was pruned. An earlier
-    artefact at the same place is replaced as a whole; anything else there is an ArtefactError.
+    Returns:
+        The directory.
+
+    Raises:
+        ArtefactError: The folder cannot be used (see `check_folder`), `arch` does not rebuild the model, or `extra` is
+            no plain data. The folder is then as it was.
     """
     model, directory = unwrap(model), Path(directory)
+    check_folder(directory)
     before = provenance(model)
     plan = before.plan if before else Plan((), ())
     found, why = proven(model, plan, arch)
@@ -57,30 +65,43 @@ def save(
             "builds the dense model; or give save(arch=(timm_name, keyword_arguments)).",
             stacklevel=3,
         )
-    refuse_foreign(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    header = {"format": FORMAT, "arch": found.to_json() if found else None, "plan": plan.to_json()}
     try:
-        unique, ties = _unique(tensors(model))
-        save_file(unique, working / MODEL)
-        header = {
-            "format": FORMAT,
-            "arch": {**asdict(found), "kwargs": dict(found.kwargs)} if found else None,
-            "plan": plan.to_json(),
-            "ties": ties,
-            "sha256": _sha256(working / MODEL),
-            "extra": dict(extra or {}),
-        }
-        if tensors_beside:
-            beside, same = _unique(tensors_beside)
-            save_file(beside, working / TENSORS)
-            header["beside"] = {"ties": same, "sha256": _sha256(working / TENSORS)}
-        (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
-        working.chmod(0o755)
-        _replace(working, directory)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
+        _write(directory, tensors(model), {**header, "extra": dict(extra or {})}, tensors_beside)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{directory} could not be written: {error}.") from error
+    if (directory / REPORT).is_file():
+        warnings.warn(
+            f"{directory / REPORT} tells of the model that was there before: write it anew, or remove it.", stacklevel=2
+        )
     return directory
+
+
+def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any], beside: Any) -> None:
+    """Writes all files beside their places first, and puts them into place once all are whole."""
+    undo = files.make_folder(directory)
+    try:
+        working = files.working_folder(directory)
+        try:
+            unique, header["ties"] = _unique(named)
+            save_file(unique, working / MODEL)
+            header["sha256"] = files.sha256(working / MODEL)
+            if beside:
+                unique, ties = _unique(beside)
+                save_file(unique, working / TENSORS)
+                header["beside"] = {"ties": ties, "sha256": files.sha256(working / TENSORS)}
+            try:
+                (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
+            except (TypeError, ValueError) as error:
+                raise ArtefactError(f"what is to be kept beside the model is no plain data: {error}.") from error
+            for path in working.iterdir():
+                path.chmod((working / HEADER).stat().st_mode)  # safetensors lets nobody else read
+            files.replace(working, directory)
+        finally:
+            files.remove_working(working)
+    except BaseException:
+        undo()
+        raise
 
 
 @undisturbed()
@@ -96,8 +117,7 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
     header = read_header(directory)
     try:
         plan = Plan.from_json(header["plan"])
-        named = header["arch"]  # a file without a library is of the time when there was timm alone
-        arch = Arch(named["name"], tuple(named["kwargs"].items()), named.get("library", "timm")) if named else None
+        arch = Arch.from_json(header["arch"]) if header["arch"] else None
         ties = {str(name): str(other) for name, other in header["ties"].items()}
     except (PlanError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{directory / HEADER} is tampered with or damaged: {error}") from error
@@ -110,7 +130,7 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
         model = remove_units(dense, plan, ADAPTERS)
     except PlanError as error:
         raise ArtefactError(f"{directory}: {error}") from error
-    _fill(model, directory / MODEL, ties, header["sha256"])
+    _fill(model, stored_path(directory / MODEL, header["sha256"]), ties, header["sha256"])
     record(model, plan, arch)
     return model.eval()
 
@@ -118,26 +138,30 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
 def read_header(directory: str | Path) -> dict[str, Any]:
     """The JSON of an artefact; ArtefactError where it is none."""
     path = Path(directory) / HEADER
-    if not path.is_file() or not (path.parent / MODEL).is_file():
-        raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.")
     try:
         header = json.loads(path.read_text())
+    except OSError as error:
+        raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.") from error
     except ValueError as error:
         raise ArtefactError(f"{path} is not JSON ({error}): truncated, or not ours.") from error
-    wanted = {"format", "arch", "plan", "ties", "sha256", "extra"}
-    if not isinstance(header, dict) or not wanted <= set(header):
-        raise ArtefactError(f"{path} was not written by xprune: it lacks {', '.join(sorted(wanted - set(header)))}.")
+    lacking = files.FIELDS - set(header) if isinstance(header, dict) else files.FIELDS
+    if lacking:
+        raise ArtefactError(f"{path} was not written by xprune: it lacks {', '.join(sorted(lacking))}.")
     if header["format"] != FORMAT:
         raise ArtefactError(f"{path} is of format {header['format']!r}; this version reads {FORMAT}.")
+    if not stored_path(path.parent / MODEL, header["sha256"]).is_file():
+        raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.")
     return header
 
 
 def read_tensors(directory: str | Path) -> dict[str, Tensor]:
     """What `save` was given as tensors_beside, empty where it was nothing; ArtefactError for a file that is not it."""
-    held, path = read_header(directory).get("beside"), Path(directory) / TENSORS
+    header = read_header(directory)
+    held, digest = header.get("beside"), files.checksum(header, TENSORS)
+    path = stored_path(Path(directory) / TENSORS, digest)
     if held is None:
         return {}
-    if not path.is_file() or not isinstance(held, dict) or _sha256(path) != held.get("sha256"):
+    if not path.is_file() or files.sha256(path) != digest:
         raise ArtefactError(f"{path} is not the file that was saved: it is missing, or its checksum differs.")
     try:
         found = load_file(path)
@@ -159,7 +183,7 @@ def _fill(model: nn.Module, path: Path, ties: Mapping[str, str], sha256: str) ->
                     raise ArtefactError(
                         f"{path}: {name} is {stored or 'absent'} in the file, {want} in the architecture."
                     )
-            if _sha256(path) != sha256:
+            if files.sha256(path) != sha256:
                 raise ArtefactError(f"{path} is not the file that was saved: its checksum differs.")
             loaded = {name: file.get_tensor(name).clone() for name in theirs}  # not a view of the file
     except SafetensorError as error:
@@ -182,29 +206,3 @@ def _unique(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
         if first.setdefault(id(tensor), name) != name:
             ties[name] = first[id(tensor)]
     return {name: named[name].detach().cpu().contiguous().clone() for name in first.values()}, ties
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def refuse_foreign(directory: Path) -> None:
-    """ArtefactError where the directory holds anything but an artefact: worth asking before hours of work."""
-    if directory.exists() and not (
-        directory.is_dir() and ((directory / HEADER).is_file() or not any(directory.iterdir()))
-    ):
-        raise ArtefactError(
-            f"{directory} exists and is no saved model; give a new directory, or an old artefact to replace."
-        )
-
-
-def _replace(working: Path, directory: Path) -> None:
-    """Renames the finished directory into place; the old one goes only after that."""
-    old = None
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-        directory.rename(old / "artefact")
-    working.rename(directory)
-    if old:
-        shutil.rmtree(old)

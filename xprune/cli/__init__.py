@@ -1,6 +1,6 @@
 """The command line: its commands, what they are given by name, and the demo.
 
-May import everything. One more command is a function in `commands`.
+May import everything. A new command is a function in `commands`.
 """
 
 from xprune.cli.commands import app, main

@@ -2,23 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import xprune
 from xprune import explain
+from xprune.artefact.files import REPORT, check_file, check_folder, is_page, is_stamped, stamped
 from xprune.artefact.onnx import export_onnx
-from xprune.artefact.save_load import read_header, refuse_foreign
-from xprune.cli.inputs import example_images, named_data, named_model
+from xprune.artefact.save_load import read_header
+from xprune.cli.inputs import dense_costs, dense_model, example_images, measured_data, named_data, named_model
+from xprune.comparison.plots import is_drawn
 from xprune.core.plan import Plan
 from xprune.data import class_names
 from xprune.discovery.find import DEFAULT
-from xprune.errors import XPruneError
+from xprune.errors import ArtefactError, XPruneError
 from xprune.report.text import found_tables, metrics_table, sites_table, unseen
 from xprune.surgery.cut import check_fit
 
@@ -35,6 +39,8 @@ ModelArg = Annotated[list[str] | None, typer.Option("--model-arg", help="key=val
 CRITERION = "see `xprune list`; settings behind commas: xpruner,objective=label"
 Saved = Annotated[Path, typer.Argument(help="a directory that xprune saved")]
 Batch = Annotated[int, typer.Option(help="samples a batch")]
+Pretrained = Annotated[bool, typer.Option(help="timm's weights, downloaded once")]
+Checkpoint = Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")]
 Workers = Annotated[int, typer.Option(help="processes that load data")]
 
 
@@ -57,8 +63,8 @@ def prune(
     lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
     distill: Annotated[float, typer.Option(help="weight of distillation from the dense model, 0 to 1")] = 0.0,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16, bf16")] = None,
-    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
-    checkpoint: Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")] = None,
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
     model_arg: ModelArg = None,
     batch_size: Batch = 64,
     workers: Workers = 0,
@@ -67,14 +73,15 @@ def prune(
     latency: Annotated[bool, typer.Option(help="time the dense and the pruned model")] = True,
 ) -> None:
     """Prune a model to a budget, fine-tune it, and save it."""
-    refuse_foreign(out)
+    check_folder(out)
     given = None if macs is None and params is None else xprune.Budget(macs, params, min_units, round_to)
     budget = given or xprune.Budget(0.5, None, min_units, round_to)
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )
-    dense, arch = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    dense, arch = named_model(model, model_arg, pretrained, checkpoint)
     loaded = named_data(data, dense, batch_size, workers, seed)
+    _say(loaded.note)
     pruner = xprune.Pruner(
         dense,
         criterion,
@@ -89,8 +96,10 @@ def prune(
     )
     result = pruner.run(loaded.train, loaded.val)
     if _is_main_process():
-        result.save(out, arch=arch)
-        console.print(sites_table(result.plan), metrics_table(result.metrics), f"{unseen(result.scores)}saved in {out}")
+        folder = _save(result, out, arch)
+        console.print(
+            sites_table(result.plan), metrics_table(result.metrics), f"{unseen(result.scores)}saved in {folder}"
+        )
 
 
 @app.command()
@@ -109,15 +118,19 @@ def compare(
     lr: Annotated[float, typer.Option(help="peak learning rate of fine-tuning")] = 2e-4,
     exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
     faithfulness: Annotated[bool, typer.Option(help="measure what class-wise scores say of classes")] = False,
-    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
-    checkpoint: Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")] = None,
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
     model_arg: ModelArg = None,
     batch_size: Batch = 64,
     workers: Workers = 0,
 ) -> None:
     """Compare criteria and selections on the same terms: one table with spread, one picture, one JSON file."""
-    dense, _ = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
+    table, picture = out / "table.md", out / "accuracy.png"
+    check_file(table, is_stamped)
+    check_file(picture, is_drawn)
+    dense, _ = named_model(model, model_arg, pretrained, checkpoint)
     loaded = named_data(data, dense, batch_size, workers, 0)
+    _say(loaded.note)
     grid = xprune.Grid(
         {name: name for name in criterion or xprune.CRITERIA},
         {name: name for name in selection or ("global",)},
@@ -129,32 +142,46 @@ def compare(
     case = xprune.Case(dense, loaded.train, loaded.val, exclude=exclude or ())
     comparison = xprune.compare(case, grid, out, model=model, data=data, batch_size=batch_size)
     if _is_main_process():
-        (out / "table.md").write_text(comparison.markdown())
+        table.write_text(stamped(comparison.markdown()))
         console.print(comparison.table())
         console.print(f"table, picture and figures are in {out}")
-        comparison.plot(out / "accuracy.png")
+        comparison.plot(picture)
 
 
 @app.command()
-def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Workers = 0) -> None:
-    """Measure a saved model on validation data."""
-    model = xprune.load(saved)
-    loaded = named_data(data, model, batch_size, workers, 0)
-    inputs = next(iter(loaded.val))[0]
-    metrics = xprune.evaluate(model, loaded.val).with_costs(
-        macs=xprune.count_macs(model, inputs[:2]),
-        params=xprune.count_params(model),
-        latency_ms=xprune.latency(model, inputs),
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a directory that xprune saved, or a timm name")],
+    data: Annotated[str, typer.Option("--data", help="an ImageFolder, or a known name: digits")],
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    model_arg: ModelArg = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+) -> None:
+    """Measure a saved model, or a dense one.
+
+    Of a folder with splits on val/, or on test/ where there is no val/. Of a folder with one folder a class on all
+    images.
+    """
+    net, arch = named_model(model, model_arg, pretrained, checkpoint)
+    loaded = measured_data(data, net, batch_size, workers)
+    inputs = next(iter(loaded.loader))[0]
+    metrics = xprune.evaluate(net, loaded.loader, data=loaded.split).with_costs(
+        macs=xprune.count_macs(net, inputs[:2]),
+        params=xprune.count_params(net),
+        latency_ms=xprune.latency(net, inputs),
         latency_rows=len(inputs),
     )
     if _is_main_process():
-        console.print(metrics_table({saved.name: metrics}))
+        dense = (metrics.macs, metrics.params) if arch else dense_costs(Path(model), inputs[:2]) or (None, None)
+        console.print(loaded.note, highlight=False)
+        console.print(metrics_table({Path(model).name: metrics}, dense))
 
 
 @app.command()
-def sites(model: ModelName, model_arg: ModelArg = None) -> None:
-    """What of a model can go, and what is left alone and why. Random weights, nothing is downloaded."""
-    dense, _ = named_model(model, model_arg, False, None)
+def sites(model: ModelName, checkpoint: Checkpoint = None, model_arg: ModelArg = None) -> None:
+    """What of a model can go, and what is left alone and why. Nothing is downloaded: weights are yours or random."""
+    dense, _ = named_model(model, model_arg, checkpoint=checkpoint)
     example = example_images(dense, 2)
     console.print(*found_tables(xprune.find_sites(dense, example)))
 
@@ -178,31 +205,40 @@ def report(
     saved: Saved,
     out: Annotated[Path | None, typer.Option(help="the page to write; default: report.html in the directory")] = None,
     data: Annotated[str | None, typer.Option(help="for pictures and class names: as --data of prune")] = None,
-    model: Annotated[str | None, typer.Option(help="for pictures: the dense model, as --model of prune")] = None,
-    pretrained: Annotated[bool, typer.Option(help="timm's weights, downloaded once")] = True,
-    checkpoint: Annotated[Path | None, typer.Option(help="its weights (.safetensors) instead")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="for pictures: the dense model, as --model of prune; its arguments are known")
+    ] = None,
+    pretrained: Pretrained = True,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="for pictures: the dense model's weights (.safetensors)")
+    ] = None,
     model_arg: ModelArg = None,
     faithfulness: Annotated[bool, typer.Option(help="measure on --data what scores say of --model")] = False,
     batch_size: Batch = 64,
     workers: Workers = 0,
 ) -> None:
     """Write one HTML page: what was cut, why, and what it did to each class."""
-    if faithfulness and (data is None or model is None):
-        raise typer.BadParameter("--faithfulness is measured on --data with the dense --model: give both.")
+    if faithfulness and (data is None or (model is None and checkpoint is None)):
+        raise typer.BadParameter(
+            "--faithfulness is measured on --data with the dense model, from --model or --checkpoint: give both."
+        )
+    out = out or saved / REPORT
+    check_file(out, is_page)
     result, names, curves = xprune.PruneResult.load(saved), None, None
     if data is not None:
-        loaded = named_data(data, result.model, batch_size, workers, 0)
-        names, result = class_names(loaded.val), replace(result, data=loaded.val, task=xprune.Classification())
-    if model is not None:
-        dense = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)[0]
+        loaded = measured_data(data, result.model, batch_size, workers)
+        names, result = class_names(loaded.loader), replace(result, data=loaded.loader, task=xprune.Classification())
+        _say(loaded.note)
+    dense = dense_model(saved, model, model_arg, pretrained, checkpoint)
+    if dense is not None:
         for site in result.plan.sites:
             check_fit(dense, site, xprune.ADAPTERS)
         result = replace(result, dense=dense)
-    if faithfulness:
+    if faithfulness and dense is not None:
         curves = {
-            order: explain.faithfulness(dense, result.scores, loaded.val, order=order) for order in explain.ORDERS
+            order: explain.faithfulness(dense, result.scores, loaded.loader, order=order) for order in explain.ORDERS
         }
-    path = result.report(out or saved / "report.html", classes=names, faithfulness=curves)
+    path = result.report(out, classes=names, faithfulness=curves)
     console.print(f"report in {path}", highlight=False)
 
 
@@ -242,6 +278,22 @@ def demo(
     run(out, cache, console)
 
 
+def _save(result: xprune.PruneResult, out: Path, arch: Any) -> Path:
+    """Saves the result. Where the folder has meanwhile got what is not ours, beside it: no work is lost."""
+    try:
+        check_folder(out)
+    except ArtefactError as error:
+        beside = next(path for n in count(2) if not (path := out.with_name(f"{out.name}-{n}")).exists())
+        Console(stderr=True).print(f"[bold red]saved in {beside} instead:[/] {escape(str(error))}", highlight=False)
+        out = beside
+    return result.save(out, arch=arch)
+
+
+def _say(note: str) -> None:
+    if _is_main_process():
+        console.print(note, highlight=False)
+
+
 def _is_main_process() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
@@ -251,7 +303,7 @@ def main() -> None:
     try:
         app()
     except XPruneError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from None
 
 

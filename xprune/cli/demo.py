@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import xprune
 from xprune import report
+from xprune.artefact.files import check_file, check_folder, is_page
 from xprune.data import digits
 from xprune.pipeline import Run
 
@@ -71,6 +73,9 @@ def dense_model(cache: Path, console: Console) -> nn.Module:
 
 def run(out: Path, cache: Path | None, console: Console) -> None:
     """Prunes with each criterion of the table, prints one table, saves one model and reads it in a new process."""
+    page = out.with_suffix(".html")
+    check_folder(out)
+    check_file(page, is_page)
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     model = dense_model(cache or home / "xprune", console)
     train, val = data()
@@ -89,19 +94,19 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     assert result is not None
     result.save(out, arch=(ARCH, KWARGS))
     if not any(find_spec(name) is None for name in report.NEEDED):
-        page = result.report(out.with_suffix(".html"), classes=[str(digit) for digit in range(10)])
+        result.report(page, classes=[str(digit) for digit in range(10)])
         console.print(f"what was cut and why: open {page} in a browser")
     images = shared.first_held_out[0]
-    save_file({"inputs": images, "outputs": result.model(images).detach()}, out.with_suffix(".check"))
-    subprocess.run([sys.executable, "-m", "xprune.cli.demo", str(out)], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        expected = Path(folder) / "expected.safetensors"
+        save_file({"inputs": images, "outputs": result.model(images).detach()}, expected)
+        subprocess.run([sys.executable, "-m", "xprune.cli.demo", str(out), str(expected)], check=True)
     console.print(f"saved in {out}: try `xprune show {out}` and `xprune export {out} --out digits.onnx`")
 
 
-def check(out: Path) -> None:
+def check(out: Path, outputs: Path) -> None:
     """Reads the artefact in this process, and compares its outputs bit by bit with those of the one that wrote it."""
-    path = out.with_suffix(".check")
-    expected = load_file(path)
-    path.unlink()
+    expected = load_file(outputs)
     with torch.no_grad():
         got = xprune.load(out)(expected["inputs"])
     if not torch.equal(got, expected["outputs"]):
@@ -115,4 +120,4 @@ def _costs(metrics: xprune.Metrics) -> tuple[str, str, str]:
 
 
 if __name__ == "__main__":
-    check(Path(sys.argv[1]))
+    check(Path(sys.argv[1]), Path(sys.argv[2]))

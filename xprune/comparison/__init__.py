@@ -1,6 +1,6 @@
-"""Comparison: a grid of criteria, selections, budgets and seeds on the same terms, its table and its picture.
+"""A grid of criteria, selections, budgets and seeds on the same terms, with its table and its picture.
 
-May import: explain, pipeline and all below them.
+May import: explain, pipeline and all below them. What a grid varies is a field of `grid.Grid`.
 """
 
 from xprune.comparison.table import Comparison

@@ -29,6 +29,7 @@ from xprune.training.finetune import Finetune
 from xprune.training.runtime import is_main_process, stage
 
 FILE = "comparison.json"
+RUNNING = ".xprune-running"  # removed at the end, so the name has to be nobody else's
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,14 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
                 latency=False,
             )
             kept.tell(seed if callable(case) else None, subject(run))
-        cells = _Seed(now, run, grid, seed, folder / "running")
+        cells = _Seed(now, run, grid, seed, folder / RUNNING)
         for key in _keys(grid, seed):
             made_by, digest = _made_by(grid, key), _digest(grid, key)
             if not kept.has(key, digest):
                 get_console().log(f"seed {seed}: {key[1]} {key[2]} {key[3]}")
                 kept.add(key, digest, {"made_by": made_by, **cells.cell(*key[1:])})
     if is_main_process():
-        shutil.rmtree(folder / "running", ignore_errors=True)
+        shutil.rmtree(folder / RUNNING, ignore_errors=True)
     return kept.comparison()
 
 

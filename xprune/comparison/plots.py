@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from xprune.comparison.cells import STAGES, Cells, Row, spread
 from xprune.errors import ModelError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_SOFTWARE = "xprune compare"
 
 
 def draw(comparison: Cells, path: str | Path, selections: Sequence[str] | None = None) -> Path:
@@ -22,8 +26,18 @@ def draw(comparison: Cells, path: str | Path, selections: Sequence[str] | None =
     kind = _curves if len(comparison.budgets) > 1 else _lines
     figure = Figure(layout="constrained")
     kind(figure, comparison, shown, stages)
-    figure.savefig(path, dpi=150)
-    return Path(path)
+    path = Path(path)
+    figure.savefig(path, dpi=150, metadata={"Software": _SOFTWARE} if path.suffix == ".png" else None)
+    return path
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether the file is a PNG that `draw` wrote."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == _SOFTWARE
+    except OSError:
+        return False
 
 
 def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Sequence[str]) -> None:

@@ -1,4 +1,8 @@
-"""Provenance: the plan that led from the original architecture to a pruned model, carried on the model itself."""
+"""Provenance: the plan that led from the original architecture to a pruned model, carried on the model itself.
+
+On the model it is plain data (dicts, lists, strings, numbers), so that a model that is pickled whole can be read in a
+process that does not have xprune.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +22,30 @@ class Arch:
     kwargs: tuple[tuple[str, Any], ...] = ()
     library: str = "timm"
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as an artefact's header holds it. `Arch.from_json` is the inverse."""
+        return {"name": self.name, "kwargs": dict(self.kwargs), "library": self.library}
+
+    @staticmethod
+    def from_json(data: Any) -> "Arch":
+        """An architecture from plain data.
+
+        Args:
+            data: What `to_json` gave. Data without a library are of the time when timm was the only one.
+
+        Raises:
+            KeyError, TypeError, AttributeError: The data are of another form.
+        """
+        return Arch(data["name"], tuple(data["kwargs"].items()), data.get("library", "timm"))
+
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a pruned model comes from: all plans so far as one, and the original architecture where it is known."""
+    """Where a pruned model comes from.
+
+    plan   all plans so far as one, relative to the original architecture
+    arch   the original architecture, None where it is not known
+    """
 
     plan: Plan
     arch: Arch | None = None
@@ -29,13 +53,16 @@ class Provenance:
 
 def provenance(model: nn.Module) -> Provenance | None:
     """The model's provenance, None for a model that was never pruned."""
-    found: Provenance | None = getattr(model, _ATTRIBUTE, None)
-    return found
+    found: Any = getattr(model, _ATTRIBUTE, None)
+    if found is None or isinstance(found, Provenance):  # xprune 0.1 put the object itself on the model
+        return found
+    return Provenance(Plan.from_json(found["plan"]), Arch.from_json(found["arch"]) if found["arch"] else None)
 
 
 def record(model: nn.Module, plan: Plan, arch: Arch | None) -> None:
-    """Writes the provenance on the model; a deep copy keeps it."""
-    object.__setattr__(model, _ATTRIBUTE, Provenance(plan, arch))
+    """Writes the provenance on the model. A deep copy of the model keeps it."""
+    plain = {"plan": plan.to_json(), "arch": arch.to_json() if arch else None}
+    object.__setattr__(model, _ATTRIBUTE, plain)
 
 
 def inherit(dense: nn.Module, pruned: nn.Module, plan: Plan) -> None:

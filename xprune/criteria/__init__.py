@@ -1,4 +1,8 @@
-"""The table of criteria: what decides which units go. One file each; entry points add more."""
+"""What decides which units go: each criterion scores units. `CRITERIA` is the table.
+
+May import: costs, surgery, training and all below them. To add one: a file, and a line in the table. Another package
+uses the entry-point group `xprune.criteria`. `docs/own-criterion.md` shows an example.
+"""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Discovery: where a model has units that can go. `find` is the way in; it proves what the other files propose.
+"""Where a model has units that can go. `find` is the way in. The other files propose sites, and each is proved.
 
-May import: surgery, adapters, core, modules, errors.
+May import: surgery, adapters, core, modules, errors. A new way to find sites is a file here that `find` calls.
 """

@@ -1,4 +1,4 @@
-"""Modules: plumbing of torch's nn.Module that knows nothing of pruning: copies, paths, nested inputs, norms.
+"""Plumbing of `torch.nn.Module`: copies, dotted paths, nested inputs, norms. Nothing here knows of pruning.
 
-May import: errors.
+May import: errors. A new helper goes into the file of its subject.
 """

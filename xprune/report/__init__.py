@@ -1,9 +1,14 @@
-"""The report: one HTML page that says what was cut and why, readable without network, on a phone and on paper."""
+"""One HTML page that says what was cut and why. It is readable without network, on a phone and on paper.
+
+May import: explain, artefact, core and all below them. A new section is facts in `collect`, a chart in `charts` and a
+place in the template.
+"""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from xprune.artefact.files import check_file, is_page, stamped
 from xprune.core.record import Record
 from xprune.errors import ModelError
 from xprune.explain.curves import Named
@@ -18,14 +23,24 @@ def write(
     classes: Sequence[str] | None = None,
     faithfulness: Named | None = None,
 ) -> Path:
-    """Writes the page of a result and returns its path.
-
-    classes        names by index; None: numbers
-    faithfulness   by name (a criterion, an order) what `xprune.explain.faithfulness` gave, or curves: "fractions" of
-                   units deleted, the accuracy of a class on its "own" samples and on the "others", one a fraction each
+    """Writes the page of a result.
 
     Pictures of inputs need the dense model and the data in the result. A section whose data is not there is left out,
-    or says why. Raises ModelError where the extra `report` is not installed, or names or curves do not fit.
+    or says why.
+
+    Args:
+        result: The result of a run.
+        path: The file to write. A page that xprune wrote there before is replaced, any other file is refused.
+        classes: Names by index. None: numbers.
+        faithfulness: By name (a criterion, an order) what `xprune.explain.faithfulness` gave; or curves: "fractions" of
+            units deleted, the accuracy of a class on its "own" samples and on the "others", one a fraction each.
+
+    Returns:
+        The path.
+
+    Raises:
+        ModelError: The extra `report` is not installed, or names or curves do not fit.
+        ArtefactError: Another file is there.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -34,7 +49,8 @@ def write(
     from xprune.report.page import render
 
     path = Path(path)
+    check_file(path, is_page)
     page = render(collect(result, classes, faithfulness))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(stamped(page), encoding="utf-8")
     return path

@@ -11,9 +11,16 @@ from xprune.core.scores import Scores
 from xprune.core.site import Sites
 
 
-def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
-    """One row per model: metric, loss, MACs, parameters, latency."""
+def metrics_table(metrics: Mapping[str, Metrics], dense: tuple[int | None, int | None] | None = None) -> Table:
+    """One row per model: metric, loss, MACs, parameters, latency.
+
+    Args:
+        metrics: By the model's name.
+        dense: MACs and parameters of the dense model, which shares are of; (None, None): shown without a share. Not
+            given: those of the first row.
+    """
     first = next(iter(metrics.values()))
+    macs, params = (first.macs, first.params) if dense is None else dense
     table = Table(title=f"measured on {first.samples} {first.data} samples", title_justify="left")
     for heading in (
         "model",
@@ -26,8 +33,8 @@ def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, row in metrics.items():
         costs = (
-            amount(row.macs, first.macs),
-            amount(row.params, first.params),
+            amount(row.macs, macs),
+            amount(row.params, params),
             "-" if row.latency_ms is None else f"{row.latency_ms:.1f} ms",
         )
         table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs)
@@ -87,12 +94,12 @@ def render(*tables: Table) -> str:
 
 
 def amount(value: int | None, dense: int | None) -> str:
-    """A count with its unit and its share of the dense model's; "-" where it is not known."""
-    if value is None or not dense:
+    """A count with its unit and its share of the dense model's, where that is known; "-" where the count is not."""
+    if value is None:
         return "-"
     number = next(
         f"{value / scale:.3g} {unit}"
         for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
         if value >= scale or scale == 1
     )
-    return f"{number} ({value / dense:.1%})"
+    return f"{number} ({value / dense:.1%})" if dense else number

@@ -1,4 +1,8 @@
-"""The table of selections: how scores become a plan that meets the budget. One file each; entry points add more."""
+"""How scores become a plan that meets the budget. `SELECTIONS` is the table.
+
+May import: costs, surgery, training and all below them. To add one: a file, and a line in the table. Another package
+uses the entry-point group `xprune.selections`.
+"""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
-"""Surgery: gates on units, their removal, and the proof that both give the same outputs.
+"""Gates on units, the removal of units, and the proof that both give the same outputs.
 
-May import: adapters, core, modules, errors. To change what counts as exact, see `exactness`.
+May import: adapters, core, modules, errors. What counts as exact is decided in `exactness` and nowhere else.
 """
 
 from xprune.surgery.apply import apply

@@ -1,4 +1,4 @@
-"""Tasks: how to read a batch, the loss and the metric, a file each for classes, tokens, pixels and graphs.
+"""How to read a batch, and what its loss and metric are: for classes, tokens, pixels, nodes and graphs.
 
-May import: core, modules, errors. One more task is a subclass of `core.task.Task` in a file of its own.
+May import: core, modules, errors. To add one: a subclass of `core.task.Task` in a file of its own.
 """

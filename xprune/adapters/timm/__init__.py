@@ -1,6 +1,7 @@
-"""timm's attentions and MLPs: entries as data by family, and the forwards that some of them need once heads are gone.
+"""What is known of timm's classes: entries by family, and new forwards for classes that assume all heads are there.
 
-`plain` (ViT, Swin), `vit` (their variants), `hybrid` (convolutional families), `streams` (what runs along a stream).
+`plain` has ViT and Swin, `vit` their variants, `hybrid` the families with convolutions, `streams` what reads or writes
+the residual stream. May import: `adapters.declarative`, core, modules, errors. A new family is a file and a line here.
 """
 
 from xprune.adapters.timm.hybrid import TIMM_HYBRID

@@ -1,4 +1,7 @@
-"""The table of libraries whose models are saved by name: how to build one without weights, what a model carries."""
+"""The libraries whose models are saved by name. Each says how to build one without weights. `LIBRARIES` is the table.
+
+May import: core, modules, errors. To add one: a file with a `Library`, and a line in the table.
+"""
 
 from collections.abc import Mapping
 
