@@ -98,7 +98,7 @@ def select_trained(
 ) -> tuple[Plan, nn.Module]:
     """(the plan, the model to carry it out on): the one given, or a copy that took `plan.info["updates"]` updates."""
     chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
-    costs = measure_costs(context.model, scores.sites, context.example_inputs)
+    costs = measure_costs(context.model, scores.sites, context.example_inputs, budget.shares)
     if chosen.updates(context.updates):
         device = reference_device(model)
         model = own(alias(unwrap(model)), model).to(reference_device(context.model))

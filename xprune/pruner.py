@@ -16,7 +16,7 @@ from xprune.core.registry import resolve
 from xprune.core.site import Site
 from xprune.core.task import Task
 from xprune.costs.latency import latency
-from xprune.costs.measure import count_macs, count_params
+from xprune.costs.measure import count_resources
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
 from xprune.environment import hardware, versions
@@ -137,8 +137,7 @@ class Pruner:
     ) -> Metrics:
         data, loader = ("training", train_loader) if val_loader is None else ("validation", val_loader)
         return evaluate(model, loader, task=self.task, data=data).with_costs(
-            macs=count_macs(model, self.task.example(inputs)),
-            params=count_params(model),
+            **count_resources(model, self.task.example(inputs), self.budget.shares),
             latency_ms=latency(model, inputs),
             latency_rows=self.task.size(self.task.unpack(next(iter(train_loader)))[1]),
         )

@@ -10,5 +10,5 @@ from xprune.core.registry import table
 
 OURS = (*TIMM_ALL, *TORCH_NN, *TORCHVISION, *HUGGING_FACE, *PYG)
 
-ADAPTERS: dict[str, Adapter] = table("adapters", OURS)
+ADAPTERS: dict[str, Adapter] = table("adapters", OURS, Adapter)
 """Adapter by name. A script adds its own here; a package, through an entry point."""

@@ -132,8 +132,7 @@ def evaluate(saved: Saved, data: DataName, batch_size: Batch = 64, workers: Work
     loaded = named_data(data, model, batch_size, workers, 0)
     inputs = next(iter(loaded.val))[0]
     metrics = xprune.evaluate(model, loaded.val).with_costs(
-        macs=xprune.count_macs(model, inputs[:2]),
-        params=xprune.count_params(model),
+        **xprune.count_resources(model, inputs[:2]),
         latency_ms=xprune.latency(model, inputs),
         latency_rows=len(inputs),
     )
@@ -211,12 +210,12 @@ def export(
 
 @app.command(name="list")
 def list_() -> None:
-    """The criteria, selections and adapters that are installed."""
-    for title in ("criteria", "selections", "adapters"):
+    """The criteria, selections, adapters, kinds of unit and resources that are installed."""
+    for title in ("criteria", "selections", "adapters", "unit_kinds", "resources"):
         plugins: Mapping[str, Any] = getattr(xprune, title.upper())
-        table = Table(title, "what it is")
+        table = Table(title.replace("_", " "), "what it is")
         for name, plugin in plugins.items():
-            about = (plugin.__doc__ or "").splitlines()[0] if isinstance(plugin, type) else ", ".join(plugin.classes)
+            about = ", ".join(getattr(plugin, "classes", ())) or (plugin.__doc__ or "").strip().partition("\n")[0]
             table.add_row(name, about)
         console.print(table)
 

@@ -17,7 +17,7 @@ from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task
-from xprune.costs.measure import count_macs, count_params
+from xprune.costs.measure import count_resources
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
 from xprune.explain.deletion import faithfulness
@@ -111,9 +111,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
 
 def budget_name(budget: Budget) -> str:
     """What a budget asks for: "macs 0.5", "params 0.3"."""
-    given = {name: value for name, value in asdict(budget).items() if value is not None}
-    given = {name: value for name, value in given.items() if name in ("macs", "params") or value != 1}
-    return ", ".join(f"{name} {value:g}" for name, value in given.items())
+    return budget.name
 
 
 def _keys(grid: Grid, seed: int) -> Iterator[Key]:
@@ -150,7 +148,8 @@ class _Seed:
         self.updates = grid.finetune.epochs * length(case.train, "compare") if grid.finetune else 0
         self.scores: dict[tuple[str, str], Scores] = {}
         self.gap: dict[str, float] = {}
-        self.dense = count_macs(case.model, self.example), count_params(case.model)
+        self.asked = list(dict.fromkeys(name for budget in grid.budgets for name in budget.shares))
+        self.dense = count_resources(case.model, self.example, self.asked)
 
     def cell(self, criterion: str, selection: str, budget: str) -> dict[str, Any]:
         """The figures of one cell."""
@@ -216,8 +215,9 @@ class _Seed:
 
     def _figures(self, model: nn.Module, folder: Path, taken: int) -> dict[str, Any]:
         """Metric and cost, as cut and fine-tuned."""
-        macs, params = count_macs(model, self.example), count_params(model)
-        figures = {"macs": macs / self.dense[0], "params": params / self.dense[1], "updates_before": taken}
+        counted = count_resources(model, self.example, self.asked)
+        figures: dict[str, Any] = {name: cost / self.dense[name] for name, cost in counted.items()}
+        figures["updates_before"] = taken
         cut = evaluate(model, self.case.held_out, task=self.task, data="held-out")
         figures |= {"metric": cut.metric, "loss": cut.loss}
         if self.grid.finetune is None:

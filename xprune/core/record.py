@@ -23,6 +23,7 @@ class Metrics:
     params                parameters
     latency_ms            median of a forward pass on the example inputs, and their number of rows
     by_class              (mean metric, samples) of each class, by index; empty where the task has none
+    resources             what the model costs of further resources, by their names in RESOURCES
     """
 
     metric: float
@@ -35,6 +36,7 @@ class Metrics:
     latency_ms: float | None = None
     latency_rows: int | None = None
     by_class: tuple[tuple[float, int], ...] = ()
+    resources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_class", tuple((float(metric), int(n)) for metric, n in self.by_class))
@@ -46,9 +48,24 @@ class Metrics:
             raise AttributeError(f"the metric of this task is {self.metric_name}: read .metric")
         return self.metric
 
-    def with_costs(self, *, macs: int, params: int, latency_ms: float, latency_rows: int) -> "Metrics":
-        """The same figures with what the model costs."""
-        return replace(self, macs=macs, params=params, latency_ms=latency_ms, latency_rows=latency_rows)
+    @property
+    def costs(self) -> dict[str, float]:
+        """What the model costs of each resource that was measured, by name."""
+        own = {"macs": self.macs, "params": self.params}
+        return {**{name: cost for name, cost in own.items() if cost is not None}, **self.resources}
+
+    def with_costs(
+        self, *, macs: float, params: float, latency_ms: float, latency_rows: int, **resources: float
+    ) -> "Metrics":
+        """The same figures with what the model costs, by the names of resources."""
+        return replace(
+            self,
+            macs=int(macs),
+            params=int(params),
+            latency_ms=latency_ms,
+            latency_rows=latency_rows,
+            resources=resources,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

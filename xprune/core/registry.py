@@ -7,29 +7,68 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from xprune.errors import PluginError
+from xprune.errors import PluginError, XPruneError
 
 _TABLES: dict[str, dict[str, Any]] = {}
 
 
-def table(group: str, ours: Iterable[Any]) -> dict[str, Any]:
-    """name -> plug-in (a class; for adapters an instance), ours and the entry points' of the group `xprune.<group>`.
+def table(group: str, ours: Iterable[Any], base: type, *, classes: bool = False) -> dict[str, Any]:
+    """The table of one group of plug-ins: ours, and those that other packages add.
 
-    Raises PluginError where a foreign plug-in takes a name that is taken.
+    Args:
+        group: Name of the group. Entry points are those of the group `xprune.<group>`.
+        ours: The plug-ins of this package. Each has a `name`.
+        base: The class that every plug-in is of.
+        classes: True where plug-ins are classes, made anew with settings; False where they are instances.
+
+    Returns:
+        Plug-in by name, ours first. A script may add its own.
+
+    Raises:
+        PluginError: A foreign plug-in cannot be loaded, is no `base`, or takes a name that is taken.
     """
-    found = {kind.name: kind for kind in ours}
+    found = {plugin.name: plugin for plugin in ours}
     for point in entry_points(group=f"xprune.{group}"):
-        kind = point.load()
-        if kind.name in found:
-            raise PluginError(f"{point.value} is called {kind.name!r} like {found[kind.name]!r}; rename one of them.")
-        found[kind.name] = kind
+        try:
+            plugin = point.load()
+        except Exception as error:  # whatever another package raises while it is imported
+            raise PluginError(
+                f"{point.value}, in the group xprune.{group}, cannot be loaded: {type(error).__name__}: {error}. "
+                "Mend or uninstall the package that adds it."
+            ) from error
+        fits = isinstance(plugin, type) and issubclass(plugin, base) if classes else isinstance(plugin, base)
+        if not fits:
+            wanted = f"a subclass of xprune.{base.__name__}" if classes else f"an instance of xprune.{base.__name__}"
+            raise PluginError(f"{point.value} in the group xprune.{group} is {plugin!r}, wanted {wanted}.")
+        if plugin.name in found:
+            raise PluginError(
+                f"{point.value} is called {plugin.name!r} like {found[plugin.name]!r}; rename one of them."
+            )
+        found[plugin.name] = plugin
     _TABLES[group] = found
     return found
 
 
 def registered(group: str) -> dict[str, Any]:
-    """The table of that group, for a plug-in that asks for its siblings by name: a folder cannot import itself."""
+    """The table of that group, for files that stand below the table or in it."""
     return _TABLES[group]
+
+
+def named(group: str, name: str, label: str, error: type[XPruneError]) -> Any:
+    """The plug-in of that name.
+
+    Args:
+        group: Whose table is asked.
+        name: The name.
+        label: What plug-ins of the group are called, in one word or two.
+        error: What is raised, with the names that are known, where there is none of that name.
+    """
+    known = registered(group)
+    if name not in known:
+        raise error(
+            f"unknown {label} {name!r}; known: {', '.join(known)}. Where another package adds it, install that package."
+        )
+    return known[name]
 
 
 def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:

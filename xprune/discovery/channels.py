@@ -100,7 +100,7 @@ def channel_sites(
         except Refused as reason:
             reasons.append(f"the {size} channels that {path} writes: {reason}")
     if reasons and sites:
-        warnings.warn(f"left alone: {'; '.join(reasons)}.", stacklevel=3)
+        warnings.warn(f"left alone: {'; '.join(reasons)}.", stacklevel=4)
     if not sites:
         why = "; ".join(reasons) or "no two layers write to the same features"
         raise ModelError(f"channels cannot be pruned here: {why}. Leave 'channel' out of units=.")

@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from xprune.adapters import ADAPTERS
-from xprune.core.site import Cut, Site, Sites
+from xprune.core.site import Site, Sites
+from xprune.core.unit_kind import Search, UnitKind
 from xprune.discovery.consumers import with_consumers
+from xprune.discovery.kinds import UNIT_KINDS
 from xprune.errors import ModelError
 from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
 from xprune.modules.copies import alias, reference_device, unwrap
 from xprune.modules.removed import Removed
 
-UNITS = ("head", "neuron", "channel")
-DEFAULT = ("head", "neuron")
+DEFAULT = tuple(name for name, kind in UNIT_KINDS.items() if kind.by_default)
+"""Kinds of unit that are looked for where none is asked for."""
 
 
 def find_sites(
@@ -27,7 +29,8 @@ def find_sites(
     """The sites of a model, in its own order; `sites.left` says which attentions and MLPs gave none, and why.
 
     example_inputs   what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments
-    units            kinds of unit to look for: "head", "neuron", and "channel", the residual streams' channels
+    units            kinds of unit to look for, by their names in UNIT_KINDS: "head", "neuron", and "channel", the
+                     residual streams' channels, or one that another package adds
     exclude          patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp"
 
     Where no adapter serves a class, units are proposed by structure and each proposal is proved on the module by
@@ -35,28 +38,16 @@ def find_sites(
     where channels are asked for and none can be pruned exactly, or where a pattern matches none (a typing error would
     prune what was to be left alone).
     """
-    from xprune.discovery.by_structure import (
-        sites_by_structure,  # both need torch-pruning, which loading a saved model does not
-    )
-    from xprune.discovery.neurons import neuron_sites
-
     model = unwrap(model)
-    unknown = sorted(set(units) - set(UNITS))
+    unknown = sorted(set(units) - set(UNIT_KINDS))
     if unknown or not units:
-        raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNITS)}.")
+        raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNIT_KINDS)}.")
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     known = _adapter_sites(model)
-    heads, left = sites_by_structure(model, example_inputs, known, "head")
-    known.update(heads)
-    seen = {**known, **{path: _opaque(model, path) for path in left}}
-    found = {**known, **{s.name: s for s in neuron_sites(model, example_inputs, seen)}}
-    neurons, more = sites_by_structure(model, example_inputs, found, "neuron")
-    found, left = {**found, **neurons}, {**left, **more}
-    if "channel" in units:
-        from xprune.discovery.channels import channel_sites
-
-        hidden = [site for site in found.values() if site.kind == "neuron"]
-        found |= {s.name: s for s in channel_sites(model, example_inputs, seen, hidden)}
+    search = Search(known, closed=known, model=model, example_inputs=example_inputs)
+    for kind in _with_needed((*DEFAULT, *units)):
+        search = search.after(kind.find(search))
+    found, left = search.sites, dict(search.left)
     wanted = [site for site in found.values() if site.kind in units]
     sites = _in_order(model, _closed(model, wanted, example_inputs, left))
     sites = _with_batch_axes(model, sites, example_inputs)
@@ -74,13 +65,13 @@ def find_sites(
     return Sites(sites, left)
 
 
-def _opaque(model: nn.Module, path: str) -> Site:
-    """What the graph needs to know of an attention that is left alone, so as not to look into it: its two ends."""
-    layers = {n: part for n, part in model.get_submodule(path).named_modules() if isinstance(part, nn.Linear)}
-    first = next(iter(layers))
-    back = [name for name, part in layers.items() if part.out_features == layers[first].in_features]
-    first, last = f"{path}.{first}", f"{path}.{(back or list(layers))[-1]}"
-    return Site(path, "head", 1, 1, last, cuts=(Cut(f"{first}.weight", 0), Cut(f"{last}.weight", 1)), module=path)
+def _with_needed(names: Sequence[str]) -> list[UnitKind]:
+    """The kinds of these names, each behind those that it needs."""
+    found: dict[str, UnitKind] = {}
+    for name in names:
+        kind = UNIT_KINDS[name]
+        found |= {each.name: each for each in (*_with_needed(kind.needs), kind)}
+    return list(found.values())
 
 
 def _adapter_sites(model: nn.Module) -> dict[str, Site]:

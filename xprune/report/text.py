@@ -7,31 +7,35 @@ from rich.table import Table
 
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
+from xprune.core.registry import registered
+from xprune.core.resource import Resource
 from xprune.core.scores import Scores
 from xprune.core.site import Sites
+from xprune.core.unit_kind import unit_kind
 
 
 def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
-    """One row per model: metric, loss, MACs, parameters, latency."""
-    first = next(iter(metrics.values()))
+    """One row per model: metric, loss, each resource that was measured, latency."""
+    first, resources = next(iter(metrics.values())), measured(metrics)
     table = Table(title=f"measured on {first.samples} {first.data} samples", title_justify="left")
     for heading in (
         "model",
         first.metric_name,
         "loss",
-        "MACs",
-        "parameters",
+        *(resource.label for resource in resources),
         f"latency (batch {first.latency_rows})",
     ):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, row in metrics.items():
-        costs = (
-            amount(row.macs, first.macs),
-            amount(row.params, first.params),
-            f"{row.latency_ms or 0:.1f} ms",
-        )
-        table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs)
+        costs = [amount(row, first, resource) for resource in resources]
+        table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs, f"{row.latency_ms or 0:.1f} ms")
     return table
+
+
+def measured(metrics: Mapping[str, Metrics]) -> list[Resource]:
+    """The resources that some model was measured in, in the order of their table."""
+    names = {name for row in metrics.values() for name in row.costs}
+    return [resource for name, resource in registered("resources").items() if name in names]
 
 
 def sites_table(plan: Plan) -> Table:
@@ -41,7 +45,9 @@ def sites_table(plan: Plan) -> Table:
         table.add_column(heading, justify="right" if heading in ("kept", "of") else "left")
     for site, count in zip(plan.sites, plan.counts, strict=True):
         filled = round(20 * count / site.size)
-        table.add_row(site.name, f"{site.kind}s", str(count), str(site.size), "█" * filled + "░" * (20 - filled))
+        table.add_row(
+            site.name, unit_kind(site.kind).plural, str(count), str(site.size), "█" * filled + "░" * (20 - filled)
+        )
     return table
 
 
@@ -51,8 +57,8 @@ def found_tables(sites: Sites) -> tuple[Table, ...]:
     for heading in ("module", "units", "of features", "known by"):
         table.add_column(heading, justify="right" if heading == "of features" else "left", overflow="fold")
     for site in sites:
-        known = site.adapter or ("proof" if site.kind == "head" else "the graph, or proof")
-        table.add_row(site.name, f"{site.size} {site.kind}s", str(site.width), known)
+        kind = unit_kind(site.kind)
+        table.add_row(site.name, kind.many(site.size), str(site.width), site.adapter or kind.found_by)
     reasons: dict[str, list[str]] = {}
     for path, why in sites.left.items():
         reasons.setdefault(why, []).append(path)
@@ -86,13 +92,10 @@ def render(*tables: Table) -> str:
     return capture.get()
 
 
-def amount(value: int | None, dense: int | None) -> str:
-    """A count with its unit and its share of the dense model's; "-" where it is not known."""
-    if value is None or not dense:
+def amount(metrics: Metrics, dense: Metrics, resource: Resource) -> str:
+    """What a model costs of a resource, and its share of what the dense model costs; "-" where it is not known."""
+    value, whole = metrics.costs.get(resource.name), dense.costs.get(resource.name)
+    if value is None or not whole:
         return "-"
-    number = next(
-        f"{value / scale:.3g} {unit}"
-        for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
-        if value >= scale or scale == 1
-    )
-    return f"{number} ({value / dense:.1%})"
+    scale, prefix = next((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")) if value >= s or s == 1)
+    return f"{value / scale:.3g} {prefix}{resource.unit}".rstrip() + f" ({value / whole:.1%})"
