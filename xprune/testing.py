@@ -15,7 +15,7 @@ from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task
 from xprune.costs.measure import count_resources, measure_costs
-from xprune.discovery.find import DEFAULT, find_sites
+from xprune.discovery.find import find_sites
 from xprune.modules.calls import call, tensors_in
 from xprune.modules.copies import alias, tensors
 from xprune.pipeline import score, select
@@ -86,7 +86,7 @@ def check_adapter(
     *,
     adapter: str | None = None,
     seeds: Iterable[int] = range(3),
-    units: Sequence[str] = DEFAULT,
+    units: Sequence[str] | None = None,
 ) -> tuple[Site, ...]:
     """Holds the adapters that serve this model to their contract; returns the sites.
 

@@ -17,7 +17,6 @@ from xprune.artefact.save_load import read_header, refuse_foreign
 from xprune.cli.inputs import example_images, named_data, named_model
 from xprune.core.plan import Plan
 from xprune.data import class_names
-from xprune.discovery.find import DEFAULT
 from xprune.errors import XPruneError
 from xprune.report.text import found_tables, metrics_table, sites_table, unseen
 from xprune.surgery.cut import check_fit
@@ -50,7 +49,7 @@ def prune(
     min_units: Annotated[int, typer.Option(help="units that stay at every site")] = 1,
     round_to: Annotated[int, typer.Option(help="kept features of a site are a multiple of this")] = 1,
     units: Annotated[
-        list[str] | None, typer.Option(help="head, neuron, channel; repeatable, default head and neuron")
+        list[str] | None, typer.Option(help="see `xprune list`; repeatable, default head and neuron")
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
     epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
@@ -75,7 +74,7 @@ def prune(
     dense, arch = named_model(model, model_arg, pretrained and checkpoint is None, checkpoint)
     loaded = named_data(data, dense, batch_size, workers, seed)
     example = next(iter(loaded.val))[0][:2]
-    sites = xprune.find_sites(dense, example, units=units or DEFAULT, exclude=exclude or ())
+    sites = xprune.find_sites(dense, example, units=units or None, exclude=exclude or ())
     pruner = xprune.Pruner(
         dense, criterion, budget, selection, settings, sites=sites, seed=seed, checkpoint_dir=checkpoint_dir
     )

@@ -19,18 +19,16 @@ from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
 from xprune.modules.copies import alias, reference_device, unwrap
 from xprune.modules.removed import Removed
 
-DEFAULT = tuple(name for name, kind in UNIT_KINDS.items() if kind.by_default)
-"""Kinds of unit that are looked for where none is asked for."""
-
 
 def find_sites(
-    model: nn.Module, example_inputs: Any, *, units: Sequence[str] = DEFAULT, exclude: Sequence[str] = ()
+    model: nn.Module, example_inputs: Any, *, units: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> Sites:
     """The sites of a model, in its own order; `sites.left` says which attentions and MLPs gave none, and why.
 
     example_inputs   what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments
     units            kinds of unit to look for, by their names in UNIT_KINDS: "head", "neuron", and "channel", the
-                     residual streams' channels, or one that another package adds
+                     residual streams' channels, or one that another package adds; None: heads and neurons, and what
+                     else is looked for unasked
     exclude          patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp"
 
     Where no adapter serves a class, units are proposed by structure and each proposal is proved on the module by
@@ -39,13 +37,15 @@ def find_sites(
     prune what was to be left alone).
     """
     model = unwrap(model)
+    default = [name for name, kind in UNIT_KINDS.items() if kind.by_default]
+    units = default if units is None else units
     unknown = sorted(set(units) - set(UNIT_KINDS))
     if unknown or not units:
         raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNIT_KINDS)}.")
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     known = _adapter_sites(model)
     search = Search(known, closed=known, model=model, example_inputs=example_inputs)
-    for kind in _with_needed((*DEFAULT, *units)):
+    for kind in _with_needed((*default, *units)):
         search = search.after(kind.find(search))
     found, left = search.sites, dict(search.left)
     wanted = [site for site in found.values() if site.kind in units]
