@@ -14,7 +14,7 @@ import xprune
 from xprune import explain
 from xprune.artefact.onnx import export_onnx
 from xprune.artefact.save_load import read_header, refuse_foreign
-from xprune.cli.inputs import example_images, named_data, named_model
+from xprune.cli.inputs import example_images, limited, named_data, named_model
 from xprune.core.plan import Plan
 from xprune.data import class_names
 from xprune.errors import XPruneError
@@ -46,6 +46,9 @@ def prune(
     selection: Annotated[str, typer.Option(help="see `xprune list`")] = "global",
     macs: Annotated[float | None, typer.Option(help="fraction of the MACs; 0.5 where neither is given")] = None,
     params: Annotated[float | None, typer.Option(help="fraction of the parameters")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="RESOURCE=FRACTION of any resource of `xprune list`, repeatable")
+    ] = None,
     min_units: Annotated[int, typer.Option(help="units that stay at every site")] = 1,
     round_to: Annotated[int, typer.Option(help="kept features of a site are a multiple of this")] = 1,
     units: Annotated[
@@ -66,8 +69,9 @@ def prune(
 ) -> None:
     """Prune a model to a budget, fine-tune it, and save it."""
     refuse_foreign(out)
-    given = None if macs is None and params is None else xprune.Budget(macs, params, min_units, round_to)
-    budget = given or xprune.Budget(0.5, None, min_units, round_to)
+    limits = dict(limited(text) for text in limit or ())
+    macs = 0.5 if macs is None and params is None and not limits else macs
+    budget = xprune.Budget(macs, params, min_units, round_to, limits)
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )

@@ -13,7 +13,7 @@ import xprune
 from xprune.artefact.libraries.timm import create
 from xprune.artefact.save_load import HEADER
 from xprune.data import Data, load_data
-from xprune.errors import ModelError
+from xprune.errors import BudgetError, ModelError
 
 
 def named_model(name: str, args: list[str] | None, pretrained: bool, checkpoint: Path | None) -> tuple[nn.Module, Any]:
@@ -41,6 +41,15 @@ def _argument(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def limited(text: str) -> tuple[str, float]:
+    """(resource, fraction) of "params=0.5"; BudgetError where the text is something else."""
+    name, _, share = text.partition("=")
+    try:
+        return name.strip(), float(share)
+    except ValueError as error:
+        raise BudgetError(f"--limit {text!r}: wanted RESOURCE=FRACTION, for example params=0.5.") from error
 
 
 def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
