@@ -1,5 +1,7 @@
 """Bad input: a named error that says what was given, what is allowed and what to do, before any work is lost."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -59,12 +61,6 @@ def test_names_that_are_not_known():
         xprune.find_sites(model, images(), units=["layer"])
 
 
-@pytest.mark.parametrize("bad", [{}, {"macs": 0}, {"macs": 1.2}, {"params": -0.5}, {"macs": 0.5, "min_units": -1}])
-def test_budget_out_of_range(bad):
-    with pytest.raises(xprune.BudgetError, match=r"\(0, 1\]|at least 0"):
-        xprune.Budget(**bad)
-
-
 def test_a_budget_below_what_is_reachable_states_the_least():
     model = build("vit")
     scores = xprune.score(model, xprune.find_sites(model, images()), criterion="random")
@@ -99,38 +95,27 @@ def test_a_forward_that_cannot_be_traced():
         xprune.find_sites(Detached(), torch.randn(2, 3))
 
 
-def test_plans():
+def test_a_plan_of_another_model():
     model = build("vit")
     sites = xprune.find_sites(model, images())
-    keep = [(0,)] * len(sites)
-    for bad, message in (
-        ((1, 0), "sorted"),
-        ((0, 0), "distinct"),
-        ((0, 99), "0 to 2"),
-        ((-1,), "0 to 2"),
-        ((True,), "integers"),
-    ):
-        with pytest.raises(xprune.PlanError, match=message):
-            xprune.Plan(sites, (bad, *keep[1:]))
-    with pytest.raises(xprune.PlanError, match="one list a site"):
-        xprune.Plan(sites, keep[1:])
-    with pytest.raises(xprune.PlanError, match="twice"):
-        xprune.Plan((*sites, sites[0]), (*keep, keep[0]))
-    plan = xprune.Plan(sites, tuple(keep))
+    plan = xprune.Plan(sites, ((0,),) * len(sites))
     pruned = xprune.apply(model, plan, images())
     for other in (pruned, build("swin")):
         with pytest.raises(xprune.PlanError, match="does not fit"):
             xprune.apply(other, plan, images())
-    with pytest.raises(xprune.PlanError, match="1 units are left but the second plan was made for 3"):
-        plan.then(plan)
 
 
-def test_scores_that_do_not_fit():
+def test_a_plan_of_a_kind_of_unit_that_is_not_known():
     sites = xprune.find_sites(build("vit"), images())
-    with pytest.raises(xprune.PluginError, match="score tensors"):
-        xprune.Scores(sites, (torch.ones(3),), "mine")
-    with pytest.raises(xprune.PluginError, match=r"blocks\.0\.attn has 3 units"):
-        xprune.Scores(sites, tuple(torch.ones(5) for _ in sites), "mine")
+    plan = xprune.Plan(sites, ((0,),) * len(sites)).to_json()
+    plan["sites"][0]["kind"] = "expert"
+    with pytest.raises(xprune.PlanError, match="unknown kind of unit 'expert'; known: head, neuron, channel"):
+        xprune.Plan.from_json(plan)
+    strange = xprune.Plan((replace(sites[0], kind="expert"),), ((0,),))
+    for what in (xprune.apply, xprune.measure_costs):
+        given = strange if what is xprune.apply else strange.sites
+        with pytest.raises(xprune.PlanError, match="'expert'; known: head"):
+            what(build("vit"), given, images())
 
 
 def test_a_criterion_that_looks_at_data_asks_for_it():

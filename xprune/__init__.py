@@ -13,17 +13,21 @@ from xprune.artefact.save_load import load, save
 from xprune.comparison.grid import Case, Grid, compare
 from xprune.comparison.table import Comparison
 from xprune.core.budget import Budget
-from xprune.core.costs import Costs
+from xprune.core.costs import Cost, Costs, LinearCost
 from xprune.core.interfaces import Adapter, Context, Criterion, Selected, Selection
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
+from xprune.core.resource import Resource
 from xprune.core.scores import Scores
 from xprune.core.site import Cut, Site, Sites
 from xprune.core.task import Task
+from xprune.core.unit_kind import Found, Search, UnitKind
 from xprune.costs.latency import latency
-from xprune.costs.measure import count_macs, count_params, measure_costs
+from xprune.costs.measure import count_macs, count_params, count_resources, measure_costs
+from xprune.costs.resources import RESOURCES
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
+from xprune.discovery.kinds import UNIT_KINDS
 from xprune.errors import (
     ArtefactError,
     BudgetError,
@@ -56,7 +60,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ADAPTERS",
     "CRITERIA",
+    "RESOURCES",
     "SELECTIONS",
+    "UNIT_KINDS",
     "Adapter",
     "ArtefactError",
     "Budget",
@@ -65,11 +71,13 @@ __all__ = [
     "Classification",
     "Comparison",
     "Context",
+    "Cost",
     "Costs",
     "Criterion",
     "Cut",
     "DataError",
     "Finetune",
+    "Found",
     "GateError",
     "Gated",
     "Gates",
@@ -77,6 +85,7 @@ __all__ = [
     "Grid",
     "LanguageModel",
     "LearnedThresholds",
+    "LinearCost",
     "Metrics",
     "ModelError",
     "NodeClassification",
@@ -85,7 +94,9 @@ __all__ = [
     "PluginError",
     "PruneResult",
     "Pruner",
+    "Resource",
     "Scores",
+    "Search",
     "Segmentation",
     "Selected",
     "Selection",
@@ -95,6 +106,7 @@ __all__ = [
     "Task",
     "TokenClassification",
     "TrainingError",
+    "UnitKind",
     "Units",
     "XPruneError",
     "apply",
@@ -102,6 +114,7 @@ __all__ = [
     "compare",
     "count_macs",
     "count_params",
+    "count_resources",
     "evaluate",
     "explain",
     "find_sites",

@@ -18,9 +18,9 @@ from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task, example_of
 from xprune.costs.latency import latency
-from xprune.costs.measure import check_allocation, count_macs, count_params, measure_costs
+from xprune.costs.measure import check_allocation, count_resources, measure_costs
 from xprune.criteria import CRITERIA
-from xprune.discovery.find import DEFAULT, find_sites
+from xprune.discovery.find import find_sites
 from xprune.errors import BudgetError, PluginError
 from xprune.modules.copies import alias, own, reference_device, unwrap
 from xprune.selections import SELECTIONS
@@ -48,6 +48,7 @@ class Run:
         units: Kinds of unit to look for, where `sites` is None.
         exclude: Patterns of site names to leave alone, where `sites` is None.
         latency: Time the dense and the pruned model, once each.
+        resources: Names of resources that budgets will limit, beside those that every run measures.
 
     Raises:
         DataError: A loader is empty, can be read only once, or does not fit the task.
@@ -72,13 +73,14 @@ class Run:
         *,
         task: Task | None = None,
         sites: Sequence[Site] | None = None,
-        units: Sequence[str] = DEFAULT,
+        units: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         latency: bool = True,
+        resources: Sequence[str] = (),
     ) -> None:
         self.model, self.task = unwrap(model), task or Classification()
         self.train, self.held_out, self.timed = train, held_out, latency
-        self._sites, self._units, self._exclude = sites, units, exclude
+        self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
         self.first = first_batch(train, self.task)
         self.first_held_out = first_batch(held_out, self.task) if held_out is not None else self.first
         self.example = example_of(self.task, *self.first)
@@ -98,7 +100,7 @@ class Run:
     @cached_property
     def costs(self) -> Costs:
         """What the units of the sites cost."""
-        return measure_costs(self.model, self.sites, self.example)
+        return measure_costs(self.model, self.sites, self.example, self._resources)
 
     @cached_property
     def dense(self) -> Metrics:
@@ -187,12 +189,12 @@ class Run:
         """
         found = evaluate(model, self.data, task=self.task, data="training" if self.held_out is None else "validation")
         if like is not None:
-            return replace(found, **{name: getattr(like, name) for name in ("macs", "params", *_LATENCY)})
-        timed: dict[str, Any] = {}
+            return replace(found, **{name: getattr(like, name) for name in ("macs", "params", "resources", *_LATENCY)})
+        costs: dict[str, Any] = count_resources(model, self.example, self._resources)
         if self.timed:
             inputs, targets = self.first
-            timed = dict(zip(_LATENCY, (latency(model, inputs), self.task.size(targets)), strict=True))
-        return found.with_costs(macs=count_macs(model, self.example), params=count_params(model), **timed)
+            costs |= dict(zip(_LATENCY, (latency(model, inputs), self.task.size(targets)), strict=True))
+        return found.with_costs(**costs)
 
     def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
         """What criteria and selections look at."""
@@ -305,7 +307,7 @@ def select(
     context = make_context(
         model, loader, example_inputs=example_inputs, task=task, seed=seed, checkpoint_dir=checkpoint_dir
     )
-    costs = measure_costs(context.model, scores.sites, context.example_inputs)
+    costs = measure_costs(context.model, scores.sites, context.example_inputs, budget.shares)
     found = _selected(model, replace(context, costs=costs), scores, costs, budget, chosen)
     if found.model is not None:
         raise _weights_would_be_lost(chosen)

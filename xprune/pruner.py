@@ -15,7 +15,6 @@ from xprune.core.registry import resolve
 from xprune.core.site import Site
 from xprune.core.task import Task
 from xprune.criteria import CRITERIA
-from xprune.discovery.find import DEFAULT
 from xprune.environment import hardware, versions
 from xprune.modules.copies import unwrap
 from xprune.pipeline import Run
@@ -54,7 +53,7 @@ class Pruner:
         task: Task | None = None,
         *,
         sites: Sequence[Site] | None = None,
-        units: Sequence[str] = DEFAULT,
+        units: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         seed: int = 0,
         checkpoint_dir: str | Path | None = None,
@@ -86,6 +85,7 @@ class Pruner:
             units=self.units,
             exclude=self.exclude,
             latency=self.latency,
+            resources=tuple(self.budget.shares),
         )
         return self.carry_out(run)
 

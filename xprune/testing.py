@@ -1,7 +1,7 @@
 """Conformance checks for plug-in authors: one line tests an adapter, a criterion or a selection. Ours use them too."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task, example_of
-from xprune.costs.measure import count_macs, count_params, measure_costs
-from xprune.discovery.find import DEFAULT, find_sites
+from xprune.costs.measure import count_resources, measure_costs
+from xprune.discovery.find import find_sites
 from xprune.modules.copies import alias, tensors
 from xprune.pipeline import score, select
 from xprune.surgery.apply import apply
@@ -83,7 +83,7 @@ def check_adapter(
     *,
     adapter: str | None = None,
     seeds: Iterable[int] = range(3),
-    units: Sequence[str] = DEFAULT,
+    units: Sequence[str] | None = None,
 ) -> tuple[Site, ...]:
     """Holds the adapters that serve this model to their contract; returns the sites.
 
@@ -145,14 +145,11 @@ def check_selection(
     plan, again = (select(model, scores, budget, selection, loader=loader, task=task) for _ in range(2))
     assert_untouched(model, before)
     assert plan == again, "the plan is not repeatable"
-    counts: dict[str, Callable[[nn.Module], int]] = {
-        "macs": lambda m: count_macs(m, example_inputs),
-        "params": count_params,
-    }
-    pruned, costs = apply(model, plan, example_inputs), measure_costs(model, scores.sites, example_inputs)
+    costs = measure_costs(model, scores.sites, example_inputs, budget.shares)
+    counted = count_resources(apply(model, plan, example_inputs), example_inputs, budget.shares)
     slack = []
     for name, cost, allowed in costs.limits(budget):
-        got = counts[name](pruned)
+        got = counted[name]
         assert abs(got - cost.total(plan.counts)) <= 1e-6 * got + 1, (
             f"{name}: predicted {cost.total(plan.counts)}, is {got}"
         )

@@ -140,8 +140,19 @@ def blocks(language):
     return dict(found)
 
 
-def test_the_adapter_in_the_documentation_runs(tmp_path, monkeypatch):
-    files = blocks("python")
+OLD_FORM = """
+xprune.ADAPTERS["nanogpt"] = xprune.Units(
+    "nanogpt", ("model.CausalSelfAttention",), (("c_attn", 3),), writer="c_proj", count="n_head", pruned=AnyHeads
+)
+"""
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.filterwarnings("ignore:Units:DeprecationWarning")
+def test_the_adapter_in_the_documentation_runs(old, tmp_path, monkeypatch):
+    files = {name: text for name, text in blocks("python").items() if name in ("model.py", "adapter.py", "check.py")}
+    if old:  # as it was written before entries had parts
+        files["adapter.py"] = files["adapter.py"].partition("CLASSES, FORWARDS")[0] + OLD_FORM
     lines = [line for line in files["adapter.py"].splitlines() if line.strip()]
     assert len(lines) <= 15
     for name, text in files.items():

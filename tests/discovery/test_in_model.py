@@ -164,7 +164,7 @@ def test_one_comparison_is_enough_where_all_is_well(monkeypatch):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_flat_model_is_told_what_is_the_matter(layers):
     stack = [part for _ in range(layers) for part in (nn.Linear(8, 8), nn.ReLU())]
-    with pytest.raises(xprune.ModelError, match="has no sites of units head, neuron: .* spans the whole model"):
+    with pytest.raises(xprune.ModelError, match=r"has no sites of units head, neuron: .* spans the whole model"):
         xprune.find_sites(nn.Sequential(*stack, nn.Linear(8, 3)), torch.randn(2, 8))
 
 

@@ -82,14 +82,14 @@ def test_choosing_a_head_says_why_it_went_or_stayed(page, result):
     site, keep = result.plan.sites[0], set(result.plan.keeps[0])
     said = []
     for unit in range(site.size):
-        button = page.locator("button[data-head]").nth(unit)
+        button = page.locator("button[data-unit]").nth(unit)
         button.click()
         said.append(page.inner_text("#why"))
         word = "stayed" if unit in keep else "went"
         assert f"Why head {unit} of {site.name} {word}: it ranks" in said[-1]
         assert button.get_attribute("aria-pressed") == "true"
     assert len(set(said)) == site.size
-    page.select_option("#head", "0")
+    page.select_option("#unit", "0")
     scores = result.scores.values[0]
     rank = int((scores > scores[0]).sum()) + 1
     assert f"It ranks {rank} of {site.size} in its site, where {len(keep)} stayed" in page.inner_text("#why-text")
@@ -111,7 +111,7 @@ def test_a_thousand_classes_fit(browser, tmp_path):
     assert path.stat().st_size < 15e6
     page, errors, _ = opened(browser, path, 390)
     assert errors == []
-    assert page.locator("button[data-head]").count() == 144
+    assert page.locator("button[data-unit]").count() == 144
     shape = f"id => {{ const {{ z }} = ({DRAWN})(id)[0][0]; return z.length + 'x' + z[0].length }}"
     assert page.evaluate(shape, "map-head") == "1000x144"
     assert page.evaluate(shape, "map-neuron") == "1000x288"

@@ -18,11 +18,11 @@ pytest.importorskip("plotly")
 
 
 def test_percentiles_of_a_class_are_ranks(result):
-    from xprune.report.classmap import head_map, percentiles
+    from xprune.report.classmap import percentiles, single_map
 
     table = torch.tensor([[3.0, 1.0, 2.0], [5.0, 5.0, 0.0], [torch.nan] * 3])
     assert percentiles(table).nan_to_num(-1).tolist() == [[100, 0, 50], [75, 75, 0], [-1, -1, -1]]
-    found = head_map(result)
+    found = single_map(result, xprune.UNIT_KINDS["head"])
     column = found.labels.index("blocks.1.attn, head 2")
     heads = torch.cat([table for table in result.scores.classwise if table.shape[1] == VIT["num_heads"]], 1)
     order = heads[0].argsort().argsort()

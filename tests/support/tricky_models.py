@@ -360,7 +360,7 @@ TRICKY: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a bare product": (lambda: Surrounded(Bare()), "part"),
     "one layer twice": (lambda: Surrounded(Reused()), ""),
 }
-"""Name -> (a model, the path below which there is no site, and at which, or below, is a reason; "" for none of these)."""
+"""Name -> (a model, the path below which there is no site and at or below which is a reason; "" for none of these)."""
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:

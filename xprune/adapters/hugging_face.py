@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from xprune.adapters.declarative import Units
+from xprune.adapters.parts import Also, Features, Forwards, Scope, Stream
 from xprune.modules.removed import Removed
 
 
@@ -65,18 +66,17 @@ HUGGING_FACE = (
         QKV,
         writer="o_proj",
         count="",
-        width="head_dim",
-        counts=COUNTS,
-        tensors=(("relative_position_bias.relative_position_bias_table", 1),),
-        stream=REDUCTION,
-        removed=RemovedAttention,
+        also=Also(counts=COUNTS, tensors=(("relative_position_bias.relative_position_bias_table", 1),)),
+        features=Features(width="head_dim"),
+        forwards=Forwards(removed=RemovedAttention),
+        stream=Stream(tensors=REDUCTION),
     ),
     Units(
         "hf-clip",
         _named("clip.CLIPAttention"),
         QKV,
         writer="out_proj",
-        removed=RemovedAttention,
+        forwards=Forwards(removed=RemovedAttention),
     ),
     Units(
         "hf-beit",  # the bias of its heads stands beside the attention
@@ -84,10 +84,12 @@ HUGGING_FACE = (
         tuple((f"attention.{name}", groups) for name, groups in QKV),
         writer="attention.o_proj",
         count="attention.num_attention_heads",
-        tensors=(("relative_position_bias.relative_position_bias_table", 1),),
-        inner="attention",
-        unless="attention.config.use_shared_relative_position_bias",  # one table for the heads of all layers
-        removed=RemovedAttention,
+        also=Also(tensors=(("relative_position_bias.relative_position_bias_table", 1),)),
+        forwards=Forwards(removed=RemovedAttention),
+        scope=Scope(
+            inner="attention",
+            unless="attention.config.use_shared_relative_position_bias",  # one table for the heads of all layers
+        ),
     ),
     Units(
         "hf-bert",
@@ -95,10 +97,9 @@ HUGGING_FACE = (
         (("self.query", 1), ("self.key", 1), ("self.value", 1)),
         writer="output.dense",
         count="self.num_attention_heads",
-        counts=("self.all_head_size",),
-        removed=RemovedPostNorm,
-        joins=True,
-        stream=(("output.LayerNorm.weight", 0), ("output.LayerNorm.bias", 0)),
+        also=Also(counts=("self.all_head_size",)),
+        forwards=Forwards(removed=RemovedPostNorm),
+        stream=Stream(joins=True, tensors=(("output.LayerNorm.weight", 0), ("output.LayerNorm.bias", 0))),
     ),
     Units(
         "hf-distilbert",
@@ -106,18 +107,18 @@ HUGGING_FACE = (
         (("q_lin", 1), ("k_lin", 1), ("v_lin", 1)),
         writer="out_lin",
         count="n_heads",
-        removed=RemovedAttention,
+        forwards=Forwards(removed=RemovedAttention),
     ),
     Units(
         "hf-gpt2",
         _named("gpt2.GPT2Attention"),
         (("c_attn", 3),),
         writer="c_proj",
-        counts=("split_size", "c_attn.nf", "c_proj.nx"),
-        unless="is_cross_attention",
-        transposed=True,
-        along=("embed_dim", "c_attn.nx", "c_proj.nf"),
-        removed=RemovedAttention,
+        also=Also(counts=("split_size", "c_attn.nf", "c_proj.nx")),
+        features=Features(transposed=True),
+        forwards=Forwards(removed=RemovedAttention),
+        stream=Stream(counts=("embed_dim", "c_attn.nx", "c_proj.nf")),
+        scope=Scope(unless="is_cross_attention"),
     ),
     Units(
         "hf-gpt2-mlp",
@@ -125,10 +126,10 @@ HUGGING_FACE = (
         (("c_fc", 1),),
         writer="c_proj",
         count="",
-        counts=("c_fc.nf", "c_proj.nx"),
-        transposed=True,
-        along=("c_fc.nx", "c_proj.nf"),
         kind="neuron",
+        also=Also(counts=("c_fc.nf", "c_proj.nx")),
+        features=Features(transposed=True),
+        stream=Stream(counts=("c_fc.nx", "c_proj.nf")),
     ),
     Units(
         "hf-mix-mlp",  # a depthwise convolution stands between its layers
@@ -136,8 +137,7 @@ HUGGING_FACE = (
         (("fc1", 1),),
         writer="fc2",
         count="",
-        layers=("dwconv.dwconv",),
-        counts=("dwconv.dwconv.groups",),
         kind="neuron",
+        also=Also(layers=("dwconv.dwconv",), counts=("dwconv.dwconv.groups",)),
     ),
 )

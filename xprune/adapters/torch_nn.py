@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xprune.adapters.declarative import Units
+from xprune.adapters.parts import Also, Forwards, Stream
 
 
 class HeadedAttention(nn.MultiheadAttention):
@@ -110,10 +111,8 @@ TORCH_NN = (
         ("torch.nn.modules.activation.MultiheadAttention",),
         (("in_proj_weight", 3), ("q_proj_weight", 1), ("k_proj_weight", 1), ("v_proj_weight", 1), ("in_proj_bias", 3)),
         writer="out_proj",
-        tensors=(("bias_k", 2), ("bias_v", 2)),
-        gated=HeadedAttention,
-        pruned=HeadedAttention,
-        empties=True,
-        along=("embed_dim", "kdim", "vdim"),
+        also=Also(tensors=(("bias_k", 2), ("bias_v", 2))),
+        forwards=Forwards(gated=HeadedAttention, pruned=HeadedAttention, removed=HeadedAttention),
+        stream=Stream(counts=("embed_dim", "kdim", "vdim")),
     ),
 )

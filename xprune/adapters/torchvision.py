@@ -10,6 +10,7 @@ from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 from xprune.adapters.declarative import Sized, Units
+from xprune.adapters.parts import Also, Forwards
 
 
 def _windows(self: Any, x: Tensor) -> Tensor:
@@ -93,17 +94,15 @@ TORCHVISION = (
         "torchvision-swin",
         ("torchvision.models.swin_transformer.ShiftedWindowAttention",),
         (("qkv", 3),),
-        tensors=(("relative_position_bias_table", 1),),
-        gated=WindowAttention,
-        pruned=WindowAttention,
+        also=Also(tensors=(("relative_position_bias_table", 1),)),
+        forwards=Forwards(gated=WindowAttention, pruned=WindowAttention),
     ),
     Units(
         "torchvision-swinv2",
         ("torchvision.models.swin_transformer.ShiftedWindowAttentionV2",),
         (("qkv", 3),),
-        tensors=(("logit_scale", 0), ("cpb_mlp.2.weight", 0)),
-        gated=WindowAttentionV2,
-        pruned=WindowAttentionV2,
+        also=Also(tensors=(("logit_scale", 0), ("cpb_mlp.2.weight", 0))),
+        forwards=Forwards(gated=WindowAttentionV2, pruned=WindowAttentionV2),
     ),
     Units(
         "torchvision-maxvit",
@@ -111,7 +110,7 @@ TORCHVISION = (
         (("to_qkv", 3),),
         writer="merge",
         count="n_heads",
-        tensors=(("relative_position_bias_table", 1),),
-        pruned=PartitionAttention,
+        also=Also(tensors=(("relative_position_bias_table", 1),)),
+        forwards=Forwards(pruned=PartitionAttention),
     ),
 )

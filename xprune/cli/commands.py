@@ -17,11 +17,18 @@ from xprune import explain
 from xprune.artefact.files import REPORT, check_file, check_folder, is_page, is_stamped, stamped
 from xprune.artefact.onnx import export_onnx
 from xprune.artefact.save_load import read_header
-from xprune.cli.inputs import dense_costs, dense_model, example_images, measured_data, named_data, named_model
+from xprune.cli.inputs import (
+    dense_costs,
+    dense_model,
+    example_images,
+    limited,
+    measured_data,
+    named_data,
+    named_model,
+)
 from xprune.comparison.plots import is_drawn
 from xprune.core.plan import Plan
 from xprune.data import class_names
-from xprune.discovery.find import DEFAULT
 from xprune.errors import ArtefactError, XPruneError
 from xprune.report.text import found_tables, metrics_table, sites_table, unseen
 from xprune.surgery.cut import check_fit
@@ -53,10 +60,13 @@ def prune(
     selection: Annotated[str, typer.Option(help="see `xprune list`")] = "global",
     macs: Annotated[float | None, typer.Option(help="fraction of the MACs; 0.5 where neither is given")] = None,
     params: Annotated[float | None, typer.Option(help="fraction of the parameters")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="RESOURCE=FRACTION of any resource of `xprune list`, repeatable")
+    ] = None,
     min_units: Annotated[int, typer.Option(help="units that stay at every site")] = 1,
     round_to: Annotated[int, typer.Option(help="kept features of a site are a multiple of this")] = 1,
     units: Annotated[
-        list[str] | None, typer.Option(help="head, neuron, channel; repeatable, default head and neuron")
+        list[str] | None, typer.Option(help="see `xprune list`; repeatable, default head and neuron")
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="pattern of site names to leave alone, repeatable")] = None,
     epochs: Annotated[int, typer.Option(help="of fine-tuning, 0 for none")] = 5,
@@ -74,8 +84,9 @@ def prune(
 ) -> None:
     """Prune a model to a budget, fine-tune it, and save it."""
     check_folder(out)
-    given = None if macs is None and params is None else xprune.Budget(macs, params, min_units, round_to)
-    budget = given or xprune.Budget(0.5, None, min_units, round_to)
+    limits = dict(limited(text) for text in limit or ())
+    macs = 0.5 if macs is None and params is None and not limits else macs
+    budget = xprune.Budget(macs, params, min_units, round_to, limits)
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )
@@ -88,7 +99,7 @@ def prune(
         budget,
         selection,
         settings,
-        units=units or DEFAULT,
+        units=units or None,
         exclude=exclude or (),
         seed=seed,
         checkpoint_dir=checkpoint_dir,
@@ -167,13 +178,12 @@ def evaluate(
     loaded = measured_data(data, net, batch_size, workers)
     inputs = next(iter(loaded.loader))[0]
     metrics = xprune.evaluate(net, loaded.loader, data=loaded.split).with_costs(
-        macs=xprune.count_macs(net, inputs[:2]),
-        params=xprune.count_params(net),
+        **xprune.count_resources(net, inputs[:2]),
         latency_ms=xprune.latency(net, inputs),
         latency_rows=len(inputs),
     )
     if _is_main_process():
-        dense = (metrics.macs, metrics.params) if arch else dense_costs(Path(model), inputs[:2]) or (None, None)
+        dense = metrics.costs if arch else dense_costs(Path(model), inputs[:2])
         console.print(loaded.note, highlight=False)
         console.print(metrics_table({Path(model).name: metrics}, dense))
 
@@ -257,12 +267,12 @@ def export(
 
 @app.command(name="list")
 def list_() -> None:
-    """The criteria, selections and adapters that are installed."""
-    for title in ("criteria", "selections", "adapters"):
+    """The criteria, selections, adapters, kinds of unit and resources that are installed."""
+    for title in ("criteria", "selections", "adapters", "unit_kinds", "resources"):
         plugins: Mapping[str, Any] = getattr(xprune, title.upper())
-        table = Table(title, "what it is")
+        table = Table(title.replace("_", " "), "what it is")
         for name, plugin in plugins.items():
-            about = (plugin.__doc__ or "").splitlines()[0] if isinstance(plugin, type) else ", ".join(plugin.classes)
+            about = ", ".join(getattr(plugin, "classes", ())) or (plugin.__doc__ or "").strip().partition("\n")[0]
             table.add_row(name, about)
         console.print(table)
 

@@ -15,8 +15,9 @@ from xprune.artefact.libraries.timm import create
 from xprune.artefact.rebuild import build
 from xprune.artefact.save_load import read_header
 from xprune.core.provenance import Arch
+from xprune.core.registry import registered
 from xprune.data import Data, Measured, load_data, load_measured
-from xprune.errors import ModelError, XPruneError
+from xprune.errors import BudgetError, ModelError, XPruneError
 
 
 def named_model(
@@ -82,8 +83,8 @@ def dense_model(
     return named_model(name, args, pretrained, checkpoint, like=saved)[0]
 
 
-def dense_costs(saved: Path, images: torch.Tensor) -> tuple[int, int] | None:
-    """MACs of a sample and parameters of the dense model that a saved one came from, None where they are not known.
+def dense_costs(saved: Path, images: torch.Tensor) -> dict[str, float]:
+    """What the dense model costs that a saved one came from, by the names of resources; empty where it is not known.
 
     They are counted on the architecture that the header names, built without weights; else they are what was measured
     when the model was saved.
@@ -92,13 +93,14 @@ def dense_costs(saved: Path, images: torch.Tensor) -> tuple[int, int] | None:
     if header["arch"]:
         try:
             dense = build(Arch.from_json(header["arch"])).eval()
-            return xprune.count_macs(dense, images.to("meta")), xprune.count_params(dense)
+            return xprune.count_resources(dense, images.to("meta"))
         except (XPruneError, NotImplementedError, RuntimeError):  # a forward that looks at values needs weights
             pass
     measured = header["extra"].get("metrics", {}).get("dense", {})
     first = header["extra"].get("plan") is None  # the run pruned the model that the header's plan begins with
-    found = measured.get("macs"), measured.get("params")
-    return found if first and all(type(count) is int for count in found) else None
+    found = {**measured, **measured.get("resources", {})}
+    costs = {name: found[name] for name in registered("resources") if isinstance(found.get(name), (int, float))}
+    return costs if first else {}
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -110,6 +112,15 @@ def _argument(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def limited(text: str) -> tuple[str, float]:
+    """(resource, fraction) of "params=0.5"; BudgetError where the text is something else."""
+    name, _, share = text.partition("=")
+    try:
+        return name.strip(), float(share)
+    except ValueError as error:
+        raise BudgetError(f"--limit {text!r}: wanted RESOURCE=FRACTION, for example params=0.5.") from error
 
 
 def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:

@@ -21,7 +21,6 @@ from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task
 from xprune.criteria import CRITERIA
-from xprune.discovery.find import DEFAULT
 from xprune.explain.deletion import faithfulness
 from xprune.pipeline import Run
 from xprune.selections import SELECTIONS
@@ -49,7 +48,7 @@ class Case:
     train: Iterable[Any]
     held_out: Iterable[Any]
     sites: Sequence[Site] | None = None
-    units: Sequence[str] = DEFAULT
+    units: Sequence[str] | None = None
     exclude: Sequence[str] = ()
 
 
@@ -127,6 +126,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
                 units=now.units,
                 exclude=now.exclude,
                 latency=False,
+                resources=tuple(dict.fromkeys(name for budget in grid.budgets for name in budget.shares)),
             )
             kept.tell(seed if callable(case) else None, subject(run))
         cells = _Seed(now, run, grid, seed, folder / RUNNING)
@@ -142,9 +142,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
 
 def budget_name(budget: Budget) -> str:
     """What a budget asks for: "macs 0.5", "params 0.3"."""
-    given = {name: value for name, value in asdict(budget).items() if value is not None}
-    given = {name: value for name, value in given.items() if name in ("macs", "params") or value != 1}
-    return ", ".join(f"{name} {value:g}" for name, value in given.items())
+    return budget.name
 
 
 def _keys(grid: Grid, seed: int) -> Iterator[Key]:
@@ -245,7 +243,7 @@ class _Seed:
         """Metric and cost, as cut and fine-tuned."""
         dense = self.run.dense
         cut = dense if model is self.run.model else self.run.measure(model)
-        figures = {"macs": share(cut.macs, dense.macs), "params": share(cut.params, dense.params)}
+        figures: dict[str, Any] = {name: share(cost, dense.costs.get(name)) for name, cost in cut.costs.items()}
         figures |= {"updates_before": taken, "metric": cut.metric, "loss": cut.loss}
         if self.grid.finetune is None:
             return figures
@@ -258,6 +256,6 @@ class _Seed:
         return {**figures, "tuned_metric": tuned.metric, "tuned_loss": tuned.loss}
 
 
-def share(part: int | None, whole: int | None) -> float:
+def share(part: float | None, whole: float | None) -> float:
     """A cost as a share of the dense model's; NaN where one of them was not measured."""
     return part / whole if part is not None and whole else math.nan

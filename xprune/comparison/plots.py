@@ -1,4 +1,4 @@
-"""The picture of a comparison: curves of accuracy against MACs, or, of one budget, a line for each side."""
+"""The picture of a comparison: curves of accuracy against cost, or, of one budget, a line for each side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from xprune.comparison.cells import STAGES, Cells, Row, spread
+from xprune.core.resource import resource
 from xprune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def is_drawn(path: Path) -> bool:
 
 
 def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Sequence[str]) -> None:
-    """Metric against MACs with its spread, a panel for each selection and stage."""
-    lines = comparison.lines()
+    """Metric against cost with its spread, a panel for each selection and stage."""
+    lines, limited = comparison.lines(), resource(comparison.budgets[0].split(" ")[0])
     names = list(dict.fromkeys(c for c, s in lines if s in shown))
     width = 0.8 + 3.4 * len(shown)
     figure.set_size_inches(width, 0.9 + 2.9 * len(stages))
@@ -53,22 +54,22 @@ def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: S
             handles["dense"] = axis.axhline(_dense(comparison), color="0.4", linestyle="--", linewidth=1)
             for index, name in enumerate(names):
                 if (name, selection) in lines:
-                    handles[name] = _curve(axis, comparison.budgets, lines[name, selection], stage, index)
+                    handles[name] = _curve(axis, comparison.budgets, lines[name, selection], stage, index, limited.name)
             axis.set_title(f"{selection}, {STAGES[stage]}", fontsize=9)
             axis.grid(alpha=0.3)
         row[0].set_ylabel("accuracy, %")
     for axis in axes[-1]:
-        axis.set_xlabel("MACs, share of dense")
+        axis.set_xlabel(f"{limited.label}, share of dense")
     columns = max(1, min(len(handles), int(width / 2.4)))  # inches that a long name takes
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, index: int) -> Any:
+def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, index: int, cost: str) -> Any:
     points = []
     for budget in budgets:
         here = [row for row in rows if row["budget"] == budget and stage in row]
         if here:
-            points.append((spread(row["macs"] for row in here)[0], *spread(row[stage] for row in here)))
+            points.append((spread(row[cost] for row in here)[0], *spread(row[stage] for row in here)))
     xs, means, spreads = zip(*sorted(points), strict=True) if points else ((), (), ())
     return axis.errorbar(
         xs,

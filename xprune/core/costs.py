@@ -1,17 +1,48 @@
 """Costs: what a model costs as a function of the units that each site keeps."""
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from xprune.core.budget import Budget
 from xprune.core.site import Site
 from xprune.errors import BudgetError
 
 
+class Cost(ABC):
+    """What a model costs of one resource, as a function of the units that each site keeps.
+
+    Counts are one whole number a site, in the order of the sites.
+    """
+
+    @abstractmethod
+    def total(self, counts: Sequence[int]) -> float:
+        """Cost of the model with these numbers of units."""
+
+    def step(self, counts: Sequence[int], index: int, count: int) -> float:
+        """What it costs to keep `count` units at the site `index` in place of as many as `counts` says."""
+        changed = [*counts[:index], count, *counts[index + 1 :]]
+        return self.total(changed) - self.total(counts)
+
+    def units(self, counts: Sequence[int]) -> list[float]:
+        """What one unit of each site costs beside these numbers of units, which are at least 1: here, its last one."""
+        return [-self.step(counts, index, count - 1) for index, count in enumerate(counts)]
+
+    def linear(self, sizes: Sequence[int]) -> "LinearCost":
+        """A linear cost that is the same for the whole model, for masks that learn between 0 and 1.
+
+        Here: each unit of a site costs the mean of what all units but one cost, beside all units of the other sites.
+        """
+        unit = [-self.step(sizes, i, min(1, n - 1)) / max(1, n - 1) for i, n in enumerate(sizes)]
+        base = self.total(sizes) - sum(each * n for each, n in zip(unit, sizes, strict=True))
+        return LinearCost(base, (0.0,) * len(sizes), tuple(unit))
+
+
 @dataclass(frozen=True)
-class LinearCost:
+class LinearCost(Cost):
     """A cost that is linear in the kept units of each site while the site is there at all, and in pairs of sites.
 
     total(k) = base + sum over sites with k > 0 of (fixed + unit * k) + sum over pairs (i, j, each) of each * k_i * k_j
@@ -45,6 +76,10 @@ class LinearCost:
         """What one more unit of each site costs beside these numbers of units."""
         return [self.step(counts, index, count + 1) for index, count in enumerate(counts)]
 
+    def linear(self, sizes: Sequence[int]) -> "LinearCost":
+        """See Cost.linear."""
+        return self
+
     @cached_property
     def _of(self) -> dict[int, list[tuple[int, int, float]]]:
         """The pairs of each site."""
@@ -57,35 +92,59 @@ class LinearCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """MACs per sample and parameters, as functions of the kept units of each site."""
+    """Costs by resource, each a function of the kept units of each site.
+
+    Attributes:
+        sites: The sites.
+        by_resource: Name of a resource -> its cost.
+    """
 
     sites: tuple[Site, ...]
-    macs: LinearCost
-    params: LinearCost
+    by_resource: Mapping[str, Cost]
 
-    def least(self, budget: Budget) -> float:
-        """The MACs of the smallest model that the budget's min_units and round_to allow, as a share of the dense."""
-        floor = [budget.floor(site) for site in self.sites]
-        return self.macs.total(floor) / self.macs.total([site.size for site in self.sites])
+    def of(self, resource: str) -> Cost:
+        """The cost of one resource; BudgetError where it was not measured."""
+        if resource not in self.by_resource:
+            raise BudgetError(
+                f"the cost of {resource} was not measured, only {', '.join(self.by_resource)}: "
+                f"give measure_costs(..., resources=[{resource!r}])."
+            )
+        return self.by_resource[resource]
 
-    def limits(self, budget: Budget) -> list[tuple[str, LinearCost, float]]:
-        """(name, cost, allowed) for each cost that the budget speaks of.
+    @property
+    def macs(self) -> Any:
+        """The cost in MACs of one sample, a `LinearCost`."""
+        return self.of("macs")
 
-        Raises BudgetError, stating the least fraction, where even the smallest model costs more.
+    @property
+    def params(self) -> Any:
+        """The cost in parameters, a `LinearCost`."""
+        return self.of("params")
+
+    def least(self, budget: Budget, resource: str = "macs") -> float:
+        """What the smallest model costs that the budget's min_units and round_to allow, as a share of the dense one."""
+        cost = self.of(resource)
+        floor, dense = [budget.floor(site) for site in self.sites], cost.total([site.size for site in self.sites])
+        if dense <= 0:
+            raise BudgetError(f"the model costs nothing in {resource}, so that no fraction of it can be asked for.")
+        return cost.total(floor) / dense
+
+    def limits(self, budget: Budget) -> list[tuple[str, Cost, float]]:
+        """(name, cost, allowed) for each resource that the budget limits.
+
+        Raises:
+            BudgetError: Even the smallest model costs more. The message states the least fraction.
         """
         full = [site.size for site in self.sites]
-        least = [budget.floor(site) for site in self.sites]
         limits = []
-        for name, cost, share in (("macs", self.macs, budget.macs), ("params", self.params, budget.params)):
-            if share is None:
-                continue
-            dense, smallest = cost.total(full), cost.total(least)
-            if smallest > share * dense:
-                reach = math.ceil(smallest / dense * 1e4) / 1e4
+        for name, share in budget.shares.items():
+            least = self.least(budget, name)
+            if least > share:
+                reach = math.ceil(least * 1e4) / 1e4
                 raise BudgetError(
                     f"{name}={share} cannot be reached: with min_units={budget.min_units} and "
                     f"round_to={budget.round_to} the least is {reach}. Ask for more, lower "
                     "min_units, or let find_sites see more sites."
                 )
-            limits.append((name, cost, share * dense))
+            limits.append((name, self.of(name), share * self.of(name).total(full)))
         return limits

@@ -125,11 +125,17 @@ class Adapter(ABC):
     gated: type[nn.Module] | None = None
     """The class it has while gates are attached, where its own forward does not call the layer that units feed."""
     removed: type[nn.Module] | None = None
-    """The class of what stands in its place once all units have gone, made from (layer, module); None: `Removed`."""
-    empties: bool = False
-    """True where `pruned` runs without any units, and stays when all have gone; else only the layer's bias stays."""
+    """The class of what stands in its place once all units have gone, made from (layer, module).
+
+    None: `Removed`, the bias of the layer. The class `pruned` itself: the module stays and runs without any units.
+    """
     joins: bool = False
     """True where the module adds its input to what its units write: the stream it reads is the one it writes."""
+
+    @property
+    def empties(self) -> bool:
+        """True where the module stays when all units have gone, since its pruned forward runs without any."""
+        return self.removed is not None and self.removed is self.pruned
 
     def serves(self, module: nn.Module) -> bool:
         """True where the module is of one of `classes` or inherits from one."""

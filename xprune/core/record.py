@@ -23,6 +23,7 @@ class Metrics:
     params                parameters
     latency_ms            median of a forward pass on the first batch, and its number of rows; None: not timed
     by_class              (mean metric, samples) of each class, by index; empty where the task has none
+    resources             what the model costs of further resources, by their names in RESOURCES
     """
 
     metric: float
@@ -35,6 +36,7 @@ class Metrics:
     latency_ms: float | None = None
     latency_rows: int | None = None
     by_class: tuple[tuple[float, int], ...] = ()
+    resources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_class", tuple((float(metric), int(n)) for metric, n in self.by_class))
@@ -46,11 +48,30 @@ class Metrics:
             raise AttributeError(f"the metric of this task is {self.metric_name}: read .metric")
         return self.metric
 
+    @property
+    def costs(self) -> dict[str, float]:
+        """What the model costs of each resource that was measured, by name."""
+        own = {"macs": self.macs, "params": self.params}
+        return {**{name: cost for name, cost in own.items() if cost is not None}, **self.resources}
+
     def with_costs(
-        self, *, macs: int, params: int, latency_ms: float | None = None, latency_rows: int | None = None
+        self,
+        *,
+        macs: float,
+        params: float,
+        latency_ms: float | None = None,
+        latency_rows: int | None = None,
+        **resources: float,
     ) -> "Metrics":
-        """The same figures with what the model costs; without a latency where it was not timed."""
-        return replace(self, macs=macs, params=params, latency_ms=latency_ms, latency_rows=latency_rows)
+        """The same figures with what the model costs, by the names of resources; no latency where it was not timed."""
+        return replace(
+            self,
+            macs=int(macs),
+            params=int(params),
+            latency_ms=latency_ms,
+            latency_rows=latency_rows,
+            resources=resources,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

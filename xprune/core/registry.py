@@ -2,34 +2,97 @@
 
 import json
 import re
+from collections import UserDict
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from xprune.errors import PluginError
-
-_TABLES: dict[str, dict[str, Any]] = {}
+from xprune.errors import PluginError, XPruneError
 
 
-def table(group: str, ours: Iterable[Any]) -> dict[str, Any]:
-    """name -> plug-in (a class; for adapters an instance), ours and the entry points' of the group `xprune.<group>`.
+class Table(UserDict[str, Any]):
+    """Plug-ins of one group by name: ours, then those that other packages add through entry points.
 
-    Raises PluginError where a foreign plug-in takes a name that is taken.
+    Entry points are loaded when the table is first looked at, not while this package is imported: their modules may
+    import all of it. A script may add plug-ins of its own.
     """
-    found = {kind.name: kind for kind in ours}
-    for point in entry_points(group=f"xprune.{group}"):
-        kind = point.load()
-        if kind.name in found:
-            raise PluginError(f"{point.value} is called {kind.name!r} like {found[kind.name]!r}; rename one of them.")
-        found[kind.name] = kind
-    _TABLES[group] = found
-    return found
+
+    def __init__(self, group: str, ours: Iterable[Any], base: type, classes: bool) -> None:
+        self.group, self.base, self.classes, self._loaded = group, base, classes, False
+        self._held = {plugin.name: plugin for plugin in ours}
+
+    @property
+    def data(self) -> dict[str, Any]:  # type: ignore[override]
+        """The plug-ins. Loads the entry points at first."""
+        if not self._loaded:
+            self._loaded = True  # a module that is loaded may look at the table
+            try:
+                for point in entry_points(group=f"xprune.{self.group}"):
+                    self._add(point)
+            except PluginError:
+                self._loaded = False  # the next look says so again
+                raise
+        return self._held
+
+    def _add(self, point: EntryPoint) -> None:
+        where = f"{point.value}, in the group xprune.{self.group},"
+        try:
+            plugin = point.load()
+        except Exception as error:  # whatever another package raises while it is imported
+            raise PluginError(
+                f"{where} cannot be loaded: {type(error).__name__}: {error}. Mend or uninstall the package of it."
+            ) from error
+        if self.classes:
+            fits, wanted = isinstance(plugin, type) and issubclass(plugin, self.base), "a subclass"
+        else:
+            fits, wanted = isinstance(plugin, self.base), "an instance"
+        if not fits:
+            raise PluginError(f"{where} is {plugin!r}, wanted {wanted} of xprune.{self.base.__name__}.")
+        held = self._held.setdefault(plugin.name, plugin)
+        if held is not plugin:
+            raise PluginError(f"{where} is called {plugin.name!r} like {held!r}; rename one of them.")
 
 
-def registered(group: str) -> dict[str, Any]:
-    """The table of that group, for a plug-in that asks for its siblings by name: a folder cannot import itself."""
+_TABLES: dict[str, Table] = {}
+
+
+def table(group: str, ours: Iterable[Any], base: type, *, classes: bool = False) -> Table:
+    """The table of one group of plug-ins.
+
+    Args:
+        group: Name of the group. Entry points are those of the group `xprune.<group>`.
+        ours: The plug-ins of this package. Each has a `name`.
+        base: The class that every plug-in is of.
+        classes: True where plug-ins are classes, made anew with settings; False where they are instances.
+
+    Returns:
+        Plug-in by name, ours first. To look into it raises PluginError where a foreign plug-in cannot be loaded, is no
+        `base`, or takes a name that is taken.
+    """
+    return _TABLES.setdefault(group, Table(group, ours, base, classes))
+
+
+def registered(group: str) -> Table:
+    """The table of that group, for files that stand below the table or in it."""
     return _TABLES[group]
+
+
+def named(group: str, name: str, label: str, error: type[XPruneError]) -> Any:
+    """The plug-in of that name.
+
+    Args:
+        group: Whose table is asked.
+        name: The name.
+        label: What plug-ins of the group are called, in one word or two.
+        error: What is raised, with the names that are known, where there is none of that name.
+    """
+    known = registered(group)
+    if name not in known:
+        raise error(
+            f"unknown {label} {name!r}; known: {', '.join(known)}. Where another package adds it, install that package."
+        )
+    return known[name]
 
 
 def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xprune.core.registry import named
 from xprune.errors import PlanError
 
 LAYOUTS = ("unit-major", "width-major")
@@ -36,7 +37,7 @@ class Site:
     """A place where `size` interchangeable units meet.
 
     name      unique in the model; for most sites the path of the module that owns the units
-    kind      "head", "neuron" or "channel"
+    kind      name of the unit kind: "head", "neuron", "channel", or one of the table UNIT_KINDS
     size      units
     width     features per unit in the input of `layer`
     layer     path of the module the units feed
@@ -116,6 +117,7 @@ class Site:
             site: Site = _typed(Site, fields)
         except (TypeError, KeyError, ValueError) as error:
             raise PlanError(f"not a site: {data!r} ({error}).") from error
+        named("unit_kinds", site.kind, "kind of unit", PlanError)
         return site
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xprune.core.budget import Budget
-from xprune.core.costs import Costs, LinearCost
+from xprune.core.costs import Cost, Costs
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 
@@ -21,7 +21,7 @@ def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = No
     """Scores that can be compared across sites, float64 (units,) each; how=None: as their scale asks.
 
     mean   score over the mean score of its site: a unit's share of its site, and so already per share of cost
-    cost   score per MAC of the unit, or per parameter where only those are budgeted
+    cost   score per cost of the unit, of the first resource that the budget limits: per MAC where those are
     none   as the criterion gave them
     """
     how = how or NORMALISATIONS[scores.scale]
@@ -30,8 +30,9 @@ def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = No
         return [value / value.abs().mean().clamp_min(torch.finfo(torch.float64).tiny) for value in values]
     if how == "cost":
         full = [site.size for site in costs.sites]
-        units = (costs.macs if budget.macs is not None else costs.params).units(full)
-        return [value / max(unit, 1.0) for value, unit in zip(values, units, strict=True)]
+        cost = costs.of(next(iter(budget.shares)))
+        least = 1e-9 * cost.total(full)  # a unit that costs nothing has a score all the same
+        return [value / max(unit, least) for value, unit in zip(values, cost.units(full), strict=True)]
     return values
 
 
@@ -47,7 +48,7 @@ class Allocation:
     budget: Budget
     values: tuple[Tensor, ...]
     counts: tuple[tuple[int, ...], ...]
-    limits: tuple[tuple[str, LinearCost, float], ...]
+    limits: tuple[tuple[str, Cost, float], ...]
 
     @staticmethod
     def on(costs: Costs, budget: Budget, values: Sequence[Tensor]) -> "Allocation":

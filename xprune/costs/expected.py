@@ -46,8 +46,8 @@ class UnitCosts:
     @staticmethod
     def of(costs: Costs, budget: Budget, device: torch.device) -> "UnitCosts":
         """What a site costs beside its units is shared out over them. Raises BudgetError for an impossible budget."""
-        limits = costs.limits(budget)
         full = [site.size for site in costs.sites]
+        limits = [(name, cost.linear(full), allowed) for name, cost, allowed in costs.limits(budget)]
 
         def shares(cost: LinearCost) -> Tensor:
             each = [(u * n + f) / n for n, u, f in zip(full, cost.unit, cost.fixed, strict=True)]

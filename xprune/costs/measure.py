@@ -1,7 +1,7 @@
-"""Measured costs: MACs by torch's FlopCounterMode, parameters; and what each unit contributes."""
+"""Measured costs: MACs by torch's FlopCounterMode, parameters; and what each unit costs of each resource."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xprune.adapters import ADAPTERS
 from xprune.core.budget import Budget
-from xprune.core.costs import Costs, LinearCost
+from xprune.core.costs import Cost, Costs, LinearCost
 from xprune.core.plan import Plan
+from xprune.core.resource import Resource, measured_resources
 from xprune.core.site import Site
+from xprune.core.unit_kind import unit_kind
 from xprune.errors import BudgetError, ModelError, XPruneError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import alias, reference_device
@@ -42,7 +44,7 @@ def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None 
     """
     samples = _number_of_samples(model, example_inputs, batch_axis)
     try:
-        return round(_macs(alias(model, requires_grad=True), example_inputs, samples)[""])
+        return round(macs_by_module(alias(model, requires_grad=True), example_inputs, samples)[""])
     except XPruneError:
         raise
     except Exception as problem:
@@ -77,34 +79,76 @@ def count_params(model: nn.Module) -> int:
 
 
 @undisturbed()
-def measure_costs(
-    model: nn.Module, sites: Sequence[Site], example_inputs: Any, *, batch_axis: int | None = None
-) -> Costs:
-    """What the units of each site cost, by recounting: the model as it is, with one unit less everywhere, with none.
-
-    And with one unit less at each site whose units are not all that its module does, and all of these beside one
-    channel less of each stream. On the meta device where the forward runs there, so that it costs neither time nor
-    memory.
+def count_resources(
+    model: nn.Module, example_inputs: Any, resources: Iterable[str] = (), *, batch_axis: int | None = None
+) -> dict[str, float]:
+    """What a model costs.
 
     Args:
         model: The model. It is not changed.
-        sites: The sites that are to be measured.
+        example_inputs: What it is called with.
+        resources: Names of resources to measure beside those that every run measures.
+        batch_axis: Axis of the samples in the inputs. None: found by taking a sample away.
+
+    Returns:
+        Name of a resource -> its cost, a whole number where it is a count.
+
+    Raises:
+        ModelError: Where the forward fails, or where the axis of the samples cannot be told.
+    """
+    samples, found = _number_of_samples(model, example_inputs, batch_axis), {}
+    for resource in measured_resources(tuple(resources)):
+        copy = alias(model, requires_grad=True)
+        try:
+            cost = resource.by_module(copy, example_inputs, samples)[""]
+        except XPruneError:
+            raise
+        except Exception as problem:
+            try_forward(model, example_inputs)
+            raise ModelError(
+                f"{resource.label} cannot be counted: the forward fails where gradients are on: "
+                f"{type(problem).__name__}: {problem}."
+            ) from problem
+        found[resource.name] = cost if resource.unit else round(cost)
+    return found
+
+
+@undisturbed()
+def measure_costs(
+    model: nn.Module,
+    sites: Sequence[Site],
+    example_inputs: Any,
+    resources: Iterable[str] = (),
+    *,
+    batch_axis: int | None = None,
+) -> Costs:
+    """What the units of each site cost of each resource, by recounting.
+
+    The model is recounted as it is, with one unit less at every site, and with as few as can be; with one unit less at
+    each site whose units are not all that its module does; and all of these beside one channel less of each stream. It
+    is on the meta device where the forward runs there, so that this takes neither time nor memory.
+
+    Args:
+        model: The model. It is not changed.
+        sites: Whose units are counted.
         example_inputs: What the model is called with.
+        resources: Names of resources to measure beside those that every run measures: `budget.shares`.
         batch_axis: Axis of the samples in the inputs. None: found by taking a sample away.
 
     Raises:
-        ModelError: Where the forward fails, dense or with units gone, where the axis of the samples cannot be told, or
-            where costs of channels are no sum of products, which one more recount tells.
+        ModelError: The forward fails, dense or with units gone; or the axis of the samples cannot be told; or a cost is
+            not what its resource says, linear in the units of each site and in pairs of sites that meet, which one more
+            recount tells.
     """
-    samples = _number_of_samples(model, example_inputs, batch_axis)
+    asked, samples = measured_resources(tuple(resources)), _number_of_samples(model, example_inputs, batch_axis)
     try:
-        return _measured(model, sites, example_inputs, samples, "meta")
+        return _measured(model, sites, example_inputs, samples, asked, "meta")
     except XPruneError:
         raise
     except Exception:  # a forward that looks at values does not run on meta
         try_forward(model, example_inputs)
     try:
-        return _measured(model, sites, example_inputs, samples, None)
+        return _measured(model, sites, example_inputs, samples, asked, None)
     except XPruneError:
         raise
     except Exception as problem:
@@ -115,20 +159,25 @@ def measure_costs(
 
 
 def check_allocation(model: nn.Module, plan: Plan, costs: Costs, budget: Budget, example_inputs: Any) -> None:
-    """BudgetError where a recount of a plan with channels finds more than the budget allows.
+    """BudgetError where a recount of a plan whose costs cannot be told in advance finds more than the budget allows.
 
-    It can where a whole attention goes that has layers of its own over the stream, beside its heads.
+    They cannot where a whole attention goes that has layers of its own over a stream, beside its heads, and where a
+    cost is no sum of products.
     """
-    if all(site.kind != "channel" for site in plan.sites):
-        return
-    pruned = remove_units(alias(model), plan, ADAPTERS)
-    counted = {"macs": count_macs(pruned, example_inputs), "params": count_params(pruned)}
-    for name, _, allowed in costs.limits(budget):
+    limits = [limit for limit in costs.limits(budget) if _needs_recount(plan, limit[1])]
+    counted = (
+        count_resources(remove_units(alias(model), plan, ADAPTERS), example_inputs, budget.shares) if limits else {}
+    )
+    for name, _, allowed in limits:
         if counted[name] > allowed * (1 + 1e-6) + 1:  # MACs of a sample are rounded
             raise BudgetError(
                 f"the plan was to cost at most {allowed:.0f} {name} and costs {counted[name]}. Ask for a little less, "
                 "or let no attention go as a whole: min_units=1."
             )
+
+
+def _needs_recount(plan: Plan, cost: Cost) -> bool:
+    return not isinstance(cost, LinearCost) or any(unit_kind(site.kind).crosses for site in plan.sites)
 
 
 Meeting = tuple[int, int, str]
@@ -140,30 +189,51 @@ Counts = dict[str, float]
 def _meetings(model: nn.Module, sites: Sequence[Site]) -> list[Meeting]:
     """Every meeting of two streams, or of two sites that are none; both cut the tensor, along different axes.
 
-    A stream meets the sites that it crosses in more than tensors' own layers, so that they are told by recounting.
+    Streams overlap sites in several layers, so their joint cost is measured, not derived.
     """
     by_tensor: dict[int, tuple[str, list[int]]] = {}
     for index, site in enumerate(sites):
         for cut in site.cuts:
             by_tensor.setdefault(id(tensor_at(model, cut.tensor)), (cut.tensor, []))[1].append(index)
     pairs = [(met[0], met[1], name) for name, met in by_tensor.values() if len(met) == 2]
-    return [(i, j, name) for i, j, name in pairs if _is_stream(sites[i]) == _is_stream(sites[j])]
+    return [(i, j, name) for i, j, name in pairs if _crosses(sites[i]) == _crosses(sites[j])]
 
 
-def _is_stream(site: Site) -> bool:
-    return site.kind == "channel"
+def _crosses(site: Site) -> bool:
+    """True for a stream, whose units cross other sites' tensors."""
+    return unit_kind(site.kind).crosses
 
 
-def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, samples: int, device: str | None) -> Costs:
+def _measured(
+    model: nn.Module,
+    sites: Sequence[Site],
+    example_inputs: Any,
+    samples: int,
+    resources: Sequence[Resource],
+    device: str | None,
+) -> Costs:
+    def with_counts(kept: Sequence[int], device: str | None = None) -> nn.Module:
+        plan = Plan(tuple(sites), tuple(tuple(range(units)) for units in kept))
+        return remove_units(alias(model, requires_grad=True, device=device), plan, ADAPTERS)
+
+    own = {resource.name: resource.cost(sites, example_inputs, samples, with_counts) for resource in resources}
+    linear = [resource for resource in resources if own[resource.name] is None]
     met, full = _meetings(model, sites), [site.size for site in sites]
-    streams = [index for index, site in enumerate(sites) if _is_stream(site) and site.size > 1]
-    least = [site.size if _is_stream(site) else 0 if site.module else 1 for site in sites]
+    streams = [index for index, site in enumerate(sites) if _crosses(site) and site.size > 1]
+    least = [site.size if _crosses(site) else 0 if site.module else 1 for site in sites]
     less = [max(size - 1, low) for size, low in zip(full, least, strict=True)]
 
-    def count(kept: Sequence[int]) -> tuple[Counts, Counts]:
-        return _count(model, sites, example_inputs, samples, kept, met, device)
+    def count(kept: Sequence[int]) -> dict[str, Counts]:
+        """What modules, and tensors that two sites cut, cost of each resource with so many units kept."""
+        smaller, found = with_counts(kept, device), {}
+        held = dict(smaller.named_parameters(remove_duplicate=False))  # what went as a whole is not there
+        for resource in linear:
+            counted = resource.by_module(smaller, example_inputs, samples)
+            tensors = {name: resource.of_tensor(counted, name, held.get(name)) for _, _, name in met}
+            found[resource.name] = {**counted, **tensors}
+        return found
 
-    def row(kept: Sequence[int]) -> list[tuple[Counts, Counts]]:
+    def row(kept: Sequence[int]) -> list[dict[str, Counts]]:
         """With these units, and then with one channel less of each stream."""
         return [count([n - (index == thinner) for index, n in enumerate(kept)]) for thinner in (None, *streams)]
 
@@ -171,48 +241,31 @@ def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, samp
     smaller = {
         index: everywhere if site.module else row([*full[:index], less[index], *full[index + 1 :]])
         for index, site in enumerate(sites)
-        if not _is_stream(site)
+        if not _crosses(site)
     }
-    macs, params = (
-        _linear(
+    told = count([max(1, (2 * size) // 3) for size in full])
+    costs: dict[str, Cost] = {}
+    for resource in resources:
+        name, mine = resource.name, own[resource.name]
+        if mine is not None:
+            costs[name] = mine
+            continue
+        costs[name] = _linear(
             sites,
             streams,
             met,
-            [counts[kind] for counts in whole],
-            {index: [counts[kind] for counts in found] for index, found in smaller.items()},
-            none[kind],
+            [counts[name] for counts in whole],
+            {index: [counts[name] for counts in found] for index, found in smaller.items()},
+            none[name],
         )
-        for kind in (0, 1)
-    )
-    if streams:
-        some = [max(1, (2 * size) // 3) for size in full]
-        for name, cost, got in zip(("MACs", "parameters"), (macs, params), count(some), strict=True):
-            if abs(cost.total(some) - got[""]) > 1e-6 * got[""] + 1:
-                raise ModelError(
-                    f"{name} of plans with channels cannot be told in advance here: {cost.total(some):.0f} predicted, "
-                    f"{got['']:.0f} counted. Leave 'channel' out of units=."
-                )
-    return Costs(tuple(sites), macs, params)
-
-
-def _count(
-    model: nn.Module,
-    sites: Sequence[Site],
-    example_inputs: Any,
-    samples: int,
-    kept: Sequence[int],
-    met: Sequence[Meeting],
-    device: str | None,
-) -> tuple[Counts, Counts]:
-    """(MACs, parameters) of the model with so many units kept at each site."""
-    plan = Plan(tuple(sites), tuple(tuple(range(units)) for units in kept))
-    smaller = remove_units(alias(model, requires_grad=True, device=device), plan, ADAPTERS)
-    held = dict(smaller.named_parameters(remove_duplicate=False))  # what went as a whole is not there
-    paths = ("", *(path for site in sites if site.module for path in site.modules))
-    params: Counts = {path: count_params(smaller.get_submodule(path)) for path in paths}
-    params |= {name: held[name].numel() if name in held else 0 for _, _, name in met}
-    macs = _macs(smaller, example_inputs, samples)
-    return {**macs, **{name: macs.get(name.rpartition(".")[0], 0) for _, _, name in met}}, params
+        predicted, got = costs[name].total([max(1, (2 * size) // 3) for size in full]), told[name][""]
+        if abs(predicted - got) > 1e-6 * got + 1:
+            raise ModelError(
+                f"{resource.label} of smaller models cannot be told in advance here: {predicted:.0f} predicted, "
+                f"{got:.0f} counted. Leave kinds of unit that cross others, such as 'channel', out of units=. A "
+                "resource that is not linear in the kept units says how it depends on them in Resource.cost."
+            )
+    return Costs(tuple(sites), costs)
 
 
 def _linear(
@@ -249,7 +302,7 @@ def _linear(
     return replace(found, base=full[""] - found.total(sizes))
 
 
-def _macs(model: nn.Module, example_inputs: Any, samples: int) -> dict[str, float]:
+def macs_by_module(model: nn.Module, example_inputs: Any, samples: int) -> dict[str, float]:
     """MACs of one of so many samples by module path; "" is the model. The model is consumed."""
     device = reference_device(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -14,5 +14,7 @@ from xprune.criteria.random import Random
 from xprune.criteria.taylor import Taylor
 from xprune.criteria.xpruner.criterion import XPruner
 
-CRITERIA: Mapping[str, type[Criterion]] = table("criteria", (Random, Magnitude, Taylor, IntegratedGradients, XPruner))
+CRITERIA: Mapping[str, type[Criterion]] = table(
+    "criteria", (Random, Magnitude, Taylor, IntegratedGradients, XPruner), Criterion, classes=True
+)
 """Criterion class by name."""

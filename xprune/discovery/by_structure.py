@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xprune.core.plan import Plan
 from xprune.core.site import Site
-from xprune.discovery.candidates import heads_of, linears_of, proposals, sizes_of
+from xprune.discovery.candidates import Structure, linears_of, proposals
 from xprune.errors import XPruneError
 from xprune.modules.calls import tensors_in
 from xprune.modules.copies import alias, own, tensors
@@ -66,24 +66,23 @@ def _fresh(given: Any) -> Any:
 
 
 def sites_by_structure(
-    model: nn.Module, example_inputs: Any, known: Mapping[str, Site], kind: str
+    model: nn.Module, example_inputs: Any, known: Mapping[str, Site], structure: Structure
 ) -> tuple[dict[str, Site], dict[str, str]]:
     """(sites proved, why there is none) by module path, for modules that look like attentions or like MLPs.
 
-    known   sites that are there already (name -> site): their modules are left to them
-    kind    "head": modules with a number of heads among their attributes; "neuron": the others, with two or more
-            linear layers of their own
+    known       sites that are there already (name -> site): their modules are left to them
+    structure   how modules look that hold such units
 
     One forward pass of the model, on a copy; everything else runs on the modules alone.
     """
-    paths = _candidates(model, known, kind)
+    paths = _candidates(model, known, structure)
     sites: dict[str, Site] = {}
     left: dict[str, str] = {}
     alike: dict[Any, Site | str] = {}  # what was found for a module of the same class and shapes
     for path, seen in _watch(model, example_inputs, paths).items() if paths else ():
         module = model.get_submodule(path)
         key = (type(module), tuple(seen.layers), *((n, t.shape) for n, t in tensors(module).items()))
-        found = alike[key] = _find(module, seen, kind, alike.get(key))
+        found = alike[key] = _find(module, seen, structure, alike.get(key))
         if isinstance(found, Site):
             sites[path] = _placed(found, path)
         elif found:
@@ -91,7 +90,7 @@ def sites_by_structure(
     return sites, left
 
 
-def _candidates(model: nn.Module, known: Mapping[str, Site], kind: str) -> list[str]:
+def _candidates(model: nn.Module, known: Mapping[str, Site], structure: Structure) -> list[str]:
     """Paths of the innermost modules that look like attentions, or like MLPs, and are no known site's."""
     taken = {path for site in known.values() for path in (site.modules if site.module else (*site.modules, site.layer))}
     found = []
@@ -100,13 +99,11 @@ def _candidates(model: nn.Module, known: Mapping[str, Site], kind: str) -> list[
         if not path or inside or isinstance(module, (Removed, nn.ModuleList, nn.ModuleDict)):
             continue
         own_layers = {f"{path}.{name}" for name in linears_of(module)}
-        if kind == "head":
-            fits = heads_of(module) is not None and any(isinstance(part, nn.Linear) for part in module.modules())
-        else:
-            fits = heads_of(module) is None and len(own_layers) > 1
-        if fits and not any(layer == other or layer.startswith(f"{other}.") for layer in own_layers for other in taken):
+        if structure.fits(module) and not any(
+            layer == other or layer.startswith(f"{other}.") for layer in own_layers for other in taken
+        ):
             found.append(path)
-    around = taken if kind == "head" else ()
+    around = () if structure.around else taken
     return [path for path in found if not any(other.startswith(f"{path}.") for other in (*found, *around))]
 
 
@@ -140,7 +137,7 @@ def _watch(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[
     return {path: seen for path, seen in calls.items() if seen.args is not None}
 
 
-def _find(module: nn.Module, seen: Call, kind: str, twin: Site | str | None) -> Site | str:
+def _find(module: nn.Module, seen: Call, structure: Structure, twin: Site | str | None) -> Site | str:
     """The site of a module, its paths relative to `Alone`; or why there is none, "" where nothing looks like units.
 
     twin   what was found for one like it: the first site to try, or the reason, which is not looked into again
@@ -149,39 +146,33 @@ def _find(module: nn.Module, seen: Call, kind: str, twin: Site | str | None) -> 
         return twin
     linears = linears_of(module)
     if len(set(seen.layers)) < 2:
-        if kind == "neuron":
-            return ""
-        return (
-            f"it has {heads_of(module)} heads, but its forward calls {len(set(seen.layers))} of its linear layers as "
-            "modules, so that no hook can gate what the heads feed: it needs an adapter with a gated class"
-        )
+        return structure.too_few(module, len(set(seen.layers)))
     writer = seen.layers[-1]
     features = linears[writer].in_features
-    sizes = [features] if kind == "neuron" else sizes_of(module)
+    sizes = structure.sizes(module, features)
     readers = [name for name in dict.fromkeys(seen.layers[:-1]) if name != writer]
-    if kind == "neuron" and not any(linears[name].out_features % features == 0 for name in readers):
+    if not structure.plausible(features, [linears[name].out_features for name in readers]):
         return ""
     if sizes == [1]:
-        return "it has one head, which is the whole of it" if kind == "head" else ""
+        return structure.only_one()
     if all(features % size for size in sizes):
         return f"{writer} reads {features} features, no multiple of {sizes[0]} heads"
     alone = own(alias(Alone(module)), module)
     _randomise(alone)
     inputs, tried, problems = (seen.args, seen.kwargs), 0, []
     first = (replace(twin, module=""),) if twin else ()
-    for site in islice(chain(first, proposals(module, kind, writer, readers, sizes)), TRIES):
+    for site in islice(chain(first, proposals(module, structure, writer, readers, sizes)), TRIES):
         tried += 1
         problem = _disproved(alone, site, inputs)
         if problem is None:
             return _whole(alone, site, inputs)
         problems.append(problem)
-    units = "hidden neurons" if kind == "neuron" else "heads"
     closest = next((p for p in problems if "forward fails" not in p), problems[0])
     if random := exactness.randomness(alone, inputs):
         return random
     return (
-        f"its {units} cannot be cut out exactly, in none of {tried} ways tried: {closest}. Where its forward takes "
-        "them to fill the model's width, an adapter with a `pruned` forward serves it"
+        f"its {structure.called} cannot be cut out exactly, in none of {tried} ways tried: {closest}. Where its "
+        "forward takes them to fill the model's width, an adapter with a `pruned` forward serves it"
     )
 
 

@@ -1,7 +1,9 @@
 """Proposals: the sites that a module may have by its structure, as data, the likelier first. None is proved here."""
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -12,6 +14,44 @@ HEADS = ("num_heads", "n_head", "n_heads", "heads", "nhead", "num_attention_head
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")
 LAYOUTS = ("groups first", "units first", "narrow layers shared")
 """Rows of a layer with features of several kinds: (q/k/v, units, width), or (units, q/k/v, width)."""
+
+
+class Structure(ABC):
+    """How a module looks that holds units of one kind and that no adapter knows.
+
+    Attributes:
+        kind: Name of the unit kind.
+        called: What the units are called in reasons.
+        counts: Attributes of a module that may hold the number of units.
+        normed: True where a norm of the module may run over the units.
+        around: True where a module around a known site may still hold units of its own.
+    """
+
+    kind: ClassVar[str]
+    called: ClassVar[str]
+    counts: ClassVar[tuple[str, ...]] = ()
+    normed: ClassVar[bool] = False
+    around: ClassVar[bool]
+
+    @abstractmethod
+    def fits(self, module: nn.Module) -> bool:
+        """True where the module looks like one that holds such units."""
+
+    @abstractmethod
+    def sizes(self, module: nn.Module, features: int) -> list[int]:
+        """Numbers of units to try, of a module whose last layer reads so many features."""
+
+    @abstractmethod
+    def too_few(self, module: nn.Module, layers: int) -> str:
+        """Why a module gives no site whose forward calls fewer than two layers; "" where nothing looks like units."""
+
+    @abstractmethod
+    def only_one(self) -> str:
+        """Why a module of one unit gives no site; "" where nothing looks like units."""
+
+    @abstractmethod
+    def plausible(self, features: int, made: Sequence[int]) -> bool:
+        """False where layers that make so many features each cannot make the units that `features` are read of."""
 
 
 def heads_of(module: nn.Module) -> int | None:
@@ -38,7 +78,7 @@ def sizes_of(module: nn.Module) -> list[int]:
 
 
 def proposals(
-    module: nn.Module, kind: str, writer: str, readers: Sequence[str], sizes: Sequence[int]
+    module: nn.Module, structure: Structure, writer: str, readers: Sequence[str], sizes: Sequence[int]
 ) -> Iterator[Site]:
     """Sites that the module may have, the likelier first; paths relative to `Alone`."""
     linears = linears_of(module)
@@ -47,10 +87,10 @@ def proposals(
         if features % size:
             continue
         width = features // size
-        counts = [n for n in (*HEADS, *KV_HEADS) if kind == "head" and _counts(module, n, size)]
+        counts = [n for n in structure.counts if _counts(module, n, size)]
         dims = [n for n in vars(module) if n not in counts and _counts(module, n, features)]
         others = [name for name in _others(module, (writer, *readers), size)]
-        norm = next((n for n, m in module.named_children() if kind == "neuron" and _norms(m, features)), "")
+        norm = next((n for n, m in module.named_children() if structure.normed and _norms(m, features)), "")
         for some, axes, scaled, layout in itertools.product(_choices(others), (0, 1), _choices(dims), LAYOUTS):
             picked = _picked(module, some, size, axes)
             if picked is None:
@@ -62,7 +102,7 @@ def proposals(
             cuts += [Cut(f"{writer}.weight", 1, 1, width), *picked]
             yield Site(
                 name="module",
-                kind=kind,
+                kind=structure.kind,
                 size=size,
                 width=width,
                 layer=f"module.{writer}",

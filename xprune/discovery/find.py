@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from xprune.adapters import ADAPTERS
-from xprune.core.site import Cut, Site, Sites
+from xprune.core.site import Site, Sites
+from xprune.core.unit_kind import Search, UnitKind
 from xprune.discovery.consumers import with_consumers
 from xprune.discovery.in_model import proved
+from xprune.discovery.kinds import UNIT_KINDS
 from xprune.errors import ModelError
 from xprune.modules.calls import map_tensors
 from xprune.modules.copies import reference_device, unwrap
@@ -19,16 +21,13 @@ from xprune.modules.samples import Samples, find_samples
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.gates import with_gated_classes
 
-UNITS = ("head", "neuron", "channel")
-DEFAULT = ("head", "neuron")
-
 
 @undisturbed()
 def find_sites(
     model: nn.Module,
     example_inputs: Any,
     *,
-    units: Sequence[str] = DEFAULT,
+    units: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     batch_axis: int | None = None,
 ) -> Sites:
@@ -40,7 +39,8 @@ def find_sites(
     Args:
         model: The model.
         example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        units: Kinds of unit to look for: "head", "neuron", and "channel", the residual streams' channels.
+        units: Kinds of unit to look for, by their names in UNIT_KINDS: "head", "neuron", and "channel", the residual
+            streams' channels, or one that another package adds. None: those that are looked for unasked.
         exclude: Patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp".
         batch_axis: Axis of the samples in the inputs: 1 where tokens come first. None: found by taking a sample away.
 
@@ -48,35 +48,18 @@ def find_sites(
         ModelError: Where the forward fails, where the model has no sites, where channels are asked for and none can be
             pruned exactly, or where a pattern matches none (a typing error would prune what was to be left alone).
     """
-    from xprune.discovery.by_structure import (
-        sites_by_structure,  # both need torch-pruning, which loading a saved model does not
-    )
-    from xprune.discovery.dependency_graph import CannotTraceError
-    from xprune.discovery.neurons import neuron_sites
-
     model = unwrap(model)
-    unknown = sorted(set(units) - set(UNITS))
+    default = [name for name, kind in UNIT_KINDS.items() if kind.by_default]
+    units = default if units is None else units
+    unknown = sorted(set(units) - set(UNIT_KINDS))
     if unknown or not units:
-        raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNITS)}.")
+        raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNIT_KINDS)}.")
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     known = _adapter_sites(model)
-    heads, left = sites_by_structure(model, example_inputs, known, "head")
-    known.update(heads)
-    seen = {**known, **{path: _opaque(model, path) for path in left}}
-    in_graph, followed = list[Site](), dict[str, str]()
-    try:
-        in_graph, followed = neuron_sites(model, example_inputs, seen)
-    except CannotTraceError as reason:  # it runs, so what is known of its modules still holds
-        followed = {type(model).__name__: str(reason)}
-    found = {**known, **{site.name: site for site in in_graph}}
-    neurons, more = sites_by_structure(model, example_inputs, found, "neuron")
-    found, left = {**found, **neurons}, {**left, **more}
-    left |= {path: why for path, why in followed.items() if not _covered(path, found, left)}
-    if "channel" in units:
-        from xprune.discovery.channels import channel_sites
-
-        hidden = [site for site in found.values() if site.kind == "neuron"]
-        found |= {s.name: s for s in channel_sites(model, example_inputs, seen, hidden)}
+    search = Search(known, closed=known, model=model, example_inputs=example_inputs)
+    for kind in _with_needed((*default, *units)):
+        search = search.after(kind.find(search))
+    found, left = search.sites, dict(search.left)
     wanted = [site for site in found.values() if site.kind in units]
     sites = _in_order(model, _closed(model, wanted, example_inputs, left))
     for pattern in exclude:
@@ -95,13 +78,13 @@ def find_sites(
     return Sites(sites, left)
 
 
-def _opaque(model: nn.Module, path: str) -> Site:
-    """What the graph needs to know of an attention that is left alone, so as not to look into it: its two ends."""
-    layers = {n: part for n, part in model.get_submodule(path).named_modules() if isinstance(part, nn.Linear)}
-    first = next(iter(layers))
-    back = [name for name, part in layers.items() if part.out_features == layers[first].in_features]
-    first, last = f"{path}.{first}", f"{path}.{(back or list(layers))[-1]}"
-    return Site(path, "head", 1, 1, last, cuts=(Cut(f"{first}.weight", 0), Cut(f"{last}.weight", 1)), module=path)
+def _with_needed(names: Sequence[str]) -> list[UnitKind]:
+    """The kinds of these names, each behind those that it needs."""
+    found: dict[str, UnitKind] = {}
+    for name in names:
+        kind = UNIT_KINDS[name]
+        found |= {each.name: each for each in (*_with_needed(kind.needs), kind)}
+    return list(found.values())
 
 
 def _adapter_sites(model: nn.Module) -> dict[str, Site]:
@@ -119,12 +102,6 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
 def _with_batch_axis(site: Site, samples: Samples | None) -> Site:
     """The site with the axis of the samples in its layer's input, -1 where that is not known."""
     return replace(site, batch=samples.layers.get(site.layer, -1) if samples else -1)
-
-
-def _covered(path: str, found: Mapping[str, Site], left: Mapping[str, str]) -> bool:
-    """True for a layer that belongs to a site, or to a module that has a reason of its own."""
-    ours = any(path in site.feeds or path in site.modules for site in found.values())
-    return ours or any(path == other or path.startswith(f"{other}.") for other in left)
 
 
 def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]) -> list[Site]:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from xprune.core.unit_kind import kinds_of
 from xprune.report.classmap import ClassMap
 from xprune.report.collect import Facts, short
 
@@ -125,12 +126,12 @@ def losses(facts: Facts) -> dict[str, Any]:
 
 def training(facts: Facts) -> dict[str, Any]:
     """Rate and threshold of each site over the steps; a line for each site, the darker the deeper."""
-    kinds = list(dict.fromkeys(site.kind for site in facts.sites))
-    titles = [f"{what}, {kind}s" for what in ("share kept", "threshold") for kind in kinds]
+    kinds = kinds_of(facts.sites)
+    titles = [f"{what}, {kind.plural}" for what in ("share kept", "threshold") for kind in kinds]
     figure = make_subplots(rows=2 * len(kinds), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.07)
     steps = [record["step"] + 1 for record in facts.history]
     for line, (field, kind) in enumerate(((f, k) for f in ("rates", "thresholds") for k in kinds), start=1):
-        chosen = [index for index, site in enumerate(facts.sites) if site.kind == kind]
+        chosen = [index for index, site in enumerate(facts.sites) if site.kind == kind.name]
         shades = _depths(len(chosen))
         for index, shade in zip(chosen, shades, strict=True):
             factor = 100 if field == "rates" else 1

@@ -8,18 +8,19 @@ from torch import Tensor
 
 from xprune.core.record import Record
 from xprune.core.scores import LowRank, Scores
+from xprune.core.unit_kind import UnitKind, kinds_of
 
 CLASSES = 1000
 """Rows at most: of more classes, as many spread evenly over the indices."""
 TOP, BINS = 6, 6
-"""Of a site's neurons, kept and removed: the best ones a column each, the rest in so many bins."""
+"""Of a site's units that are too many, kept and removed: the best ones a column each, the rest in so many bins."""
 
 
 @dataclass(frozen=True)
 class ClassMap:
     """Percentiles 0 to 100 of units for each class, float32 (classes, columns), NaN for a class that was not seen.
 
-    kind      "head" or "neuron"
+    kind      name of the unit kind
     classes   index of each row's class
     labels    of each column
     kept      whether the units of the column stayed
@@ -41,9 +42,16 @@ def comparable(scores: Scores) -> list[Tensor]:
     return [value / value.abs().mean().clamp_min(1e-30) for value in scores.values]
 
 
-def head_map(result: Record) -> ClassMap | None:
-    """All heads, a column each: percentiles among all heads. None without class-wise scores or heads."""
-    chosen = _sites(result, "head")
+def maps(result: Record) -> tuple[ClassMap, ...]:
+    """A map for each unit kind of the plan, those whose units are drawn one by one first."""
+    kinds = sorted(kinds_of(result.plan.sites), key=lambda kind: not kind.singly)
+    found = (single_map(result, kind) if kind.singly else binned_map(result, kind) for kind in kinds)
+    return tuple(filter(None, found))
+
+
+def single_map(result: Record, kind: UnitKind) -> ClassMap | None:
+    """All units of a kind, a column each: percentiles among all of them. None without class-wise scores or units."""
+    chosen = _sites(result, kind)
     if not chosen:
         return None
     tables = []
@@ -54,16 +62,16 @@ def head_map(result: Record) -> ClassMap | None:
     labels, kept, spans, start = [], [], [], 0
     for i in chosen:
         site, keep = result.plan.sites[i], set(result.plan.keeps[i])
-        labels += [f"{site.name}, head {unit}" for unit in range(site.size)]
+        labels += [f"{site.name}, {kind.name} {unit}" for unit in range(site.size)]
         kept += [unit in keep for unit in range(site.size)]
         spans.append((site.name, start, start + site.size))
         start += site.size
-    return _build("head", labels, kept, spans, percentiles(torch.cat(tables, 1)))
+    return _build(kind, labels, kept, spans, percentiles(torch.cat(tables, 1)))
 
 
-def neuron_map(result: Record) -> ClassMap | None:
-    """The best kept and removed neurons of each site, the rest in bins: percentiles among the site's neurons."""
-    chosen = _sites(result, "neuron")
+def binned_map(result: Record, kind: UnitKind) -> ClassMap | None:
+    """The best kept and removed units of each site, the rest in bins: percentiles among the site's units."""
+    chosen = _sites(result, kind)
     if not chosen:
         return None
     labels: list[str] = []
@@ -79,12 +87,12 @@ def neuron_map(result: Record) -> ClassMap | None:
             groups = [units[j : j + 1] for j in range(min(TOP, len(units)))]
             groups += [part for part in units[TOP:].tensor_split(BINS) if len(part)]
             for group in groups:
-                what = f"neuron {int(group[0])}" if len(group) == 1 else f"mean of {len(group)} neurons"
+                what = f"{kind.name} {int(group[0])}" if len(group) == 1 else f"mean of {kind.many(len(group))}"
                 labels.append(f"{site.name}, {what}")
                 kept.append(stays)
                 columns.append(uses[:, group].mean(1))
         spans.append((site.name, first, len(labels)))
-    return _build("neuron", labels, kept, spans, torch.stack(columns, 1))
+    return _build(kind, labels, kept, spans, torch.stack(columns, 1))
 
 
 def percentiles(table: Tensor) -> Tensor:
@@ -99,10 +107,10 @@ def percentiles(table: Tensor) -> Tensor:
     return found.masked_fill(table.isnan(), torch.nan)
 
 
-def _sites(result: Record, kind: str) -> list[int]:
+def _sites(result: Record, kind: UnitKind) -> list[int]:
     if result.scores.classwise is None:
         return []
-    return [i for i, site in enumerate(result.plan.sites) if site.kind == kind]
+    return [i for i, site in enumerate(result.plan.sites) if site.kind == kind.name]
 
 
 def _table(scores: Scores, index: int) -> Tensor:
@@ -113,8 +121,8 @@ def _table(scores: Scores, index: int) -> Tensor:
 
 
 def _build(
-    kind: str, labels: Sequence[str], kept: Sequence[bool], spans: Sequence[tuple[str, int, int]], values: Tensor
+    kind: UnitKind, labels: Sequence[str], kept: Sequence[bool], spans: Sequence[tuple[str, int, int]], values: Tensor
 ) -> ClassMap:
     rows = len(values)
     shown = torch.linspace(0, rows - 1, min(rows, CLASSES)).round().long()
-    return ClassMap(kind, tuple(shown.tolist()), tuple(labels), tuple(kept), tuple(spans), values[shown])
+    return ClassMap(kind.name, tuple(shown.tolist()), tuple(labels), tuple(kept), tuple(spans), values[shown])

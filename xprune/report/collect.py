@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from xprune.core.record import Metrics, Record
+from xprune.core.unit_kind import UnitKind, kinds_of
 from xprune.errors import ModelError
 from xprune.explain.curves import Faithfulness, Named
-from xprune.report.classmap import ClassMap, comparable, head_map, neuron_map
+from xprune.report.classmap import ClassMap, comparable, maps
 from xprune.report.pictures import Pictures, look
 
 TOP = 10
-"""Classes that are named for a head."""
+"""Classes that are named for a unit."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class SiteFacts:
 
 @dataclass(frozen=True)
 class UnitFacts:
-    """A head: where it is, whether it stayed, its score and its ranks (1 is the best), the classes that use it most.
+    """A unit of a kind that is drawn one by one: where it is, whether it stayed, its score, its ranks (1 is the best).
 
-    classes   (class, percentile of this head among all heads for that class), highest first
+    classes   the classes that use it most: (class, percentile of this unit among all of its kind for that class),
+              highest first
     """
 
     site: int
@@ -66,7 +68,10 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the page shows. `classes` are names by index; an absent part is empty or None."""
+    """All that the page shows. `classes` are names by index; an absent part is empty or None.
+
+    units   the units of kinds that are drawn one by one, such as heads
+    """
 
     metrics: Mapping[str, Metrics]
     criterion: str
@@ -75,7 +80,7 @@ class Facts:
     info: Mapping[str, Any]
     unseen: Sequence[int]
     sites: tuple[SiteFacts, ...]
-    heads: tuple[UnitFacts, ...]
+    units: tuple[UnitFacts, ...]
     classes: tuple[str, ...]
     maps: tuple[ClassMap, ...]
     accuracy: tuple[ClassFacts, ...]
@@ -90,7 +95,8 @@ def collect(
     faithfulness: Named | None = None,
 ) -> Facts:
     """The facts of a result; see `xprune.report.write`."""
-    maps = tuple(found for found in (head_map(result), neuron_map(result)) if found)
+    by_kind = {found.kind: found for found in maps(result)}
+    single = [kind for kind in kinds_of(result.plan.sites) if kind.singly]
     names = names_of(result, classes)
     return Facts(
         metrics=result.metrics,
@@ -100,9 +106,9 @@ def collect(
         info=result.scores.info,
         unseen=result.scores.unseen,
         sites=sites(result),
-        heads=_heads(result, next((m for m in maps if m.kind == "head"), None)),
+        units=tuple(unit for kind in single for unit in _units(result, kind, by_kind.get(kind.name))),
         classes=names,
-        maps=maps,
+        maps=tuple(by_kind.values()),
         accuracy=by_class(result.metrics),
         history=history(result),
         faithfulness=_curves(faithfulness or {}),
@@ -153,10 +159,8 @@ def history(result: Record) -> tuple[Mapping[str, Any], ...]:
     )
 
 
-def _heads(result: Record, classmap: ClassMap | None) -> tuple[UnitFacts, ...]:
-    chosen = [i for i, site in enumerate(result.plan.sites) if site.kind == "head"]
-    if not chosen:
-        return ()
+def _units(result: Record, kind: UnitKind, classmap: ClassMap | None) -> list[UnitFacts]:
+    chosen = [i for i, site in enumerate(result.plan.sites) if site.kind == kind.name]
     values = comparable(result.scores)
     every = torch.cat([values[i] for i in chosen])
     ranks, column = _ranks(every).tolist(), 0
@@ -170,7 +174,7 @@ def _heads(result: Record, classmap: ClassMap | None) -> tuple[UnitFacts, ...]:
             rank, score = ranks[column], float(scores[unit])
             found.append(UnitFacts(i, unit, unit in keep, score, within[unit], rank, len(every), share, top))
             column += 1
-    return tuple(found)
+    return found
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -1,45 +1,51 @@
 """What the headings of a report say: the finding of each section, in words and numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from xprune.core.record import Metrics
+from xprune.core.unit_kind import UnitKind, kinds_of
 from xprune.report.collect import Facts, SiteFacts
+from xprune.report.text import measured
 
 
-def title(metrics: Mapping[str, Metrics]) -> str:
-    """What was cut, and what it cost in accuracy."""
-    dense, last = next(iter(metrics.values())), list(metrics.values())[-1]
+def title(facts: Facts) -> str:
+    """What was cut, of the first resource that the budget limits, and what it cost in accuracy."""
+    dense, last = next(iter(facts.metrics.values())), list(facts.metrics.values())[-1]
+    known = [each for each in measured(facts.metrics) if dense.costs.get(each.name) and last.costs.get(each.name)]
     what = "Units"
-    if dense.macs and last.macs:
-        what = f"{percent(1 - last.macs / dense.macs, 0)} of the MACs"
-    elif dense.params and last.params:
-        what = f"{percent(1 - last.params / dense.params, 0)} of the parameters"
+    for resource in sorted(known, key=lambda each: each.name not in _limited(facts))[:1]:
+        what = f"{percent(1 - last.costs[resource.name] / dense.costs[resource.name], 0)} of the {resource.label}"
     if dense.metric_name != "accuracy":
         return f"{what} cut: {dense.metric_name} from {dense.metric:.4g} to {last.metric:.4g}"
     return f"{what} cut: accuracy from {percent(dense.metric)} to {percent(last.metric)}"
 
 
+def _limited(facts: Facts) -> set[str]:
+    """Names of the resources that the budget of the run limits."""
+    told = dict(facts.settings.get("budget") or {})
+    return {name for name, share in told.items() if share} | {name for name, _ in told.get("resources", ())}
+
+
 def kept(facts: Facts) -> str:
     """Units that stayed, by kind."""
     parts = []
-    for kind in kinds(facts):
-        sites = [site for site in facts.sites if site.kind == kind]
-        parts.append(f"{sum(len(s.kept) for s in sites):,} of {sum(s.size for s in sites):,} {kind}s")
+    for kind in kinds_of(facts.sites):
+        sites = _of(facts, kind)
+        parts.append(f"{sum(len(s.kept) for s in sites):,} of {sum(s.size for s in sites):,} {kind.plural}")
     return " and ".join(parts) + " stay."
 
 
 def network(facts: Facts) -> str:
     """The sites that lost the greatest share of their units, by kind."""
-    return "; ".join(_hardest([site for site in facts.sites if site.kind == kind]) for kind in kinds(facts))
+    return "; ".join(_hardest(_of(facts, kind), kind) for kind in kinds_of(facts.sites))
 
 
 def class_map(facts: Facts) -> str:
-    """Heads that went although some class ranks them high."""
-    heads = [unit for unit in facts.heads if not unit.kept and unit.classes]
-    if not heads:
+    """Units that went although some class ranks them high, of kinds that are drawn one by one."""
+    gone = [unit for unit in facts.units if not unit.kept and unit.classes]
+    if not gone:
         return "Which class uses which unit"
-    missed = sum(unit.classes[0][1] >= 75 for unit in heads)
-    return f"{missed} of {len(heads)} removed heads are in the upper quarter for at least one class"
+    missed = sum(unit.classes[0][1] >= 75 for unit in gone)
+    return f"{missed} of {len(gone)} removed {single(facts)[1]} are in the upper quarter for at least one class"
 
 
 def accuracy(facts: Facts) -> str:
@@ -70,9 +76,19 @@ def faithfulness(facts: Facts) -> str:
     return f"{most}: a class's own accuracy lies {100 * abs(gaps[most]):.0f} points {where} the others' on average"
 
 
-def kinds(facts: Facts) -> list[str]:
-    """Kinds of units, in order."""
-    return list(dict.fromkeys(site.kind for site in facts.sites))
+def single(facts: Facts) -> tuple[str, str]:
+    """What one unit is called, and what many are, of all that are drawn one by one: ("head", "heads")."""
+    names = {(kind.name, kind.plural) for kind in kinds_of(facts.sites) if kind.singly}
+    return names.pop() if len(names) == 1 else ("unit", "units")
+
+
+def binned(facts: Facts) -> str:
+    """What units are called that are too many to draw one by one: "neurons and channels"; "" for none."""
+    return " and ".join(kind.plural for kind in kinds_of(facts.sites) if not kind.singly)
+
+
+def _of(facts: Facts, kind: UnitKind) -> list[SiteFacts]:
+    return [site for site in facts.sites if site.kind == kind.name]
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -80,13 +96,13 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def _hardest(sites: Sequence[SiteFacts]) -> str:
-    kind, shares = sites[0].kind, [len(site.kept) / site.size for site in sites]
+def _hardest(sites: Sequence[SiteFacts], kind: UnitKind) -> str:
+    shares = [len(site.kept) / site.size for site in sites]
     if min(shares) == 1:
-        return f"every {kind} stays"
+        return f"every {kind.name} stays"
     hit = [site for site, share in zip(sites, shares, strict=True) if share == min(shares)]
     if len(hit) == len(sites):
-        return f"every site keeps {len(hit[0].kept)} of {hit[0].size} {kind}s"
+        return f"every site keeps {len(hit[0].kept)} of {hit[0].size} {kind.plural}"
     who = hit[0].name if len(hit) == 1 else f"{hit[0].name} and {len(hit) - 1} more"
     gone = hit[0].size - len(hit[0].kept)
-    return f"{who} lost most {kind}s, {gone} of {hit[0].size}{' each' if len(hit) > 1 else ''}"
+    return f"{who} lost most {kind.plural}, {gone} of {hit[0].size}{' each' if len(hit) > 1 else ''}"

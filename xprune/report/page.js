@@ -23,22 +23,22 @@ const own = (more) => ({
 const figure = (x) => Number(x.toPrecision(3)).toString();
 
 function why(index) {
-  const head = units.heads[index], site = units.sites[head.site];
-  const near = units.heads.map((each, i) => [each, i]).filter(([each]) => each.site === head.site);
+  const unit = units.units[index], site = units.sites[unit.site];
+  const near = units.units.map((each, i) => [each, i]).filter(([each]) => each.site === unit.site);
   const says = [
     site.cut === null
-      ? `Its score is ${figure(head.score)}; the site kept no head at all.`
-      : `Its score is ${figure(head.score)}; the lowest that the site kept is ${figure(site.cut)}.`,
-    `It ranks ${head.rank} of ${site.size} in its site, where ${site.kept} stayed, and ${head.rank_all} of ` +
-      `${head.of_all} among all heads${units.comparable ? "" : " (scores over their site's mean)"}.`,
+      ? `Its score is ${figure(unit.score)}; the site kept no ${site.kind} at all.`
+      : `Its score is ${figure(unit.score)}; the lowest that the site kept is ${figure(site.cut)}.`,
+    `It ranks ${unit.rank} of ${site.size} in its site, where ${site.kept} stayed, and ${unit.rank_all} of ` +
+      `${unit.of_all} among all ${site.kinds}${units.comparable ? "" : " (scores over their site's mean)"}.`,
   ];
   if (site.learned !== null) {
-    says.push(`On ranks from 0 to 1 it stands at ${figure(head.share)}; the site's learned threshold is ` +
+    says.push(`On ranks from 0 to 1 it stands at ${figure(unit.share)}; the site's learned threshold is ` +
       `${figure(site.learned)}, before the shift that all sites share.`);
   }
-  if (head.classes.length) {
-    const names = head.classes.slice(0, 3).map(([name, use]) => `${name} (${Math.round(use)})`).join(", ");
-    says.push(`It is used most by ${names}: percentiles among all heads.`);
+  if (unit.classes.length) {
+    const names = unit.classes.slice(0, 3).map(([name, use]) => `${name} (${Math.round(use)})`).join(", ");
+    says.push(`It is used most by ${names}: percentiles among all ${site.kinds}.`);
   }
   document.getElementById("why-text").replaceChildren(...says.map((line) => {
     const item = document.createElement("li");
@@ -46,10 +46,10 @@ function why(index) {
     return item;
   }));
   document.getElementById("why-title").textContent =
-    `Why head ${head.unit} of ${site.name} ${head.kept ? "stayed" : "went"}: it ranks ${head.rank} of ${site.size} in its site`;
-  document.getElementById("head").value = String(index);
-  for (const button of document.querySelectorAll("button[data-head]")) {
-    const chosen = Number(button.dataset.head) === index;
+    `Why ${site.kind} ${unit.unit} of ${site.name} ${unit.kept ? "stayed" : "went"}: it ranks ${unit.rank} of ${site.size} in its site`;
+  document.getElementById("unit").value = String(index);
+  for (const button of document.querySelectorAll("button[data-unit]")) {
+    const chosen = Number(button.dataset.unit) === index;
     button.classList.toggle("chosen", chosen);
     button.setAttribute("aria-pressed", String(chosen));
   }
@@ -65,27 +65,27 @@ function why(index) {
       size: 14, color: i ? "#fff" : colours.kept,
       line: { width: 2, color: i ? colours.removed : colours.kept },
     },
-    hovertemplate: `head %{text}: score %{x:.3g}<extra>${i ? "removed" : "kept"}</extra>`,
+    hovertemplate: `${site.kind} %{text}: score %{x:.3g}<extra>${i ? "removed" : "kept"}</extra>`,
   })).concat({
     type: "scatter", mode: "text", x: row.map(([each]) => each.score),
     y: row.map((_, i) => (i % 2 ? 1.75 : 1)), text: row.map(([each]) => String(each.unit)), showlegend: false, hoverinfo: "skip",
   }, {
-    type: "scatter", mode: "markers", x: [head.score], y: [0], showlegend: false, hoverinfo: "skip", cliponaxis: false,
+    type: "scatter", mode: "markers", x: [unit.score], y: [0], showlegend: false, hoverinfo: "skip", cliponaxis: false,
     marker: { size: 24, symbol: "circle-open", color: "#1c2733", line: { width: 2 } },
   }), own({
     height: 165, shapes: lines, dragmode: false, margin: { l: 20, r: 20, t: 30, b: 44 },
     xaxis: { title: { text: "score" }, fixedrange: true, zeroline: false },
     yaxis: { visible: false, range: [-1, 2.3], fixedrange: true },
   }));
-  if (head.classes.length && document.getElementById("why-classes")) {
-    const most = [...head.classes].reverse();
+  if (unit.classes.length && document.getElementById("why-classes")) {
+    const most = [...unit.classes].reverse();
     draw("why-classes", [{
       type: "bar", orientation: "h", x: most.map(([, use]) => use), y: most.map((_, i) => i),
-      marker: { color: head.kept ? colours.kept : colours.removed }, width: 0.62,
+      marker: { color: unit.kept ? colours.kept : colours.removed }, width: 0.62,
       hovertemplate: "%{x:.0f} of 100<extra></extra>",
     }], own({
       height: 90 + 25 * most.length, dragmode: false, margin: { ...layout.margin, t: 10 },
-      xaxis: { title: { text: "percentile among all heads" }, range: [0, 100], fixedrange: true },
+      xaxis: { title: { text: `percentile among all ${site.kinds}` }, range: [0, 100], fixedrange: true },
       yaxis: {
         automargin: true, fixedrange: true, tickvals: most.map((_, i) => i), ticktext: most.map(([name]) => escaped(name)),
       },
@@ -104,12 +104,12 @@ function readout(id, titles) {
 const pause = () => new Promise((done) => setTimeout(done, 0));
 
 async function start() {
-  if (units.heads.length) {
-    const choice = document.getElementById("head");
+  if (units.units.length) {
+    const choice = document.getElementById("unit");
     choice.addEventListener("change", () => why(Number(choice.value)));
-    for (const button of document.querySelectorAll("button[data-head]")) {
+    for (const button of document.querySelectorAll("button[data-unit]")) {
       button.addEventListener("click", () => {
-        why(Number(button.dataset.head));
+        why(Number(button.dataset.unit));
         document.getElementById("why").scrollIntoView({ behavior: "smooth" });
       });
     }

@@ -14,11 +14,12 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from xprune.core.record import Metrics
+from xprune.core.unit_kind import kinds_of, unit_kind
 from xprune.report import charts, findings
 from xprune.report.classmap import CLASSES
 from xprune.report.collect import Facts, SiteFacts
 from xprune.report.pictures import Pictures
-from xprune.report.text import amount
+from xprune.report.text import amount, measured
 
 STAGES = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned and fine-tuned"}
 SIDE = 192
@@ -43,7 +44,9 @@ def render(facts: Facts) -> str:
         "layout": charts.figure_layout(),
         "colours": {"kept": charts.KEPT, "removed": charts.REMOVED},
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
-        "rows": [_row(name, row, metrics[0]) for name, row in facts.metrics.items()],
+        "rows": [_row(name, row, facts) for name, row in facts.metrics.items()],
+        "resources": measured(facts.metrics),
+        "kinds": {kind.name: kind for kind in kinds_of(facts.sites)},
         "first": metrics[0],
         "last": metrics[-1],
         "stage": STAGES.get(list(facts.metrics)[-1], list(facts.metrics)[-1]),
@@ -73,14 +76,17 @@ def _figures(facts: Facts) -> dict[str, Any]:
     return found
 
 
-def _row(name: str, metrics: Metrics, dense: Metrics) -> dict[str, str]:
+def _row(name: str, metrics: Metrics, facts: Facts) -> dict[str, Any]:
+    dense = next(iter(facts.metrics.values()))
     metric = findings.percent(metrics.metric) if metrics.metric_name == "accuracy" else f"{metrics.metric:.4g}"
     return {
         "name": STAGES.get(name, name),
         "metric": metric,
         "loss": f"{metrics.loss:.3f}",
-        "macs": amount(metrics.macs, dense.macs).replace("%", "\N{NO-BREAK SPACE}%"),
-        "params": amount(metrics.params, dense.params).replace("%", "\N{NO-BREAK SPACE}%"),
+        "costs": [
+            (resource.label, amount(metrics.costs, dense.costs, resource).replace("%", "\N{NO-BREAK SPACE}%"))
+            for resource in measured(facts.metrics)
+        ],
         "latency": "-" if metrics.latency_ms is None else f"{metrics.latency_ms:.1f} ms",
     }
 
@@ -94,32 +100,40 @@ def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
 
 
 def _by_site(facts: Facts) -> dict[int, list[tuple[int, Any]]]:
-    """Heads by the index of their site, each with its own index."""
+    """Units that are drawn one by one, by the index of their site, each with its own index."""
     found: dict[int, list[tuple[int, Any]]] = {}
-    for index, unit in enumerate(facts.heads):
+    for index, unit in enumerate(facts.units):
         found.setdefault(unit.site, []).append((index, unit))
     return found
 
 
 def _chosen(facts: Facts) -> int:
-    """The head that the page opens with: of those removed, the one with the best rank."""
-    gone = [i for i, unit in enumerate(facts.heads) if not unit.kept]
-    return min(gone or range(len(facts.heads)), key=lambda i: facts.heads[i].rank_all, default=0)
+    """The unit that the page opens with: of those removed, the one with the best rank."""
+    gone = [i for i, unit in enumerate(facts.units) if not unit.kept]
+    return min(gone or range(len(facts.units)), key=lambda i: facts.units[i].rank_all, default=0)
 
 
 def _units(facts: Facts) -> dict[str, Any]:
-    """What the page's script needs to say of a head."""
+    """What the page's script needs to say of a unit that is drawn by itself."""
     sites = {
-        index: {"name": site.name, "size": site.size, "kept": len(site.kept), "cut": site.cut, "learned": site.learned}
+        index: {
+            "name": site.name,
+            "kind": site.kind,
+            "kinds": unit_kind(site.kind).plural,
+            "size": site.size,
+            "kept": len(site.kept),
+            "cut": site.cut,
+            "learned": site.learned,
+        }
         for index, site in enumerate(facts.sites)
-        if site.kind == "head"
+        if unit_kind(site.kind).singly
     }
-    heads = [vars(unit) | {"classes": [[facts.classes[c], p] for c, p in unit.classes]} for unit in facts.heads]
+    units = [vars(unit) | {"classes": [[facts.classes[c], p] for c, p in unit.classes]} for unit in facts.units]
     maps = {
         f"map-{each.kind}": {"columns": each.labels, "rows": [facts.classes[c] for c in each.classes]}
         for each in facts.maps
     }
-    return {"sites": sites, "heads": heads, "maps": maps, "comparable": facts.scale != "site"}
+    return {"sites": sites, "units": units, "maps": maps, "comparable": facts.scale != "site"}
 
 
 def _settings(facts: Facts) -> list[tuple[str, str]]:
@@ -138,7 +152,7 @@ def _settings(facts: Facts) -> list[tuple[str, str]]:
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
-        parts = [f"{key} {_flat(each)}" for key, each in value.items() if each is not None]
+        parts = [f"{key} {_flat(each)}" for key, each in value.items() if each not in (None, [], ())]
         return ", ".join(part.removeprefix("name ") for part in parts)
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xprune.core.record import Record
 from xprune.core.site import Site
+from xprune.core.unit_kind import unit_kind
 from xprune.modules.copies import alias, reference_device
 from xprune.report.attention import attention
 
@@ -124,7 +125,7 @@ def _choose(
 def _last(result: Record) -> Site | None:
     """The last attention within a block that kept a head: behind it, patches have nothing to say to a class token."""
     pairs = zip(result.plan.sites, result.plan.keeps, strict=True)
-    found = [site for site, keep in pairs if site.kind == "head" and keep and "." in site.name]
+    found = [site for site, keep in pairs if unit_kind(site.kind).attends and keep and "." in site.name]
     return found[-1] if found else None
 
 
@@ -132,7 +133,7 @@ def _pair(result: Record, dense: nn.Module, inputs: Tensor) -> tuple[Site | None
     """(site, its best kept head, its worst removed head, attention): the last site that has both and a map."""
     for i in reversed(range(len(result.plan.sites))):
         site, keep, scores = result.plan.sites[i], set(result.plan.keeps[i]), result.scores.values[i]
-        if site.kind == "head" and 0 < len(keep) < site.size:
+        if unit_kind(site.kind).attends and 0 < len(keep) < site.size:
             weights = attention(dense, site, inputs)
             if weights is not None and len(weights) == len(inputs):
                 order = scores.argsort(descending=True).tolist()

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xprune.core.record import Record
+from xprune.core.unit_kind import kinds_of, unit_kind
 from xprune.errors import ModelError
-from xprune.report.classmap import head_map
+from xprune.report.classmap import maps
 from xprune.report.collect import by_class, history, names_of, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEPT, REMOVED = "#0b5394", "#b8520a"
+LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
 ROWS = 40
 
 
@@ -56,10 +58,11 @@ def _units(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
-    found = head_map(result)
+    found = next((each for each in maps(result) if unit_kind(each.kind).singly), None)
     if found is None:
         raise ModelError(
-            f"kind='classes' needs class-wise scores of heads, which {result.scores.criterion} did not give here."
+            f"kind='classes' needs class-wise scores of heads, or of other units that are drawn one by one, which "
+            f"{result.scores.criterion} did not give here."
         )
     values, kept = found.values.numpy(), np.asarray(found.kept)
     for shown, colours in ((kept, "Blues"), (~kept, "Oranges")):
@@ -69,7 +72,7 @@ def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
     ax.set_xticks([(start + stop - 1) / 2 for _, start, stop in found.sites], short([s for s, _, _ in found.sites]))
     if len(found.classes) <= ROWS:
         ax.set_yticks(range(len(found.classes)), [names[index] for index in found.classes], fontsize=7)
-    ax.set(xlabel="heads by site (blue kept, orange removed)", ylabel="class")
+    ax.set(xlabel=f"{unit_kind(found.kind).plural} by site (blue kept, orange removed)", ylabel="class")
 
 
 def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
@@ -81,9 +84,10 @@ def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
     shades = colormaps["cividis"](np.linspace(0.9, 0.05, len(result.plan.sites)))
     for index, site in enumerate(result.plan.sites):
         rates = [100 * record["rates"][index] for record in records]
-        style = "-" if site.kind == "head" else "--"
+        style = unit_kind(site.kind).line
         ax.plot([r["step"] + 1 for r in records], rates, style, color=shades[index], linewidth=1.2, label=site.name)
-    ax.set(xlabel="step (solid: heads, dashed: other units)", ylabel="units kept, %", ylim=(0, None))
+    kinds = ", ".join(f"{LINES.get(kind.line, kind.line)}: {kind.plural}" for kind in kinds_of(result.plan.sites))
+    ax.set(xlabel=f"step ({kinds})", ylabel="units kept, %", ylim=(0, None))
     ax.legend(fontsize=6, ncols=2, frameon=False)
 
 

@@ -7,38 +7,43 @@ from rich.table import Table
 
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
+from xprune.core.registry import registered
+from xprune.core.resource import Resource
 from xprune.core.scores import Scores
 from xprune.core.site import Sites
+from xprune.core.unit_kind import unit_kind
 
 
-def metrics_table(metrics: Mapping[str, Metrics], dense: tuple[int | None, int | None] | None = None) -> Table:
-    """One row per model: metric, loss, MACs, parameters, latency.
+def metrics_table(metrics: Mapping[str, Metrics], dense: Mapping[str, float] | None = None) -> Table:
+    """One row per model: metric, loss, each resource that was measured, latency.
 
     Args:
         metrics: By the model's name.
-        dense: MACs and parameters of the dense model, which shares are of; (None, None): shown without a share. Not
-            given: those of the first row.
+        dense: What the dense model costs, by the names of resources, which shares are of. A resource that is not there
+            is shown without a share. None: what the first row costs.
     """
-    first = next(iter(metrics.values()))
-    macs, params = (first.macs, first.params) if dense is None else dense
+    first, resources = next(iter(metrics.values())), measured(metrics)
+    whole = first.costs if dense is None else dense
     table = Table(title=f"measured on {first.samples} {first.data} samples", title_justify="left")
     for heading in (
         "model",
         first.metric_name,
         "loss",
-        "MACs",
-        "parameters",
+        *(resource.label for resource in resources),
         "latency" if first.latency_rows is None else f"latency (batch {first.latency_rows})",
     ):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, row in metrics.items():
-        costs = (
-            amount(row.macs, macs),
-            amount(row.params, params),
-            "-" if row.latency_ms is None else f"{row.latency_ms:.1f} ms",
-        )
-        table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs)
+        costs = [amount(row.costs, whole, resource) for resource in resources]
+        timed = "-" if row.latency_ms is None else f"{row.latency_ms:.1f} ms"
+        table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs, timed)
     return table
+
+
+def measured(metrics: Mapping[str, Metrics]) -> list[Resource]:
+    """The resources that some model was measured in, in the order of their table."""
+    names = {name for row in metrics.values() for name in row.costs}
+    return [resource for name, resource in registered("resources").items() if name in names]
 
 
 def sites_table(plan: Plan) -> Table:
@@ -48,7 +53,9 @@ def sites_table(plan: Plan) -> Table:
         table.add_column(heading, justify="right" if heading in ("kept", "of") else "left")
     for site, count in zip(plan.sites, plan.counts, strict=True):
         filled = round(20 * count / site.size)
-        table.add_row(site.name, f"{site.kind}s", str(count), str(site.size), "█" * filled + "░" * (20 - filled))
+        table.add_row(
+            site.name, unit_kind(site.kind).plural, str(count), str(site.size), "█" * filled + "░" * (20 - filled)
+        )
     return table
 
 
@@ -58,8 +65,8 @@ def found_tables(sites: Sites) -> tuple[Table, ...]:
     for heading in ("module", "units", "of features", "known by"):
         table.add_column(heading, justify="right" if heading == "of features" else "left", overflow="fold")
     for site in sites:
-        known = site.adapter or ("proof" if site.kind == "head" else "the graph, or proof")
-        table.add_row(site.name, f"{site.size} {site.kind}s", str(site.width), known)
+        kind = unit_kind(site.kind)
+        table.add_row(site.name, kind.many(site.size), str(site.width), site.adapter or kind.found_by)
     reasons: dict[str, list[str]] = {}
     for path, why in sites.left.items():
         reasons.setdefault(why, []).append(path)
@@ -93,13 +100,11 @@ def render(*tables: Table) -> str:
     return capture.get()
 
 
-def amount(value: int | None, dense: int | None) -> str:
-    """A count with its unit and its share of the dense model's, where that is known; "-" where the count is not."""
+def amount(costs: Mapping[str, float], dense: Mapping[str, float], resource: Resource) -> str:
+    """What a model costs of a resource, and its share of what the dense model costs, where that is known; else "-"."""
+    value, whole = costs.get(resource.name), dense.get(resource.name)
     if value is None:
         return "-"
-    number = next(
-        f"{value / scale:.3g} {unit}"
-        for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
-        if value >= scale or scale == 1
-    )
-    return f"{number} ({value / dense:.1%})" if dense else number
+    scale, prefix = next((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")) if value >= s or s == 1)
+    number = f"{value / scale:.3g} {prefix}{resource.unit}".rstrip()
+    return f"{number} ({value / whole:.1%})" if whole else number

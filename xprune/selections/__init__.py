@@ -12,5 +12,7 @@ from xprune.selections.global_threshold import Global
 from xprune.selections.learned.selection import LearnedThresholds
 from xprune.selections.uniform import Uniform
 
-SELECTIONS: Mapping[str, type[Selection]] = table("selections", (Uniform, Global, LearnedThresholds))
+SELECTIONS: Mapping[str, type[Selection]] = table(
+    "selections", (Uniform, Global, LearnedThresholds), Selection, classes=True
+)
 """Selection class by name."""

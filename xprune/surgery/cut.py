@@ -1,6 +1,7 @@
 """Cutting: a plan carried out on a model's tensors and counts. Needs neither data nor a trace."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from xprune.core.interfaces import Adapter
 from xprune.core.plan import Plan
 from xprune.core.site import Site
+from xprune.core.unit_kind import unit_kind
 from xprune.errors import PlanError
 from xprune.modules.paths import attribute_at, is_linear, set_attribute, tensor_at
 from xprune.modules.removed import Removed
@@ -41,21 +43,33 @@ def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter], 
     """
     owners = _owners(model)
     pairs = zip(plan.sites, plan.keeps, strict=True)
-    for site, keep in sorted(pairs, key=lambda pair: pair[0].kind != "channel"):  # of modules that then go as a whole
+    for site, keep in sorted(pairs, key=lambda pair: unit_kind(pair[0].kind).order):
         check_fit(model, site, adapters)
-        empties = bool(site.adapter) and adapters[site.adapter].empties
-        if not keep and not empties:
-            left = adapters[site.adapter].removed if site.adapter else None
-            parts = model.get_submodule(site.layer), model.get_submodule(site.module)
-            parent, _, child = site.module.rpartition(".")
-            setattr(model.get_submodule(parent), child, (left or Removed)(*parts))
-        elif len(keep) < site.size:
-            counts = {path: attribute_at(model, path) for path in site.counts}
-            _cut(model, site, keep, owners, take)
-            _recount(model, {path: count * len(keep) // site.size for path, count in counts.items()})
-            for adapter, path in _resized(model, site, adapters):
-                adapter.resize(model.get_submodule(path), site, keep)
+        unit_kind(site.kind).cut(model, site, keep, partial(_by_cuts, model, site, keep, owners, adapters, take))
     return model
+
+
+def _by_cuts(
+    model: nn.Module,
+    site: Site,
+    keep: tuple[int, ...],
+    owners: dict[int, list[tuple[nn.Module, str]]],
+    adapters: Mapping[str, Adapter],
+    take: Take,
+) -> None:
+    """Removes the units of one site as its cuts say, or its whole module where no unit is kept."""
+    empties = bool(site.adapter) and adapters[site.adapter].empties
+    if not keep and not empties:
+        left = adapters[site.adapter].removed if site.adapter else None
+        parts = model.get_submodule(site.layer), model.get_submodule(site.module)
+        parent, _, child = site.module.rpartition(".")
+        setattr(model.get_submodule(parent), child, (left or Removed)(*parts))
+    elif len(keep) < site.size:
+        counts = {path: attribute_at(model, path) for path in site.counts}
+        _cut(model, site, keep, owners, take)
+        _recount(model, {path: count * len(keep) // site.size for path, count in counts.items()})
+        for adapter, path in _resized(model, site, adapters):
+            adapter.resize(model.get_submodule(path), site, keep)
 
 
 def _resized(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> list[tuple[Adapter, str]]:
@@ -64,7 +78,7 @@ def _resized(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> l
         return [(adapters[site.adapter], site.owner)]
     touched = dict.fromkeys(prefix for cut in site.cuts for prefix in _prefixes(cut.tensor))
     found = []
-    for path in touched if site.kind == "channel" else ():
+    for path in touched if unit_kind(site.kind).crosses else ():
         module = model.get_submodule(path)
         ours = (a for a in adapters.values() if a.serves(module) and a.along_stream(path, module) is not None)
         found += [(adapter, path) for adapter in islice(ours, 1)]

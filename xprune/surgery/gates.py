@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.core.site import Site
+from xprune.core.unit_kind import unit_kind
 from xprune.errors import GateError
-from xprune.modules.calls import Given, call, slow_path, takes
+from xprune.modules.calls import Given, call, map_tensors, slow_path, takes, tensors_in
 from xprune.modules.norms import feature_axis, weighted_norm
 
 Rows = Callable[[Site, Tensor, int, Given], Tensor | None] | Callable[[Site, Tensor, int], Tensor | None]
@@ -37,20 +39,18 @@ class Gates:
         self.rows = rows
         self._given = Given((), {})
         self._fired: set[str] = set()
+        self._gated: list[tuple[Site, str]] = []  # every path that a gate is attached at
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[nn.Module]:
         """The model with its gates. Raises GateError after a forward pass in which one of them did not fire."""
-        handles = [
+        self._gated = []
+        handles: list[Any] = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._check_fired),
         ]
         for index, site in enumerate(self.sites):
-            for path, axis in site.feed_axes:
-                hook = self._gate(index, path, axis)
-                handles.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
-            for path in site.norms:
-                handles.append(model.get_submodule(path).register_forward_hook(self._norm(index, path)))
+            unit_kind(site.kind).gate(site, _Hooks(self, index, model, handles))
         own = with_gated_classes(model, self.sites)
         try:
             with slow_path():
@@ -77,6 +77,15 @@ class Gates:
             if not isinstance(kwargs.get(name), Tensor):
                 raise GateError(f"{path} was called without an input tensor; its units cannot be gated.")
             return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name], path, axis)}
+
+        return hook
+
+    def _output(self, index: int, path: str, axis: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            self._fired.add(path)
+            first = tensors_in(output)[0]
+            gated = first * self._factor(index, first, path, axis)
+            return map_tensors(output, lambda tensor: gated if tensor is first else tensor)
 
         return hook
 
@@ -137,13 +146,41 @@ class Gates:
         return found
 
     def _check_fired(self, *_: Any) -> None:
-        for site in self.sites:
-            for path in (*site.feeds, *site.norms):
-                if path not in self._fired:
-                    raise GateError(
-                        f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot "
-                        "be scored or verified. Leave the site out: find_sites(..., exclude=[...])."
-                    )
+        for site, path in self._gated:
+            if path not in self._fired:
+                raise GateError(
+                    f"{site.name}: the gate on {path} did not fire in this forward pass, so that its units cannot "
+                    "be scored or verified. Leave the site out: find_sites(..., exclude=[...])."
+                )
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """Where a unit kind attaches the gates of one site, see `GateHooks`."""
+
+    gates: Gates
+    index: int
+    model: nn.Module
+    handles: list[Any]
+
+    def on_input(self, path: str, axis: int) -> None:
+        """See GateHooks.on_input."""
+        hook = self.gates._gate(self.index, path, axis)
+        self._add(path, self.model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
+
+    def on_output(self, path: str, axis: int) -> None:
+        """See GateHooks.on_output."""
+        hook = self.gates._output(self.index, path, axis)
+        self._add(path, self.model.get_submodule(path).register_forward_hook(hook))
+
+    def on_norm(self, path: str) -> None:
+        """See GateHooks.on_norm."""
+        hook = self.gates._norm(self.index, path)
+        self._add(path, self.model.get_submodule(path).register_forward_hook(hook))
+
+    def _add(self, path: str, handle: Any) -> None:
+        self.handles.append(handle)
+        self.gates._gated.append((self.gates.sites[self.index], path))
 
 
 def with_gated_classes(model: nn.Module, sites: Sequence[Site]) -> list[tuple[nn.Module, type[nn.Module]]]:

@@ -1,6 +1,7 @@
 """timm's attentions and MLPs, an entry for each class. Names are timm's; `Units` says what each field means."""
 
 from xprune.adapters.declarative import Units
+from xprune.adapters.parts import Also, Forwards
 from xprune.adapters.timm.plain_forwards import PrunedWindowAttentionV2
 
 QKV = (("qkv", 3),)
@@ -10,28 +11,28 @@ TIMM = (
         "timm-attention",
         ("timm.layers.attention.Attention",),
         QKV,
-        layers=("gate",),
-        norm="norm",
-        counts=("attn_dim",),
+        also=Also(layers=("gate",), norm="norm", counts=("attn_dim",)),
     ),
     Units(
         "timm-swin",
         ("timm.models.swin_transformer.WindowAttention",),
         QKV,
-        tensors=(("relative_position_bias_table", 1),),
+        also=Also(tensors=(("relative_position_bias_table", 1),)),
     ),
     Units(
         "timm-swinv2",
         ("timm.models.swin_transformer_v2.WindowAttention",),
         QKV,
-        tensors=(
-            ("logit_scale", 0),
-            ("cpb_mlp.2.weight", 0),
-            ("q_bias", 0),
-            ("k_bias", 0),  # a buffer of zeros
-            ("v_bias", 0),
+        also=Also(
+            tensors=(
+                ("logit_scale", 0),
+                ("cpb_mlp.2.weight", 0),
+                ("q_bias", 0),
+                ("k_bias", 0),  # a buffer of zeros
+                ("v_bias", 0),
+            ),
         ),
-        pruned=PrunedWindowAttentionV2,
+        forwards=Forwards(pruned=PrunedWindowAttentionV2),
     ),
     Units(
         "timm-glu",  # SwiGLUPacked: fc1 holds values and gates; the graph finds the SwiGLU whose layers are apart
@@ -39,7 +40,7 @@ TIMM = (
         (("fc1", 2),),
         writer="fc2",
         count="",
-        norm="norm",
         kind="neuron",
+        also=Also(norm="norm"),
     ),
 )

@@ -92,7 +92,8 @@ class MaskLearner:
         with seeded(context.seed):
             table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse(), self.objective.gone)
             self.table = table.to(device)
-        costs = context.measured(sites) or measure_costs(context.model, sites, context.example_inputs)
+        asked = context.budget.shares if context.budget else ()
+        costs = context.measured(sites) or measure_costs(context.model, sites, context.example_inputs, asked)
         budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
         if start is not None:
             self.table.shared.data = from_scores(torch.cat(normalise(start, costs, budget))).to(device)
