@@ -151,9 +151,7 @@ def _is_stream(site: Site) -> bool:
     return site.kind == "channel"
 
 
-def _measured(
-    model: nn.Module, sites: Sequence[Site], example_inputs: Any, samples: int, device: str | None
-) -> Costs:
+def _measured(model: nn.Module, sites: Sequence[Site], example_inputs: Any, samples: int, device: str | None) -> Costs:
     met, full = _meetings(model, sites), [site.size for site in sites]
     streams = [index for index, site in enumerate(sites) if _is_stream(site) and site.size > 1]
     least = [site.size if _is_stream(site) else 0 if site.module else 1 for site in sites]

@@ -18,9 +18,7 @@ _MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "Clone", "Ali
 """Autograd nodes that move features and change none."""
 
 
-def neuron_sites(
-    model: nn.Module, example_inputs: Any, known: Mapping[str, Site]
-) -> tuple[list[Site], dict[str, str]]:
+def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[list[Site], dict[str, str]]:
     """Sites of hidden neurons between two layers, outside the modules of the `known` sites (path -> site).
 
     A hidden layer is one whose features are written by linear layers or convolutions, go through nothing but

@@ -142,7 +142,7 @@ class _Runner:
         """
         count = samples_of(self.inputs, axis)
         fewer, more = list(range(count - 1)), [*range(count), count - 1]
-        for index in ((fewer, more) if count > 1 else (more,) if count else ()):
+        for index in (fewer, more) if count > 1 else (more,) if count else ():
             for other_first in (False, True) if axis == 1 else (False,):
                 samples = Samples(axis, count, other_first)
                 try:
