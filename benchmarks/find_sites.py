@@ -49,7 +49,7 @@ MODELS = {"DeiT-B": deit, "Swin-T": swin, "Llama, 24 layers": llama}
 
 
 def serve(threads: int) -> None:
-    """Runs in a process of its own: for each name of a model on stdin, one line: seconds, CPU seconds, number of sites."""
+    """In a process of its own: for each name of a model on stdin, a line of seconds, CPU seconds, number of sites."""
     import xprune
 
     torch.set_num_threads(threads)

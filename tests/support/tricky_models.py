@@ -360,7 +360,7 @@ TRICKY: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a bare product": (lambda: Surrounded(Bare()), "part"),
     "one layer twice": (lambda: Surrounded(Reused()), ""),
 }
-"""Name -> (a model, the path at or below which there is a reason and no site; "" where nothing there looks like one)."""
+"""Name -> (a model, the path at or below which there is a reason and no site; "" where nothing looks like a site)."""
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:

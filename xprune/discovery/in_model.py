@@ -8,7 +8,8 @@ Why a wrong site does not pass by chance:
 
 - Weights as given may hide it. A projection or a layer scale that starts at zero lets nothing through, and biases and
   norms that are all alike look right in any order. So the proof runs on a copy with noise on these (`stirred`).
-- Half of the units go, drawn at random: a wrong order of the units would have to map those that stay onto themselves.
+- About half of the units go, drawn at random: a wrong order would have to map those that stay onto themselves. An odd
+  number stays: to turn the order of an even number around, or to swap neighbours, leaves no odd number in place.
 - Where the gates of a site change nothing, the cut has to change nothing either. A cut of other units would.
 
 Where sites have many units, most of these go from both sides first (`_thinned`). What is left is a model of the same
@@ -36,7 +37,7 @@ from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
 
 FEW = 64
-"""Units that are looked at of sites that have many; an eighth, where that is more."""
+"""Units that are looked at of sites that have many; one in sixteen, where that is more."""
 
 
 def proved(
@@ -59,11 +60,11 @@ def proved(
     held, left = _without_conflicts(model, sites)
     if not held:
         return [], left
-    prover = _Prover(stirred(model), example_inputs)
     one = samples.take(example_inputs, [0]) if samples and samples.count > 1 else example_inputs
-    thin = _thinned(prover.model, held)
+    thin = _thinned(model, held)
     if thin is not None and _Prover(thin[0], one).why(thin[1]) is None:
         return held, left
+    prover = _Prover(stirred(model), example_inputs)
     if prover.why(held) is None:
         return held, left  # it does not run on one sample alone, or on few units
     if prover.why_not_itself(held) is not None:
@@ -114,8 +115,8 @@ class _Prover:
 
 
 def _plan(sites: Sequence[Site]) -> Plan:
-    """About half of the units of each site, drawn at random; at least one stays."""
-    return _drawn(sites, [max(1, site.size // 2) for site in sites])
+    """About half of the units of each site, an odd number of them, drawn at random."""
+    return _drawn(sites, [max(1, min(site.size // 2 | 1, site.size - 1)) for site in sites])
 
 
 def _drawn(sites: Sequence[Site], counts: Sequence[int]) -> Plan:
@@ -126,14 +127,14 @@ def _drawn(sites: Sequence[Site], counts: Sequence[int]) -> Plan:
 
 
 def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[Site]] | None:
-    """(the model with few units at each site that has many, the sites as they then are); None where that fails.
+    """(the stirred model with few units at each site that has many, the sites as they then are); None where that fails.
 
     A site of a class that changes once units have gone is left whole: the class before has to be looked at too.
     """
     changes = {name for name, adapter in ADAPTERS.items() if adapter.pruned or adapter.gated}
-    counts = [s.size if s.size <= FEW or s.adapter in changes else max(FEW, s.size // 8) for s in sites]
+    counts = [s.size if s.size <= FEW or s.adapter in changes else max(FEW, s.size // 16) for s in sites]
     try:
-        thin = remove_units(alias(model), _drawn(sites, counts), ADAPTERS)
+        thin = remove_units(stirred(model), _drawn(sites, counts), ADAPTERS)
     except Exception:  # a site that is wrong, which the whole model will tell
         return None
     return thin, [replace(site, size=count) for site, count in zip(sites, counts, strict=True)]
