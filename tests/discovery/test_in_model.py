@@ -48,6 +48,13 @@ def test_hidden_features_that_are_mixed_are_no_neurons(mix):
     assert "units" in reason or "neurons" in reason
 
 
+@pytest.mark.parametrize("mix", ["number of features", "positions of features", "index select", "interleave", "amax"])
+def test_many_hidden_features_that_are_mixed_are_no_neurons(mix):
+    """Of many, most go from both sides first."""
+    sites = exact(built(lambda: Surrounded(Mixer(MIXES[mix], 600))), tokens(), seeds=range(1))
+    assert [site.name for site in sites] == ["sound"] and below(sites.left, "part")
+
+
 @pytest.mark.parametrize("operation", PLAIN)
 def test_hidden_features_that_are_kept_apart_are_neurons(operation):
     sites = check_adapter(built(lambda: Surrounded(Mixer(PLAIN[operation]))), tokens(), seeds=range(2))
@@ -159,6 +166,19 @@ def test_one_comparison_is_enough_where_all_is_well(monkeypatch):
     xprune.find_sites(Model(), torch.randn(2, TOKENS_THERE, 7))
     assert len(calls) == 1
     assert len(calls[0][3]) == 1, "one sample is enough"
+
+
+def test_of_many_units_few_are_looked_at(monkeypatch):
+    seen = []
+    real = in_model.exactness.problem
+
+    def watched(model, pruned, plan, inputs):
+        seen.append([site.size for site in plan.sites])
+        return real(model, pruned, plan, inputs)
+
+    monkeypatch.setattr(in_model.exactness, "problem", watched)
+    sites = xprune.find_sites(built(lambda: Surrounded(Mixer(PLAIN["gelu"], 1600))), tokens())
+    assert [site.size for site in sites] == [12, 1600] and seen == [[12, 100]]
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -20,9 +20,9 @@ def tokens(rows: int = 2) -> Tensor:
 class Mixer(nn.Module):
     """An MLP whose hidden features go through `mix` on their way, which no layer shows."""
 
-    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, mix: Callable[[Tensor], Tensor], hidden: int = HIDDEN) -> None:
         super().__init__()
-        self.first, self.last, self.mix = nn.Linear(DIM, HIDDEN), nn.Linear(HIDDEN, DIM), mix
+        self.first, self.last, self.mix = nn.Linear(DIM, hidden), nn.Linear(hidden, DIM), mix
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.mix(self.first(x)))
@@ -360,7 +360,7 @@ TRICKY: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a bare product": (lambda: Surrounded(Bare()), "part"),
     "one layer twice": (lambda: Surrounded(Reused()), ""),
 }
-"""Name -> (a model, the path below which there is no site and at or below which is a reason; "" for none of these)."""
+"""Name -> (a model, the path at or below which there is a reason and no site; "" where nothing looks like a site)."""
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:

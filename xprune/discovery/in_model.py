@@ -8,13 +8,19 @@ Why a wrong site does not pass by chance:
 
 - Weights as given may hide it. A projection or a layer scale that starts at zero lets nothing through, and biases and
   norms that are all alike look right in any order. So the proof runs on a copy with noise on these (`stirred`).
-- Half of the units go, drawn at random: a wrong order of the units would have to map those that stay onto themselves.
+- About half of the units go, drawn at random: a wrong order would have to map those that stay onto themselves. An odd
+  number stays: to turn the order of an even number around, or to swap neighbours, leaves no odd number in place.
 - Where the gates of a site change nothing, the cut has to change nothing either. A cut of other units would.
 
-What may still pass is a site whose units count for nothing on the example inputs. `apply` proves each plan again.
+Where sites have many units, most of these go from both sides first (`_thinned`). What is left is a model of the same
+forward that costs a fraction, and the same comparison is made on it. Where that fails, the whole model is looked at.
+
+What may still pass is a site whose units count for nothing on the example inputs, and a forward that goes another way
+for few units than for many. `apply` proves each plan again, on the model as it is.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -31,7 +37,7 @@ from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
 
 FEW = 64
-"""Units of which half stay in the proof; of more, a share that is smaller and costs less."""
+"""Units that are looked at of sites that have many; one in sixteen, where that is more."""
 
 
 def proved(
@@ -54,12 +60,13 @@ def proved(
     held, left = _without_conflicts(model, sites)
     if not held:
         return [], left
-    prover = _Prover(stirred(model), example_inputs)
     one = samples.take(example_inputs, [0]) if samples and samples.count > 1 else example_inputs
-    if _Prover(prover.model, one).why(held) is None:
+    thin = _thinned(model, held)
+    if thin is not None and _Prover(thin[0], one).why(thin[1]) is None:
         return held, left
-    if one is not example_inputs and prover.why(held) is None:
-        return held, left  # it does not run on one sample alone
+    prover = _Prover(stirred(model), example_inputs)
+    if prover.why(held) is None:
+        return held, left  # it does not run on one sample alone, or on few units
     if prover.why_not_itself(held) is not None:
         prover = _Prover(model, example_inputs)  # the noise is at fault: with it the model does not equal itself
         if prover.why(held) is None:
@@ -108,14 +115,29 @@ class _Prover:
 
 
 def _plan(sites: Sequence[Site]) -> Plan:
-    """About half of the units of each site, drawn at random; fewer of many, since that costs less."""
+    """About half of the units of each site, an odd number of them, drawn at random."""
+    return _drawn(sites, [max(1, min(site.size // 2 | 1, site.size - 1)) for site in sites])
+
+
+def _drawn(sites: Sequence[Site], counts: Sequence[int]) -> Plan:
+    """So many units of each site, drawn at random."""
     chance = torch.Generator().manual_seed(0)
-    keeps = []
-    for site in sites:
-        count = (site.size + 1) // 2 if site.size <= FEW else max(FEW // 2, site.size // 8)
-        count = min(count, site.size - 1) or 1
-        keeps.append(tuple(sorted(torch.randperm(site.size, generator=chance)[:count].tolist())))
-    return Plan(tuple(sites), tuple(keeps))
+    orders = [torch.randperm(site.size, generator=chance).tolist() for site in sites]
+    return Plan(tuple(sites), tuple(tuple(sorted(order[:n])) for order, n in zip(orders, counts, strict=True)))
+
+
+def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[Site]] | None:
+    """(the stirred model with few units at each site that has many, the sites as they then are); None where that fails.
+
+    A site of a class that changes once units have gone is left whole: the class before has to be looked at too.
+    """
+    changes = {name for name, adapter in ADAPTERS.items() if adapter.pruned or adapter.gated}
+    counts = [s.size if s.size <= FEW or s.adapter in changes else max(FEW, s.size // 16) for s in sites]
+    try:
+        thin = remove_units(stirred(model), _drawn(sites, counts), ADAPTERS)
+    except Exception:  # a site that is wrong, which the whole model will tell
+        return None
+    return thin, [replace(site, size=count) for site, count in zip(sites, counts, strict=True)]
 
 
 def _likeness(site: Site) -> tuple[Any, ...]:

@@ -61,6 +61,6 @@ def _mean_over_map(node: Any, features: int | None) -> bool:
 
 def _map_of(node: Any) -> list[int]:
     """The shape of what an operation over maps is given; [] where its node does not tell."""
-    sizes = getattr(node, "_saved_self_sym_sizes", None)
+    sizes: Any = getattr(node, "_saved_self_sym_sizes", None)
     sizes = getattr(getattr(node, "_saved_self", None), "shape", ()) if sizes is None else sizes
     return [int(size) for size in sizes]

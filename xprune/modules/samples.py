@@ -1,7 +1,7 @@
 """Samples: along which axis of the inputs they lie, told by taking one of them away."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -137,17 +137,21 @@ class _Runner:
             return [t.shape for t in tensors_in(call(self.copy, inputs))], dict(self.seen)
 
     def try_axis(self, axis: int) -> list[_Tried]:
-        """What is seen with one sample less along the axis, or one more where there is one; [] where that fails."""
+        """What is seen with one sample less along the axis, or with one more; [] where both fail.
+
+        A graph cannot lose a node that its edges lead to, but it can have one more.
+        """
         count = samples_of(self.inputs, axis)
-        index = range(count - 1) if count > 1 else (0, 0)
-        for other_first in (False, True) if axis == 1 and count else (False,) if count else ():
-            samples = Samples(axis, count, other_first)
-            try:
-                outputs, given = self._run(samples.take(self.inputs, index))
-            except Exception:  # that is the answer: this axis does not hold samples
-                continue
-            layers = {path: _axis(shape, given.get(path), samples, len(index)) for path, shape in self.given.items()}
-            return [self._judged(Samples(axis, count, other_first, layers), outputs, len(index))]
+        fewer, more = list(range(count - 1)), [*range(count), count - 1]
+        for index in (fewer, more) if count > 1 else (more,) if count else ():
+            for other_first in (False, True) if axis == 1 else (False,):
+                samples = Samples(axis, count, other_first)
+                try:
+                    outputs, given = self._run(samples.take(self.inputs, index))
+                except Exception:  # that is the answer: this axis does not hold samples
+                    continue
+                layers = {p: _axis(shape, given.get(p), samples, len(index)) for p, shape in self.given.items()}
+                return [self._judged(Samples(axis, count, other_first, layers), outputs, len(index))]
         return []
 
     def _judged(self, samples: Samples, outputs: list[torch.Size], left: int) -> _Tried:
@@ -155,7 +159,11 @@ class _Runner:
             changed = _changed(before, after)
             if changed is not None and before[changed] * left == after[changed] * samples.count:
                 return _Tried(samples, 3 if before[changed] == samples.count else 2, changed)
-        return _Tried(samples, 1)
+        # What the model gives does not follow the rows of its inputs, as with graphs of many nodes: whoever knows the
+        # samples says which rows are theirs.
+        usual = 0 if samples.axis == 0 else -1
+        layers = {path: usual if axis < 0 else axis for path, axis in samples.layers.items()}
+        return _Tried(replace(samples, layers=layers), 1)
 
 
 def _changed(before: torch.Size, after: torch.Size) -> int | None:
