@@ -32,23 +32,29 @@ def _wrapped(model: nn.Module) -> bool:
     return is_compiled_module(model) or isinstance(model, parallel)
 
 
-def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
+def alias(
+    model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None, own_state: bool = False
+) -> nn.Module:
     """A structural copy in eval mode whose tensors share the caller's storage (on `device`, e.g. "meta": new ones).
 
     Replacing modules and parameters of the copy, or hooking it, leaves the caller's model alone; writing into a
-    tensor does not.
+    tensor does not. With `own_state` buffers and whatever tensors a forward has kept are copied, so that a forward
+    that writes into them leaves the caller's alone too.
     """
+    buffers = {id(buffer) for buffer in model.buffers()} if own_state else set()
     memo: dict[int, object] = {}
     for name, tensor in _tensors(model):
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise ModelError(f"{name} is not initialised: run one forward pass of the model first.")
         data = tensor.detach() if device is None else tensor.detach().to(device)
+        data = data.clone() if id(tensor) in buffers else data
         wants = tensor.requires_grad if requires_grad is None else requires_grad
         wants = wants and tensor.is_floating_point()
         memo.setdefault(id(tensor), nn.Parameter(data, wants) if isinstance(tensor, nn.Parameter) else data)
     for module in model.modules():
         for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph
-            memo.setdefault(id(tensor), tensor.detach())
+            if id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone() if own_state else tensor.detach()
     return copy.deepcopy(model, memo).eval()
 
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
 
 
 @contextmanager
@@ -14,7 +13,9 @@ def seeded(seed: int) -> Iterator[None]:
     """Seeds Python, numpy and torch, and puts their states back afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    set_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # of every device
     try:
         yield
     finally:
