@@ -26,6 +26,8 @@ class Hidden(nn.Module):
         self.stem, self.fc1, self.fc2 = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
         self.register_buffer("seen", torch.zeros(1))
         self.before: Any = None
+        self.plain = torch.zeros(1)  # not a buffer
+        self.kept = SimpleNamespace(state={"last": torch.zeros(1)})
         self.finish = finish
 
     def forward(self, x: Tensor) -> Any:
@@ -79,6 +81,18 @@ def _appends(model: Hidden, x: Tensor, hidden: Tensor, y: Tensor) -> Tensor:
     return y + sum(model.before[:-1])
 
 
+def _replaces(model: Hidden, x: Tensor, hidden: Tensor, y: Tensor) -> Tensor:
+    y = y + model.kept.state["last"]
+    model.kept.state["last"] = hidden.mean()
+    return y
+
+
+def _writes(model: Hidden, x: Tensor, hidden: Tensor, y: Tensor) -> Tensor:
+    y = y + model.plain
+    model.plain.add_(hidden.mean())
+    return y
+
+
 def _counts_in_a_buffer(model: Hidden, x: Tensor, hidden: Tensor, y: Tensor) -> Tensor:
     y = y + model.seen
     model.seen += hidden.mean()
@@ -108,6 +122,12 @@ WRONG: dict[str, Finish] = {
     "remembered": _remembers,
     "remembered in a list": _appends,
     "remembered in a buffer": _counts_in_a_buffer,
+    "remembered in an object": _replaces,
+    "remembered in a plain tensor": _writes,
+    "written into the input": lambda m, x, h, y: (y, x.add_(h.mean())),
+    "a nested tensor": lambda m, x, h, y: torch.nested.as_nested_tensor([y + h.mean(), y[:1]], layout=torch.strided),
+    "a distribution": lambda m, x, h, y: torch.distributions.Normal(y, 1 + h.mean(-1, True)),
+    "half precision": lambda m, x, h, y: (y, h.mean(-1).half()),
     "a shared tensor": lambda m, x, h, y: y + m.fc1.weight.mean(),
     "a shape": lambda m, x, h, y: y * h.shape[-1],
     "another shape": lambda m, x, h, y: (y, h),

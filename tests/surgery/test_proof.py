@@ -25,13 +25,14 @@ def problem(model, x, plan=PLAN):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_cuts_are_refused(name):
-    model = proof_models.build(WRONG[name])
+    model, x = proof_models.build(WRONG[name]), inputs()
     before = snapshot(model)
-    assert problem(model, inputs())
+    assert problem(model, x)
     for in_place in (False, True):
         with pytest.raises(xprune.SurgeryError, match=r"hidden \(3 of 6.*untouched"):
-            xprune.apply(model, PLAN, inputs(), in_place=in_place)
+            xprune.apply(model, PLAN, x, in_place=in_place)
     assert_untouched(model, before)
+    assert torch.equal(x, inputs()) and not model.plain.any() and not model.kept.state["last"].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

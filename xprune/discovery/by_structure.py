@@ -206,7 +206,7 @@ def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
             problem = exactness.problem(alone, pruned, plan, inputs, thorough=False)
             if problem:
                 return f"with {plan.counts[0]} of {site.size} left {problem.splitlines()[0]}"
-            if not exactness.changes(alone, plan, inputs):
+            if len(plan.keeps[0]) == site.size - 1 and not exactness.changes(alone, plan, inputs):
                 return f"a gate on the input of {site.layer.partition('.')[2]} does not change what it gives"
         except XPruneError as refused:
             return str(refused)

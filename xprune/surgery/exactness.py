@@ -223,7 +223,8 @@ class _Runs:
                 raise failure from None
 
     def _run(self, model: nn.Module, plan: Plan, seed: int) -> Outputs:
-        copy = _fresh(model)
+        with torch.inference_mode(False):  # what is copied can then be written to
+            copy = alias(model)
         if self.copies:
             copy = fill(copy).to(self.dtype)
         values = []
@@ -238,16 +239,20 @@ class _Runs:
             stack.enter_context(Gates(plan.sites, values).attached(copy))
             before = _marks(copy)
             with self._lifted():
-                found = dict(_named(call(copy, self.inputs)))
+                found = dict(_named(self._call(copy)))
             if _marks(copy) != before:  # what it remembers may hold units: then the next call shows them
                 with self._lifted():
-                    found |= {f"{name} of the second call": t for name, t in _named(call(copy, self.inputs))}
+                    found |= {f"{name} of the second call".strip(): t for name, t in _named(self._call(copy))}
         if not found:
             raise SurgeryError(
                 "the model returns no tensor that could be compared. Return tensors; they may stand in tuples, lists, "
                 "mappings and objects."
             )
         return found
+
+    def _call(self, model: nn.Module) -> Any:
+        """What the model returns; it may write into its inputs."""
+        return call(model, map_tensors(self.inputs, Tensor.clone))
 
     @contextmanager
     def _lifted(self) -> Iterator[None]:
@@ -258,19 +263,47 @@ class _Runs:
             yield
 
 
-@torch.inference_mode(False)
-def _fresh(model: nn.Module) -> nn.Module:
-    """A structural copy with buffers of its own, so that a forward that writes into them changes nobody else's."""
-    copy, own = alias(model), dict[int, Tensor]()
-    for module in copy.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = own.setdefault(id(buffer), buffer.detach().clone())
-    return copy
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def _marks(model: nn.Module) -> list[Any]:
+    """What changes where a forward leaves something behind in the model: values, and tensors that it wrote into.
+
+    Lists and mappings are looked into, and objects too. Things are held, so that no new one gets an old one's identity.
+    """
+    found: list[Any] = []
+    seen: set[int] = set()
+
+    def mark(value: Any, depth: int) -> None:
+        if isinstance(value, _PLAIN):
+            found.append(value)
+            return
+        found.append(_Same(value))
+        if isinstance(value, Tensor):
+            found.append(None if value.is_inference() else value._version)
+        elif id(value) not in seen and not isinstance(value, (type, nn.Module)) and depth < 4:
+            seen.add(id(value))
+            items = vars(value) if hasattr(value, "__dict__") else value
+            if isinstance(value, Mapping):
+                items = value
+            for item in items.values() if isinstance(items, Mapping) else ():
+                mark(item, depth + 1)
+            for item in value if isinstance(value, (list, tuple)) else ():
+                mark(item, depth + 1)
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in _OWN or name == "_buffers":
+                mark(value, 0)
+    return found
+
+
+_OWN = set(vars(nn.Module()))
+"""What every module has: its tensors, parts and hooks."""
 
 
 class _Same:
-    """Compares equal to itself only, and holds what it stands for, so that no other thing gets its identity."""
+    """Equal where it stands for the same thing."""
 
     def __init__(self, thing: object) -> None:
         self.thing = thing
@@ -281,33 +314,19 @@ class _Same:
     __hash__ = object.__hash__
 
 
-def _marks(model: nn.Module) -> list[Any]:
-    """What changes where a forward leaves something behind in the model: attributes, their lengths, written buffers."""
-    found: list[Any] = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            plain = isinstance(value, (bool, int, float, str, tuple, type(None)))
-            size = len(value) if isinstance(value, (list, dict, set)) and name != "_buffers" else 0
-            found.append((name, _plain(value) if plain else _Same(value), size))
-        found += [(name, b._version, _Same(b)) for name, b in module._buffers.items() if b is not None]
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """A value whose comparison is one of plain values: tensors in tuples are compared by identity."""
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    return value if isinstance(value, (bool, int, float, str, type(None))) else _Same(value)
-
-
 def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
     """Every tensor, and every number that is not whole, in what a model returns, with its place in it.
 
-    Caches of keys and values are left out: a model with fewer heads holds fewer of them.
+    Whole numbers, texts and generators are left out, and caches of keys and values too: with fewer heads there are
+    fewer of them.
     """
     if isinstance(value, Tensor):
-        yield name, value.to_dense() if value.is_sparse else value
-    elif isinstance(value, float):
+        if value.is_nested:
+            value = value.unbind()
+        else:
+            yield name, value if value.layout == torch.strided else value.to_dense()
+            return
+    if isinstance(value, float):
         yield name, torch.tensor(value, dtype=torch.float64, device="cpu")
     elif isinstance(value, (str, type, nn.Module)) or id(value) in inside or _is_cache(value):
         return
