@@ -268,8 +268,9 @@ def test_another_axis_of_samples_is_refused_by_name():
     data = [(torch.randn(5, 3, 8), torch.arange(3))]
     with pytest.raises(xprune.DataError, match=r"3 samples, but no input has 3 rows along axis 0.*\(5, 3, 8\).*axis=1"):
         xprune.Pruner(Sequence(False), "magnitude").run(data)
-    with pytest.raises(xprune.DataError, match="batch_axis=-1"):
-        xprune.Classification(batch_axis=-1)
+    for kind, axis in ((xprune.Classification, -1), (xprune.Segmentation, -1), (xprune.Classification, "1")):
+        with pytest.raises(xprune.DataError, match=f"batch_axis={axis!r}, wanted a whole number"):
+            kind(batch_axis=axis)
 
 
 @pytest.mark.parametrize("kind", [xprune.TokenClassification, xprune.Classification, xprune.Segmentation])

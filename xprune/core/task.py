@@ -32,12 +32,10 @@ class Task(ABC):
     batch_axis: int = 0
 
     def __init__(self, *, batch_axis: int = 0) -> None:
-        if batch_axis < 0:
-            raise DataError(f"batch_axis={batch_axis}: count axes from the front, 0 or more.")
-        self.batch_axis = batch_axis
+        self.batch_axis = checked_axis(batch_axis)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Of `metric` and `new_metric`, a class that gives one inherits no other: that one measures something else."""
+        """Of `metric` and `new_metric`, what a class gives replaces both: the inherited one measures something else."""
         super().__init_subclass__(**kwargs)
         places = {name: _place(cls, name) for name in ("metric", "new_metric", "update")}
         if places["metric"] < places["new_metric"]:
@@ -186,6 +184,13 @@ class Task(ABC):
 def example_of(task: Task, inputs: Any, targets: Any) -> Any:
     """`task.example` of a batch, also of a task whose `example` takes the inputs alone."""
     return task.example(inputs, task.size(targets)) if takes(task.example, 2) else task.example(inputs)
+
+
+def checked_axis(batch_axis: int) -> int:
+    """The axis itself; DataError where it is none."""
+    if type(batch_axis) is not int or batch_axis < 0:
+        raise DataError(f"batch_axis={batch_axis!r}, wanted a whole number: axes are counted from 0.")
+    return batch_axis
 
 
 def _place(task: type[Task], name: str) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from xprune.core.task import unpacked
+from xprune.core.task import checked_axis, unpacked
 from xprune.errors import DataError
 from xprune.tasks.pointwise import Pointwise
 
@@ -29,6 +29,9 @@ class Segmentation(Pointwise):
     ignore_index: int = 255
     batch_axis: int = 0
     metric_name: ClassVar[str] = "mIoU"
+
+    def __post_init__(self) -> None:
+        checked_axis(self.batch_axis)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """(images, labels); DataError where the batch is something else."""
