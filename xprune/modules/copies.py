@@ -35,7 +35,7 @@ def _wrapped(model: nn.Module) -> bool:
 def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
     """A structural copy in eval mode whose parameters share the caller's storage.
 
-    Buffers are copied: some forwards count in them. Replacing modules and parameters of the copy, or hooking it,
+    Buffers and cached tensors are copied: some forwards write into them. Replacing modules and parameters of the copy, or hooking it,
     leaves the caller's model alone; writing into a parameter does not.
 
     Args:
@@ -58,8 +58,9 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         elif id(tensor) not in memo:
             memo[id(tensor)] = data.clone() if data.data_ptr() == tensor.data_ptr() else data
     for module in model.modules():
-        for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph
-            memo.setdefault(id(tensor), tensor.detach())
+        for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph, and is written into
+            if id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
     return copy.deepcopy(model, memo).eval()
 
 
