@@ -35,8 +35,8 @@ def _wrapped(model: nn.Module) -> bool:
 def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
     """A structural copy in eval mode whose parameters share the caller's storage.
 
-    Buffers and cached tensors are copied: some forwards write into them. Replacing modules and parameters of the copy, or hooking it,
-    leaves the caller's model alone; writing into a parameter does not.
+    Buffers and cached tensors are copied: some forwards write into them. Replacing modules and parameters of the copy,
+    or hooking it, leaves the caller's model alone; writing into a parameter does not.
 
     Args:
         model: What to copy.
