@@ -36,8 +36,8 @@ def _wrapped(model: nn.Module) -> bool:
 def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
     """A structural copy in eval mode whose parameters share the caller's storage.
 
-    Buffers, and whatever tensors a forward has kept, are copied: some forwards write into them. Replacing modules and
-    parameters of the copy, or hooking it, leaves the caller's model alone; writing into a parameter does not.
+    Buffers and cached tensors are copied: some forwards write into them. Replacing modules and parameters of the copy,
+    or hooking it, leaves the caller's model alone; writing into a parameter does not.
 
     Args:
         model: What to copy.
@@ -59,7 +59,7 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         elif id(tensor) not in memo:
             memo[id(tensor)] = data.clone() if data.data_ptr() == tensor.data_ptr() else data
     for module in model.modules():
-        for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph
+        for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph, and is written into
             if id(tensor) not in memo:
                 memo[id(tensor)] = tensor.detach().clone()
     return copy.deepcopy(model, memo).eval()
