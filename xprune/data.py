@@ -64,7 +64,7 @@ def load_data(name: str, config: Mapping[str, Any], *, batch_size: int = 64, wor
     """
     if name == "digits":
         train, val, classes = _digits(config)
-        note = f"digits: {len(val)} of {len(train) + len(val)} images are held out for validation"  # type: ignore[arg-type]
+        note = f"data: digits, {len(val)} of {len(train) + len(val)} images are held out for validation"  # type: ignore[arg-type]
     else:
         train, val, classes, note = _folder(Path(name), config, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -101,7 +101,7 @@ def load_measured(name: str, config: Mapping[str, Any], *, batch_size: int = 64,
         rows = _images(folder, _plain(config))
         classes = len(rows.reader.class_to_idx)
         what = f"images of {folder}" + ("" if split != "given" else ", which has no splits")
-    note = f"measured on all {len(rows):,} {what}"  # type: ignore[arg-type]
+    note = f"data: all {len(rows):,} {what}"  # type: ignore[arg-type]
     return Measured(DataLoader(rows, batch_size, num_workers=workers), classes, split, note)
 
 
@@ -165,7 +165,7 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
         train, val = _images(learn, augmented), _images(measure, plain)
         if train.reader.class_to_idx != val.reader.class_to_idx:
             raise DataError(f"{learn} and {measure} do not hold the same class folders.")
-        note = f"{len(train):,} images of {learn} to learn from, {len(val):,} of {measure} to measure on"
+        note = f"data: {len(train):,} images of {learn} to learn from, {len(val):,} of {measure} to measure on"
         return train, val, len(train.reader.class_to_idx), note
     if learn or measure:
         raise DataError(f"{root} holds {learn or measure} only: wanted train/ and val/, or class folders.")
@@ -173,8 +173,8 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, len(order) // 10)
     note = (
-        f"{root} has no train/ and val/: {held:,} of its {len(order):,} images, drawn at random with seed {seed}, are "
-        "held out to measure on"
+        f"data: {root} has no train/ and val/: {held:,} of its {len(order):,} images, drawn at random with seed {seed}, "
+        "are held out to measure on"
     )
     return Subset(train, order[held:]), Subset(val, order[:held]), len(train.reader.class_to_idx), note
 

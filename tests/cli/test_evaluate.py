@@ -86,7 +86,7 @@ def test_the_command_says_it_and_counts_it(saved, tmp_path, monkeypatch, capsys)
     fill(tmp_path / "data", 3)
     assert run(monkeypatch, "evaluate", saved, "--data", tmp_path / "data") == 0
     shown = capsys.readouterr().out
-    assert f"measured on all 21 images of {tmp_path / 'data'}, which has no splits" in shown
+    assert f"data: all 21 images of {tmp_path / 'data'}, which has no splits" in shown
     assert "measured on 21 given samples" in shown
 
 

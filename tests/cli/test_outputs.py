@@ -1,6 +1,7 @@
 """No command replaces a file that xprune did not write, whatever --out says."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_a_report_beside_the_model_and_a_new_model_in_its_place(tmp_path, monkey
     with pytest.warns(UserWarning, match="tells of the model that was there before"):
         result().save(folder, arch=ARCH)
     assert run(monkeypatch, "report", folder) == 0
+
+
+def test_a_warning_is_one_message(saved, monkeypatch, capsys):
+    def report(*_, **__):
+        warnings.warn("something [odd]", stacklevel=1)
+
+    monkeypatch.setattr(xprune.PruneResult, "report", report)
+    shown = warnings.showwarning
+    assert run(monkeypatch, "report", saved, "--out", saved.parent / "page.html") == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "UserWarning: something [odd]"
+    assert warnings.showwarning is shown
 
 
 def test_pages_of_older_versions_are_known(tmp_path):

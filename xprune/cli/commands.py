@@ -1,5 +1,6 @@
 """The command line: prune, compare, evaluate, sites, show, report, export, list, demo, in the words of the API."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
@@ -308,10 +309,16 @@ def _is_main_process() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    Console(stderr=True).print(f"[yellow]{category.__name__}:[/] {escape(str(message))}", highlight=False)
+
+
 def main() -> None:
-    """The command line with errors as one message, not a traceback."""
+    """The command line, with errors and warnings as one message, not a traceback or a line of code."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app()
     except XPruneError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from None
