@@ -14,9 +14,9 @@ STAGES = {"metric": "before fine-tuning", "tuned_metric": "after"}
 class Cells:
     """The rows of a grid.
 
-    rows     a cell each: seed, criterion, selection, budget, the settings of both, macs, params and other resources (shares of
-             the dense model's), metric and loss as cut, tuned_metric and tuned_loss after fine-tuning, deletion_gap where
-             it was asked for and the criterion is class-wise, seconds of each stage
+    rows     a cell each: seed, criterion, selection, budget, the settings of both, macs, params and other resources
+             (shares of the dense model's), metric and loss as cut, tuned_metric and tuned_loss after fine-tuning,
+             deletion_gap where it was asked for and the criterion is class-wise, seconds of each stage
     report   all that the file holds: rows, settings, hardware, versions
     """
 
