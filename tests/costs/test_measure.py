@@ -208,7 +208,7 @@ def test_a_resource_without_a_number_for_the_model_is_named(given, monkeypatch):
         lambda: xprune.count_resources(model, images(), ["written"]),
         lambda: xprune.measure_costs(model, xprune.find_sites(model, images()), images(), ["written"]),
     ):
-        with pytest.raises(xprune.PluginError, match="resource 'written' gave .* for the whole model"):
+        with pytest.raises(xprune.PluginError, match=r"resource 'written' gave .* for the whole model"):
             measure()
 
 

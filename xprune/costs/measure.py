@@ -61,8 +61,8 @@ def _by_module(resource: Resource, model: nn.Module, example_inputs: Any) -> Map
     counted = resource.by_module(model, example_inputs)
     if not math.isfinite(counted.get("", math.nan)):
         raise PluginError(
-            f"the resource {resource.name!r} gave {counted.get('')!r} for the whole model: by_module has to give a finite "
-            "number under the path ''."
+            f"the resource {resource.name!r} gave {counted.get('')!r} for the whole model: by_module has to give a "
+            "finite number under the path ''."
         )
     return counted
 
