@@ -170,7 +170,7 @@ def test_images_are_of_the_size_and_channels_that_the_model_was_built_for():
 def test_list_names_every_plug_in(monkeypatch, capsys):
     assert run(monkeypatch, "list") == 0
     shown = capsys.readouterr().out
-    for name in (*xprune.CRITERIA, *xprune.SELECTIONS, *xprune.ADAPTERS):
+    for name in (*xprune.CRITERIA, *xprune.SELECTIONS, *xprune.ADAPTERS, *xprune.UNIT_KINDS, *xprune.RESOURCES):
         assert name in shown
 
 
@@ -180,6 +180,9 @@ def test_list_names_every_plug_in(monkeypatch, capsys):
         (["--criterion", "taylr"], "taylor"),
         (["--selection", "best"], "uniform"),
         (["--macs", "1.5"], "(0, 1]"),
+        (["--limit", "watts=0.5"], "known: macs, params"),
+        (["--limit", "params"], "wanted RESOURCE=FRACTION"),
+        (["--limit", "params=2"], "(0, 1]"),
         (["--macs", "0.001"], "the least is"),
         (["--units", "channels"], "head, neuron"),
         (["--exclude", "blok.*"], "blok.*"),

@@ -199,6 +199,19 @@ def test_a_resource_is_measured_always_or_where_a_budget_asks(monkeypatch):
         xprune.measure_costs(build("vit"), (), images(), ["joules"])
 
 
+@pytest.mark.parametrize("given", [{}, {"": float("nan")}, {"": float("inf")}, {"blocks": 1.0}])
+def test_a_resource_without_a_number_for_the_model_is_named(given, monkeypatch):
+    monkeypatch.setattr(Written, "by_module", lambda *_: given)
+    monkeypatch.setitem(xprune.RESOURCES, "written", Written())
+    model = build("vit")
+    for measure in (
+        lambda: xprune.count_resources(model, images(), ["written"]),
+        lambda: xprune.measure_costs(model, xprune.find_sites(model, images()), images(), ["written"]),
+    ):
+        with pytest.raises(xprune.PluginError, match=r"resource 'written' gave .* for the whole model"):
+            measure()
+
+
 def test_a_resource_that_is_not_as_linear_as_it_says_is_refused(monkeypatch):
     monkeypatch.setitem(xprune.RESOURCES, "crooked", Crooked())
     model = build("vit")

@@ -17,7 +17,7 @@ from xprune.core.plan import Plan
 from xprune.core.resource import Resource, measured_resources
 from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
-from xprune.errors import BudgetError, ModelError, XPruneError
+from xprune.errors import BudgetError, ModelError, PluginError, XPruneError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import alias, reference_device
 from xprune.modules.forward import try_forward
@@ -100,7 +100,7 @@ def count_resources(
     for resource in measured_resources(tuple(resources)):
         copy = alias(model, requires_grad=True)
         try:
-            cost = resource.by_module(copy, example_inputs, samples)[""]
+            cost = _by_module(resource, copy, example_inputs, samples)[""]
         except XPruneError:
             raise
         except Exception as problem:
@@ -111,6 +111,17 @@ def count_resources(
             ) from problem
         found[resource.name] = cost if resource.unit else round(cost)
     return found
+
+
+def _by_module(resource: Resource, model: nn.Module, example_inputs: Any, samples: int) -> Mapping[str, float]:
+    """What a resource gives; PluginError where it has no number for the whole model."""
+    counted = resource.by_module(model, example_inputs, samples)
+    if not math.isfinite(counted.get("", math.nan)):
+        raise PluginError(
+            f"the resource {resource.name!r} gave {counted.get('')!r} for the whole model: by_module has to give a "
+            "finite number under the path ''."
+        )
+    return counted
 
 
 @undisturbed()
@@ -228,7 +239,7 @@ def _measured(
         smaller, found = with_counts(kept, device), {}
         held = dict(smaller.named_parameters(remove_duplicate=False))  # what went as a whole is not there
         for resource in linear:
-            counted = resource.by_module(smaller, example_inputs, samples)
+            counted = _by_module(resource, smaller, example_inputs, samples)
             tensors = {name: resource.of_tensor(counted, name, held.get(name)) for _, _, name in met}
             found[resource.name] = {**counted, **tensors}
         return found
