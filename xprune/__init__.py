@@ -23,6 +23,7 @@ from xprune.costs.latency import latency
 from xprune.costs.measure import count_macs, count_params, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
+from xprune.environment import __version__
 from xprune.errors import (
     ArtefactError,
     BudgetError,
@@ -49,8 +50,6 @@ from xprune.tasks.segmentation import Segmentation
 from xprune.tasks.tokens import LanguageModel, TokenClassification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ADAPTERS",
@@ -95,6 +94,7 @@ __all__ = [
     "TrainingError",
     "Units",
     "XPruneError",
+    "__version__",
     "apply",
     "compare",
     "count_macs",
