@@ -50,16 +50,18 @@ test: $(INSTALLED)
 	$(PYTEST) $(ARGS)
 
 # Made anew when pyproject.toml changes: uv leaves versions alone that are installed and high enough.
+# timm wants any torchvision, of which uv would take the newest and with it a newer torch: 0.26 is that of torch 2.11.
 $(MINIMUM)/.installed: pyproject.toml
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear $(MINIMUM)
 	$(MINIMUM)/bin/python -m pip install --quiet "uv>=0.9"
-	$(MINIMUM)/bin/uv pip install --quiet --python $(MINIMUM)/bin/python --resolution lowest-direct -e ".[all,test]"
+	$(MINIMUM)/bin/uv pip install --quiet --python $(MINIMUM)/bin/python --resolution lowest-direct \
+		-e ".[all,test]" "torchvision>=0.26"
 	@touch $@
 
 test-minimum: BIN := $(MINIMUM)/bin
 test-minimum: $(MINIMUM)/.installed
-	$(PYTEST) -m smoke $(ARGS)
+	XPRUNE_LOWEST_VERSIONS=1 $(PYTEST) -m smoke $(ARGS)
 
 coverage: $(INSTALLED)
 	$(PYTEST) --cov --cov-report=term-missing $(ARGS)

@@ -1,5 +1,6 @@
 """The project's own files: one version everywhere, YAML that parses, documents that name what is there."""
 
+import os
 import re
 import subprocess
 import tomllib
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import xprune
 from benchmarks import record as recording
@@ -110,13 +112,30 @@ def test_what_the_guide_calls_public_is():
     assert all(hasattr(xprune, name) for name in re.findall(r"subclass of `(\w+)`", text))
 
 
-def test_floors_and_bounds_of_dependencies_hold():
+def dependencies():
+    """Requirement -> its lowest version, of all that run the package or its tests."""
     extras = PROJECT["project"]["optional-dependencies"]
     groups = [PROJECT["project"]["dependencies"], *(group for name, group in extras.items() if name != "dev")]
-    for requirement in (Requirement(line) for group in groups for line in group):
-        if requirement.name == "xprune":
-            continue
-        assert any(bound.operator == ">=" for bound in requirement.specifier), f"{requirement} has no floor"
+    found = [Requirement(line) for group in groups for line in group if not line.startswith("xprune[")]
+    return {each: [bound.version for bound in each.specifier if bound.operator == ">="] for each in found}
+
+
+@pytest.mark.smoke
+@pytest.mark.skipif(
+    "XPRUNE_LOWEST_VERSIONS" not in os.environ, reason="only `make test-minimum` installs lowest versions"
+)
+def test_the_lowest_versions_are_what_is_tested():
+    higher = []
+    for requirement, (floor,) in dependencies().items():
+        installed = Version(Version(version(requirement.name)).public)
+        if installed != Version(floor):
+            higher.append(f"{requirement.name} {installed}, not {floor}")
+    assert not higher
+
+
+def test_floors_and_bounds_of_dependencies_hold():
+    for requirement, floors in dependencies().items():
+        assert len(floors) == 1, f"{requirement} has no floor"
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
