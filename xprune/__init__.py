@@ -28,6 +28,7 @@ from xprune.costs.resources import RESOURCES
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
 from xprune.discovery.kinds import UNIT_KINDS
+from xprune.environment import __version__
 from xprune.errors import (
     ArtefactError,
     BudgetError,
@@ -54,8 +55,6 @@ from xprune.tasks.segmentation import Segmentation
 from xprune.tasks.tokens import LanguageModel, TokenClassification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ADAPTERS",
@@ -109,6 +108,7 @@ __all__ = [
     "UnitKind",
     "Units",
     "XPruneError",
+    "__version__",
     "apply",
     "classes_of_xprune",
     "compare",

@@ -1,4 +1,4 @@
-"""What figures were measured on: hardware and versions, for every record of a measurement."""
+"""The version of xprune, and what figures were measured on: hardware and versions, for every record."""
 
 import os
 import platform
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+__version__ = "0.2.0.dev0"
+"""The one place that holds the version. The package, its wheel, the site and saved results read it from here."""
 
 PACKAGES = ("torch", "timm", "torch-pruning", "accelerate", "captum", "numpy")
 
@@ -22,8 +25,13 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages whose versions change figures."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    """Versions that can change a figure.
+
+    Returns:
+        Name -> version, of xprune itself, of Python and of the packages that compute.
+    """
+    packages = {package: version(package) for package in PACKAGES}
+    return {"xprune": __version__, "python": platform.python_version(), **packages}
 
 
 def _cpu() -> str:

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 import xprune
 from tests.support.models import CLASSES, build, images, loader
 from xprune.core.scores import LowRank
 from xprune.explain import agreement, contrast, faithfulness
+from xprune.explain.deletion import _average_ranks
 
 ROWS = 2 * CLASSES
 FRACTIONS = (0.2, 0.6)
@@ -149,6 +150,24 @@ def test_agreement_is_spearmans(model, scores):
     for site, a, b in zip(scores.sites, scores.classwise, other.classwise, strict=True):
         wanted = [spearmanr(a[c], b[c]).statistic for c in range(CLASSES)]
         assert found[site.name] == pytest.approx(wanted, abs=1e-6)
+
+
+def _table_of_ranks():
+    """Rows of values whose ranks are told in more than one way: ties, all equal, infinities, one value, none."""
+    chance = torch.Generator().manual_seed(0)
+    yield torch.rand(3, 9, generator=chance)
+    yield torch.randint(4, (5, 11), generator=chance).float()
+    yield torch.zeros(2, 6)
+    yield torch.tensor([[torch.inf, 0.0, -torch.inf, 0.0, torch.inf]])
+    yield torch.tensor([[-0.0, 0.0, 1e-30, -1e-30]])
+    yield torch.tensor([[3.0], [1.0]])
+    yield torch.tensor([[1.0, torch.nan, 1.0], [1.0, 2.0, 1.0]])
+
+
+@pytest.mark.parametrize("values", list(_table_of_ranks()))
+def test_equal_values_share_their_ranks(values):
+    expected = rankdata(values.double().numpy(), axis=1, nan_policy="propagate")
+    torch.testing.assert_close(_average_ranks(values.double()), torch.from_numpy(expected), equal_nan=True)
 
 
 def test_table_and_picture(model, scores):

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from xprune.core.interfaces import Context
@@ -102,8 +101,7 @@ def agreement(first: Scores, second: Scores, order: str = "scores") -> dict[str,
         if tables[0].shape != tables[1].shape:
             raise PluginError(f"{site.name}: class-wise scores {tables[0].shape} and {tables[1].shape} do not compare.")
         a, b = ((contrast(t) if order == "contrast" else t)[:].double() for t in tables)
-        ranks = [torch.from_numpy(rankdata(t.numpy(), axis=1, nan_policy="propagate")) for t in (a, b)]
-        x, y = (r - r.mean(1, keepdim=True) for r in ranks)
+        x, y = (ranks - ranks.mean(1, keepdim=True) for ranks in (_average_ranks(a), _average_ranks(b)))
         found[site.name] = tuple(((x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()).tolist())
     return found
 
@@ -173,6 +171,21 @@ def _classwise(scores: Scores) -> Order:
     if scores.classwise is None:
         raise PluginError(f"{scores.criterion} has no class-wise scores: xpruner, taylor and captum:* do.")
     return scores.classwise
+
+
+def _average_ranks(values: Tensor) -> Tensor:
+    """Rank of each value in its row, smallest first; equal values share the mean of their ranks.
+
+    Args:
+        values: (classes, units).
+
+    Returns:
+        (classes, units), float. A row that holds a NaN is NaN throughout.
+    """
+    ordered = values.sort(dim=1).values
+    smaller, smaller_or_equal = (torch.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    ranks = (smaller + smaller_or_equal + 1).to(values.dtype) / 2
+    return ranks.where(~values.isnan().any(dim=1, keepdim=True), torch.nan)
 
 
 def _ranks(values: Tensor) -> Tensor:
