@@ -16,13 +16,15 @@ from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, example_of
+from xprune.core.task import Task, example_of, known_axis
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, count_resources, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
-from xprune.errors import BudgetError, PluginError
+from xprune.errors import BudgetError, DataError, PluginError
+from xprune.modules.calls import tensors_in
 from xprune.modules.copies import alias, own, reference_device, unwrap
+from xprune.modules.samples import find_samples
 from xprune.selections import SELECTIONS
 from xprune.surgery.apply import apply
 from xprune.tasks.classification import Classification
@@ -83,6 +85,7 @@ class Run:
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
         self.first = first_batch(train, self.task)
         self.first_held_out = first_batch(held_out, self.task) if held_out is not None else self.first
+        _check_axis(self.model, self.task, *self.first)
         self.example = example_of(self.task, *self.first)
 
     @property
@@ -95,12 +98,13 @@ class Run:
         """What may be pruned."""
         if self._sites is not None:
             return tuple(self._sites)
-        return find_sites(self.model, self.example, units=self._units, exclude=self._exclude)
+        axis = known_axis(self.task)
+        return find_sites(self.model, self.example, units=self._units, exclude=self._exclude, batch_axis=axis)
 
     @cached_property
     def costs(self) -> Costs:
         """What the units of the sites cost."""
-        return measure_costs(self.model, self.sites, self.example, self._resources)
+        return measure_costs(self.model, self.sites, self.example, self._resources, batch_axis=known_axis(self.task))
 
     @cached_property
     def dense(self) -> Metrics:
@@ -190,7 +194,8 @@ class Run:
         found = evaluate(model, self.data, task=self.task, data="training" if self.held_out is None else "validation")
         if like is not None:
             return replace(found, **{name: getattr(like, name) for name in ("macs", "params", "resources", *_LATENCY)})
-        costs: dict[str, Any] = count_resources(model, self.example, self._resources)
+        axis = known_axis(self.task)
+        costs: dict[str, Any] = count_resources(model, self.example, self._resources, batch_axis=axis)
         if self.timed:
             inputs, targets = self.first
             costs |= dict(zip(_LATENCY, (latency(model, inputs), self.task.size(targets)), strict=True))
@@ -204,6 +209,22 @@ class Run:
 
 
 _LATENCY = ("latency_ms", "latency_rows")
+
+
+def _check_axis(model: nn.Module, task: Task, inputs: Any, targets: Any) -> None:
+    """Raises DataError where only the model can tell that the samples lie along another axis than the task says.
+
+    That is where a batch is square, with as many tokens as samples: its shape then fits either way.
+    """
+    first, samples = next(iter(tensors_in(inputs)), None), task.size(targets)
+    if first is None or task.batch_axis != 0 or first.dim() < 2 or not first.shape[0] == first.shape[1] == samples > 1:
+        return
+    found = find_samples(model, inputs)
+    if found is not None and found.axis != 0:
+        raise DataError(
+            f"the batch has {samples} samples, and the model takes them along axis {found.axis} of its inputs of shape "
+            f"{tuple(first.shape)}: give the task batch_axis={found.axis}, as in Classification(batch_axis=1)."
+        )
 
 
 @stage()
@@ -307,7 +328,8 @@ def select(
     context = make_context(
         model, loader, example_inputs=example_inputs, task=task, seed=seed, checkpoint_dir=checkpoint_dir
     )
-    costs = measure_costs(context.model, scores.sites, context.example_inputs, budget.shares)
+    axis = known_axis(context.task)
+    costs = measure_costs(context.model, scores.sites, context.example_inputs, budget.shares, batch_axis=axis)
     found = _selected(model, replace(context, costs=costs), scores, costs, budget, chosen)
     if found.model is not None:
         raise _weights_would_be_lost(chosen)
@@ -333,7 +355,8 @@ def _selected(
     found = chosen.select(context, scores, costs, budget)
     if isinstance(found, Plan):  # a selection that says what it takes in `updates` alone
         found = Selected(found, context.model if updates else None, updates)
-    check_allocation(dense, found.plan, costs, budget, context.example_inputs)
+    axis = known_axis(context.task)
+    check_allocation(dense, found.plan, costs, budget, context.example_inputs, batch_axis=axis)
     if found.model is None:
         return found
     return replace(found, model=found.model.to(reference_device(model)))

@@ -181,6 +181,14 @@ class Task(ABC):
         return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
 
 
+def known_axis(task: Task) -> int | None:
+    """The axis of the samples in the inputs, where the task was told; None where samples come first, as is usual.
+
+    None lets whoever needs the axis look at the model too: a graph's rows, for example, are nodes and not samples.
+    """
+    return task.batch_axis or None
+
+
 def example_of(task: Task, inputs: Any, targets: Any) -> Any:
     """`task.example` of a batch, also of a task whose `example` takes the inputs alone."""
     return task.example(inputs, task.size(targets)) if takes(task.example, 2) else task.example(inputs)

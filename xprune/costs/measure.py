@@ -169,16 +169,25 @@ def measure_costs(
         ) from problem
 
 
-def check_allocation(model: nn.Module, plan: Plan, costs: Costs, budget: Budget, example_inputs: Any) -> None:
+def check_allocation(
+    model: nn.Module,
+    plan: Plan,
+    costs: Costs,
+    budget: Budget,
+    example_inputs: Any,
+    *,
+    batch_axis: int | None = None,
+) -> None:
     """BudgetError where a recount of a plan whose costs cannot be told in advance finds more than the budget allows.
 
     They cannot where a whole attention goes that has layers of its own over a stream, beside its heads, and where a
     cost is no sum of products.
     """
     limits = [limit for limit in costs.limits(budget) if _needs_recount(plan, limit[1])]
-    counted = (
-        count_resources(remove_units(alias(model), plan, ADAPTERS), example_inputs, budget.shares) if limits else {}
-    )
+    if not limits:
+        return
+    pruned = remove_units(alias(model), plan, ADAPTERS)
+    counted = count_resources(pruned, example_inputs, budget.shares, batch_axis=batch_axis)
     for name, _, allowed in limits:
         if counted[name] > allowed * (1 + 1e-6) + 1:  # MACs of a sample are rounded
             raise BudgetError(

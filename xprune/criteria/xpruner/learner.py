@@ -13,6 +13,7 @@ from xprune.core.budget import Budget
 from xprune.core.interfaces import Context
 from xprune.core.scores import Scores
 from xprune.core.site import Site
+from xprune.core.task import known_axis
 from xprune.costs.allocation import normalise
 from xprune.costs.expected import UnitCosts, along_budget
 from xprune.costs.measure import measure_costs
@@ -93,7 +94,10 @@ class MaskLearner:
             table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse(), self.objective.gone)
             self.table = table.to(device)
         asked = context.budget.shares if context.budget else ()
-        costs = context.measured(sites) or measure_costs(context.model, sites, context.example_inputs, asked)
+        axis = known_axis(context.task)
+        costs = context.measured(sites) or measure_costs(
+            context.model, sites, context.example_inputs, asked, batch_axis=axis
+        )
         budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
         if start is not None:
             self.table.shared.data = from_scores(torch.cat(normalise(start, costs, budget))).to(device)
