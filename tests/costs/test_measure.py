@@ -134,11 +134,13 @@ class Tiles(xprune.Resource):
         floor = self.by_module(with_counts([0] * len(sites)), example_inputs, samples)[""]
         tables = []
         for index, site in enumerate(sites):
-            row = [0.0]
+            steps = {}  # a number of tiles -> what it costs: within a tile, more units cost nothing
             for count in range(1, site.size + 1):
-                kept = [count if i == index else 0 for i in range(len(full))]
-                row.append(self.by_module(with_counts(kept), example_inputs, samples)[""] - floor)
-            tables.append(row)
+                tiles = -(-count * site.width // 8)
+                if tiles not in steps:
+                    kept = [count if i == index else 0 for i in range(len(full))]
+                    steps[tiles] = self.by_module(with_counts(kept), example_inputs, samples)[""] - floor
+            tables.append([0.0, *(steps[-(-count * site.width // 8)] for count in range(1, site.size + 1))])
         return Staircase(tables)
 
 
