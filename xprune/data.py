@@ -173,8 +173,8 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, len(order) // 10)
     note = (
-        f"data: {root} has no train/ and val/: {held:,} of its {len(order):,} images, drawn at random with seed "
-        f"{seed}, are held out to measure on"
+        f"data: {root} has no train/ and val/: {held:,} of its {len(order):,} images, drawn at random with "
+        f"seed {seed}, are held out to measure on"
     )
     return Subset(train, order[held:]), Subset(val, order[:held]), len(train.reader.class_to_idx), note
 
