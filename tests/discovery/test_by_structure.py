@@ -28,6 +28,7 @@ from tests.support.generic_models import (
     Talking,
     Telling,
     Uneven,
+    attend,
 )
 from xprune.report.text import found_tables, render
 from xprune.testing import assert_untouched, check_adapter, check_exact, random_plan, snapshot
@@ -72,6 +73,41 @@ def test_packed_mlps_are_found(mlp):
     sites = check_adapter(Model(mlp=mlp), example(), seeds=range(2))
     assert [site.size for site in sites if site.kind == "neuron"] == [10, 10]
     assert {bool(site.norms) for site in sites if site.kind == "neuron"} == {isinstance(mlp().norm, nn.LayerNorm)}
+
+
+class Cache:
+    """Keys and values of earlier calls, as language models hand them around."""
+
+    def __init__(self):
+        self.held = {}
+
+    def update(self, layer, key, value):
+        if layer in self.held:
+            key, value = (torch.cat(pair, 2) for pair in zip(self.held[layer], (key, value), strict=True))
+        self.held[layer] = key, value
+        return key, value
+
+
+class Caching(Fused):
+    """Writes into the cache that it is given."""
+
+    def forward(self, x, cache):
+        q, k, v = (self.split(t) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
+        return self.to_out(attend(q, *cache.update(self, k, v), torch.ones(TOKENS, TOKENS).tril().log()))
+
+
+class WithCache(Model):
+    def forward(self, x):
+        x, cache = self.stem(x), Cache()
+        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+            x = x + attention(x, cache)
+            x = x + mlp(x)
+        return self.head(x.mean(1))
+
+
+def test_a_cache_among_the_arguments_is_new_for_each_probe():
+    sites = check_adapter(WithCache(Caching), example(), seeds=range(2))
+    assert [site.kind for site in sites] == ["head", "head", "neuron", "neuron"] and not sites.left
 
 
 def test_a_projection_that_starts_at_zero_is_found_too():
