@@ -91,16 +91,16 @@ class Cache:
 class Caching(Fused):
     """Writes into the cache that it is given."""
 
-    def forward(self, x, cache):
+    def forward(self, x, cache, layer):
         q, k, v = (self.split(t) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
-        return self.to_out(attend(q, *cache.update(self, k, v), torch.ones(TOKENS, TOKENS).tril().log()))
+        return self.to_out(attend(q, *cache.update(layer, k, v), torch.ones(TOKENS, TOKENS).tril().log()))
 
 
 class WithCache(Model):
     def forward(self, x):
         x, cache = self.stem(x), Cache()
-        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
-            x = x + attention(x, cache)
+        for layer, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
+            x = x + attention(x, cache, layer)
             x = x + mlp(x)
         return self.head(x.mean(1))
 
@@ -145,6 +145,31 @@ def test_what_is_left_alone_is_said_in_words(attention):
     check_exact(model, random_plan(sites, 0), example())
     with pytest.raises(xprune.ModelError, match=r"^Model has no sites of units head: attentions\.0, "):
         xprune.find_sites(model, example(), units=["head"])
+
+
+class Once(Fused):
+    """Runs where the model calls it, and nowhere else."""
+
+    calls = (1,)
+
+    def forward(self, x):
+        assert not self.calls, "called twice"
+        self.calls.append(1)
+        return super().forward(x)
+
+
+class OnceEach(Model):
+    def forward(self, x):
+        for attention in self.attentions:
+            attention.calls = []
+        return super().forward(x)
+
+
+def test_a_module_that_fails_by_itself_is_left_alone_with_what_it_says():
+    model = OnceEach(Once)
+    sites = xprune.find_sites(model, example())
+    assert {site.kind for site in sites} == {"neuron"}
+    assert "fails when it is called by itself (AssertionError: called twice)" in sites.left["attentions.0"]
 
 
 def test_what_is_found_is_plain_data(tmp_path):

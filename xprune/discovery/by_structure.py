@@ -218,15 +218,21 @@ def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
             except XPruneError:
                 raise
             except Exception as problem:
-                said = f"{type(problem).__name__}: {problem}".splitlines()[0].removesuffix(": ")
-                return f"its forward fails with {plan.counts[0]} of {site.size} left ({said})"
+                return f"its forward fails with {plan.counts[0]} of {site.size} left ({_said(problem)})"
             if not error <= TOLERANCE * scale:
                 return f"with {plan.counts[0]} of {site.size} left it is off by {error:.1e} (outputs up to {scale:.1e})"
             if not moved > max(10 * error, 1e-6 * scale):
                 return f"a gate on the input of {site.layer.partition('.')[2]} does not change what it gives"
     except XPruneError as problem:
         return str(problem)
+    except Exception as problem:
+        return f"its forward fails when it is called by itself ({_said(problem)})"
     return None
+
+
+def _said(problem: Exception) -> str:
+    """The first line of an error, which may have no message."""
+    return f"{type(problem).__name__}: {problem}".splitlines()[0].removesuffix(": ")
 
 
 @torch.no_grad()
@@ -235,7 +241,8 @@ def _whole(alone: Any, site: Site, inputs: Any) -> Site:
     whole = replace(site, module="module")
     plan = Plan((whole,), ((),))
     try:
-        plain = isinstance(alone.module(*inputs[0], **inputs[1]), Tensor)
+        args, kwargs = _fresh(inputs)
+        plain = isinstance(alone.module(*args, **kwargs), Tensor)
         error, scale = compare(alone, remove_units(alias(alone), plan, {}), plan, inputs)
     except Exception:
         return site
