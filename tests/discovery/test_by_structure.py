@@ -28,6 +28,7 @@ from tests.support.generic_models import (
     Talking,
     Telling,
     Uneven,
+    attend,
 )
 from xprune.report.text import found_tables, render
 from xprune.testing import assert_untouched, check_adapter, check_exact, random_plan, snapshot
@@ -74,6 +75,41 @@ def test_packed_mlps_are_found(mlp):
     assert {bool(site.norms) for site in sites if site.kind == "neuron"} == {isinstance(mlp().norm, nn.LayerNorm)}
 
 
+class Cache:
+    """Keys and values of earlier calls, as language models hand them around."""
+
+    def __init__(self):
+        self.held = {}
+
+    def update(self, layer, key, value):
+        if layer in self.held:
+            key, value = (torch.cat(pair, 2) for pair in zip(self.held[layer], (key, value), strict=True))
+        self.held[layer] = key, value
+        return key, value
+
+
+class Caching(Fused):
+    """Writes into the cache that it is given."""
+
+    def forward(self, x, cache, layer):
+        q, k, v = (self.split(t) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
+        return self.to_out(attend(q, *cache.update(layer, k, v), torch.ones(TOKENS, TOKENS).tril().log()))
+
+
+class WithCache(Model):
+    def forward(self, x):
+        x, cache = self.stem(x), Cache()
+        for layer, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
+            x = x + attention(x, cache, layer)
+            x = x + mlp(x)
+        return self.head(x.mean(1))
+
+
+def test_a_cache_among_the_arguments_is_new_for_each_probe():
+    sites = check_adapter(WithCache(Caching), example(), seeds=range(2))
+    assert [site.kind for site in sites] == ["head", "head", "neuron", "neuron"] and not sites.left
+
+
 def test_a_projection_that_starts_at_zero_is_found_too():
     model = Model()
     for attention in model.attentions:
@@ -109,6 +145,31 @@ def test_what_is_left_alone_is_said_in_words(attention):
     check_exact(model, random_plan(sites, 0), example())
     with pytest.raises(xprune.ModelError, match=r"^Model has no sites of units head: attentions\.0, "):
         xprune.find_sites(model, example(), units=["head"])
+
+
+class Once(Fused):
+    """Runs where the model calls it, and nowhere else."""
+
+    calls = (1,)
+
+    def forward(self, x):
+        assert not self.calls, "called twice"
+        self.calls.append(1)
+        return super().forward(x)
+
+
+class OnceEach(Model):
+    def forward(self, x):
+        for attention in self.attentions:
+            attention.calls = []
+        return super().forward(x)
+
+
+def test_a_module_that_fails_by_itself_is_left_alone_with_what_it_says():
+    model = OnceEach(Once)
+    sites = xprune.find_sites(model, example())
+    assert {site.kind for site in sites} == {"neuron"}
+    assert "fails when it is called by itself (AssertionError: called twice)" in sites.left["attentions.0"]
 
 
 def test_what_is_found_is_plain_data(tmp_path):

@@ -210,7 +210,14 @@ def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
                 return f"a gate on the input of {site.layer.partition('.')[2]} does not change what it gives"
         except XPruneError as refused:
             return str(refused)
+        except Exception as problem:
+            return f"its forward fails when it is called by itself ({_said(problem)})"
     return None
+
+
+def _said(problem: Exception) -> str:
+    """The first line of an error, which may have no message."""
+    return f"{type(problem).__name__}: {problem}".splitlines()[0].removesuffix(": ")
 
 
 @torch.no_grad()
@@ -219,7 +226,8 @@ def _whole(alone: Any, site: Site, inputs: Any) -> Site:
     whole = replace(site, module="module")
     plan = Plan((whole,), ((),))
     try:
-        plain = isinstance(alone.module(*inputs[0], **inputs[1]), Tensor)
+        args, kwargs = _fresh(inputs)
+        plain = isinstance(alone.module(*args, **kwargs), Tensor)
         exact = exactness.problem(alone, remove_units(alias(alone), plan, {}), plan, inputs) is None
     except Exception:
         return site

@@ -126,8 +126,8 @@ def _nothing(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) ->
     """Why a model has no sites, the reason first."""
     reasons = [f"{path}, {why}" for path, why in left.items()]
     first, *others = reasons or [
-        "it has no attention that says its number of heads, and no hidden layer between two linear layers or "
-        "convolutions of one module"
+        "it has no attention that says its number of heads, and no hidden layer that layers of one module write and a "
+        "linear layer or 1x1 convolution of it reads"
     ]
     also = "".join(f" Left alone too: {reason}." for reason in others[:2])
     return (

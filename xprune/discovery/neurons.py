@@ -85,7 +85,7 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
         return None  # a norm or a depthwise convolution of the model's inputs: no layer writes these features
     if not _common_parent({cut.tensor.rpartition(".")[0] for cut in cuts.values()}):
         # The layers stand on the model itself, as those do that write and read its residual stream.
-        return "the hidden layer before it spans the whole model: put it and the layers that write to it in a module"
+        return "the hidden layer that it reads spans the whole model, and only those within one module are looked at"
     site = _assemble(graph, reader, path, axis, tuple(cuts.values()), tuple(norms), tuple(feeds))
     if site is None or not unknown:
         return site
