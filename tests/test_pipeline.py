@@ -82,7 +82,7 @@ def test_the_demo_does_each_thing_once(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "DENSE", TUNE)
     monkeypatch.setattr(demo, "TUNE", TUNE)
     monkeypatch.setattr(xprune, "CRITERIA", {name: xprune.CRITERIA[name] for name in ("random", "magnitude", "taylor")})
-    monkeypatch.setattr(demo.subprocess, "run", lambda command, check: demo.check(Path(command[-1])))
+    monkeypatch.setattr(demo.subprocess, "run", lambda command, check: demo.check(*map(Path, command[-2:])))
     monkeypatch.setattr(demo.report, "NEEDED", ("nothing_of_this_name",))  # the page looks at data for its pictures
     console = Console(record=True, width=120)
     demo.run(tmp_path / "pruned", tmp_path / "cache", console)

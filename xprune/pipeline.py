@@ -16,15 +16,13 @@ from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, example_of, known_axis
+from xprune.core.task import Task, example_of, known_axis, with_axis
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, count_resources, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
-from xprune.errors import BudgetError, DataError, PluginError
-from xprune.modules.calls import tensors_in
+from xprune.errors import BudgetError, PluginError
 from xprune.modules.copies import alias, own, reference_device, unwrap
-from xprune.modules.samples import find_samples
 from xprune.selections import SELECTIONS
 from xprune.surgery.apply import apply
 from xprune.tasks.classification import Classification
@@ -80,12 +78,12 @@ class Run:
         latency: bool = True,
         resources: Sequence[str] = (),
     ) -> None:
-        self.model, self.task = unwrap(model), task or Classification()
-        self.train, self.held_out, self.timed = train, held_out, latency
+        self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
+        task = task or Classification()
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
-        self.first = first_batch(train, self.task)
-        self.first_held_out = first_batch(held_out, self.task) if held_out is not None else self.first
-        _check_axis(self.model, self.task, *self.first)
+        self.first = first_batch(train, task)
+        self.first_held_out = first_batch(held_out, task) if held_out is not None else self.first
+        self.task = with_axis(task, self.model, *self.first)
         self.example = example_of(self.task, *self.first)
 
     @property
@@ -211,22 +209,6 @@ class Run:
 _LATENCY = ("latency_ms", "latency_rows")
 
 
-def _check_axis(model: nn.Module, task: Task, inputs: Any, targets: Any) -> None:
-    """Raises DataError where only the model can tell that the samples lie along another axis than the task says.
-
-    That is where a batch is square, with as many tokens as samples: its shape then fits either way.
-    """
-    first, samples = next(iter(tensors_in(inputs)), None), task.size(targets)
-    if first is None or task.batch_axis != 0 or first.dim() < 2 or not first.shape[0] == first.shape[1] == samples > 1:
-        return
-    found = find_samples(model, inputs)
-    if found is not None and found.axis != 0:
-        raise DataError(
-            f"the batch has {samples} samples, and the model takes them along axis {found.axis} of its inputs of shape "
-            f"{tuple(first.shape)}: give the task batch_axis={found.axis}, as in Classification(batch_axis=1)."
-        )
-
-
 @stage()
 def make_context(
     model: nn.Module,
@@ -246,6 +228,7 @@ def make_context(
     task, batch = task or Classification(), None
     if loader is not None and example_inputs is None:
         batch = first_batch(loader, task)
+        task = with_axis(task, unwrap(model), *batch)
         example_inputs = example_of(task, *batch)
     elif loader is not None:
         check_loader(loader)

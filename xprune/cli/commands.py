@@ -250,7 +250,7 @@ def report(
             order: explain.faithfulness(dense, result.scores, loaded.loader, order=order) for order in explain.ORDERS
         }
     path = result.report(out, classes=names, faithfulness=curves)
-    console.print(f"report in {path}", highlight=False)
+    console.print(f"report in {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -295,14 +295,19 @@ def _save(result: xprune.PruneResult, out: Path, arch: Any) -> Path:
         check_folder(out)
     except ArtefactError as error:
         beside = next(path for n in count(2) if not (path := out.with_name(f"{out.name}-{n}")).exists())
-        Console(stderr=True).print(f"[bold red]saved in {beside} instead:[/] {escape(str(error))}", highlight=False)
+        _complain(f"saved in {beside} instead", error)
         out = beside
     return result.save(out, arch=arch)
 
 
+def _complain(title: str, error: Exception) -> None:
+    """Prints an error in one line: a path that is broken in the middle cannot be copied."""
+    Console(stderr=True).print(f"[bold red]{title}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
 def _say(note: str) -> None:
     if _is_main_process():
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 def _is_main_process() -> bool:
@@ -320,7 +325,7 @@ def main() -> None:
             warnings.showwarning = _show_warning
             app()
     except XPruneError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
+        _complain(type(error).__name__, error)
         raise SystemExit(2) from None
 
 

@@ -1,5 +1,6 @@
 """Task: how to read a batch, the loss, the metric, and which sample each row of a layer's input belongs to."""
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from xprune.core.site import Site
 from xprune.errors import DataError
 from xprune.modules.calls import Given, call, first_rows, lengths, logits, takes, tensors_in
+from xprune.modules.samples import find_samples
 
 if TYPE_CHECKING:  # importing torchmetrics takes a second: it is imported where a metric is made
     from torchmetrics import Metric
@@ -179,6 +181,35 @@ class Task(ABC):
         """Mean divergence of outputs from the teacher's, scaled by temperature squared (Hinton et al., 2015)."""
         student, target = (F.log_softmax(logits / temperature, dim=-1) for logits in (outputs, teacher))
         return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
+
+
+def with_axis(task: Task, model: nn.Module, inputs: Any, targets: Any) -> Task:
+    """The task, told along which axis of the inputs the samples lie, where it was not told and the first is not it.
+
+    Looks at the model where the shapes of the inputs do not show that samples come first: a batch may be square, with
+    as many tokens as samples.
+
+    Args:
+        task: The task. It is not changed.
+        model: The model. It is not changed.
+        inputs: What the model is called with.
+        targets: The targets of the same batch, which say how many samples it has.
+
+    Returns:
+        The task itself where samples come first or where the axis is given, else a copy that knows the axis.
+    """
+    first, samples = next(iter(tensors_in(inputs)), None), task.size(targets)
+    own = task.batch_axis != 0 or type(task).example is not Task.example  # it knows by itself
+    if own or first is None or first.dim() < 2 or samples < 2:
+        return task
+    if first.shape[0] == samples != first.shape[1]:
+        return task
+    found = find_samples(model, inputs)
+    if found is None or found.axis == 0 or first.shape[found.axis] != samples:
+        return task
+    told = copy.copy(task)
+    object.__setattr__(told, "batch_axis", found.axis)  # a task may be a frozen dataclass
+    return told
 
 
 def known_axis(task: Task) -> int | None:

@@ -30,6 +30,7 @@ from torch import nn
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.core.site import Site
+from xprune.core.unit_kind import unit_kind
 from xprune.errors import ModelError, XPruneError
 from xprune.modules.copies import alias, stirred, tensors
 from xprune.modules.samples import Samples
@@ -143,7 +144,7 @@ def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[S
 def _likeness(site: Site) -> tuple[Any, ...]:
     """The same for modules that are likely to be of one class, so that they are tried together."""
     cuts = tuple((cut.tensor.removeprefix(site.owner), cut.axis, cut.groups, cut.width) for cut in site.cuts)
-    return site.kind != "channel", site.kind, site.adapter, len(site.cuts), str(cuts)
+    return unit_kind(site.kind).order, site.kind, site.adapter, len(site.cuts), str(cuts)
 
 
 def _without_conflicts(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], dict[str, str]]:

@@ -10,7 +10,7 @@ Every check that a cut is exact, in surgery, discovery and the conformance tests
 Where float32 finds a difference, float64 has the last word: rounding vanishes there, a wrong cut does not.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
+from xprune.core.unit_kind import unit_kind
 from xprune.errors import SurgeryError, XPruneError
 from xprune.modules.calls import call, map_tensors, slow_path
 from xprune.modules.copies import alias, reference_device, tensors
@@ -38,6 +39,7 @@ float64 has 29 bits more. An output that is nothing but rounding (a difference o
 to be judged by.
 """
 SEED, OTHER_SEED = 0, 1
+_SECOND = " of the second call"
 
 Outputs = dict[str, Tensor]
 """Every tensor that a model returns, by where it stands in what is returned: "" for the only one, "['logits']"."""
@@ -165,10 +167,15 @@ def gated_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> list[Ten
     return list(_Runs(model, example_inputs).gated(plan).values())
 
 
+def effect(model: nn.Module, plan: Plan, example_inputs: Any) -> Difference:
+    """What closing the gates of the units that the plan lets go does to the outputs."""
+    run = _Runs(model, example_inputs)
+    return _worst(run.gated(Plan.full(plan.sites)), run.gated(plan))
+
+
 def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
     """True where the gates of the units that the plan lets go change an output by more than rounding does."""
-    run = _Runs(model, example_inputs)
-    return _worst(run.gated(Plan.full(plan.sites)), run.gated(plan)).relative > TOLERANCE / 10
+    return effect(model, plan, example_inputs).relative > TOLERANCE / 10
 
 
 def randomness(model: nn.Module, example_inputs: Any) -> str:
@@ -194,22 +201,22 @@ class _Runs:
         device = reference_device(model)
         self.inputs = map_tensors(example_inputs, lambda t: t.to(device, self.dtype if t.is_floating_point() else None))
 
-    def dense(self, seed: int = SEED) -> Outputs:
-        """What the dense model returns."""
-        return self._first(Plan((), ()), seed)
+    def dense(self, seed: int = SEED, twice: bool = False) -> Outputs:
+        """What the dense model returns. `twice`: in a second call too, even where the first left no traces."""
+        return self._first(Plan((), ()), seed, twice)
 
-    def gated(self, plan: Plan) -> Outputs:
+    def gated(self, plan: Plan, twice: bool = False) -> Outputs:
         """What the dense model returns with the gates of removed units at 0."""
-        return self._first(plan, SEED)
+        return self._first(plan, SEED, twice)
 
-    def pruned(self, model: nn.Module) -> Outputs:
+    def pruned(self, model: nn.Module, twice: bool = False) -> Outputs:
         """What a pruned model returns."""
-        return self._run(model, Plan((), ()), SEED)
+        return self._run(model, Plan((), ()), SEED, twice)
 
-    def _first(self, plan: Plan, seed: int) -> Outputs:
+    def _first(self, plan: Plan, seed: int, twice: bool) -> Outputs:
         """A forward of the dense model, which also finds out how it can be computed in the wanted dtype."""
         try:
-            return self._run(self.model, plan, seed)
+            return self._run(self.model, plan, seed, twice)
         except XPruneError:
             raise
         except Exception as failure:
@@ -217,12 +224,12 @@ class _Runs:
                 raise
             self.copies = True
             try:
-                return self._run(self.model, plan, seed)
+                return self._run(self.model, plan, seed, twice)
             except Exception:
                 self.copies = False
                 raise failure from None
 
-    def _run(self, model: nn.Module, plan: Plan, seed: int) -> Outputs:
+    def _run(self, model: nn.Module, plan: Plan, seed: int, twice: bool) -> Outputs:
         with torch.inference_mode(False):  # what is copied can then be written to
             copy = alias(model)
         if self.copies:
@@ -240,9 +247,9 @@ class _Runs:
             before = _marks(copy)
             with self._lifted():
                 found = dict(_named(self._call(copy)))
-            if _marks(copy) != before:  # what it remembers may hold units: then the next call shows them
+            if twice or _marks(copy) != before:  # what it remembers may hold units: then the next call shows them
                 with self._lifted():
-                    found |= {f"{name} of the second call".strip(): t for name, t in _named(self._call(copy))}
+                    found |= {f"{name}{_SECOND}".strip(): t for name, t in _named(self._call(copy))}
         if not found:
             raise SurgeryError(
                 "the model returns no tensor that could be compared. Return tensors; they may stand in tuples, lists, "
@@ -343,31 +350,59 @@ def _is_cache(value: object) -> bool:
     return any(kind.__qualname__ == "Cache" for kind in type(value).__mro__)
 
 
-def _once(runs: _Runs, pruned: nn.Module, plan: Plan) -> Finding:
-    """One comparison: pruned with gated, and dense with gates of 1 where gates need another class of a module."""
-    try:
-        expected = runs.gated(plan)
-    except XPruneError:
-        raise
-    except Exception as failure:
-        return Finding(problem=f"the model's forward fails with gates on it, with {_said(failure)}")
-    try:
-        got = runs.pruned(pruned)
-    except XPruneError:
-        raise
-    except Exception as failure:
-        return Finding(problem=f"the pruned forward fails with {_said(failure)}")
-    if (shapes := _shapes(got)) != _shapes(expected):
-        return Finding(problem=f"outputs were {_shapes(expected)} and are now {shapes}")
-    worst = _worst(expected, got)
-    if not worst.exact:
-        return Finding(worst, f"the pruned model {worst}")
+class _ForwardFailed(Exception):
+    """Which forward failed, and with what."""
+
+
+def _comparisons(runs: _Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[str, Outputs, Outputs]]:
+    """All that has to be equal: what is judged, what it should give, what it gives.
+
+    That is the pruned model and the gated one; and, where gates need another class of a module, the dense model with
+    gates of 1 and the dense model: that class and the pruned one may be wrong alike.
+    """
+
+    def run(what: str, forward: Callable[[bool], Outputs]) -> Callable[[bool], Outputs]:
+        def named(twice: bool) -> Outputs:
+            try:
+                return forward(twice)
+            except XPruneError:
+                raise
+            except Exception as failure:
+                raise _ForwardFailed(f"{what} fails with {_said(failure)}") from failure
+
+        return named
+
+    gated = run("the model's forward with gates on it", lambda twice: runs.gated(plan, twice))
+    cut = run("the pruned forward", lambda twice: runs.pruned(pruned, twice))
+    yield "the pruned model", *_alike(gated, cut)
     swapped = tuple(s for s in plan.sites if s.adapter in ADAPTERS and ADAPTERS[s.adapter].gated)
-    if swapped:  # that class and the pruned one may be wrong alike
-        other = _worst(runs.dense(), runs.gated(Plan.full(swapped)))
-        if not other.exact:
-            return Finding(other, f"the dense model with gates of 1 {other}")
-        worst = max(worst, other, key=lambda difference: difference.relative)
+    if swapped:
+        dense = run("the model's forward", lambda twice: runs.dense(SEED, twice))
+        whole = run("the model's forward with gates on it", lambda twice: runs.gated(Plan.full(swapped), twice))
+        yield "the dense model with gates of 1", *_alike(dense, whole)
+
+
+def _alike(first: Callable[[bool], Outputs], second: Callable[[bool], Outputs]) -> tuple[Outputs, Outputs]:
+    """What two models return, of a second call too where one of them left traces of the first."""
+    a, b = first(False), second(False)
+    if any(name.endswith(_SECOND.strip()) for name in {*a} ^ {*b}):
+        return first(True), second(True)
+    return a, b
+
+
+def _once(runs: _Runs, pruned: nn.Module, plan: Plan) -> Finding:
+    """One comparison of all that has to be equal."""
+    worst = Difference()
+    try:
+        for what, expected, got in _comparisons(runs, pruned, plan):
+            if (shapes := _shapes(got)) != _shapes(expected):
+                return Finding(problem=f"outputs were {_shapes(expected)} and are now {shapes}")
+            found = _worst(expected, got)
+            if not found.exact:
+                return Finding(found, f"{what} {found}")
+            worst = max(worst, found, key=lambda difference: difference.relative)
+    except _ForwardFailed as failure:
+        return Finding(problem=str(failure))
     return Finding(worst)
 
 
@@ -408,22 +443,19 @@ def _in_float64(runs: _Runs, pruned: nn.Module, plan: Plan) -> Difference | None
     """The worst difference in float64, None where the pruned model is not exact there either or does not run."""
     if runs.dtype is torch.float64:
         return None
-    wide = _Runs(runs.model, runs.given, torch.float64)
+    wide, worst = _Runs(runs.model, runs.given, torch.float64), Difference()
     try:
-        found = _once(wide, pruned, plan)
-        if not found.problem:
-            return found.difference
-        coarse, fine, got = runs.gated(plan), wide.gated(plan), wide.pruned(pruned)
+        pairs = list(zip(_comparisons(runs, pruned, plan), _comparisons(wide, pruned, plan), strict=True))
     except Exception:  # not every operation has a float64 version
         return None
-    if coarse.keys() != fine.keys() or _shapes(fine) != _shapes(got):
-        return None
-    worst = Difference()
-    for name in fine:
-        found_here = Difference(*_apart(fine[name], got[name]), name)
-        if not (found_here.exact or found_here.error <= NOISE * _noise(coarse[name], fine[name], got[name])):
+    for (_, coarse, _), (_, fine, got) in pairs:
+        if coarse.keys() != fine.keys() or _shapes(fine) != _shapes(got):
             return None
-        worst = max(worst, found_here, key=lambda difference: difference.error)
+        for name in fine:
+            found = Difference(*_apart(fine[name], got[name]), name)
+            if not (found.exact or found.error <= NOISE * _noise(coarse[name], fine[name], got[name])):
+                return None
+            worst = max(worst, found, key=lambda difference: difference.error)
     return worst
 
 
@@ -474,7 +506,7 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
             wrong = _said(failure)
         if wrong:
             shapes = ", ".join(f"{cut.tensor} {tuple(tensor_at(model, cut.tensor).shape)}" for cut in site.cuts[:4])
-            bad.append(f"{site.name} ({len(keep)} of {site.size} {site.kind}s kept; {shapes})")
+            bad.append(f"{site.name} ({len(keep)} of {unit_kind(site.kind).many(site.size)} kept; {shapes})")
     if not bad:
         return "No site fails alone; together they do. Your model is untouched."
     names = [entry.split(" ")[0] for entry in bad]
