@@ -185,7 +185,7 @@ def evaluate(
     )
     if _is_main_process():
         dense = metrics.costs if arch else dense_costs(Path(model), inputs[:2])
-        console.print(loaded.note, highlight=False)
+        _say(loaded.note)
         console.print(metrics_table({Path(model).name: metrics}, dense))
 
 
