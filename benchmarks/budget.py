@@ -13,7 +13,8 @@ import typer
 
 import xprune
 from benchmarks.record import record
-from xprune.costs.measure import count_macs, count_params, measure_costs
+from xprune.costs.count import count_macs, count_params
+from xprune.costs.measure import measure_costs
 
 NAMES = ("deit_tiny_patch16_224", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 ASKED = (0.2, 0.35, 0.5, 0.7, 0.9)

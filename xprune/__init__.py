@@ -22,8 +22,9 @@ from xprune.core.scores import Scores
 from xprune.core.site import Cut, Site, Sites
 from xprune.core.task import Task
 from xprune.core.unit_kind import Found, Search, UnitKind
+from xprune.costs.count import count_macs, count_params, count_resources
 from xprune.costs.latency import latency
-from xprune.costs.measure import count_macs, count_params, count_resources, measure_costs
+from xprune.costs.measure import measure_costs
 from xprune.costs.resources import RESOURCES
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites

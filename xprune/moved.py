@@ -36,6 +36,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "consumers": ("discovery.consumers",),
     "cost": (
         "costs.measure",
+        "costs.count",
         "costs.latency",
     ),
     "criteria.captum_base": ("criteria.captum.base",),

@@ -17,8 +17,9 @@ from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task, example_of, known_axis, with_axis
+from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
-from xprune.costs.measure import check_allocation, count_resources, measure_costs
+from xprune.costs.measure import check_allocation, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
 from xprune.errors import BudgetError, PluginError

@@ -14,7 +14,8 @@ from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task, example_of
-from xprune.costs.measure import count_resources, measure_costs
+from xprune.costs.count import count_resources
+from xprune.costs.measure import measure_costs
 from xprune.discovery.find import find_sites
 from xprune.modules.copies import alias, tensors
 from xprune.pipeline import score, select

@@ -10,8 +10,7 @@ Every check that a cut is exact, in surgery, discovery and the conformance tests
 Where float32 finds a difference, float64 has the last word: rounding vanishes there, a wrong cut does not.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +20,10 @@ from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import SurgeryError, XPruneError
-from xprune.modules.calls import call, map_tensors, slow_path
-from xprune.modules.copies import alias, reference_device, tensors
+from xprune.modules.copies import alias, tensors
 from xprune.modules.paths import tensor_at
-from xprune.modules.precision import exact_arithmetic, lifted
-from xprune.modules.sliced import fill
-from xprune.modules.undisturbed import seeded
 from xprune.surgery.cut import remove_units
-from xprune.surgery.gates import Gates
+from xprune.surgery.outputs import OTHER_SEED, SECOND, SEED, Outputs, Runs
 
 TOLERANCE = 1e-4
 """The largest error allowed in an output, as a share of that output's largest absolute value."""
@@ -38,11 +33,6 @@ NOISE = 2.0**-29 * 1000
 float64 has 29 bits more. An output that is nothing but rounding (a difference of equal numbers) has no size of its own
 to be judged by.
 """
-SEED, OTHER_SEED = 0, 1
-_SECOND = " of the second call"
-
-Outputs = dict[str, Tensor]
-"""Every tensor that a model returns, by where it stands in what is returned: "" for the only one, "['logits']"."""
 
 
 class Difference(NamedTuple):
@@ -99,7 +89,7 @@ def prove(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, 
 
     First in the model's arithmetic, then in float64; then it looks for a reason in the dense model.
     """
-    runs = _Runs(model, example_inputs)
+    runs = Runs(model, example_inputs)
     found = _once(runs, pruned, plan)
     if not found.problem or not thorough:
         return found
@@ -164,12 +154,12 @@ def close(expected: Tensor, got: Tensor) -> bool:
 
 def gated_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> list[Tensor]:
     """Outputs of the dense model with the gates of removed units at 0, at float32 or better, in eval mode."""
-    return list(_Runs(model, example_inputs).gated(plan).values())
+    return list(Runs(model, example_inputs).gated(plan).values())
 
 
 def effect(model: nn.Module, plan: Plan, example_inputs: Any) -> Difference:
     """What closing the gates of the units that the plan lets go does to the outputs."""
-    run = _Runs(model, example_inputs)
+    run = Runs(model, example_inputs)
     return _worst(run.gated(Plan.full(plan.sites)), run.gated(plan))
 
 
@@ -180,181 +170,14 @@ def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
 
 def randomness(model: nn.Module, example_inputs: Any) -> str:
     """Why the model's outputs cannot be compared with those of another call, in one sentence; "" where they can."""
-    return _randomness(_Runs(model, example_inputs))
-
-
-class _Runs:
-    """The forwards of one proof: every one in the same arithmetic and with the same random numbers.
-
-    Args:
-        model: The dense model, which decides what is computed in: float64 where all of it is that, else float32.
-        example_inputs: What the models are called with.
-        dtype: Compute in this dtype instead.
-    """
-
-    def __init__(self, model: nn.Module, example_inputs: Any, dtype: torch.dtype | None = None) -> None:
-        self.model, self.given = model, example_inputs
-        held = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
-        self.dtype = dtype or (torch.float64 if held == {torch.float64} else torch.float32)
-        self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in held) or dtype is not None
-        self.copies = False  # convert whole copies, where the model does not run while operations are lifted
-        device = reference_device(model)
-        self.inputs = map_tensors(example_inputs, lambda t: t.to(device, self.dtype if t.is_floating_point() else None))
-
-    def dense(self, seed: int = SEED, twice: bool = False) -> Outputs:
-        """What the dense model returns. `twice`: in a second call too, even where the first left no traces."""
-        return self._first(Plan((), ()), seed, twice)
-
-    def gated(self, plan: Plan, twice: bool = False) -> Outputs:
-        """What the dense model returns with the gates of removed units at 0."""
-        return self._first(plan, SEED, twice)
-
-    def pruned(self, model: nn.Module, twice: bool = False) -> Outputs:
-        """What a pruned model returns."""
-        return self._run(model, Plan((), ()), SEED, twice)
-
-    def _first(self, plan: Plan, seed: int, twice: bool) -> Outputs:
-        """A forward of the dense model, which also finds out how it can be computed in the wanted dtype."""
-        try:
-            return self._run(self.model, plan, seed, twice)
-        except XPruneError:
-            raise
-        except Exception as failure:
-            if not self.lifts or self.copies:
-                raise
-            self.copies = True
-            try:
-                return self._run(self.model, plan, seed, twice)
-            except Exception:
-                self.copies = False
-                raise failure from None
-
-    def _run(self, model: nn.Module, plan: Plan, seed: int, twice: bool) -> Outputs:
-        with torch.inference_mode(False):  # what is copied can then be written to
-            copy = alias(model)
-        if self.copies:
-            copy = fill(copy).to(self.dtype)
-        values = []
-        for site, keep in zip(plan.sites, plan.keeps, strict=True):
-            value = torch.zeros(site.size, device="cpu")
-            value[list(keep)] = 1.0
-            values.append(value)
-        with ExitStack() as stack:
-            stack.enter_context(exact_arithmetic(self.dtype))
-            stack.enter_context(seeded(seed))
-            stack.enter_context(slow_path())
-            stack.enter_context(Gates(plan.sites, values).attached(copy))
-            before = _marks(copy)
-            with self._lifted():
-                found = dict(_named(self._call(copy)))
-            if twice or _marks(copy) != before:  # what it remembers may hold units: then the next call shows them
-                with self._lifted():
-                    found |= {f"{name}{_SECOND}".strip(): t for name, t in _named(self._call(copy))}
-        if not found:
-            raise SurgeryError(
-                "the model returns no tensor that could be compared. Return tensors; they may stand in tuples, lists, "
-                "mappings and objects."
-            )
-        return found
-
-    def _call(self, model: nn.Module) -> Any:
-        """What the model returns; it may write into its inputs."""
-        return call(model, map_tensors(self.inputs, Tensor.clone))
-
-    @contextmanager
-    def _lifted(self) -> Iterator[None]:
-        if self.lifts and not self.copies:
-            with lifted(self.dtype):
-                yield
-        else:
-            yield
-
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-
-
-def _marks(model: nn.Module) -> list[Any]:
-    """What changes where a forward leaves something behind in the model: values, and tensors that it wrote into.
-
-    Lists and mappings are looked into, and objects too. Things are held, so that no new one gets an old one's identity.
-    """
-    found: list[Any] = []
-    seen: set[int] = set()
-
-    def mark(value: Any, depth: int) -> None:
-        if isinstance(value, _PLAIN):
-            found.append(value)
-            return
-        found.append(_Same(value))
-        if isinstance(value, Tensor):
-            found.append(None if value.is_inference() else value._version)
-        elif id(value) not in seen and not isinstance(value, (type, nn.Module)) and depth < 4:
-            seen.add(id(value))
-            items = vars(value) if hasattr(value, "__dict__") else value
-            if isinstance(value, Mapping):
-                items = value
-            for item in items.values() if isinstance(items, Mapping) else ():
-                mark(item, depth + 1)
-            for item in value if isinstance(value, (list, tuple)) else ():
-                mark(item, depth + 1)
-
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if name not in _OWN or name == "_buffers":
-                mark(value, 0)
-    return found
-
-
-_OWN = set(vars(nn.Module()))
-"""What every module has: its tensors, parts and hooks."""
-
-
-class _Same:
-    """Equal where it stands for the same thing."""
-
-    def __init__(self, thing: object) -> None:
-        self.thing = thing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.thing is other.thing
-
-    __hash__ = object.__hash__
-
-
-def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor, and every number that is not whole, in what a model returns, with its place in it.
-
-    Whole numbers, texts and generators are left out, and caches of keys and values too: with fewer heads there are
-    fewer of them.
-    """
-    if isinstance(value, Tensor):
-        if value.is_nested:
-            value = value.unbind()
-        else:
-            yield name, value if value.layout == torch.strided else value.to_dense()
-            return
-    if isinstance(value, float):
-        yield name, torch.tensor(value, dtype=torch.float64, device="cpu")
-    elif isinstance(value, (str, type, nn.Module)) or id(value) in inside or _is_cache(value):
-        return
-    elif isinstance(value, (Mapping, tuple, list)):
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _named(item, f"{name}[{key!r}]", (*inside, id(value)))
-    else:
-        for key, item in getattr(value, "__dict__", {}).items():
-            yield from _named(item, f"{name}.{key}", (*inside, id(value)))
-
-
-def _is_cache(value: object) -> bool:
-    """True for the caches of transformers: `DynamicCache` and its kin."""
-    return any(kind.__qualname__ == "Cache" for kind in type(value).__mro__)
+    return _randomness(Runs(model, example_inputs))
 
 
 class _ForwardFailed(Exception):
     """Which forward failed, and with what."""
 
 
-def _comparisons(runs: _Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[str, Outputs, Outputs]]:
+def _comparisons(runs: Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[str, Outputs, Outputs]]:
     """All that has to be equal: what is judged, what it should give, what it gives.
 
     That is the pruned model and the gated one; and, where gates need another class of a module, the dense model with
@@ -385,12 +208,12 @@ def _comparisons(runs: _Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[s
 def _alike(first: Callable[[bool], Outputs], second: Callable[[bool], Outputs]) -> tuple[Outputs, Outputs]:
     """What two models return, of a second call too where one of them left traces of the first."""
     a, b = first(False), second(False)
-    if any(name.endswith(_SECOND.strip()) for name in {*a} ^ {*b}):
+    if any(name.endswith(SECOND.strip()) for name in {*a} ^ {*b}):
         return first(True), second(True)
     return a, b
 
 
-def _once(runs: _Runs, pruned: nn.Module, plan: Plan) -> Finding:
+def _once(runs: Runs, pruned: nn.Module, plan: Plan) -> Finding:
     """One comparison of all that has to be equal."""
     worst = Difference()
     try:
@@ -439,11 +262,11 @@ def _apart(expected: Tensor, got: Tensor) -> tuple[float, float]:
     return float((expected - got).abs().max()), float(expected.abs().max())
 
 
-def _in_float64(runs: _Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
+def _in_float64(runs: Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
     """The worst difference in float64, None where the pruned model is not exact there either or does not run."""
     if runs.dtype is torch.float64:
         return None
-    wide, worst = _Runs(runs.model, runs.given, torch.float64), Difference()
+    wide, worst = Runs(runs.model, runs.given, torch.float64), Difference()
     try:
         pairs = list(zip(_comparisons(runs, pruned, plan), _comparisons(wide, pruned, plan), strict=True))
     except Exception:  # not every operation has a float64 version
@@ -466,7 +289,7 @@ def _noise(coarse: Tensor, fine: Tensor, got: Tensor) -> float:
     return found if found < float("inf") else 0.0
 
 
-def _reason_in_dense(runs: _Runs) -> str:
+def _reason_in_dense(runs: Runs) -> str:
     """Why no pruned model can be compared with this dense one, "" where the dense one is fine."""
     try:
         outputs = runs.dense()
@@ -481,7 +304,7 @@ def _reason_in_dense(runs: _Runs) -> str:
     return _randomness(runs)
 
 
-def _randomness(runs: _Runs) -> str:
+def _randomness(runs: Runs) -> str:
     for seed, why in (
         (SEED, "its forward gives other outputs at each call, with the same inputs and the same random numbers"),
         (OTHER_SEED, "its forward draws random numbers"),

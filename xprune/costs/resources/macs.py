@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xprune.core.resource import Resource
-from xprune.costs.measure import macs_by_module
+from xprune.costs.count import macs_by_module
 
 
 class Macs(Resource):

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xprune.core.resource import Resource
-from xprune.costs.measure import count_params
+from xprune.costs.count import count_params
 
 
 class Params(Resource):
