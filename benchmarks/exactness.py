@@ -20,7 +20,7 @@ from benchmarks.record import record
 from xprune.adapters import ADAPTERS
 from xprune.modules.copies import alias
 from xprune.surgery.cut import remove_units
-from xprune.surgery.exactness import TOLERANCE, gated_outputs
+from xprune.surgery.exactness import TOLERANCE, effect, prove
 from xprune.testing import perturb, random_plan
 
 NAMES = (
@@ -77,15 +77,13 @@ def measure(title: str, build: Callable[[], nn.Module], seeds: int) -> dict[str,
     if "dinov2" in title:
         x = x[..., :224, :224]
     sites = xprune.find_sites(model, x)
-    dense = model(x)
     errors, relative, moved, gone = [], [], [], 0
     for seed in range(seeds):
         plan = random_plan(sites, seed)
-        gated = gated_outputs(model, plan, x)[0]
-        error = float((remove_units(alias(model), plan, ADAPTERS)(x) - gated).abs().max())
-        errors.append(error)
-        relative.append(error / float(gated.abs().max()))
-        moved.append(float((gated - dense).abs().max()))
+        found = prove(model, remove_units(alias(model), plan, ADAPTERS), plan, x).difference
+        errors.append(found.error)
+        relative.append(found.relative)
+        moved.append(effect(model, plan, x).error)
         gone += sum(not keep for keep in plan.keeps)
     row = {
         "model": title,

@@ -16,7 +16,7 @@ from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, example_of, known_axis, with_axis
+from xprune.core.task import Task, example_of, known_axis
 from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, measure_costs
@@ -30,7 +30,7 @@ from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 from xprune.training.loop import length
-from xprune.training.runtime import accelerator, check_loader, first_batch, stage
+from xprune.training.runtime import accelerator, check_loader, first_batch, stage, told_by_first_batch
 
 
 class Run:
@@ -82,9 +82,8 @@ class Run:
         self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
         task = task or Classification()
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
-        self.first = first_batch(train, task)
-        self.first_held_out = first_batch(held_out, task) if held_out is not None else self.first
-        self.task = with_axis(task, self.model, *self.first)
+        self.task, self.first = told_by_first_batch(train, task, self.model)
+        self.first_held_out = first_batch(held_out, self.task) if held_out is not None else self.first
         self.example = example_of(self.task, *self.first)
 
     @property
@@ -228,8 +227,7 @@ def make_context(
     """
     task, batch = task or Classification(), None
     if loader is not None and example_inputs is None:
-        batch = first_batch(loader, task)
-        task = with_axis(task, unwrap(model), *batch)
+        task, batch = told_by_first_batch(loader, task, unwrap(model))
         example_inputs = example_of(task, *batch)
     elif loader is not None:
         check_loader(loader)

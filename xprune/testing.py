@@ -13,7 +13,7 @@ from xprune.core.interfaces import Criterion, Selection
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, example_of
+from xprune.core.task import Task, example_of, known_axis
 from xprune.costs.count import count_resources
 from xprune.costs.measure import measure_costs
 from xprune.discovery.find import find_sites
@@ -23,6 +23,7 @@ from xprune.surgery.apply import apply
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import effect, prove
 from xprune.tasks.classification import Classification
+from xprune.training.runtime import told_by_first_batch
 
 
 def perturb(model: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
@@ -106,7 +107,7 @@ def check_adapter(
         assert Plan.from_json(plan.to_json()) == plan, "the plan does not survive JSON"
         shapes = {n: t.shape for n, t in tensors(apply(model, plan, example_inputs)).items()}
         rebuilt = {n: t.shape for n, t in tensors(remove_units(alias(model, device="meta"), plan, ADAPTERS)).items()}
-        assert shapes == rebuilt, "the plan carved out on the meta device gives other shapes"
+        assert shapes == rebuilt, "the plan cut on the meta device gives other shapes"
     for index, site in enumerate(sites):  # every site alone: one unit left, and none
         for keep in ((site.size - 1,), ()) if site.module else ((site.size - 1,),):
             if len(keep) < site.size:
@@ -119,7 +120,8 @@ def check_criterion(
     criterion: str | Criterion, model: nn.Module, loader: Iterable[Any], task: Task | None = None
 ) -> Scores:
     """Holds a criterion to its contract on a model: finite scores, the same under the same seed, model untouched."""
-    sites, before = find_sites(model, _example(loader, task)), snapshot(model)
+    example_inputs, axis = _example(model, loader, task)
+    sites, before = find_sites(model, example_inputs, batch_axis=axis), snapshot(model)
     first, second = (score(model, sites, loader, criterion, task=task, seed=3) for _ in range(2))
     assert_untouched(model, before)
     assert first.sites == sites, "the scores are not of the sites that were asked for"
@@ -143,12 +145,13 @@ def check_selection(
     task: Task | None = None,
 ) -> Plan:
     """Holds a selection to its contract: never over the budget, and within 1 % of it or one step's cost, recounted."""
-    before, example_inputs = snapshot(model), _example(loader, task)
+    before, (example_inputs, axis) = snapshot(model), _example(model, loader, task)
     plan, again = (select(model, scores, budget, selection, loader=loader, task=task) for _ in range(2))
     assert_untouched(model, before)
     assert plan == again, "the plan is not repeatable"
-    costs = measure_costs(model, scores.sites, example_inputs, budget.shares)
-    counted = count_resources(apply(model, plan, example_inputs), example_inputs, budget.shares)
+    costs = measure_costs(model, scores.sites, example_inputs, budget.shares, batch_axis=axis)
+    pruned = apply(model, plan, example_inputs)
+    counted = count_resources(pruned, example_inputs, budget.shares, batch_axis=axis)
     slack = []
     for name, cost, allowed in costs.limits(budget):
         got = counted[name]
@@ -168,6 +171,7 @@ def check_selection(
     return plan
 
 
-def _example(loader: Iterable[Any], task: Task | None) -> Any:
-    task = task or Classification()
-    return example_of(task, *task.unpack(next(iter(loader))))
+def _example(model: nn.Module, loader: Iterable[Any], task: Task | None) -> tuple[Any, int | None]:
+    """(example inputs, the axis of the samples in them where the task knows it)."""
+    task, batch = told_by_first_batch(loader, task or Classification(), model)
+    return example_of(task, *batch), known_axis(task)

@@ -1,7 +1,7 @@
 """What is known of each attention and MLP class: which tensors shrink when a unit goes. `ADAPTERS` is the table.
 
-May import: core, modules, errors. To add one: an entry in the file of its library, which is a line in `OURS`. Another
-package uses the entry-point group `xprune.adapters`. `docs/adapters.md` shows an example.
+May import: core, modules, errors. To add a class: an entry in the file of its library. To add a library: a file, and
+its name in `OURS`. Another package uses the entry-point group `xprune.adapters`. `docs/adapters.md` shows an example.
 """
 
 from collections.abc import MutableMapping

@@ -61,7 +61,7 @@ class _Graph(tp.DependencyGraph):
     """torch-pruning's graph, which guesses from one flag whether a reshape flattens maps or only moves tokens.
 
     On torch versions whose autograd nodes do not tell sizes; a wrong guess makes index lists explode. It looks at
-    linear layers with outputs of three axes; here stand-ins count too, and any number of axes above two.
+    linear layers with outputs of three axes; here placeholders count too, and any number of axes above two.
 
     shapes   of the first tensor that each module takes and gives
     made     the autograd node of that tensor
@@ -93,7 +93,7 @@ class _Graph(tp.DependencyGraph):
 
 
 def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[nn.Module, Any]:
-    """(a copy of the model with stand-ins for the `known` sites' modules, its graph).
+    """(a copy of the model with placeholders for the `known` sites' modules, its graph).
 
     Raises ModelError where the forward fails, or cannot be traced.
     """
@@ -105,7 +105,7 @@ def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> t
 
 
 def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], device: str | None) -> tuple[Any, Any]:
-    """(a copy of the model with stand-ins, its graph)."""
+    """(a copy of the model with placeholders, its graph)."""
     copy = alias(model, requires_grad=True, device=device)
     inputs = map_tensors(example_inputs, lambda tensor: tensor.detach().to(device))
     as_given = inputs if isinstance(inputs, (dict, tuple)) else (inputs,)  # a bare tensor would be unpacked by rows

@@ -59,7 +59,7 @@ class _Made(torch.autograd.Function):
 
 
 class PlaceholderPruner(tp.BasePruningFunc):
-    """Tells the graph how many features a stand-in reads and writes. Nothing is pruned through the graph."""
+    """Tells the graph how many features a placeholder reads and writes. Nothing is pruned through the graph."""
 
     def get_in_channels(self, layer: Placeholder) -> int:
         """Features of the stream that it reads."""

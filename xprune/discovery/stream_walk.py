@@ -52,7 +52,7 @@ class Holder:
 
     @property
     def writes(self) -> bool:
-        """True for a layer, embedding or stand-in that writes to the stream."""
+        """True for a layer, embedding or placeholder that writes to the stream."""
         return isinstance(self.module, WRITERS) and self.out and not self.sideways
 
 

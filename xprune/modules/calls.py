@@ -84,11 +84,6 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def to_float(tensor: Tensor) -> Tensor:
-    """float32 where the tensor is a floating-point one, itself otherwise."""
-    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
-
-
 def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis: int = 0) -> Any:
     """Some of the samples of a batch.
 

@@ -1,7 +1,7 @@
 """One HTML page that says what was cut and why. It is readable without network, on a phone and on paper.
 
 May import: explain, artefact, core and all below them. A new section is facts in `collect`, a chart in `charts` and a
-place in the template.
+place in the template. `text` holds the tables for the terminal, `plots` the pictures for papers.
 """
 
 from collections.abc import Sequence

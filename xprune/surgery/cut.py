@@ -1,4 +1,4 @@
-"""Cutting: a plan carried out on a model's tensors and counts. Needs neither data nor a trace."""
+"""Cutting: units removed from a model's tensors and counts, not yet proved. Needs neither data nor a trace."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

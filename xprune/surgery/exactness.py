@@ -26,7 +26,11 @@ from xprune.surgery.cut import remove_units
 from xprune.surgery.outputs import OTHER_SEED, SECOND, SEED, Outputs, Runs
 
 TOLERANCE = 1e-4
-"""The largest error allowed in an output, as a share of that output's largest absolute value."""
+"""The largest error allowed in an output, as a share of the output's own size.
+
+The size is the largest absolute value among the numbers that differ at all, see `Difference.scale`. Where float32 finds
+more than that, float64 decides, down to NOISE.
+"""
 NOISE = 2.0**-29 * 1000
 """The largest error allowed in float64, as a share of what rounding to float32 does to the output.
 
@@ -102,7 +106,7 @@ def prove(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, 
 
 
 def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> float:
-    """The largest error of the pruned against the gated dense model.
+    """The error of the pruned against the gated dense model, of the output that is worst for its size.
 
     Raises:
         SurgeryError: The pruned model is not exact. The message names the sites to blame, or says what of the dense
@@ -278,7 +282,7 @@ def _in_float64(runs: Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
             found = Difference(*_apart(fine[name], got[name]), name)
             if not (found.exact or found.error <= NOISE * _noise(coarse[name], fine[name], got[name])):
                 return None
-            worst = max(worst, found, key=lambda difference: difference.error)
+            worst = max(worst, found, key=lambda difference: difference.relative)
     return worst
 
 

@@ -13,9 +13,10 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, send_to_device
 from rich import get_console
 from rich.progress import track
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from xprune.core.task import Task
+from xprune.core.task import Task, with_axis
 from xprune.errors import DataError
 from xprune.modules.undisturbed import seeded, undisturbed
 from xprune.training import accelerate_state
@@ -67,11 +68,45 @@ def check_loader(loader: Any) -> None:
 
 
 def first_batch(loader: Any, task: Task) -> tuple[Any, Any]:
-    """(inputs, targets) of the loader's first batch, the same at every call where the loader draws from torch.
+    """Reads the loader's first batch, the same at every call where the loader draws from torch.
 
-    The random states, the loader's own generators included, are afterwards as they were. Raises DataError where the
-    loader is empty, can be read only once, or its first batch does not fit the task.
+    The random states, the loader's own generators included, are afterwards as they were.
+
+    Args:
+        loader: Batches.
+        task: How to read one.
+
+    Returns:
+        Its inputs and targets.
+
+    Raises:
+        DataError: The loader is empty or can be read only once, or its first batch does not fit the task.
     """
+    return _unpacked(_first(loader), task)
+
+
+def told_by_first_batch(loader: Any, task: Task, model: nn.Module) -> tuple[Task, tuple[Any, Any]]:
+    """Reads the loader's first batch, and tells the task by it along which axis the samples lie.
+
+    Args:
+        loader: Batches.
+        task: How to read one. It is not changed.
+        model: What the batches are for. It is not changed.
+
+    Returns:
+        The task, or a copy that knows the axis (see `with_axis`), and the inputs and targets as that task reads them.
+
+    Raises:
+        DataError: As `first_batch`.
+    """
+    raw = _first(loader)
+    batch = _unpacked(raw, task)
+    told = with_axis(task, model, *batch)
+    return told, batch if told is task else _unpacked(raw, told)
+
+
+def _first(loader: Any) -> Any:
+    """The first batch as the loader gives it."""
     check_loader(loader)
     before = [(generator, generator.get_state()) for generator in _generators(loader)]
     with seeded(0):
@@ -84,6 +119,10 @@ def first_batch(loader: Any, task: Task) -> tuple[Any, Any]:
                 generator.set_state(state)
     if batch is None:
         raise DataError(_EMPTY)
+    return batch
+
+
+def _unpacked(batch: Any, task: Task) -> tuple[Any, Any]:
     inputs, targets = task.unpack(batch)
     if task.size(targets) == 0:
         raise DataError("the loader's first batch has no samples.")

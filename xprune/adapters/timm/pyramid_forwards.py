@@ -1,6 +1,6 @@
 """Forwards of timm's attentions over windows, maps and pyramids whose heads need not fill the model's width.
 
-Each computes what its base class computes; `xprune.adapters.attend` has the steps they share.
+Each computes what its base class computes; `xprune.adapters.timm.attend` has the steps they share.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Forwards of timm's ViT-like attentions whose heads need not fill the model's width, where timm's own assume it.
 
-Each computes what its base class computes; `xprune.adapters.attend` has the steps they share.
+Each computes what its base class computes; `xprune.adapters.timm.attend` has the steps they share.
 """
 
 from typing import Any
