@@ -15,6 +15,7 @@ import xprune
 from tests.support.models import CLASSES, build, images, loader
 from tests.support.tasks import OldMeanSquare, Rank, pairs
 from xprune.core.task import example_of, unpacked
+from xprune.pipeline import Run
 
 
 def regressor():
@@ -264,10 +265,33 @@ def test_sequence_first_inputs_are_cut_along_their_own_axis(samples):
     assert metrics[0].loss == pytest.approx(metrics[1].loss) and metrics[0].samples == samples
 
 
+@pytest.mark.parametrize("samples", [3, 5])  # 5: a square batch, of which only the model knows the axis
+@pytest.mark.parametrize("criterion", ["taylor", "xpruner,steps=4"])
+def test_a_run_finds_the_axis_of_the_samples(samples, criterion):
+    x, y, found = torch.randn(5, samples, 8), torch.arange(samples) % CLASSES, []
+    for first in (True, False):
+        torch.manual_seed(0)
+        data = [(x.transpose(0, 1).contiguous() if first else x, y)]
+        budget = xprune.Budget(macs=0.7)
+        found.append(xprune.Pruner(Sequence(first).eval(), criterion, budget, finetune=None, latency=False).run(data))
+    assert found[0].plan.keeps == found[1].plan.keeps
+    for stage in ("dense", "pruned"):
+        assert found[0].metrics[stage].macs == found[1].metrics[stage].macs
+    for a, b in zip(found[0].scores.values, found[1].scores.values, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_square_batch_of_tokens_is_read_by_the_axis_that_was_found():
+    model = Sequence(False)
+    model.forward = lambda x: model.head(model.encoder(x))  # a class for each token, (tokens, batch, classes)
+    labels = torch.arange(25).view(5, 5) % CLASSES
+    run = Run(model, [(torch.randn(5, 5, 8), labels)], task=xprune.TokenClassification(), latency=False)
+    assert torch.equal(run.first[1], run.task.unpack((None, labels))[1])
+
+
 def test_another_axis_of_samples_is_refused_by_name():
-    data = [(torch.randn(5, 3, 8), torch.arange(3))]
     with pytest.raises(xprune.DataError, match=r"3 samples, but no input has 3 rows along axis 0.*\(5, 3, 8\).*axis=1"):
-        xprune.Pruner(Sequence(False), "magnitude").run(data)
+        xprune.Classification().example(torch.randn(5, 3, 8), 3)
     for kind, axis in ((xprune.Classification, -1), (xprune.Segmentation, -1), (xprune.Classification, "1")):
         with pytest.raises(xprune.DataError, match=f"batch_axis={axis!r}, wanted a whole number"):
             kind(batch_axis=axis)
