@@ -130,7 +130,7 @@ class Run:
     ) -> Scores:
         """Scores of the units of all sites. Raises PluginError for an unknown criterion."""
         chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
-        return chosen.score(replace(self._context(seed, checkpoint_dir), budget=budget), self.sites)
+        return _scored(chosen, replace(self._context(seed, checkpoint_dir), budget=budget), self.sites)
 
     @stage()
     def select(
@@ -266,7 +266,17 @@ def score(
     """
     chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
     context = make_context(model, loader, task=task, seed=seed, checkpoint_dir=checkpoint_dir, budget=budget)
-    return chosen.score(context, tuple(sites))
+    return _scored(chosen, context, tuple(sites))
+
+
+def _scored(criterion: Criterion, context: Context, sites: Sequence[Site]) -> Scores:
+    """What the criterion gives; PluginError where it is not what a criterion has to give."""
+    found: Any = criterion.score(context, sites)
+    if not isinstance(found, Scores):
+        raise PluginError(f"{criterion.name}: score gave a {type(found).__name__}, wanted xprune.Scores.")
+    if found.sites != tuple(sites):
+        raise PluginError(f"{criterion.name}: scores are of {len(found.sites)} sites, asked were these {len(sites)}.")
+    return found
 
 
 @stage()
@@ -318,6 +328,19 @@ def select(
     return found.plan
 
 
+def _check_budget(selection: Selection, plan: Plan, costs: Costs, budget: Budget) -> None:
+    """PluginError where the plan is of other sites or costs more than the budget allows."""
+    if plan.sites != costs.sites:
+        raise PluginError(f"{selection.name}: the plan is of other sites than the scores.")
+    for name, cost, allowed in costs.limits(budget):
+        spent = cost.total(plan.counts)
+        if spent > allowed * (1 + 1e-6):
+            raise PluginError(
+                f"{selection.name}: the plan costs {spent:.0f} {name}, and the budget allows {allowed:.0f}. A "
+                "selection has to meet the budget: xprune.testing.check_selection tests it."
+            )
+
+
 def _weights_would_be_lost(selection: Selection) -> PluginError:
     return PluginError(
         f"{selection.name}: its weights learn along with the plan, and select hands out the plan alone. Use "
@@ -334,9 +357,15 @@ def _selected(
     if updates:
         trained = own(alias(unwrap(model)), model).to(reference_device(dense))
         context = replace(context, model=trained)
-    found = chosen.select(context, scores, costs, budget)
+    found: Any = chosen.select(context, scores, costs, budget)
+    if not isinstance(found, (Plan, Selected)):
+        raise PluginError(
+            f"{chosen.name}: select gave a {type(found).__name__}, wanted xprune.Plan, or xprune.Selected where "
+            "weights learned along."
+        )
     if isinstance(found, Plan):  # a selection that says what it takes in `updates` alone
         found = Selected(found, context.model if updates else None, updates)
+    _check_budget(chosen, found.plan, costs, budget)
     axis = known_axis(context.task)
     check_allocation(dense, found.plan, costs, budget, context.example_inputs, batch_axis=axis)
     if found.model is None:

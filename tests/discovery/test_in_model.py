@@ -173,9 +173,9 @@ def test_of_many_units_few_are_looked_at(monkeypatch):
     seen = []
     real = in_model.exactness.problem
 
-    def watched(model, pruned, plan, inputs):
+    def watched(model, pruned, plan, inputs, **options):
         seen.append([site.size for site in plan.sites])
-        return real(model, pruned, plan, inputs)
+        return real(model, pruned, plan, inputs, **options)
 
     monkeypatch.setattr(in_model.exactness, "problem", watched)
     sites = xprune.find_sites(built(lambda: Surrounded(Mixer(PLAIN["gelu"], 1600))), tokens())

@@ -19,7 +19,7 @@ from xprune.errors import ArtefactError
 FORMAT = 1
 MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"
 REPORT = "report.html"
-WORKING = ".xprune-"
+WORKING = ".xprune-saving-"
 """What names of temporary files and folders start with."""
 FIELDS = {"format", "arch", "plan", "ties", "sha256", "extra"}
 _PENDING = re.compile(r"(model|tensors)-([0-9a-f]{16})\.safetensors")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 import xprune
 from xprune import explain
-from xprune.artefact.files import REPORT, check_file, check_folder, is_page, is_stamped, stamped
+from xprune.artefact.files import REPORT, check_file, check_folder, is_stamped, stamped
 from xprune.artefact.onnx import export_onnx
 from xprune.artefact.save_load import read_header
 from xprune.cli.inputs import (
@@ -46,7 +46,7 @@ DataName = Annotated[str, typer.Option("--data", help="an ImageFolder (train/ an
 ModelArg = Annotated[list[str] | None, typer.Option("--model-arg", help="key=value for timm.create_model, repeatable")]
 CRITERION = "see `xprune list`; settings behind commas: xpruner,objective=label"
 Saved = Annotated[Path, typer.Argument(help="a directory that xprune saved")]
-Batch = Annotated[int, typer.Option(help="samples a batch")]
+Batch = Annotated[int, typer.Option(help="samples a batch", min=1)]
 Pretrained = Annotated[bool, typer.Option(help="timm's weights, downloaded once")]
 Checkpoint = Annotated[Path | None, typer.Option(help="your weights (.safetensors) instead")]
 Workers = Annotated[int, typer.Option(help="processes that load data")]
@@ -109,9 +109,8 @@ def prune(
     result = pruner.run(loaded.train, loaded.val)
     if _is_main_process():
         folder = _save(result, out, arch)
-        console.print(
-            sites_table(result.plan), metrics_table(result.metrics), f"{unseen(result.scores)}saved in {folder}"
-        )
+        console.print(sites_table(result.plan), metrics_table(result.metrics))
+        _say(f"{unseen(result.scores)}saved in {folder}")
 
 
 @app.command()
@@ -156,7 +155,7 @@ def compare(
     if _is_main_process():
         table.write_text(stamped(comparison.markdown()))
         console.print(comparison.table())
-        console.print(f"table, picture and figures are in {out}")
+        _say(f"table, picture and figures are in {out}")
         comparison.plot(picture)
 
 
@@ -234,7 +233,7 @@ def report(
             "--faithfulness is measured on --data with the dense model, from --model or --checkpoint: give both."
         )
     out = out or saved / REPORT
-    check_file(out, is_page)
+    check_file(out, is_stamped)
     result, names, curves = xprune.PruneResult.load(saved), None, None
     if data is not None:
         loaded = measured_data(data, result.model, batch_size, workers)
@@ -263,7 +262,11 @@ def export(
     model = xprune.load(saved)
     example = example_images(model, batch_size)
     error = export_onnx(model, example, out)
-    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, onnxruntime agrees within {error:.1e}", highlight=False)
+    console.print(
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB, onnxruntime agrees within {error:.1e}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command(name="list")

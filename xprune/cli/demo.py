@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import xprune
 from xprune import report
-from xprune.artefact.files import check_file, check_folder, is_page
+from xprune.artefact.files import check_file, check_folder, is_stamped
 from xprune.data import digits
 from xprune.pipeline import Run
 
@@ -75,7 +75,7 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     """Prunes with each criterion of the table, prints one table, saves one model and reads it in a new process."""
     page = out.with_suffix(".html")
     check_folder(out)
-    check_file(page, is_page)
+    check_file(page, is_stamped)
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     model = dense_model(cache or home / "xprune", console)
     train, val = data()

@@ -1,9 +1,10 @@
 """compare: a grid of criteria x selections x budgets x seeds, every cell on the same terms, kept cell by cell."""
 
 import math
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task
 from xprune.criteria import CRITERIA
+from xprune.errors import ArtefactError, DataError
 from xprune.explain.deletion import faithfulness
 from xprune.pipeline import Run
 from xprune.selections import SELECTIONS
@@ -110,9 +112,13 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
         *((s, SELECTIONS, Selection, "selection") for s in grid.selections.values()),
     ):
         resolve(name, kinds, base, label)
+    if not grid.seeds:
+        raise DataError("the grid has no seeds: give at least one, for example seeds=(0, 1, 2).")
     folder = Path(out)
+    _check_out(folder)
     more = {"faithfulness": True} if grid.faithfulness else {}
     kept = Kept(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **more, **settings})
+    named = _named(grid)
     run: Run | None = None
     for seed in grid.seeds:
         if callable(case) or run is None:
@@ -128,16 +134,42 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
                 latency=False,
                 resources=tuple(dict.fromkeys(name for budget in grid.budgets for name in budget.shares)),
             )
+            for budget in grid.budgets:
+                run.costs.limits(budget)  # what cannot be reached is said before any cell runs
             kept.tell(seed if callable(case) else None, subject(run))
-        cells = _Seed(now, run, grid, seed, folder / RUNNING)
+        cells = _Seed(now, run, grid, seed, folder / RUNNING, kept.subject(seed) or "")
         for key in _keys(grid, seed):
             made_by, digest = _made_by(grid, key), _digest(grid, key)
             if not kept.has(key, digest):
-                get_console().log(f"seed {seed}: {key[1]} {key[2]} {key[3]}")
-                kept.add(key, digest, {"made_by": made_by, **cells.cell(*key[1:])})
+                get_console().print(f"seed {seed}: {key[1]} {key[2]} {key[3]}", highlight=False, soft_wrap=True)
+                of_names = {part: names[name] for part, names, name in _of(named, key) if name in names}
+                made = {"made_by": made_by, "settings": of_names}
+                kept.add(key, digest, {**made, **cells.cell(digest, *key[1:])})
+    kept.hide({key[1:3] for key in _keys(grid, 0)}, named)
     if is_main_process():
-        shutil.rmtree(folder / RUNNING, ignore_errors=True)
+        _clear(folder / RUNNING)
     return kept.comparison()
+
+
+def _check_out(folder: Path) -> None:
+    """Raises ArtefactError, before anything runs, where no file can be written to the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ArtefactError(f"{folder} is a file, wanted a folder for the results: give another name.")
+    standing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(standing, os.W_OK):
+        raise ArtefactError(f"{folder} cannot be written to: give another folder.")
+
+
+def _clear(running: Path) -> None:
+    """Removes what killed cells have left: our own checkpoints, and folders that are then empty."""
+    for path in sorted(running.rglob("*"), reverse=True):
+        if path.name.lstrip(".").startswith("checkpoint.safetensors"):
+            path.unlink(missing_ok=True)
+        elif path.is_dir():
+            with suppress(OSError):
+                path.rmdir()
+    with suppress(OSError):
+        running.rmdir()
 
 
 def budget_name(budget: Budget) -> str:
@@ -165,6 +197,19 @@ def _made_by(grid: Grid, key: Key) -> str:
     return f"{criterion!r}, {resolve(grid.selections[key[2]], SELECTIONS, Selection, 'selection')!r}"
 
 
+def _of(named: Mapping[str, Mapping[str, str]], key: Key) -> list[tuple[str, Mapping[str, str], str]]:
+    """(part, what its names stand for, its name in this cell) of the criterion and the selection."""
+    return [("criterion", named["criterion"], key[1]), ("selection", named["selection"], key[2])]
+
+
+def _named(grid: Grid) -> dict[str, dict[str, str]]:
+    """What the names of the grid stand for: criteria (and peers) and selections, by a digest of each."""
+    criteria = {name: resolve(kind, CRITERIA, Criterion, "criterion") for name, kind in grid.criteria.items()}
+    selections = {name: resolve(kind, SELECTIONS, Selection, "selection") for name, kind in grid.selections.items()}
+    parts: dict[str, Mapping[str, Any]] = {"criterion": {**criteria, **grid.peers}, "selection": selections}
+    return {part: {name: cell_digest({"is": kind}) for name, kind in kinds.items()} for part, kinds in parts.items()}
+
+
 def _digest(grid: Grid, key: Key) -> str:
     """A name for the settings of a cell: what makes it beside the model and the data."""
     seed, criterion, selection, budget = key
@@ -182,15 +227,16 @@ def _digest(grid: Grid, key: Key) -> str:
 class _Seed:
     """The cells of one seed."""
 
-    def __init__(self, case: Case, run: Run, grid: Grid, seed: int, running: Path) -> None:
+    def __init__(self, case: Case, run: Run, grid: Grid, seed: int, running: Path, subject: str) -> None:
+        self.subject = subject
         self.case, self.run, self.grid, self.seed, self.running = case, run, grid, seed, running
         self.budgets = {budget_name(budget): budget for budget in grid.budgets}
         self.scores: dict[tuple[str, str], Scores] = {}
         self.gap: dict[str, float] = {}
 
-    def cell(self, criterion: str, selection: str, budget: str) -> dict[str, Any]:
-        """The figures of one cell."""
-        folder = self.running / "-".join(part for part in (str(self.seed), criterion, selection, budget) if part)
+    def cell(self, digest: str, criterion: str, selection: str, budget: str) -> dict[str, Any]:
+        """The figures of one cell; `digest` names its settings, so that another cell's checkpoints are not met."""
+        folder = self.running / f"{self.seed}-{self.subject}-{digest}"
         if criterion == "dense":
             return self._figures(self.run.model, folder, 0)
         if criterion in self.grid.peers:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,11 @@ class Kept:
             old = {row.get("subject") for row in strangers}
             differ = {name for each in old for name in subject if known.get(each, {}).get(name) != subject[name]}
             what = "were made by an older version" if old == {None} else f"have other {', '.join(sorted(differ))}"
-            get_console().log(f"{self.path}: {len(strangers)} rows {what}; they stay in the file and are not shown.")
+            get_console().print(
+                f"{self.path}: {len(strangers)} rows {what}; they stay in the file and are not shown.",
+                highlight=False,
+                soft_wrap=True,
+            )
         known[digest] = subject
         mine = [row for row in self.every if seed in (None, row["seed"]) and row.get("subject") == digest]
         latest = {self._key(row): row for row in mine}  # of several settings, those that were shown last
@@ -76,7 +80,7 @@ class Kept:
 
     def has(self, key: Key, cell: str) -> bool:
         """Whether the cell is there, made of the same with the same settings; it is then the one that is shown."""
-        wanted = self._subject(key[0])
+        wanted = self.subject(key[0])
         for row in self.every:
             if self._key(row) == key and (row.get("subject"), row.get("cell")) == (wanted, cell):
                 self._show(row)
@@ -85,11 +89,30 @@ class Kept:
 
     def add(self, key: Key, cell: str, figures: Row) -> None:
         """Writes the file anew with one more cell, which is shown in place of one that other settings made."""
-        made_of = {"subject": self._subject(key[0]), "cell": cell}
+        made_of = {"subject": self.subject(key[0]), "cell": cell}
         new = {**dict(zip(_NAMES, key, strict=True)), **made_of, **figures}
         self.every.append(new)
         self._show(new)
         self.write()
+
+    def hide(self, lines: Collection[tuple[str, str]], settings: Mapping[str, Mapping[str, str]]) -> None:
+        """Takes rows away whose criterion or selection has a name that now stands for other settings.
+
+        A line of the table must not mix what two settings made.
+
+        Args:
+            lines: (criterion, selection) of each line that is asked for now.
+            settings: "criterion" and "selection", each name -> a digest of what it stands for now.
+        """
+
+        def fits(row: Row) -> bool:
+            if (row["criterion"], row["selection"]) not in lines:
+                return True
+            made_of = row.get("settings", {})
+            now = {part: named.get(row[part]) for part, named in settings.items()}
+            return all(made_of.get(part) in (None, now[part]) or now[part] is None for part in now)
+
+        self.report["rows"] = [row for row in self.report["rows"] if fits(row)]
 
     def write(self) -> None:
         """Writes the file, whole or not at all."""
@@ -107,7 +130,7 @@ class Kept:
         self.write()
         return Comparison(tuple(self.report["rows"]), self.report)
 
-    def _subject(self, seed: int) -> str | None:
+    def subject(self, seed: int) -> str | None:
         """What a seed's cells are of, None where nobody has said."""
         return self.subjects.get(None, self.subjects.get(seed))
 

@@ -67,7 +67,7 @@ class Budget:
     def name(self) -> str:
         """What the budget asks for, in short: "macs 0.5", "params 0.3, round_to 8"."""
         counts = {name: value for name in ("min_units", "round_to") if (value := getattr(self, name)) != 1}
-        return ", ".join(f"{name} {value:g}" for name, value in {**self.shares, **counts}.items())
+        return ", ".join(f"{name} {value:.12g}" for name, value in {**self.shares, **counts}.items())
 
     def step(self, site: Site) -> int:
         """Units that have to come and go together so that the kept features stay a multiple of `round_to`."""

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from xprune.core.resource import Resource, measured_resources
 from xprune.errors import ModelError, PluginError, XPruneError
 from xprune.modules.calls import call, map_tensors, tensors_in
-from xprune.modules.copies import alias, reference_device
+from xprune.modules.copies import alias, reference_device, unwrap
 from xprune.modules.forward import try_forward
 from xprune.modules.samples import find_samples, samples_of
 from xprune.modules.undisturbed import undisturbed
@@ -33,6 +33,7 @@ def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None 
     Raises:
         ModelError: Where the forward fails, or where the axis of the samples cannot be told.
     """
+    model = unwrap(model)
     samples = number_of_samples(model, example_inputs, batch_axis)
     try:
         return round(macs_by_module(alias(model, requires_grad=True), example_inputs, samples)[""])
@@ -87,6 +88,7 @@ def count_resources(
     Raises:
         ModelError: Where the forward fails, or where the axis of the samples cannot be told.
     """
+    model = unwrap(model)
     samples, found = number_of_samples(model, example_inputs, batch_axis), {}
     for resource in measured_resources(tuple(resources)):
         copy = alias(model, requires_grad=True)

@@ -15,7 +15,7 @@ from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.costs.count import by_module, count_resources, number_of_samples
 from xprune.errors import BudgetError, ModelError, XPruneError
-from xprune.modules.copies import alias
+from xprune.modules.copies import alias, unwrap
 from xprune.modules.forward import try_forward
 from xprune.modules.paths import tensor_at
 from xprune.modules.undisturbed import undisturbed
@@ -49,6 +49,7 @@ def measure_costs(
             not what its resource says, linear in the units of each site and in pairs of sites that meet, which one more
             recount tells.
     """
+    model = unwrap(model)
     asked, samples = measured_resources(tuple(resources)), number_of_samples(model, example_inputs, batch_axis)
     try:
         return _measured(model, sites, example_inputs, samples, asked, "meta")

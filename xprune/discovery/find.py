@@ -61,7 +61,7 @@ def find_sites(
         search = search.after(kind.find(search))
     found, left = search.sites, dict(search.left)
     wanted = [site for site in found.values() if site.kind in units]
-    sites = _in_order(model, _closed(model, wanted, example_inputs, left))
+    sites = [_kept_where_shared(model, site) for site in _in_order(model, _closed(model, wanted, example_inputs, left))]
     for pattern in exclude:
         if not any(fnmatchcase(site.name, pattern) for site in sites):
             raise ModelError(f"exclude={pattern!r} matches no site; sites: {_few([site.name for site in sites])}.")
@@ -118,8 +118,17 @@ def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: 
 
 
 def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:
-    order = {path: position for position, (path, _) in enumerate(model.named_modules())}
+    order = {path: place for place, (path, _) in enumerate(model.named_modules(remove_duplicate=False))}
     return sorted(sites, key=lambda site: order[site.layer])
+
+
+def _kept_where_shared(model: nn.Module, site: Site) -> Site:
+    """The site, of which one unit has to stay where its module stands at several places: one of them would remain."""
+    if not site.module:
+        return site
+    module = model.get_submodule(site.module)
+    places = sum(part is module for _, part in model.named_modules(remove_duplicate=False))
+    return replace(site, module="") if places > 1 else site
 
 
 def _nothing(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) -> str:

@@ -37,8 +37,8 @@ from xprune.modules.samples import Samples
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
 
-FEW = 64
-"""Units that are looked at of sites that have many; one in sixteen, where that is more."""
+FEW, LEAST = 64, 4
+"""Features, and units, that are looked at of sites that have many; one unit in sixteen, where that is more."""
 
 
 def proved(
@@ -63,7 +63,7 @@ def proved(
         return [], left
     one = samples.take(example_inputs, [0]) if samples and samples.count > 1 else example_inputs
     thin = _thinned(model, held)
-    if thin is not None and _Prover(thin[0], one).why(thin[1]) is None:
+    if thin is not None and _Prover(thin[0], one).why(thin[1], own=True) is None:
         return held, left
     prover = _Prover(stirred(model), example_inputs)
     if prover.why(held) is None:
@@ -88,8 +88,8 @@ class _Prover:
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.model, self.inputs = model, inputs
 
-    def why(self, sites: Sequence[Site]) -> str | None:
-        """Why these sites are not exact together; None where they are."""
+    def why(self, sites: Sequence[Site], own: bool = False) -> str | None:
+        """Why these sites are not exact together; None where they are. `own`: the model is not looked at again."""
         plan = _plan(sites)
         try:
             pruned = remove_units(alias(self.model), plan, ADAPTERS)
@@ -97,7 +97,7 @@ class _Prover:
             return str(refused)
         except Exception as problem:  # a tensor that is not what the site takes it for
             return f"its units cannot be cut out: {type(problem).__name__}: {problem}"
-        return exactness.problem(self.model, pruned, plan, self.inputs)
+        return exactness.problem(self.model, pruned, plan, self.inputs, own=own)
 
     def why_not_itself(self, sites: Sequence[Site]) -> str | None:
         """Why the model is not equal to itself, with every unit kept; None where it is."""
@@ -133,7 +133,8 @@ def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[S
     A site of a class that changes once units have gone is left whole: the class before has to be looked at too.
     """
     changes = {name for name, adapter in ADAPTERS.items() if adapter.pruned or adapter.gated}
-    counts = [s.size if s.size <= FEW or s.adapter in changes else max(FEW, s.size // 16) for s in sites]
+    enough = [max(LEAST, -(-FEW // site.width), site.size // 16) for site in sites]
+    counts = [s.size if s.adapter in changes else min(s.size, few) for s, few in zip(sites, enough, strict=True)]
     try:
         thin = remove_units(stirred(model), _drawn(sites, counts), ADAPTERS)
     except Exception:  # a site that is wrong, which the whole model will tell

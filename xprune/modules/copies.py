@@ -52,6 +52,8 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise ModelError(f"{name} is not initialised: run one forward pass of the model first.")
         data = tensor.detach() if device is None else tensor.detach().to(device)
+        if data.is_inference():  # of a model that was built in inference mode, whose tensors know no gradient
+            data = data.clone()
         wants = tensor.requires_grad if requires_grad is None else requires_grad
         wants = wants and tensor.is_floating_point()
         if isinstance(tensor, nn.Parameter):
@@ -62,7 +64,13 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph, and is written into
             if id(tensor) not in memo:
                 memo[id(tensor)] = tensor.detach().clone()
-    return copy.deepcopy(model, memo).eval()
+    try:
+        return copy.deepcopy(model, memo).eval()
+    except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied: {error}. It holds something that has no copy, such as a lock, an "
+            "open file or a generator: take it off the model, or give its class a __deepcopy__."
+        ) from error
 
 
 @torch.no_grad()

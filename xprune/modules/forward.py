@@ -12,11 +12,21 @@ from xprune.modules.copies import alias
 
 def try_forward(model: nn.Module, example_inputs: Any) -> None:
     """ModelError where the model's forward fails on the example inputs."""
+    copy = alias(model)
     try:
         with torch.no_grad(), slow_path():
-            call(alias(model), example_inputs)
+            call(copy, example_inputs)
     except Exception as error:
         raise ModelError(
-            f"the model's forward fails on the example inputs: {type(error).__name__}: {error}. "
+            f"the model's forward fails on the example inputs: {said(error)}. "
             "Give inputs as the model takes them: a tensor, a tuple of arguments, or a dict of keyword arguments."
         ) from error
+
+
+def said(error: BaseException) -> str:
+    """The kind of an error and its message. An error may have none, or one that cannot be read."""
+    try:
+        message = str(error)
+    except Exception:  # of somebody else's class
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from xprune.artefact.files import check_file, is_page, stamped
+from xprune.artefact.files import check_file, is_stamped, stamped
 from xprune.core.record import Record
 from xprune.errors import ModelError
 from xprune.explain.curves import Named
@@ -49,7 +49,7 @@ def write(
     from xprune.report.page import render
 
     path = Path(path)
-    check_file(path, is_page)
+    check_file(path, is_stamped)
     page = render(collect(result, classes, faithfulness))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(stamped(page), encoding="utf-8")

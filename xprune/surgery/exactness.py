@@ -21,6 +21,7 @@ from xprune.core.plan import Plan
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import SurgeryError, XPruneError
 from xprune.modules.copies import alias, tensors
+from xprune.modules.forward import said
 from xprune.modules.paths import tensor_at
 from xprune.surgery.cut import remove_units
 from xprune.surgery.outputs import OTHER_SEED, SECOND, SEED, Outputs, Runs
@@ -28,9 +29,10 @@ from xprune.surgery.outputs import OTHER_SEED, SECOND, SEED, Outputs, Runs
 TOLERANCE = 1e-4
 """The largest error allowed in an output, as a share of the output's own size.
 
-The size is the largest absolute value among the numbers that differ at all, see `Difference.scale`. Where float32 finds
-more than that, float64 decides, down to NOISE.
+See `Difference.scale` for the size. Where float32 finds a larger error, float64 decides, down to NOISE.
 """
+FLOOR = 1e-2
+"""Least size of numbers that are all alike, as a share of their largest absolute value: years, prices, temperatures."""
 NOISE = 2.0**-29 * 1000
 """The largest error allowed in float64, as a share of what rounding to float32 does to the output.
 
@@ -44,8 +46,8 @@ class Difference(NamedTuple):
 
     Args:
         error: The largest absolute difference; infinite where numbers that cannot be rounded differ, NaN where one is.
-        scale: The largest absolute value among the numbers that differ. Numbers that are equal to the last bit, such
-            as the -1e9 of a mask, say nothing about the size of the others.
+        scale: The size of the numbers that differ: how far they lie apart, but at most their largest absolute value and
+            at least FLOOR of it. Numbers that are equal to the last bit, such as the -1e9 of a mask, do not count.
         output: Where the output stands in what the model returns.
     """
 
@@ -88,12 +90,21 @@ class Finding(NamedTuple):
     of_model: bool = False
 
 
-def prove(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, thorough: bool = True) -> Finding:
-    """Compares the pruned model with the gated dense one; see `problem` for the arguments.
+def prove(
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    thorough: bool = True,
+    *,
+    twice: bool = False,
+    own: bool = False,
+) -> Finding:
+    """Compares the pruned model with the gated dense one; see `problem` and `Runs` for the arguments.
 
     First in the model's arithmetic, then in float64; then it looks for a reason in the dense model.
     """
-    runs = Runs(model, example_inputs)
+    runs = Runs(model, example_inputs, twice=twice, own=own)
     found = _once(runs, pruned, plan)
     if not found.problem or not thorough:
         return found
@@ -112,7 +123,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any)
         SurgeryError: The pruned model is not exact. The message names the sites to blame, or says what of the dense
             model makes a comparison impossible.
     """
-    found = prove(model, pruned, plan, example_inputs)
+    found = prove(model, pruned, plan, example_inputs, twice=True)
     if found.of_model:
         raise SurgeryError(f"{found.problem}. Your model is untouched.")
     if found.problem:
@@ -121,7 +132,13 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any)
 
 
 def problem(
-    model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, *, thorough: bool = True
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    *,
+    thorough: bool = True,
+    own: bool = False,
 ) -> str | None:
     """Why the pruned model is not exact, in one sentence; None where it is.
 
@@ -132,9 +149,10 @@ def problem(
         example_inputs: What both are called with.
         thorough: Look again in float64 where float32 finds a difference, and look for a reason in the dense model.
             Without it a search over many proposals takes less time, but may refuse honest outputs that are tiny.
+        own: Both models are nobody else's, and are not looked at afterwards. It saves copies.
     """
     try:
-        return prove(model, pruned, plan, example_inputs, thorough).problem or None
+        return prove(model, pruned, plan, example_inputs, thorough, own=own).problem or None
     except XPruneError as refused:
         return str(refused)
 
@@ -234,7 +252,7 @@ def _once(runs: Runs, pruned: nn.Module, plan: Plan) -> Finding:
 
 
 def _said(failure: Exception) -> str:
-    return f"{type(failure).__name__}: {failure}".rstrip(".: \n")
+    return said(failure).rstrip(".: \n")
 
 
 def _shapes(outputs: Outputs) -> Any:
@@ -263,14 +281,23 @@ def _apart(expected: Tensor, got: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     if expected.isinf().any() or got.isinf().any():
         return float("inf"), 0.0
-    return float((expected - got).abs().max()), float(expected.abs().max())
+    return float((expected - got).abs().max()), _size(expected)
+
+
+def _size(numbers: Tensor) -> float:
+    """How large numbers are that are compared: how far they lie apart, since an offset says nothing of what varies.
+
+    At least FLOOR of the largest absolute value, which float32 can tell apart.
+    """
+    largest, apart = float(numbers.abs().max()), float(numbers.max() - numbers.min())
+    return max(min(apart, largest), FLOOR * largest) if apart else largest
 
 
 def _in_float64(runs: Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
     """The worst difference in float64, None where the pruned model is not exact there either or does not run."""
     if runs.dtype is torch.float64:
         return None
-    wide, worst = Runs(runs.model, runs.given, torch.float64), Difference()
+    wide, worst = Runs(runs.model, runs.given, torch.float64, twice=runs.twice), Difference()
     try:
         pairs = list(zip(_comparisons(runs, pruned, plan), _comparisons(wide, pruned, plan), strict=True))
     except Exception:  # not every operation has a float64 version

@@ -1,16 +1,19 @@
 """Outputs: what the dense, the gated and the pruned model give, computed alike for one proof."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from xprune.core.plan import Plan
-from xprune.errors import SurgeryError, XPruneError
+from xprune.errors import ModelError, SurgeryError, XPruneError
 from xprune.modules.calls import call, map_tensors, slow_path
 from xprune.modules.copies import alias, reference_device, tensors
+from xprune.modules.digest import slots_of
 from xprune.modules.precision import exact_arithmetic, lifted
 from xprune.modules.sliced import fill
 from xprune.modules.undisturbed import seeded
@@ -33,10 +36,28 @@ class Runs:
         model: The dense model, which decides what is computed in: float64 where all of it is that, else float32.
         example_inputs: What the models are called with.
         dtype: Compute in this dtype instead.
+        twice: Call each model a second time, whatever it seems to remember of the first.
+        own: The models are nobody else's, and are not looked at afterwards: no copies are made.
+
+    Raises:
+        ModelError: The model has no values: it is on the meta device.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, dtype: torch.dtype | None = None) -> None:
-        self.model, self.given = model, example_inputs
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        dtype: torch.dtype | None = None,
+        *,
+        twice: bool = False,
+        own: bool = False,
+    ) -> None:
+        self.model, self.given, self.twice, self.own = model, example_inputs, twice, own
+        if reference_device(model).type == "meta":
+            raise ModelError(
+                "the model is on the meta device, where tensors have no values: load its weights first, for example "
+                "model.to_empty(device='cpu') and load_state_dict."
+            )
         held = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
         self.dtype = dtype or (torch.float64 if held == {torch.float64} else torch.float32)
         self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in held) or dtype is not None
@@ -74,7 +95,7 @@ class Runs:
 
     def _run(self, model: nn.Module, plan: Plan, seed: int, twice: bool) -> Outputs:
         with torch.inference_mode(False):  # what is copied can then be written to
-            copy = alias(model)
+            copy = model.eval() if self.own else alias(model)
         if self.copies:
             copy = fill(copy).to(self.dtype)
         values = []
@@ -90,7 +111,8 @@ class Runs:
             before = _marks(copy)
             with self._lifted():
                 found = dict(_named(self._call(copy)))
-            if twice or _marks(copy) != before:  # what it remembers may hold units: then the next call shows them
+            # What it remembers of a call may hold units: then the next call shows them.
+            if twice or self.twice or _marks(copy) != before:
                 with self._lifted():
                     found |= {f"{name}{SECOND}".strip(): t for name, t in _named(self._call(copy))}
         if not found:
@@ -176,18 +198,28 @@ def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator
         else:
             yield name, value if value.layout == torch.strided else value.to_dense()
             return
-    if isinstance(value, float):
-        yield name, torch.tensor(value, dtype=torch.float64, device="cpu")
-    elif isinstance(value, (str, type, nn.Module)) or id(value) in inside or _is_cache(value):
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fciub":
+        yield name, torch.from_numpy(np.array(value))
+    elif isinstance(value, (float, complex)):
+        yield (
+            name,
+            torch.tensor(value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64, device="cpu"),
+        )
+    elif isinstance(value, (str, bytes, type, nn.Module)) or id(value) in inside or _is_cache(value):
         return
-    elif isinstance(value, (Mapping, tuple, list)):
+    elif isinstance(value, (set, frozenset)) and len(value) == 1:  # several have no order to be compared in
+        yield from _named(next(iter(value)), f"{name}{{}}", (*inside, id(value)))
+    elif isinstance(value, (Mapping, tuple, list, deque)):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _named(item, f"{name}[{key!r}]", (*inside, id(value)))
     else:
-        for key, item in getattr(value, "__dict__", {}).items():
+        held = {key: getattr(value, key) for key in slots_of(type(value)) if hasattr(value, key)}
+        for key, item in {**held, **getattr(value, "__dict__", {})}.items():
             yield from _named(item, f"{name}.{key}", (*inside, id(value)))
 
 
 def _is_cache(value: object) -> bool:
     """True for the caches of transformers: `DynamicCache` and its kin."""
-    return any(kind.__qualname__ == "Cache" for kind in type(value).__mro__)
+    return any(
+        f"{kind.__module__}.{kind.__qualname__}" == "transformers.cache_utils.Cache" for kind in type(value).__mro__
+    )
