@@ -10,8 +10,9 @@ Every check that a cut is exact, in surgery, discovery and the conformance tests
 Where float32 finds a difference, float64 has the last word: rounding vanishes there, a wrong cut does not.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -167,8 +168,12 @@ def gated_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> list[Ten
 
 def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
     """True where the gates of the units that the plan lets go change an output by more than rounding does."""
-    run = _Runs(model, example_inputs)
-    return _worst(run.gated(Plan.full(plan.sites)), run.gated(plan)).relative > TOLERANCE / 10
+    full = Plan.full(plan.sites)
+    for dtype, rounding in ((None, 1e-5), (torch.float64, 1e-10)):  # a change may be small and still be one
+        runs = _Runs(model, example_inputs, dtype)
+        if _worst(*_both(runs, partial(runs.gated, full), partial(runs.gated, plan))).relative > rounding:
+            return True
+    return False
 
 
 def randomness(model: nn.Module, example_inputs: Any) -> str:
@@ -190,6 +195,7 @@ class _Runs:
         held = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
         self.dtype = dtype or (torch.float64 if held == {torch.float64} else torch.float32)
         self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in held) or dtype is not None
+        self.twice = False  # call each model twice, since one of them remembers something
         self.copies = False  # convert whole copies, where the model does not run while operations are lifted
         device = reference_device(model)
         self.inputs = map_tensors(example_inputs, lambda t: t.to(device, self.dtype if t.is_floating_point() else None))
@@ -240,7 +246,8 @@ class _Runs:
             before = _marks(copy)
             with self._lifted():
                 found = dict(_named(self._call(copy)))
-            if _marks(copy) != before:  # what it remembers may hold units: then the next call shows them
+            self.twice = self.twice or _marks(copy) != before
+            if self.twice:  # what it remembers may hold units: the next call shows them
                 with self._lifted():
                     found |= {f"{name} of the second call".strip(): t for name, t in _named(self._call(copy))}
         if not found:
@@ -343,32 +350,59 @@ def _is_cache(value: object) -> bool:
     return any(kind.__qualname__ == "Cache" for kind in type(value).__mro__)
 
 
+class _Fails(SurgeryError):
+    """A forward that fails; the message is the sentence for it."""
+
+
 def _once(runs: _Runs, pruned: nn.Module, plan: Plan) -> Finding:
-    """One comparison: pruned with gated, and dense with gates of 1 where gates need another class of a module."""
+    """The worst of all comparisons in one arithmetic."""
+    worst = Difference()
     try:
-        expected = runs.gated(plan)
-    except XPruneError:
-        raise
-    except Exception as failure:
-        return Finding(problem=f"the model's forward fails with gates on it, with {_said(failure)}")
-    try:
-        got = runs.pruned(pruned)
-    except XPruneError:
-        raise
-    except Exception as failure:
-        return Finding(problem=f"the pruned forward fails with {_said(failure)}")
-    if (shapes := _shapes(got)) != _shapes(expected):
-        return Finding(problem=f"outputs were {_shapes(expected)} and are now {shapes}")
-    worst = _worst(expected, got)
-    if not worst.exact:
-        return Finding(worst, f"the pruned model {worst}")
-    swapped = tuple(s for s in plan.sites if s.adapter in ADAPTERS and ADAPTERS[s.adapter].gated)
-    if swapped:  # that class and the pruned one may be wrong alike
-        other = _worst(runs.dense(), runs.gated(Plan.full(swapped)))
-        if not other.exact:
-            return Finding(other, f"the dense model with gates of 1 {other}")
-        worst = max(worst, other, key=lambda difference: difference.relative)
+        for who, expected, got in _comparisons(runs, pruned, plan):
+            if _shapes(expected) != _shapes(got):
+                return Finding(problem=f"outputs were {_shapes(expected)} and are now {_shapes(got)}")
+            found = _worst(expected, got)
+            if not found.exact:
+                return Finding(found, f"{who} {found}")
+            worst = max(worst, found, key=lambda difference: difference.relative)
+    except _Fails as failure:
+        return Finding(problem=str(failure))
     return Finding(worst)
+
+
+def _comparisons(runs: _Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[str, Outputs, Outputs]]:
+    """(who is judged, outputs expected of it, its outputs): all that a proof compares.
+
+    The pruned model with the gated one. Where gates need another class of a module, also the dense model with the one
+    that has gates of 1: that class and the pruned one may be wrong alike.
+    """
+    yield "the pruned model", *_both(runs, lambda: runs.gated(plan), lambda: runs.pruned(pruned))
+    swapped = tuple(s for s in plan.sites if s.adapter in ADAPTERS and ADAPTERS[s.adapter].gated)
+    if swapped:
+        yield (
+            "the dense model with gates of 1",
+            *_both(runs, runs.dense, lambda: runs.gated(Plan.full(swapped)), "the gated"),
+        )
+
+
+def _both(
+    runs: _Runs, one: Callable[[], Outputs], other: Callable[[], Outputs], name: str = "the pruned"
+) -> tuple[Outputs, Outputs]:
+    """What two models return, both called twice where one of them remembers something."""
+    try:
+        expected = one()
+    except XPruneError:
+        raise
+    except Exception as failure:
+        raise _Fails(f"the model's forward fails with gates on it, with {_said(failure)}") from failure
+    called_twice = runs.twice
+    try:
+        got = other()
+        return (one() if runs.twice and not called_twice else expected), got
+    except XPruneError:
+        raise
+    except Exception as failure:
+        raise _Fails(f"{name} forward fails with {_said(failure)}") from failure
 
 
 def _said(failure: Exception) -> str:
@@ -405,25 +439,23 @@ def _apart(expected: Tensor, got: Tensor) -> tuple[float, float]:
 
 
 def _in_float64(runs: _Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
-    """The worst difference in float64, None where the pruned model is not exact there either or does not run."""
+    """The worst difference in float64, None where one of the comparisons fails there too or does not run."""
     if runs.dtype is torch.float64:
         return None
-    wide = _Runs(runs.model, runs.given, torch.float64)
+    wide, worst = _Runs(runs.model, runs.given, torch.float64), Difference()
+    wide.twice = runs.twice
     try:
-        found = _once(wide, pruned, plan)
-        if not found.problem:
-            return found.difference
-        coarse, fine, got = runs.gated(plan), wide.gated(plan), wide.pruned(pruned)
+        pairs = zip(_comparisons(runs, pruned, plan), _comparisons(wide, pruned, plan), strict=True)
+        for (_, coarse, _), (_, fine, got) in pairs:
+            if not _shapes(coarse) == _shapes(fine) == _shapes(got):
+                return None
+            for name in fine:
+                found = Difference(*_apart(fine[name], got[name]), name)
+                if not (found.exact or found.error <= NOISE * _noise(coarse[name], fine[name], got[name])):
+                    return None
+                worst = max(worst, found, key=lambda difference: difference.error)
     except Exception:  # not every operation has a float64 version
         return None
-    if coarse.keys() != fine.keys() or _shapes(fine) != _shapes(got):
-        return None
-    worst = Difference()
-    for name in fine:
-        found_here = Difference(*_apart(fine[name], got[name]), name)
-        if not (found_here.exact or found_here.error <= NOISE * _noise(coarse[name], fine[name], got[name])):
-            return None
-        worst = max(worst, found_here, key=lambda difference: difference.error)
     return worst
 
 
@@ -454,7 +486,7 @@ def _randomness(runs: _Runs) -> str:
         (SEED, "its forward gives other outputs at each call, with the same inputs and the same random numbers"),
         (OTHER_SEED, "its forward draws random numbers"),
     ):
-        first, second = runs.dense(), runs.dense(seed)
+        first, second = _both(runs, runs.dense, partial(runs.dense, seed))
         if _shapes(first) != _shapes(second) or not _worst(first, second).exact:
             return (
                 f"{why}, so that a pruned model cannot be compared with it: switch off in eval mode what is random, "
