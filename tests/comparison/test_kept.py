@@ -65,7 +65,6 @@ SETTINGS = {
     "criterion": lambda: grid(criteria={"chance": "magnitude"}),
     "a criterion's setting": lambda: grid(criteria={"chance": "magnitude,p=1"}),
     "selection": lambda: grid(selections={"global": "uniform"}),
-    "budget": lambda: grid(budgets=(xprune.Budget(macs=0.6000001),)),
 }
 
 

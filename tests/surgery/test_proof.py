@@ -71,6 +71,26 @@ def test_the_callers_random_numbers_are_not_touched():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_pruned_model_may_have_nothing_left_to_remember():
+    """What is wholly gone keeps no cache: both are then called twice, and give the same each time."""
+
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.act, self.fc2, self.cache = nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8), {}
+
+        def forward(self, x):
+            self.cache.setdefault(x.device, self.fc1.bias * 1)
+            return self.fc2(self.act(x @ self.fc1.weight.T + self.cache[x.device]))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Caching(), nn.Linear(8, 3))
+    cuts = (xprune.Cut("0.fc1.weight", 0), xprune.Cut("0.fc1.bias", 0), xprune.Cut("0.fc2.weight", 1))
+    site = xprune.Site("0", "neuron", 6, 1, "0.fc2", cuts=cuts, module="0")
+    for keep in ((), (1, 4)):
+        assert problem(model, inputs(), xprune.Plan((site,), (keep,))) is None
+
+
 def test_each_output_has_its_own_size():
     """A difference that would pass beside a large output, and one that would pass as smaller than 1."""
     for scale in (1e-6, 1.0, 1e6):
@@ -83,6 +103,7 @@ def test_each_output_has_its_own_size():
 def test_a_model_whose_gates_change_nothing_is_told():
     assert not exactness.changes(proof_models.build(lambda m, x, h, y: 0 * y + x), PLAN, inputs())
     assert exactness.changes(proof_models.build(HONEST["tiny"]), PLAN, inputs())
+    assert exactness.changes(proof_models.build(lambda m, x, h, y: x + 1e-8 * y), PLAN, inputs())
 
 
 def rounded(tensor):

@@ -168,7 +168,11 @@ def _find(module: nn.Module, seen: Call, structure: Structure, twin: Site | str 
             return _whole(alone, site, inputs)
         problems.append(problem)
     closest = next((p for p in problems if "forward fails" not in p), problems[0])
-    if random := exactness.randomness(alone, inputs):
+    try:
+        random = exactness.randomness(alone, inputs)
+    except Exception as problem:  # whatever it raises where the model does not call it
+        return f"its forward fails when it is called by itself ({_said(problem)})"
+    if random:
         return random
     return (
         f"its {structure.called} cannot be cut out exactly, in none of {tried} ways tried: {closest}. Where its "

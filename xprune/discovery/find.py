@@ -15,7 +15,7 @@ from xprune.discovery.in_model import proved
 from xprune.discovery.kinds import UNIT_KINDS
 from xprune.errors import ModelError
 from xprune.modules.calls import map_tensors
-from xprune.modules.copies import reference_device, unwrap
+from xprune.modules.copies import reference_device, refuse_meta, unwrap
 from xprune.modules.removed import Removed
 from xprune.modules.samples import Samples, find_samples
 from xprune.modules.undisturbed import undisturbed
@@ -49,6 +49,7 @@ def find_sites(
             pruned exactly, or where a pattern matches none (a typing error would prune what was to be left alone).
     """
     model = unwrap(model)
+    refuse_meta(model)
     default = [name for name, kind in UNIT_KINDS.items() if kind.by_default]
     units = default if units is None else units
     unknown = sorted(set(units) - set(UNIT_KINDS))

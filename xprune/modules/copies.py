@@ -68,8 +68,8 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         return copy.deepcopy(model, memo).eval()
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be copied: {error}. It holds something that has no copy, such as a lock, an "
-            "open file or a generator: take it off the model, or give its class a __deepcopy__."
+            f"{type(model).__name__} cannot be copied: {error}. It holds something that has no copy, such as a lock, "
+            "an open file or a generator: take it off the model, or give its class a __deepcopy__."
         ) from error
 
 
@@ -130,3 +130,12 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def reference_device(model: nn.Module) -> torch.device:
     """The device of the model's first tensor."""
     return next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """ModelError for a model on the meta device, which has shapes and no values."""
+    if reference_device(model).type == "meta":
+        raise ModelError(
+            "the model is on the meta device, where tensors have no values: load its weights first, for example "
+            "model.to_empty(device='cpu') and then model.load_state_dict(...)."
+        )

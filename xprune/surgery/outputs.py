@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from xprune.core.plan import Plan
-from xprune.errors import ModelError, SurgeryError, XPruneError
+from xprune.errors import SurgeryError, XPruneError
 from xprune.modules.calls import call, map_tensors, slow_path
-from xprune.modules.copies import alias, reference_device, tensors
+from xprune.modules.copies import alias, reference_device, refuse_meta, tensors
 from xprune.modules.digest import slots_of
 from xprune.modules.precision import exact_arithmetic, lifted
 from xprune.modules.sliced import fill
@@ -53,11 +53,7 @@ class Runs:
         own: bool = False,
     ) -> None:
         self.model, self.given, self.twice, self.own = model, example_inputs, twice, own
-        if reference_device(model).type == "meta":
-            raise ModelError(
-                "the model is on the meta device, where tensors have no values: load its weights first, for example "
-                "model.to_empty(device='cpu') and load_state_dict."
-            )
+        refuse_meta(model)
         held = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
         self.dtype = dtype or (torch.float64 if held == {torch.float64} else torch.float32)
         self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in held) or dtype is not None
