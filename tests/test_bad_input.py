@@ -50,6 +50,45 @@ def test_weights_that_are_not_numbers():
         xprune.find_sites(model, images())
 
 
+def test_a_file_in_place_of_the_folder_of_checkpoints(tmp_path, monkeypatch):
+    (tmp_path / "notes").write_text("mine")
+    monkeypatch.setattr(xprune.pruner, "Run", lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises(xprune.TrainingError, match="is a file, wanted a folder"):
+        xprune.Pruner(build("vit"), "random", checkpoint_dir=tmp_path / "notes").run(loader())
+
+
+class Answers(xprune.Selection, xprune.Criterion):
+    """A plug-in that gives whatever it was told to."""
+
+    name = "answers"
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def score(self, context, sites):
+        return self.answer(sites)
+
+    def select(self, context, scores, costs, budget):
+        return self.answer(scores.sites)
+
+
+def test_plug_ins_that_give_something_else_are_named():
+    model, data, cut = build("vit"), loader(), {"finetune": None, "latency": False}
+    for answer, says in (
+        (lambda sites: None, "select gave a NoneType"),
+        (lambda sites: xprune.Plan.full(sites), "the plan costs .* and the budget allows"),
+        (lambda sites: xprune.Plan.full(sites[:1]), "other sites"),
+    ):
+        with pytest.raises(xprune.PluginError, match=says):
+            xprune.Pruner(model, "random", selection=Answers(answer), **cut).run(data)
+    for answer, says in (
+        (lambda sites: None, "score gave a NoneType"),
+        (lambda sites: xprune.Scores(sites[:1], (torch.ones(sites[0].size),), "answers"), "scores are of 1 sites"),
+    ):
+        with pytest.raises(xprune.PluginError, match=says):
+            xprune.Pruner(model, Answers(answer), **cut).run(data)
+
+
 def test_names_that_are_not_known():
     model = build("vit")
     with pytest.raises(xprune.PluginError, match=r"'tailor'; known: .*magnitude.*random.*taylor"):

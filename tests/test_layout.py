@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import xprune
-from xprune.moved import MOVED
+from xprune.moved import KEPT, MOVED
 
 ROOT = Path(xprune.__file__).parent
 FLOORS = (
@@ -123,6 +123,18 @@ def test_old_paths_forward(old):
     assert all(getattr(module, name) is getattr(new, name) for name in public)
     with pytest.raises(AttributeError):
         module.nothing_of_this_name  # noqa: B018
+
+
+@pytest.mark.parametrize("kept", sorted(KEPT))
+def test_names_that_a_module_of_the_same_path_held_are_found(kept):
+    module = import_module(f"xprune.{kept}")
+    places = [import_module(f"xprune.{place}") for place in KEPT[kept]]
+    moved = {name for place in places for name in vars(place) if name.isupper() and not hasattr(type(module), name)}
+    for name in sorted(moved - set(vars(module))):
+        with pytest.warns(DeprecationWarning, match="has moved to"):
+            assert any(getattr(module, name) is getattr(place, name, None) for place in places)
+    with pytest.raises(AttributeError):
+        getattr(module, "nothing_of_this_name")  # noqa: B009
 
 
 def test_old_paths_leave_functions_of_their_name_alone():

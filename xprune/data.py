@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data.dataset import ImageDataset
+from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
@@ -87,7 +88,7 @@ def load_measured(name: str, config: Mapping[str, Any], *, batch_size: int = 64,
     """
     if name == "digits":
         _, rows, classes = _digits(config)
-        split, what = "validation", "the images of digits that are held out for validation"
+        split, what = "validation", "images of digits that are held out for validation"
     else:
         root = Path(name)
         found = _splits(root)
@@ -100,7 +101,7 @@ def load_measured(name: str, config: Mapping[str, Any], *, batch_size: int = 64,
         split = "validation" if found["val"] else "test" if found["test"] else "given"
         rows = _images(folder, _plain(config))
         classes = len(rows.reader.class_to_idx)
-        what = f"images of {folder}" + ("" if split != "given" else ", which has no splits")
+        what = f"images of {folder}" + ("" if split != "given" else ", which has no splits") + _unread(folder)
     note = f"data: all {len(rows):,} {what}"  # type: ignore[arg-type]
     return Measured(DataLoader(rows, batch_size, num_workers=workers), classes, split, note)
 
@@ -177,6 +178,16 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
         f"seed {seed}, are held out to measure on"
     )
     return Subset(train, order[held:]), Subset(val, order[:held]), len(train.reader.class_to_idx), note
+
+
+def _unread(folder: Path) -> str:
+    """How many files of the class folders are no images that timm reads, by their endings; "" for none."""
+    known = set(get_img_extensions())
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    other = [path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in known]
+    if not other:
+        return ""
+    return f"; {len(other):,} other files were not read ({', '.join(sorted(set(other))[:5])})"
 
 
 class _Images(ImageDataset):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -155,7 +156,42 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
 
+KEPT: dict[str, tuple[str, ...]] = {
+    "adapters.timm": ("adapters.timm.plain",),
+    "artefact": ("artefact.save_load", "artefact.files"),
+    "cli": ("cli.commands",),
+    "comparison": ("comparison.table", "comparison.cells", "comparison.kept"),
+    "criteria.xpruner": ("criteria.xpruner.criterion",),
+    "result": ("report.text",),
+    "selections.learned": ("selections.learned.selection",),
+}
+"""Modules that became folders of the same path, or lost names -> the modules that now hold their names."""
+
+
+def forward(name: str) -> None:
+    """Makes a module of KEPT look for names that it held in the modules that hold them now."""
+    kept, places = sys.modules[f"xprune.{name}"], KEPT[name]
+
+    def found(name: str) -> Any:
+        own = hasattr(kept, "__path__") and find_spec(f"{kept.__name__}.{name}")  # a file of the folder comes first
+        for place in () if own or name.startswith("__") else places:
+            module = import_module(f"xprune.{place}")
+            if hasattr(module, name):
+                warnings.warn(
+                    f"{kept.__name__}.{name} has moved to xprune.{place} and will be gone in the next release.",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                return getattr(module, name)
+        raise AttributeError(f"module {kept.__name__!r} has no attribute {name!r}")
+
+    vars(kept)["__getattr__"] = found
+
+
 def install() -> None:
     """Makes the old paths importable. Called once, at the end of the package's own import."""
     sys.modules["xprune"].__class__ = _Package
+    for name in KEPT:
+        if f"xprune.{name}" in sys.modules:
+            forward(name)
     sys.meta_path.insert(0, _Finder())  # before the finder of files, which would load libraries/timm.py a second time

@@ -16,6 +16,7 @@ from xprune.core.site import Site
 from xprune.core.task import Task
 from xprune.criteria import CRITERIA
 from xprune.environment import hardware, versions
+from xprune.errors import TrainingError
 from xprune.modules.copies import unwrap
 from xprune.pipeline import Run
 from xprune.result import PruneResult
@@ -76,6 +77,7 @@ class Pruner:
             val_loader: Batches that figures are measured on. None: they are measured on the training data and
                 labelled so.
         """
+        self._check_folder()
         run = Run(
             self.model,
             train_loader,
@@ -133,6 +135,12 @@ class Pruner:
             "hardware": hardware(),
             "versions": versions(),
         }
+
+    def _check_folder(self) -> None:
+        """TrainingError, before any work, where checkpoints cannot be kept in the folder given."""
+        folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise TrainingError(f"checkpoint_dir={str(folder)!r} is a file, wanted a folder: give another name.")
 
     def _folder(self, stage: str) -> Path | None:
         return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None

@@ -30,7 +30,7 @@ from xprune.cli.inputs import (
 from xprune.comparison.plots import is_drawn
 from xprune.core.plan import Plan
 from xprune.data import class_names
-from xprune.errors import ArtefactError, XPruneError
+from xprune.errors import ArtefactError, PlanError, XPruneError
 from xprune.report.text import found_tables, metrics_table, sites_table, unseen
 from xprune.surgery.cut import check_fit
 
@@ -241,8 +241,13 @@ def report(
         _say(loaded.note)
     dense = dense_model(saved, model, model_arg, pretrained, checkpoint)
     if dense is not None:
-        for site in result.plan.sites:
-            check_fit(dense, site, xprune.ADAPTERS)
+        try:
+            for site in result.plan.sites:
+                check_fit(dense, site, xprune.ADAPTERS)
+        except PlanError as error:
+            raise PlanError(
+                f"{error} If this model was pruned from one that xprune had saved, give that folder as --model."
+            ) from error
         result = replace(result, dense=dense)
     if faithfulness and dense is not None:
         curves = {

@@ -27,8 +27,8 @@ def find_sites(
     model: nn.Module,
     example_inputs: Any,
     *,
-    units: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    units: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     batch_axis: int | None = None,
 ) -> Sites:
     """Finds the sites of a model, in its own order. `sites.left` says which attentions and MLPs gave none, and why.
@@ -50,6 +50,8 @@ def find_sites(
     """
     model = unwrap(model)
     refuse_meta(model)
+    units = (units,) if isinstance(units, str) else units  # one name, or one pattern, may stand alone
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     default = [name for name, kind in UNIT_KINDS.items() if kind.by_default]
     units = default if units is None else units
     unknown = sorted(set(units) - set(UNIT_KINDS))
