@@ -173,7 +173,8 @@ def forward(name: str) -> None:
     kept, places = sys.modules[f"xprune.{name}"], KEPT[name]
 
     def found(name: str) -> Any:
-        own = hasattr(kept, "__path__") and find_spec(f"{kept.__name__}.{name}")  # a file of the folder comes first
+        # A file of the folder comes first. Not hasattr, which would ask this function.
+        own = "__path__" in vars(kept) and find_spec(f"{kept.__name__}.{name}")
         for place in () if own or name.startswith("__") else places:
             module = import_module(f"xprune.{place}")
             if hasattr(module, name):
