@@ -18,7 +18,7 @@ from xprune.discovery.candidates import Structure, linears_of, proposals
 from xprune.errors import XPruneError
 from xprune.modules.calls import tensors_in
 from xprune.modules.copies import alias, own, tensors
-from xprune.modules.forward import try_forward
+from xprune.modules.forward import said, try_forward
 from xprune.modules.removed import Removed
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -171,7 +171,7 @@ def _find(module: nn.Module, seen: Call, structure: Structure, twin: Site | str 
     try:
         random = exactness.randomness(alone, inputs)
     except Exception as problem:  # whatever it raises where the model does not call it
-        return f"its forward fails when it is called by itself ({_said(problem)})"
+        return f"its forward fails when it is called by itself ({_first_line(problem)})"
     if random:
         return random
     return (
@@ -215,13 +215,13 @@ def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
         except XPruneError as refused:
             return str(refused)
         except Exception as problem:
-            return f"its forward fails when it is called by itself ({_said(problem)})"
+            return f"its forward fails when it is called by itself ({_first_line(problem)})"
     return None
 
 
-def _said(problem: Exception) -> str:
-    """The first line of an error, which may have no message."""
-    return f"{type(problem).__name__}: {problem}".splitlines()[0].removesuffix(": ")
+def _first_line(problem: Exception) -> str:
+    """The first line of what an error says."""
+    return said(problem).splitlines()[0].removesuffix(": ")
 
 
 @torch.no_grad()
