@@ -76,7 +76,7 @@ bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest benchmarks $(ARGS)
 
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 package: $(INSTALLED)
 	PYTHON=$(PYTHON) bash .ci/package dist
