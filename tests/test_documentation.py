@@ -136,6 +136,12 @@ def test_a_comment_for_the_test_says_why_and_is_rare():
     assert len(skipped) <= 4, "an example that is not run goes stale"
 
 
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_lines_of_code_fit_on_the_screen(page):
+    code = [line for _, text, _ in blocks(page, "python", "bash", "toml") for line in text.splitlines()]
+    assert not [line for line in code if len(line) > 100]
+
+
 def commands(page: Path) -> list[list[str]]:
     """The lines of a page's console blocks as words. A backslash continues a line, a # begins a remark."""
     text = "\n".join(code for _, code, _ in blocks(page, "bash")).replace("\\\n", " ")

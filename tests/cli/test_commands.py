@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-import typer
 from PIL import Image
 from safetensors.torch import save_file
 
 import xprune
 from tests.support.models import CLASSES, SIZE, VIT, build
 from xprune.artefact.libraries.timm import TIMM
-from xprune.cli.commands import app, main
+from xprune.cli.commands import main
 from xprune.cli.inputs import example_images, named_model
 
 ARGS = {**VIT, "num_classes": CLASSES}
@@ -217,22 +216,6 @@ def test_what_is_no_artefact_is_refused(command, tmp_path, monkeypatch, capsys):
     more = {"evaluate": ["--data", "digits"], "export": ["--out", tmp_path / "m.onnx"]}.get(command, [])
     assert run(monkeypatch, command, tmp_path, *more) == 2
     assert "is no saved model" in " ".join(capsys.readouterr().err.split())
-
-
-PAGES = ("README.md", "docs/index.md", "docs/explain.md", "docs/imagenet.md")
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_in_the_pages_have_the_options_that_they_are_given(page):
-    text = (Path(__file__).parents[2] / page).read_text().replace("\\\n", " ")
-    lines = [line.partition("#")[0].split() for line in text.splitlines()]
-    commands = [line[line.index("xprune") + 1 :] for line in lines if "xprune" in line[:9]]
-    known = typer.main.get_command(app).commands
-    commands = [words for words in commands if words and words[0] in known]
-    assert commands
-    for name, *words in commands:
-        options = {option for each in known[name].params for option in each.opts}
-        assert {word for word in words if word.startswith("--")} <= options, (page, name)
 
 
 def test_started_as_a_module(tmp_path):
