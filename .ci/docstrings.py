@@ -1,4 +1,4 @@
-"""An extension of griffe, which reads docstrings for the site: it makes two habits of our docstrings readable as Markdown."""
+"""An extension of griffe, which reads docstrings for the site. It makes our docstrings readable as Markdown."""
 
 import re
 from typing import Any
@@ -18,8 +18,8 @@ class Docstrings(Extension):
 def readable(docstring: str) -> str:
     """The docstring with sections and indices as griffe and Markdown want them.
 
-    griffe knows the section "Examples:" and shows its code as code. It takes "Example:" for a box with text. Markdown takes
-    an index such as `rows[fraction][class]` for a link to "class". A link of mkdocstrings has a dotted name there.
+    griffe knows the section "Examples:" and shows its code as code. It takes "Example:" for a box with text. Markdown
+    takes an index such as `rows[fraction][class]` for a link to "class". A link of mkdocstrings has a dotted name.
     """
     docstring = re.sub(r"^( *)Example:$", r"\1Examples:", docstring, flags=re.MULTILINE)
     return re.sub(r"\]\[(?=\w+\])", r"]\\[", docstring)

@@ -19,6 +19,7 @@ import types
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 from pathlib import Path
+from runpy import run_path
 
 import matplotlib
 import pytest
@@ -184,7 +185,7 @@ def test_the_command_line_page_has_every_option_and_its_default(name):
         if each.param_type_name == "option" and each.name != "help":
             default = each.default
             if isinstance(default, bool):
-                default = (each.opts if default else each.secondary_opts)[0]
+                default = "on" if default else "off"
             wanted[(*each.opts, *each.secondary_opts)] = "required" if each.required else default
     assert said.keys() == wanted.keys()
     for names, default in wanted.items():
@@ -280,6 +281,13 @@ def test_the_reference_has_each_criterion_selection_and_task():
     tasks = {each for each in vars(xprune).values() if isinstance(each, type) and issubclass(each, Task)}
     wanted = {*xprune.CRITERIA.values(), *xprune.SELECTIONS.values(), *tasks, export_onnx}
     assert not [each for each in wanted if id(each) not in there]
+
+
+def test_docstrings_are_shown_as_they_are_meant():
+    pytest.importorskip("griffe", reason="needs the extra dev")
+    readable = run_path(str(ROOT / ".ci" / "docstrings.py"))["readable"]
+    assert readable("Adds.\n\nExample:\n    >>> 1 + 1") == "Adds.\n\nExamples:\n    >>> 1 + 1"
+    assert readable("rows[fraction][class], [a plan][xprune.Plan]") == "rows[fraction]\\[class], [a plan][xprune.Plan]"
 
 
 def test_troubleshooting_has_a_section_for_each_error():
