@@ -7,7 +7,7 @@ import torch
 import xprune
 from xprune.adapters import ADAPTERS
 from xprune.costs.measure import measure_costs
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import verify
 
@@ -54,11 +54,11 @@ def test_score(benchmark, model, sites, x, criterion):
 
 
 def test_carve(benchmark, model, plan):
-    benchmark(lambda: remove_units(alias(model), plan, ADAPTERS))
+    benchmark(lambda: remove_units(shared_copy(model), plan, ADAPTERS))
 
 
 def test_verify(benchmark, model, plan, x):
-    benchmark(verify, model, remove_units(alias(model), plan, ADAPTERS), plan, x)
+    benchmark(verify, model, remove_units(shared_copy(model), plan, ADAPTERS), plan, x)
 
 
 def test_save_and_load(benchmark, model, plan, x, tmp_path):

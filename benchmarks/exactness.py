@@ -18,7 +18,7 @@ from torch import nn
 import xprune
 from benchmarks.record import record
 from xprune.adapters import ADAPTERS
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import TOLERANCE, effect, prove
 from xprune.testing import perturb, random_plan
@@ -80,7 +80,7 @@ def measure(title: str, build: Callable[[], nn.Module], seeds: int) -> dict[str,
     errors, relative, moved, gone = [], [], [], 0
     for seed in range(seeds):
         plan = random_plan(sites, seed)
-        found = prove(model, remove_units(alias(model), plan, ADAPTERS), plan, x).difference
+        found = prove(model, remove_units(shared_copy(model), plan, ADAPTERS), plan, x).difference
         errors.append(found.error)
         relative.append(found.relative)
         moved.append(effect(model, plan, x).error)

@@ -30,7 +30,7 @@ from benchmarks.prunability_peer import by_torch_pruning
 from benchmarks.record import RESULTS, record
 from benchmarks.zoo import BUILDERS
 from xprune.costs.measure import measure_costs
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import TOLERANCE, compare
 from xprune.testing import perturb, random_plan
@@ -63,7 +63,7 @@ def by_channels(model: nn.Module, inputs: Any, _asked: float) -> dict[str, Any]:
     worst = 0.0
     for seed in range(PLANS):
         plan = random_plan(sites, seed)
-        pruned = remove_units(alias(model), plan, xprune.ADAPTERS)
+        pruned = remove_units(shared_copy(model), plan, xprune.ADAPTERS)
         error, scale = compare(model, pruned, plan, inputs)
         worst = max(worst, error / scale if scale else error)
     hit = xprune.count_macs(pruned, inputs) / xprune.count_macs(model, inputs)

@@ -37,7 +37,7 @@ def synthetic(
     for block in range(depth):
         for part, kind, size in (("attn", "head", heads), ("mlp", "neuron", neurons)):
             name = f"blocks.{block}.{part}"
-            sites.append(xprune.Site(name, kind, size, 1, f"{name}.out", cuts=(), module=name))
+            sites.append(xprune.Site(name, kind, size, 1, (f"{name}.out",), cuts=(), module=name))
             values.append(torch.randn(size, generator=chance))
             if rank is None:
                 tables.append(values[-1] + torch.randn(classes, size, generator=chance))

@@ -25,7 +25,7 @@ import xprune
 from benchmarks.memory import bytes_of, half, peak_of
 from benchmarks.record import record
 from xprune.adapters import ADAPTERS
-from xprune.modules.copies import alias, own
+from xprune.modules.copies import shared_copy, unshare
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import verify
 
@@ -40,7 +40,7 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
     graph = time.perf_counter()
     plan = half(sites)
     drawn = time.perf_counter()
-    pruned = own(remove_units(alias(model), plan, ADAPTERS), model)
+    pruned = unshare(remove_units(shared_copy(model), plan, ADAPTERS), model)
     removal = time.perf_counter()
     verify(model, pruned, plan, x)
     return {"graph": graph - start, "removal": removal - drawn, "verification": time.perf_counter() - removal}

@@ -32,7 +32,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "channels": ("discovery.channels",),
     "checkpoint": ("training.checkpoint",),
     "cli_inputs": ("cli.inputs",),
-    "compare": ("comparison.grid", "comparison.kept"),
+    "compare": ("comparison.grid", "comparison.cell_file"),
     "comparison_plots": ("comparison.plots",),
     "consumers": ("discovery.consumers",),
     "cost": (
@@ -104,6 +104,10 @@ MOVED: dict[str, tuple[str, ...]] = {
 
 RENAMED = {
     "Along": "StreamParts",
+    "Kept": "CellFile",
+    "alias": "shared_copy",
+    "own": "unshare",
+    "over_features": "is_feature_norm",
     "Landing": "Allocation",
     "StandIn": "Placeholder",
     "along_by_shape": "stream_parts_by_shape",
@@ -160,7 +164,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "adapters.timm": ("adapters.timm.plain",),
     "artefact": ("artefact.save_load", "artefact.files"),
     "cli": ("cli.commands",),
-    "comparison": ("comparison.table", "comparison.cells", "comparison.kept"),
+    "comparison": ("comparison.table", "comparison.cells", "comparison.cell_file"),
     "criteria.xpruner": ("criteria.xpruner.criterion",),
     "result": ("report.text",),
     "selections.learned": ("selections.learned.selection",),

@@ -16,21 +16,21 @@ from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, example_of, known_axis
+from xprune.core.task import Task, batch_axis_of, example_of
 from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
 from xprune.errors import BudgetError, PluginError
-from xprune.modules.copies import alias, own, reference_device, unwrap
+from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
 from xprune.selections import SELECTIONS
 from xprune.surgery.apply import apply
 from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 from xprune.training.loop import length
-from xprune.training.runtime import accelerator, check_loader, first_batch, stage, told_by_first_batch
+from xprune.training.runtime import accelerator, check_loader, first_batch, stage, task_and_first_batch
 
 
 class Run:
@@ -82,7 +82,7 @@ class Run:
         self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
         task = task or Classification()
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
-        self.task, self.first = told_by_first_batch(train, task, self.model)
+        self.task, self.first = task_and_first_batch(train, task, self.model)
         self.first_held_out = first_batch(held_out, self.task) if held_out is not None else self.first
         self.example = example_of(self.task, *self.first)
 
@@ -96,13 +96,13 @@ class Run:
         """What may be pruned."""
         if self._sites is not None:
             return tuple(self._sites)
-        axis = known_axis(self.task)
+        axis = batch_axis_of(self.task)
         return find_sites(self.model, self.example, units=self._units, exclude=self._exclude, batch_axis=axis)
 
     @cached_property
     def costs(self) -> Costs:
         """What the units of the sites cost."""
-        return measure_costs(self.model, self.sites, self.example, self._resources, batch_axis=known_axis(self.task))
+        return measure_costs(self.model, self.sites, self.example, self._resources, batch_axis=batch_axis_of(self.task))
 
     @cached_property
     def dense(self) -> Metrics:
@@ -192,7 +192,7 @@ class Run:
         found = evaluate(model, self.data, task=self.task, data="training" if self.held_out is None else "validation")
         if like is not None:
             return replace(found, **{name: getattr(like, name) for name in ("macs", "params", "resources", *_LATENCY)})
-        axis = known_axis(self.task)
+        axis = batch_axis_of(self.task)
         costs: dict[str, Any] = count_resources(model, self.example, self._resources, batch_axis=axis)
         if self.timed:
             inputs, targets = self.first
@@ -201,7 +201,7 @@ class Run:
 
     def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
         """What criteria and selections look at."""
-        copy = alias(self.model, requires_grad=False).to(accelerator().device)
+        copy = shared_copy(self.model, requires_grad=False).to(accelerator().device)
         context = Context(copy, self.example, self.task, self.train, seed, checkpoint_dir, batch=self.first)
         return replace(context, costs=self.costs)
 
@@ -227,11 +227,11 @@ def make_context(
     """
     task, batch = task or Classification(), None
     if loader is not None and example_inputs is None:
-        task, batch = told_by_first_batch(loader, task, unwrap(model))
+        task, batch = task_and_first_batch(loader, task, unwrap(model))
         example_inputs = example_of(task, *batch)
     elif loader is not None:
         check_loader(loader)
-    copy = alias(unwrap(model), requires_grad=False).to(accelerator().device)
+    copy = shared_copy(unwrap(model), requires_grad=False).to(accelerator().device)
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     return Context(copy, example_inputs, task, loader, seed, folder, budget, updates, batch)
 
@@ -320,7 +320,7 @@ def select(
     context = make_context(
         model, loader, example_inputs=example_inputs, task=task, seed=seed, checkpoint_dir=checkpoint_dir
     )
-    axis = known_axis(context.task)
+    axis = batch_axis_of(context.task)
     costs = measure_costs(context.model, scores.sites, context.example_inputs, budget.shares, batch_axis=axis)
     found = _selected(model, replace(context, costs=costs), scores, costs, budget, chosen)
     if found.model is not None:
@@ -355,7 +355,7 @@ def _selected(
     updates = chosen.updates(context.updates)
     dense = context.model
     if updates:
-        trained = own(alias(unwrap(model)), model).to(reference_device(dense))
+        trained = unshare(shared_copy(unwrap(model)), model).to(reference_device(dense))
         context = replace(context, model=trained)
     found: Any = chosen.select(context, scores, costs, budget)
     if not isinstance(found, (Plan, Selected)):
@@ -366,7 +366,7 @@ def _selected(
     if isinstance(found, Plan):  # a selection that says what it takes in `updates` alone
         found = Selected(found, context.model if updates else None, updates)
     _check_budget(chosen, found.plan, costs, budget)
-    axis = known_axis(context.task)
+    axis = batch_axis_of(context.task)
     check_allocation(dense, found.plan, costs, budget, context.example_inputs, batch_axis=axis)
     if found.model is None:
         return found

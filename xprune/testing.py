@@ -13,17 +13,17 @@ from xprune.core.interfaces import Criterion, Selection
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, example_of, known_axis
+from xprune.core.task import Task, batch_axis_of, example_of
 from xprune.costs.count import count_resources
 from xprune.costs.measure import measure_costs
 from xprune.discovery.find import find_sites
-from xprune.modules.copies import alias, tensors
+from xprune.modules.copies import shared_copy, tensors
 from xprune.pipeline import score, select
 from xprune.surgery.apply import apply
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import effect, prove
 from xprune.tasks.classification import Classification
-from xprune.training.runtime import told_by_first_batch
+from xprune.training.runtime import task_and_first_batch
 
 
 def perturb(model: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
@@ -106,7 +106,9 @@ def check_adapter(
         check_exact(model, plan, example_inputs)
         assert Plan.from_json(plan.to_json()) == plan, "the plan does not survive JSON"
         shapes = {n: t.shape for n, t in tensors(apply(model, plan, example_inputs)).items()}
-        rebuilt = {n: t.shape for n, t in tensors(remove_units(alias(model, device="meta"), plan, ADAPTERS)).items()}
+        rebuilt = {
+            n: t.shape for n, t in tensors(remove_units(shared_copy(model, device="meta"), plan, ADAPTERS)).items()
+        }
         assert shapes == rebuilt, "the plan cut on the meta device gives other shapes"
     for index, site in enumerate(sites):  # every site alone: one unit left, and none
         for keep in ((site.size - 1,), ()) if site.module else ((site.size - 1,),):
@@ -173,5 +175,5 @@ def check_selection(
 
 def _example(model: nn.Module, loader: Iterable[Any], task: Task | None) -> tuple[Any, int | None]:
     """(example inputs, the axis of the samples in them where the task knows it)."""
-    task, batch = told_by_first_batch(loader, task or Classification(), model)
-    return example_of(task, *batch), known_axis(task)
+    task, batch = task_and_first_batch(loader, task or Classification(), model)
+    return example_of(task, *batch), batch_axis_of(task)

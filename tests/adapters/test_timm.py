@@ -6,7 +6,7 @@ import torch
 import xprune
 from tests.support.timm_models import SIZE, SIZES, TIMM_VIT
 from xprune.core.plan import Plan
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.testing import check_exact, perturb, random_plan
 
 pytestmark = pytest.mark.smoke  # which layers timm has, and what they compute, changes from release to release
@@ -39,7 +39,7 @@ def test_replacement_forwards_compute_what_timm_computes(case, fused):
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused
-    expected, copy = model(images), alias(model)
+    expected, copy = model(images), shared_copy(model)
     swapped = 0
     for path, module in copy.named_modules():
         for name in adapters:

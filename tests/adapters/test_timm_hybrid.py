@@ -54,5 +54,5 @@ def test_the_walk_through_the_graph_ends_where_torch_prunings_does_not():
 
 def test_a_squeeze_reads_the_units_too():
     model, inputs, _ = build("maxvit")
-    (site,) = (s for s in xprune.find_sites(model, inputs) if s.layer == "stages.0.blocks.0.conv3_1x1")
-    assert site.feeds == ("stages.0.blocks.0.conv3_1x1", "stages.0.blocks.0.se.fc1")
+    (site,) = (s for s in xprune.find_sites(model, inputs) if s.consumers[0] == "stages.0.blocks.0.conv3_1x1")
+    assert site.consumers == ("stages.0.blocks.0.conv3_1x1", "stages.0.blocks.0.se.fc1")

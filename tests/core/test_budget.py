@@ -91,7 +91,7 @@ def test_a_budget_has_a_short_name(budget, name):
     whole=st.booleans(),
 )
 def test_allowed_counts_are_all_that_keep_to_the_budget(size, width, round_to, min_units, whole):
-    site = xprune.Site("a", "head", size=size, width=width, layer="a", module="a" if whole else "")
+    site = xprune.Site("a", "head", size=size, width=width, consumers=("a",), module="a" if whole else "")
     counts = xprune.Budget(macs=0.5, round_to=round_to, min_units=min_units).counts(site)
     least = max(min_units, 0 if whole else 1)
     assert counts == [n for n in range(size + 1) if n == size or (n >= least and n * width % round_to == 0)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import xprune
 
 SIZES = (3, 4, 5)
-SITES = tuple(xprune.Site(name, "neuron", n, 1, name, module=name) for name, n in zip("abc", SIZES, strict=True))
+SITES = tuple(xprune.Site(name, "neuron", n, 1, (name,), module=name) for name, n in zip("abc", SIZES, strict=True))
 NUMBERS = st.integers(0, 50).map(float)
 TRIPLES = st.tuples(NUMBERS, NUMBERS, NUMBERS)
 COUNTS = st.tuples(*(st.integers(0, n) for n in SIZES))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import xprune
 
-SITES = tuple(xprune.Site(name, "neuron", 6, 1, name, module=name) for name in "abc")
+SITES = tuple(xprune.Site(name, "neuron", 6, 1, (name,), module=name) for name in "abc")
 PLANS = st.tuples(*(st.sets(st.integers(0, 5)).map(lambda units: tuple(sorted(units))) for _ in SITES))
 
 
@@ -23,7 +23,7 @@ def test_a_plan_survives_json_and_counts_its_units(keeps):
 @given(first=PLANS, chance=st.randoms())
 def test_a_plan_after_a_plan_is_relative_to_the_first_model(first, chance):
     left = tuple(
-        xprune.Site(s.name, s.kind, len(keep), 1, s.layer, module=s.module)
+        xprune.Site(s.name, s.kind, len(keep), 1, s.consumers, module=s.module)
         for s, keep in zip(SITES, first, strict=True)
         if keep
     )
@@ -37,7 +37,7 @@ def test_a_plan_after_a_plan_is_relative_to_the_first_model(first, chance):
 def test_the_full_plan_changes_nothing_before_or_after():
     plan, full = xprune.Plan(SITES, ((0, 1), (2,), (5,))), xprune.Plan.full(SITES)
     assert full.then(plan) == plan and full.removed == 0
-    other = xprune.Site("d", "head", 2, 4, "d")
+    other = xprune.Site("d", "head", 2, 4, ("d",))
     assert plan.then(xprune.Plan((other,), ((1,),))).sites == (*SITES, other)
 
 
@@ -63,7 +63,7 @@ def test_lists_that_do_not_fit_the_sites_are_refused():
     with pytest.raises(xprune.PlanError, match="twice"):
         xprune.Plan((*SITES, SITES[0]), ((),) * 4)
     with pytest.raises(xprune.PlanError, match="at least one has to stay"):
-        xprune.Plan((xprune.Site("a", "head", 2, 4, "a"),), ((),))
+        xprune.Plan((xprune.Site("a", "head", 2, 4, ("a",)),), ((),))
     plan = xprune.Plan(SITES, ((0,),) * 3)
     with pytest.raises(xprune.PlanError, match="1 units are left but the second plan was made for 6"):
         plan.then(plan)

@@ -6,7 +6,7 @@ import torch
 import xprune
 from xprune.core.scores import LowRank
 
-SITES = (xprune.Site("a", "head", 3, 4, "a"), xprune.Site("b", "neuron", 5, 1, "b"))
+SITES = (xprune.Site("a", "head", 3, 4, ("a",)), xprune.Site("b", "neuron", 5, 1, ("b",)))
 ONES = (torch.ones(3), torch.ones(5))
 
 

@@ -15,12 +15,12 @@ SITE = xprune.Site(
     "head",
     3,
     8,
-    "blocks.0.attn.proj",
+    ("blocks.0.attn.proj",),
     cuts=(xprune.Cut("blocks.0.attn.qkv.weight", 0, 3, 8), xprune.Cut("blocks.0.attn.proj.weight", 1, 1, 8)),
     module="blocks.0.attn",
     adapter="timm-attention",
     norms=("blocks.0.attn.norm",),
-    counts=("blocks.0.attn.num_heads",),
+    attributes=("blocks.0.attn.num_heads",),
 )
 
 
@@ -39,7 +39,7 @@ def test_keeping_every_unit_keeps_every_entry():
     "site",
     [
         SITE,
-        replace(SITE, feeds=("a", "b"), axes=(1, -1), batch=1),
+        replace(SITE, consumers=("a", "b"), axes=(1, -1), batch=1),
         replace(SITE, kind="channel", module="", adapter="", layout="width-major"),
     ],
 )
@@ -47,9 +47,24 @@ def test_a_site_survives_json(site):
     assert xprune.Site.from_json(json.loads(json.dumps(site.to_json()))) == site
 
 
+def test_files_keep_their_keys():
+    data = replace(SITE, consumers=("a", "b"), axes=(1, -1)).to_json()
+    assert (data["layer"], data["axis"]) == ("a", 1)
+    assert (data["feeds"], data["axes"]) == (("a", "b"), (1, -1))
+    assert data["counts"] == ("blocks.0.attn.num_heads",)
+    assert not {"consumers", "attributes"} & set(data)
+
+
+def test_a_site_needs_consumers_and_an_axis_for_each():
+    assert replace(SITE, consumers=("a", "b"), axes=()).axes == (-1, -1)
+    for wrong in ((), "blocks.0.attn.proj"):
+        with pytest.raises(xprune.PlanError, match="Give a tuple of the paths"):
+            replace(SITE, consumers=wrong, axes=())
+
+
 def test_a_site_of_an_older_file_is_read():
     data = SITE.to_json()
-    for name in ("norms", "axes", "batch"):
+    for name in ("norms", "axes", "feeds", "batch"):
         del data[name]
     assert xprune.Site.from_json({**data, "norm": "blocks.0.attn.norm"}) == SITE
     assert xprune.Site.from_json({**data, "norm": ""}).norms == ()
@@ -64,7 +79,7 @@ def test_a_site_of_an_older_file_is_read():
         ({"size": True}, "wanted int"),
         ({"size": 0}, "at least 1"),
         ({"layout": "diagonal"}, "unit-major, width-major"),
-        ({"axes": (1, 1)}, "2 axes for 1 feeds"),
+        ({"axes": (1, 1)}, "2 axes for 1 consumers"),
         ({"cuts": [{"tensor": "a"}]}, "not a site"),
         ({"cuts": None}, "not a site"),
         ({"colour": "red"}, "not a site"),

@@ -34,7 +34,7 @@ class Branch(xprune.UnitKind):
         """One unit, as wide as the stream."""
         last = "proj" if path.endswith("attn") else "fc2"
         cuts = tuple(xprune.Cut(f"{path}.{last}.{part}", 0, 1, width) for part in ("weight", "bias"))
-        return xprune.Site(f"{path}:branch", self.name, 1, width, f"{path}.{last}", cuts=cuts, module=path)
+        return xprune.Site(f"{path}:branch", self.name, 1, width, (f"{path}.{last}",), cuts=cuts, module=path)
 
     def gate(self, site, hooks):
         """On what the branch gives, its bias included."""
@@ -62,7 +62,7 @@ def test_a_kind_that_gates_and_cuts_in_its_own_way_is_exact(branch):
 
 def test_a_gate_of_its_own_wrongly_placed_is_refused(branch, monkeypatch):
     def gate(self, site, hooks):
-        hooks.on_input(site.layer, -1)  # which leaves the bias
+        hooks.on_input(site.consumers[0], -1)  # which leaves the bias
 
     model, before = build("vit"), snapshot(build("vit"))
     sites = xprune.find_sites(model, images(), units=["branch"])
@@ -103,7 +103,7 @@ def test_kinds_that_are_looked_for_unasked_need_only_such():
 
 
 def test_kinds_of_sites_come_once_in_their_order():
-    sites = [xprune.Site(str(i), kind, 2, 1, "a") for i, kind in enumerate(("neuron", "head", "neuron"))]
+    sites = [xprune.Site(str(i), kind, 2, 1, ("a",)) for i, kind in enumerate(("neuron", "head", "neuron"))]
     assert [kind.name for kind in kinds_of(sites)] == ["neuron", "head"]
     with pytest.raises(xprune.PlanError, match="known: head, neuron, channel"):
         unit_kind("expert")

@@ -12,7 +12,7 @@ from tests.support.reference import every_plan
 from xprune.costs.allocation import Allocation, normalise
 
 SIZES = (2, 3, 4)
-SITES = tuple(xprune.Site(name, "neuron", n, 1, name, module=name) for name, n in zip("abc", SIZES, strict=True))
+SITES = tuple(xprune.Site(name, "neuron", n, 1, (name,), module=name) for name, n in zip("abc", SIZES, strict=True))
 POSITIVE = st.integers(1, 20).map(float)
 TRIPLES = st.tuples(POSITIVE, POSITIVE, POSITIVE)
 ZEROS = (0.0, 0.0, 0.0)

@@ -54,4 +54,4 @@ def test_a_forward_that_fails_is_an_error_in_words():
 def test_sites_of_another_model_are_refused():
     sites = xprune.find_sites(build("vit"), images())
     with pytest.raises(xprune.PlanError, match="does not fit this model"):
-        xprune.measure_costs(build("vit"), [replace(sites[0], layer="x", module="x", feeds=("x",))], images())
+        xprune.measure_costs(build("vit"), [replace(sites[0], module="x", consumers=("x",))], images())

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import xprune
 from tests.support.models import CLASSES, Killed, build, fused, images, loader
 from xprune.core.scores import LowRank
-from xprune.costs.expected import UnitCosts, along_budget
+from xprune.costs.expected import UnitCosts, hold_cost
 from xprune.criteria.xpruner.criterion import XPruner
 from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, sampled, spread
 from xprune.tasks.classification import Classification
@@ -70,7 +70,7 @@ def test_the_projected_gradient_leaves_the_cost_alone():
     for name, term in SPARSITY.items():
         logits = torch.randn(3, units.unit.shape[1], requires_grad=True)
         masks, cost = units.settle(logits, 1.0)
-        along_budget(logits, masks, cost, term)
+        hold_cost(logits, masks, cost, term)
         (masks * torch.randn_like(masks)).sum().backward()
         free = logits.detach().requires_grad_()
         again, _ = units.settle(free, 1.0)
@@ -220,13 +220,13 @@ def test_masks_find_what_the_model_needs():
     model = build("vit")
     sites = xprune.find_sites(model, images())
     for site in sites:
-        weight = model.get_submodule(site.layer).weight
+        weight = model.get_submodule(site.consumers[0]).weight
         for unit in range(0, site.size, 3):
             weight.data[:, unit * site.width : (unit + 1) * site.width] = 0
     data = loader(28, 7, shuffle=True)
     model = xprune.finetune(model, data, xprune.Finetune(epochs=15, lr=3e-3, weight_decay=0.0))
     for site in sites:
-        weight = model.get_submodule(site.layer).weight
+        weight = model.get_submodule(site.consumers[0]).weight
         for unit in range(0, site.size, 3):
             weight.data[:, unit * site.width : (unit + 1) * site.width] = 0
     neurons = [site for site in sites if site.kind == "neuron"]

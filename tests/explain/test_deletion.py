@@ -35,7 +35,7 @@ def model():
     found = build("vit")
     with torch.no_grad():
         for site in xprune.find_sites(found, images()):
-            found.get_submodule(site.layer).weight *= 12
+            found.get_submodule(site.consumers[0]).weight *= 12
     return found
 
 

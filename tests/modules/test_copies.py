@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import xprune
-from xprune.modules.copies import alias, own, reference_device, tensors, unwrap
+from xprune.modules.copies import reference_device, shared_copy, tensors, unshare, unwrap
 
 
 class Tied(nn.Module):
@@ -43,7 +43,7 @@ def state(model):
 def test_an_alias_shares_parameters_and_leaves_the_model_alone(name):
     model = MODELS[name]().train()
     before = state(model)
-    twin = alias(model)
+    twin = shared_copy(model)
     assert type(twin) is type(model) and not twin.training and model.training
     for key, tensor in tensors(twin).items():
         original = tensors(model)[key]
@@ -69,13 +69,13 @@ def ties(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_ties_survive_in_aliases_and_in_copies_of_their_own(name):
     model = MODELS[name]()
-    assert ties(model) == ties(alias(model)) == ties(own(alias(model), model))
+    assert ties(model) == ties(shared_copy(model)) == ties(unshare(shared_copy(model), model))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_own_copy_shares_no_storage(name):
     model = MODELS[name]()
-    twin = own(alias(model), model)
+    twin = unshare(shared_copy(model), model)
     for key, tensor in tensors(twin).items():
         assert torch.equal(tensor, tensors(model)[key])
         assert not tensor.numel() or tensor.data_ptr() != tensors(model)[key].data_ptr()
@@ -86,13 +86,13 @@ def test_gradients_are_wanted_as_asked_of_what_can_have_them(wanted):
     model = Tied()
     model.register_buffer("index", torch.zeros(2, dtype=torch.long))
     model.count = nn.Parameter(torch.zeros(2, dtype=torch.long), requires_grad=False)
-    twin = alias(model, requires_grad=wanted)
+    twin = shared_copy(model, requires_grad=wanted)
     assert {p.requires_grad for p in twin.parameters() if p.is_floating_point()} == {wanted}
     assert not twin.count.requires_grad
 
 
 def test_an_alias_on_the_meta_device_has_shapes_alone():
-    twin = alias(Tied(), device="meta")
+    twin = shared_copy(Tied(), device="meta")
     assert all(tensor.is_meta for tensor in tensors(twin).values())
     assert twin(torch.zeros(2, 3, device="meta")).shape == (2, 3)
     assert reference_device(twin).type == "meta" and reference_device(nn.ReLU()).type == "cpu"
@@ -103,12 +103,12 @@ def test_what_a_forward_has_cached_can_hang_on_a_graph():
     model.cache = [model(torch.zeros(1, 3))]
     with pytest.raises(RuntimeError):
         copy.deepcopy(model)
-    assert not alias(model).cache[0].requires_grad
+    assert not shared_copy(model).cache[0].requires_grad
 
 
 def test_a_lazy_layer_is_refused_by_its_name():
     with pytest.raises(xprune.ModelError, match=r"0\.weight is not initialised"):
-        alias(nn.Sequential(nn.LazyLinear(3)))
+        shared_copy(nn.Sequential(nn.LazyLinear(3)))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 
 import xprune
-from xprune.modules.norms import feature_axis, over_features, weighted_norm
+from xprune.modules.norms import feature_axis, is_feature_norm, weighted_norm
 from xprune.testing import perturb
 
 FEATURES = 6
@@ -97,6 +97,6 @@ def test_no_feature_at_all_gives_numbers_still(name):
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, FEATURES), nn.BatchNorm1d(FEATURES), nn.Identity()])
 def test_a_norm_that_is_not_known_is_refused_by_its_class(norm):
-    assert not over_features(norm)
+    assert not is_feature_norm(norm)
     with pytest.raises(xprune.GateError, match=type(norm).__name__):
         weighted_norm(norm, torch.zeros(2, FEATURES), torch.ones(2, FEATURES))

@@ -10,7 +10,7 @@ from torch import nn
 import xprune
 from tests.support.models import MODELS, build, images
 from xprune.adapters import ADAPTERS
-from xprune.modules.copies import alias, tensors
+from xprune.modules.copies import shared_copy, tensors
 from xprune.modules.sliced import Sliced, fill, slice_of
 from xprune.surgery.cut import remove_units
 from xprune.testing import assert_untouched, random_plan, snapshot
@@ -27,11 +27,11 @@ def equal(one, other):
 def test_sliced_is_cut(name):
     model, x = build(name), images()
     plan = random_plan(xprune.find_sites(model, x), 0)
-    cut = remove_units(alias(model), plan, ADAPTERS)
-    sliced = remove_units(alias(model), plan, ADAPTERS, slice_of)
+    cut = remove_units(shared_copy(model), plan, ADAPTERS)
+    sliced = remove_units(shared_copy(model), plan, ADAPTERS, slice_of)
     assert any(isinstance(t, Sliced) for t in tensors(sliced).values())
     assert torch.equal(sliced(x), cut(x))
-    assert torch.equal(alias(sliced)(x), cut(x))
+    assert torch.equal(shared_copy(sliced)(x), cut(x))
     filled = fill(sliced)
     assert equal(filled, cut)
     assert {type(p) for p in filled.parameters()} == {nn.Parameter}

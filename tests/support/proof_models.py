@@ -40,7 +40,7 @@ SITE = Site(
     kind="neuron",
     size=HIDDEN,
     width=1,
-    layer="fc2",
+    consumers=("fc2",),
     cuts=(Cut("fc1.weight", 0), Cut("fc1.bias", 0), Cut("fc2.weight", 1)),
 )
 PLAN = Plan((SITE,), ((0, 2, 5),))

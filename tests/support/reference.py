@@ -14,7 +14,7 @@ from xprune.surgery.apply import apply
 def taylor(model: nn.Module, site: Site, inputs: Tensor, labels: Tensor, step: float = 1e-4) -> Tensor:
     """Central differences of each sample's loss by each unit's gate, in float64: (samples, units)."""
     model = model.double().eval()
-    layer = model.get_submodule(site.layer)
+    layer = model.get_submodule(site.consumers[0])
     columns = []
     for unit in range(site.size):
         losses = []

@@ -47,7 +47,7 @@ def test_what_goes_whole_leaves_its_bias(name):
     sites = xprune.find_sites(model, images())
     pruned = xprune.apply(model, Plan(sites, tuple(() for _ in sites)), images())
     for site in sites:
-        left, layer = pruned.get_submodule(site.module), model.get_submodule(site.layer)
+        left, layer = pruned.get_submodule(site.module), model.get_submodule(site.consumers[0])
         assert isinstance(left, Removed)
         out = left(torch.randn(2, 5, 24 if name != "swin" else layer.out_features))
         expected = torch.zeros(layer.out_features) if layer.bias is None else layer.bias

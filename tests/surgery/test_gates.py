@@ -8,7 +8,7 @@ from torch import nn
 import xprune
 from tests.support import reference
 from tests.support.models import THREE, assert_gated_apart, build, images
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.modules.norms import weighted_norm
 from xprune.testing import assert_untouched, snapshot
 
@@ -78,7 +78,7 @@ def test_a_gate_that_does_not_fire_is_an_error():
 
 @pytest.mark.parametrize("name", THREE)
 def test_activation_checkpointing_sees_the_same_gates(name):
-    model, inputs = alias(build(name), requires_grad=True), images()  # eval: no drop path
+    model, inputs = shared_copy(build(name), requires_grad=True), images()  # eval: no drop path
     sites = xprune.find_sites(model, inputs)
     gradients = []
     for checkpointing in (False, True):
@@ -103,7 +103,7 @@ def test_gates_take_the_dtype_of_the_input():
 
 
 def test_masks_are_prepared_by_accelerate_and_trained_alone():
-    model, inputs = alias(build("swin"), requires_grad=False), images(4)
+    model, inputs = shared_copy(build("swin"), requires_grad=False), images(4)
     sites = xprune.find_sites(model, inputs)
     table = nn.Embedding(7, sum(site.size for site in sites))
     nn.init.ones_(table.weight)

@@ -10,7 +10,7 @@ from tests.support import proof_models
 from tests.support.models import build, images
 from tests.support.proof_models import HONEST, PLAN, RANDOM, WRONG, inputs
 from xprune.adapters import ADAPTERS
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.modules.precision import exact_arithmetic
 from xprune.surgery import exactness
 from xprune.surgery import outputs as outputs_of_models
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def problem(model, x, plan=PLAN):
-    return exactness.problem(model, remove_units(alias(model), plan, ADAPTERS), plan, x)
+    return exactness.problem(model, remove_units(shared_copy(model), plan, ADAPTERS), plan, x)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -86,7 +86,7 @@ def test_a_pruned_model_may_have_nothing_left_to_remember():
     torch.manual_seed(0)
     model = nn.Sequential(Caching(), nn.Linear(8, 3))
     cuts = (xprune.Cut("0.fc1.weight", 0), xprune.Cut("0.fc1.bias", 0), xprune.Cut("0.fc2.weight", 1))
-    site = xprune.Site("0", "neuron", 6, 1, "0.fc2", cuts=cuts, module="0")
+    site = xprune.Site("0", "neuron", 6, 1, ("0.fc2",), cuts=cuts, module="0")
     for keep in ((), (1, 4)):
         assert problem(model, inputs(), xprune.Plan((site,), (keep,))) is None
 

@@ -16,7 +16,7 @@ from torch import nn
 import xprune
 from xprune.core.plan import Plan
 from xprune.modules.calls import Given
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.testing import check_adapter, check_criterion, check_selection, random_plan
 
 pytest.importorskip("torch_geometric")
@@ -62,7 +62,7 @@ def test_the_mean_goes_on_dividing_by_the_dense_number_also_when_pruned_again():
 def test_heads_reach_their_consumers_through_norms_and_pooling(kind):
     data = batch()
     sites = check_adapter(built(Classifier, kind), (data.x, data.edge_index, data.batch), seeds=range(2))
-    assert [(site.name, site.kind, site.feeds) for site in sites] == [
+    assert [(site.name, site.kind, site.consumers) for site in sites] == [
         ("conv", "head", ("mlp.0",)),
         ("mlp", "neuron", ("mlp.2",)),
     ]
@@ -182,7 +182,7 @@ def test_threads_share_a_task_and_nothing_else():
 
 def test_rows_that_are_neither_nodes_nor_graphs_are_refused():
     task, given = xprune.GraphClassification(), Given((None, None, torch.tensor([0, 0, 1])), {})
-    site = xprune.Site("conv", "head", 2, 3, "mlp.0")
+    site = xprune.Site("conv", "head", 2, 3, ("mlp.0",))
     assert task.rows(site, torch.zeros(3, 6), 2, given).tolist() == [0, 0, 1]
     assert task.rows(site, torch.zeros(2, 6), 2, given) is None
     with pytest.raises(xprune.GateError, match=r"4 rows of mlp\.0's input are neither the 3 nodes nor the 2 graphs"):
@@ -223,7 +223,7 @@ def test_the_whole_way(case, tmp_path):
     result.save(tmp_path / "pruned")
     again = xprune.load(tmp_path / "pruned", model_fn=CASES[case][0])
     example = task.example(task.unpack(next(iter(loader)))[0])
-    torch.testing.assert_close(again(*example), alias(result.model)(*example))
+    torch.testing.assert_close(again(*example), shared_copy(result.model)(*example))
 
 
 def test_one_class_is_drawn_for_a_graph():

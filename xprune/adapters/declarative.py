@@ -20,11 +20,11 @@ class Units(Adapter):
     Args:
         name: Of the adapter.
         classes: Qualified names of the classes served, subclasses included.
-        readers: (layer, groups) of each layer, or bare weight, that makes the features of the units. Its rows come as
+        producers: (layer, groups) of each layer, or bare weight, that makes the features of the units. Its rows come as
             (groups, units, width): 3 groups for a fused qkv in the order (3, heads, head_dim), 1 for a q of its own or
-            for rows with heads first, 0 for as often as the input of the writer fits in them.
-        writer: The layer that the units feed, which is where they are gated.
-        count: Attribute that holds the number of units; "" for as many as the writer has input features.
+            for rows with heads first, 0 for as often as the input of the consumer fits in them.
+        consumer: The layer that the units feed, which is where they are gated.
+        count: Attribute that holds the number of units; "" for as many as the consumer has input features.
         kind: Name of the unit kind.
         also: What else shrinks with a unit, see `Also`.
         features: How features lie in the layers, see `Features`.
@@ -33,14 +33,14 @@ class Units(Adapter):
         scope: Which modules are served, see `Scope`.
 
     Example:
-        >>> Units("mine", ("my.Attention",), (("qkv", 3),), also=Also(norm="norm")).writer
+        >>> Units("mine", ("my.Attention",), (("qkv", 3),), also=Also(norm="norm")).consumer
         'proj'
     """
 
     name: str
     classes: tuple[str, ...]
-    readers: tuple[tuple[str, int], ...]
-    writer: str = "proj"
+    producers: tuple[tuple[str, int], ...]
+    consumer: str = "proj"
     count: str = "num_heads"
     kind: str = "head"
     also: Also = Also()  # noqa: RUF009 - immutable
@@ -77,10 +77,10 @@ class Units(Adapter):
         lacking = [name for name in self.scope.needs if part_at(module, name) is None or part_at(module, name) is False]
         if lacking or (self.scope.unless and part_at(module, self.scope.unless)):
             return None
-        writer: Any = part_at(module, self.writer)
-        parts = writer, *(part_at(module, name) for name, _ in self.readers)
+        consumer: Any = part_at(module, self.consumer)
+        parts = consumer, *(part_at(module, name) for name, _ in self.producers)
         layers: list[Any] = [part for part in parts if isinstance(part, nn.Module)]
-        if writer is None or not all(self._plain(layer) for layer in layers):
+        if consumer is None or not all(self._plain(layer) for layer in layers):
             return None
         if self.count and part_at(module, self.count) is None:
             return None
@@ -88,27 +88,30 @@ class Units(Adapter):
         if ours and not any(type(module).forward is vars(base).get("forward") for base in ours.__mro__):
             return None
         incoming, outgoing = (0, 1) if self.features.transposed else (1, 0)
-        features = writer.weight.shape[incoming] * getattr(writer, "groups", 1)
+        features = consumer.weight.shape[incoming] * getattr(consumer, "groups", 1)
         size = self._size(module, layers[-1].weight.shape[outgoing], features)
         if not size:
             return None  # its units went before
         width = features // size
-        readers = [
-            (name, groups or part_at(module, name).weight.shape[outgoing] // features) for name, groups in self.readers
+        producers = [
+            (name, groups or part_at(module, name).weight.shape[outgoing] // features)
+            for name, groups in self.producers
         ]
-        cuts = [cut for name, groups in readers for cut in _made(module, name, outgoing, groups, size)]
+        cuts = [cut for name, groups in producers for cut in _made(module, name, outgoing, groups, size)]
         order = (1, width) if self.features.layout == "unit-major" else (width, 1)
-        cuts.append(Cut(f"{self.writer}.weight", incoming, *order))
+        cuts.append(Cut(f"{self.consumer}.weight", incoming, *order))
         cuts += [
-            _along(part_at(module, name), name, axis, size) for name, axis in self.also.tensors if _held(module, name)
+            _cut_along(part_at(module, name), name, axis, size)
+            for name, axis in self.also.tensors
+            if _held(module, name)
         ]
         for layer in (*self.also.layers, self.also.norm):
             held = _tensors(part_at(module, layer) if layer else None)
-            cuts += [_along(tensor, f"{layer}.{name}", 0, size) for name, tensor in held.items()]
+            cuts += [_cut_along(tensor, f"{layer}.{name}", 0, size) for name, tensor in held.items()]
         if any(part_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
             return None
         normed = bool(self.also.norm) and any(True for _ in part_at(module, self.also.norm).parameters())
-        counts = (*((self.count,) if self.count else ()), *(n for n in self.also.counts if _counted(module, n)))
+        attributes = (*((self.count,) if self.count else ()), *(n for n in self.also.attributes if _counted(module, n)))
         owner = f"{path}.{self.scope.inner}" if self.scope.inner else path
         return Site(
             name=owner,
@@ -116,40 +119,40 @@ class Units(Adapter):
             size=size,
             width=width,
             layout=self.features.layout,
-            layer=f"{path}.{self.writer}",
-            axis=1 if isinstance(writer, nn.Conv2d) else -1,
+            consumers=(f"{path}.{self.consumer}",),
+            axes=(1 if isinstance(consumer, nn.Conv2d) else -1,),
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
             module=owner if self.scope.whole else "",
             adapter=self.name,
             norms=(f"{path}.{self.also.norm}",) if normed else (),
-            counts=tuple(f"{path}.{name}" for name in counts),
+            attributes=tuple(f"{path}.{name}" for name in attributes),
         )
 
-    def along_stream(self, path: str, module: nn.Module) -> StreamParts | None:
-        """See Adapter.along_stream; None too where `site` is."""
+    def stream_parts(self, path: str, module: nn.Module) -> StreamParts | None:
+        """See Adapter.stream_parts; None too where `site` is."""
         if self.site(path, module) is None:
             return None
         incoming, outgoing = (0, 1) if self.features.transposed else (1, 0)
-        parts = [(name, part_at(module, name)) for name, _ in self.readers]
+        parts = [(name, part_at(module, name)) for name, _ in self.producers]
         layers = [(n, p) for n, p in parts if p is not None and not (isinstance(p, Tensor) and p.dim() == 1)]  # a bias
         axis = 1 if isinstance(layers[0][1], nn.Conv2d) else -1
-        extra = [(name, along) for name, along in self.stream.tensors if _held(module, name)]
+        extra = [(name, axis) for name, axis in self.stream.tensors if _held(module, name)]
         reads = [(name if isinstance(part, Tensor) else f"{name}.weight", incoming) for name, part in layers] + extra
-        writes = [(f"{self.writer}.weight", outgoing), (f"{self.writer}.bias", 0)]
+        writes = [(f"{self.consumer}.weight", outgoing), (f"{self.consumer}.bias", 0)]
         writes += [(f"{layer}.{name}", 0) for layer in self.stream.after for name in _tensors(part_at(module, layer))]
         inside = dict.fromkeys(name.rpartition(".")[0] for name, along in reads if along == incoming) if extra else {}
-        feeds = [(f"{path}.{name}", 1 if isinstance(part_at(module, name), nn.Conv2d) else -1) for name in inside]
+        consumers = [(f"{path}.{name}", 1 if isinstance(part_at(module, name), nn.Conv2d) else -1) for name in inside]
         return StreamParts(
             tuple((f"{path}.{name}", along) for name, along in reads),
             tuple((f"{path}.{name}", along) for name, along in writes if _held(module, name)),
-            tuple(feeds) or ((path, axis),),
-            tuple(f"{path}.{name}" for name in self.stream.counts if _counted(module, name)),
+            tuple(consumers) or ((path, axis),),
+            tuple(f"{path}.{name}" for name in self.stream.attributes if _counted(module, name)),
         )
 
     def _size(self, module: nn.Module, rows: int, features: int) -> int:
-        """Units: as an attribute says, or as many as fit the last reader's rows, or as the writer has features."""
+        """Units: as an attribute says, or as many as fit the last producer's rows, or as the consumer has features."""
         if self.features.width:
-            return rows // (self.readers[-1][1] * int(part_at(module, self.features.width)))
+            return rows // (self.producers[-1][1] * int(part_at(module, self.features.width)))
         return int(part_at(module, self.count)) if self.count else features
 
     def _plain(self, layer: Any) -> bool:
@@ -175,24 +178,24 @@ class Sized(Adapter):
     """A module without units that remembers lengths of the residual stream in it, whose layers are seen without it.
 
     name, classes   see Units
-    counts          attributes that hold a multiple of the stream's units; "shape.0" is the first of a tuple
+    attributes          attributes that hold a multiple of the stream's units; "shape.0" is the first of a tuple
     """
 
     name: str
     classes: tuple[str, ...]
-    counts: tuple[str, ...]
+    attributes: tuple[str, ...]
 
     def site(self, path: str, module: nn.Module) -> Site | None:
         """None: it has no units."""
         return None
 
-    def along_stream(self, path: str, module: nn.Module) -> StreamParts:
-        """See Adapter.along_stream."""
+    def stream_parts(self, path: str, module: nn.Module) -> StreamParts:
+        """See Adapter.stream_parts."""
         return StreamParts((), (), ())
 
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
         """See Adapter.resize."""
-        for name in self.counts:
+        for name in self.attributes:
             set_attribute(module, name, attribute_at(module, name) * len(keep) // site.size)
 
 
@@ -215,10 +218,12 @@ def _held(module: nn.Module, path: str) -> bool:
 
 
 def _made(module: nn.Module, layer: str, axis: int, groups: int, size: int) -> Sequence[Cut]:
-    """Cuts of a reader's weight, or of the weight that it is, along the axis of what it makes, and of its bias."""
+    """Cuts of a producer's weight, or of the weight that it is, along the axis of what it makes, and of its bias."""
     found = [(layer, axis), (f"{layer}.weight", axis), (f"{layer}.bias", 0)]
-    return [_along(part_at(module, name), name, along, size, groups) for name, along in found if _held(module, name)]
+    return [
+        _cut_along(part_at(module, name), name, along, size, groups) for name, along in found if _held(module, name)
+    ]
 
 
-def _along(tensor: Tensor, name: str, axis: int, size: int, groups: int = 1) -> Cut:
+def _cut_along(tensor: Tensor, name: str, axis: int, size: int, groups: int = 1) -> Cut:
     return Cut(name, axis, groups, tensor.shape[axis] // (groups * size))

@@ -16,17 +16,20 @@ PARTS: Mapping[str, type] = {
     "scope": Scope,
 }
 OLD: Mapping[str, tuple[str, str]] = {
-    **{name: ("also", name) for name in ("tensors", "layers", "norm", "counts", "caches")},
+    **{name: ("also", name) for name in ("tensors", "layers", "norm", "caches")},
     **{name: ("features", name) for name in ("layout", "transposed", "width")},
     **{name: ("forwards", name) for name in ("pruned", "gated", "removed")},
     **{name: ("scope", name) for name in ("needs", "unless", "inner", "whole")},
     "index": ("forwards", "built"),
     "stream": ("stream", "tensors"),
     "after": ("stream", "after"),
-    "along": ("stream", "counts"),
+    "counts": ("also", "attributes"),
+    "along": ("stream", "attributes"),
     "joins": ("stream", "joins"),
 }
 """Old keyword -> (part, its field)."""
+RENAMED = {"readers": "producers", "writer": "consumer"}
+"""Old keyword -> its name now."""
 
 
 def accept_old_keywords(init: Callable[..., None]) -> Callable[..., None]:
@@ -45,6 +48,13 @@ def accept_old_keywords(init: Callable[..., None]) -> Callable[..., None]:
                 given[part] = replace(given.get(part) or PARTS[part](), **{field: value})
         if old.get("empties"):
             given["forwards"] = replace(given["forwards"], removed=given["forwards"].pruned)
+        renamed = {name: RENAMED[name] for name in given if name in RENAMED}
+        if renamed:
+            given = {renamed.get(name, name): value for name, value in given.items()}
+            says = ", ".join(f"{name}= is {new}= now" for name, new in renamed.items())
+            warnings.warn(
+                f"Units: {says}. The old names will be gone in the next release.", DeprecationWarning, stacklevel=2
+            )
         if old:
             now = dict.fromkeys(OLD.get(name, ("forwards", "removed")) for name in old)
             says = ", ".join(f"{part}={PARTS[part].__name__}({field}=...)" for part, field in now)

@@ -14,21 +14,22 @@ Axes = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Also:
-    """What else goes with a unit, beside the rows of the readers and the columns of the writer.
+    """What else goes with a unit, beside the rows of the producers and the columns of the consumer.
 
     Args:
         tensors: (tensor, axis) of what has a multiple of the units as entries along that axis: a column of a bias table
             for each head, biases that belong to no layer.
         layers: Layers all of whose tensors shrink along their first axis: gates, norms over the units.
         norm: A norm that runs over the units themselves. Gates then mean its statistics over the units that are kept.
-        counts: Attributes that hold a multiple of the units, beside `Units.count`; "shape.2" is the third of a tuple.
+        attributes: Attributes that hold a multiple of the units, beside `Units.count`. "shape.2" is the third entry of
+            a tuple.
         caches: Attributes to empty once units have gone.
     """
 
     tensors: Axes = ()
     layers: tuple[str, ...] = ()
     norm: str = ""
-    counts: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
 
 
@@ -37,10 +38,10 @@ class Features:
     """How the features of units lie in the layers.
 
     Args:
-        layout: Of the input of the writer: "unit-major" where the features of a unit follow one another, "width-major"
-            where they stride over the units.
-        transposed: True where the weights of readers and writer are (in, out), as transformers' Conv1D has them.
-        width: Attribute that holds the features of a unit in the last reader, for a class that does not say how many
+        layout: Order of the features in the consumer's input: "unit-major" if the features of a unit are next to each
+            other, "width-major" if they stride over the units.
+        transposed: True where the weights of producers and consumer are (in, out), as transformers' Conv1D has them.
+        width: Attribute that holds the features of a unit in the last producer, for a class that does not say how many
             units it has. Keys and values that several query heads share then make one unit of these.
     """
 
@@ -57,7 +58,7 @@ class Forwards:
         pruned: Class once units have gone, where the own forward takes all of them for granted.
         gated: Class while gates are attached, where the own forward does not call the layer that the units feed.
         removed: Class of what stands in the place of the module once all units have gone, made from (layer, module).
-            None: `Removed`, which gives the bias of the writer. The class `pruned` itself: the module stays, with no
+            None: `Removed`, which gives the bias of the consumer. The class `pruned` itself: the module stays, with no
             units, and its pruned forward runs without any.
         built: Attribute that is to say which of the units built are left, for a `pruned` class that is given something
             made outside of it for all of them.
@@ -71,18 +72,18 @@ class Forwards:
 
 @dataclass(frozen=True)
 class Stream:
-    """What of the module lies along the residual stream, beside the readers' columns and the writer's rows.
+    """What of the module lies along the residual stream, beside the producers' columns and the consumer's rows.
 
     Args:
-        tensors: (tensor, axis) of what runs over the stream before some of the readers.
-        after: Layers that run over the stream once the writer has written to it.
-        counts: Attributes that hold a multiple of the stream's channels.
+        tensors: (tensor, axis) of what runs over the stream before some of the producers.
+        after: Layers that run over the stream once the consumer has written to it.
+        attributes: Attributes that hold a multiple of the stream's channels.
         joins: True where the module adds its input to what its units write: the stream it reads is the one it writes.
     """
 
     tensors: Axes = ()
     after: tuple[str, ...] = ()
-    counts: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
     joins: bool = False
 
 
@@ -94,7 +95,7 @@ class Scope:
         needs: What the module has, and not as False: variants of a class in other layouts have entries of their own.
         unless: What is true of the module where its units cannot go.
         inner: The module in it that the units make up, where a tensor that shrinks with them stands outside of that.
-        whole: False where the module gives more than the output of its writer, so that one unit has to stay.
+        whole: False where the module gives more than the output of its consumer, so that one unit has to stay.
     """
 
     needs: tuple[str, ...] = ()

@@ -63,12 +63,11 @@ class GraphHeads(Adapter):
             kind="head",
             size=size,
             width=1 if self.mean else width,
-            layer=f"{path}.aggr_module" if self.mean else "",
-            axis=1 if self.mean else -1,
+            consumers=(f"{path}.aggr_module",) if self.mean else ("", *([f"{path}.{layer}"] if layer else ())),
+            axes=(1,) if self.mean else (),
             cuts=tuple(cuts),
             adapter=self.name,
-            feeds=(f"{path}.{layer}",) if layer else (),
-            counts=(f"{path}.heads",),
+            attributes=(f"{path}.heads",),
         )
 
     def resize(self, module: Any, site: Site, keep: Sequence[int]) -> None:

@@ -110,9 +110,9 @@ TORCH_NN = (
         "torch-attention",
         ("torch.nn.modules.activation.MultiheadAttention",),
         (("in_proj_weight", 3), ("q_proj_weight", 1), ("k_proj_weight", 1), ("v_proj_weight", 1), ("in_proj_bias", 3)),
-        writer="out_proj",
+        consumer="out_proj",
         also=Also(tensors=(("bias_k", 2), ("bias_v", 2))),
         forwards=Forwards(gated=HeadedAttention, pruned=HeadedAttention, removed=HeadedAttention),
-        stream=Stream(counts=("embed_dim", "kdim", "vdim")),
+        stream=Stream(attributes=("embed_dim", "kdim", "vdim")),
     ),
 )

@@ -108,7 +108,7 @@ TORCHVISION = (
         "torchvision-maxvit",
         ("torchvision.models.maxvit.RelativePositionalMultiHeadAttention",),
         (("to_qkv", 3),),
-        writer="merge",
+        consumer="merge",
         count="n_heads",
         also=Also(tensors=(("relative_position_bias_table", 1),)),
         forwards=Forwards(pruned=PartitionAttention),

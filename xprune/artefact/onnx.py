@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xprune.artefact.files import check_file
 from xprune.errors import ModelError
-from xprune.modules.copies import alias, unwrap
+from xprune.modules.copies import shared_copy, unwrap
 
 _MARK = "written by xprune"
 
@@ -36,7 +36,7 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tole
     if missing:
         raise ModelError(f"ONNX export needs {', '.join(missing)}: pip install 'xprune[onnx]'.")
     check_file(path, is_exported)
-    model, path = alias(unwrap(model)).cpu(), Path(path).resolve()
+    model, path = shared_copy(unwrap(model)).cpu(), Path(path).resolve()
     inputs = example_inputs.detach().cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")

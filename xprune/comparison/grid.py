@@ -12,7 +12,7 @@ from typing import Any
 from rich import get_console
 from torch import nn
 
-from xprune.comparison.kept import Kept, Key
+from xprune.comparison.cell_file import CellFile, Key
 from xprune.comparison.keys import cell_digest, subject
 from xprune.comparison.table import Comparison
 from xprune.core.budget import Budget
@@ -117,7 +117,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
     folder = Path(out)
     _check_out(folder)
     more = {"faithfulness": True} if grid.faithfulness else {}
-    kept = Kept(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **more, **settings})
+    kept = CellFile(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **more, **settings})
     named = _named(grid)
     run: Run | None = None
     for seed in grid.seeds:

@@ -1,5 +1,6 @@
 """What a plug-in author writes: Criterion, Selection, Adapter, one abstract method each; and what they are given."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,17 @@ class Adapter(ABC):
     joins: bool = False
     """True where the module adds its input to what its units write: the stream it reads is the one it writes."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Accepts the name that `stream_parts` had before 0.2, for one release."""
+        super().__init_subclass__(**kwargs)
+        if "along_stream" in vars(cls):
+            cls.stream_parts = vars(cls)["along_stream"]  # type: ignore[method-assign]
+            warnings.warn(
+                f"{cls.__name__}.along_stream is now called stream_parts. The next release drops the old name.",
+                DeprecationWarning,
+                stacklevel=3,  # past the metaclass, to the line of the class
+            )
+
     @property
     def empties(self) -> bool:
         """True where the module stays when all units have gone, since its pruned forward runs without any."""
@@ -145,7 +157,7 @@ class Adapter(ABC):
     def site(self, path: str, module: nn.Module) -> Site | None:
         """The site of the module at `path`, or None where this one cannot be pruned. Every cut is declared in it."""
 
-    def along_stream(self, path: str, module: nn.Module) -> StreamParts | None:
+    def stream_parts(self, path: str, module: nn.Module) -> StreamParts | None:
         """What of the module lies along the residual stream; None, as here: not known, so that channels are refused."""
         return None
 
@@ -153,7 +165,7 @@ class Adapter(ABC):
         """What is left to do on the module once its tensors are cut and its counts are set.
 
         site   as it was before the cut, of which the units `keep` are left: the module's own, or the channels of a
-               stream that `along_stream` knows of
+               stream that `stream_parts` knows of
 
         Here: the class whose forward fits.
         """

@@ -39,9 +39,10 @@ class Site:
     name      unique in the model; for most sites the path of the module that owns the units
     kind      name of the unit kind: "head", "neuron", "channel", or one of the table UNIT_KINDS
     size      units
-    width     features per unit in the input of `layer`
-    layer     path of the module the units feed
-    axis      feature axis of that input: -1 for Linear, 1 for convolutions
+    width     features per unit in the input of the consumers
+    consumers paths of the layers whose input the units are; "" where the adapter cannot know one: `find_sites`
+              then finds it in the model
+    axes      feature axis of the input of each consumer: -1 for Linear, 1 for convolutions; () for -1 everywhere
     layout    "unit-major": a unit's features are contiguous; "width-major": they stride over the units
     cuts      every tensor that shrinks, as data: enough to carry out a plan without tracing the model again
     module    path of the module that is replaced by its bias when every unit goes; "" where it holds
@@ -49,26 +50,22 @@ class Site:
     adapter   name in the table ADAPTERS, "" where the graph found the site
     norms     paths of norms that run over the units themselves: gates then mean statistics over the units
               that are kept
-    feeds     every layer the units feed, where there are several
-    axes      feature axis of each of the feeds, where they are not all `axis`
     batch     axis of the samples in that input: 0, or 1 where tokens come first; -1 where it is not known
-    counts    attributes, by their paths, that hold a multiple of the number of units: `num_heads`, `attn_dim`
+    attributes  attributes, by their paths, that hold a multiple of the number of units: `num_heads`, `attn_dim`
     """
 
     name: str
     kind: str
     size: int
     width: int
-    layer: str
-    axis: int = -1
+    consumers: tuple[str, ...]
+    axes: tuple[int, ...] = ()
     layout: str = "unit-major"
     cuts: tuple[Cut, ...] = ()
     module: str = ""
     adapter: str = ""
     norms: tuple[str, ...] = ()
-    feeds: tuple[str, ...] = ()
-    counts: tuple[str, ...] = ()
-    axes: tuple[int, ...] = ()
+    attributes: tuple[str, ...] = ()
     batch: int = 0
 
     def __post_init__(self) -> None:
@@ -76,15 +73,17 @@ class Site:
             raise PlanError(f"{self.name}: layout {self.layout!r} is not one of {', '.join(LAYOUTS)}.")
         if self.size < 1 or self.width < 1:
             raise PlanError(f"{self.name}: size {self.size} and width {self.width} have to be at least 1.")
-        if not self.feeds:
-            object.__setattr__(self, "feeds", (self.layer,))
-        if self.axes and len(self.axes) != len(self.feeds):
-            raise PlanError(f"{self.name}: {len(self.axes)} axes for {len(self.feeds)} feeds; give one each, or none.")
-
-    @property
-    def feed_axes(self) -> tuple[tuple[str, int], ...]:
-        """(path, feature axis) of each of the feeds."""
-        return tuple(zip(self.feeds, self.axes or (self.axis,) * len(self.feeds), strict=True))
+        if not self.consumers or isinstance(self.consumers, str):
+            raise PlanError(
+                f"{self.name}: consumers={self.consumers!r}. Give a tuple of the paths of layers that read the units, "
+                'with "" for a layer that is not known.'
+            )
+        if not self.axes:
+            object.__setattr__(self, "axes", (-1,) * len(self.consumers))
+        if len(self.axes) != len(self.consumers):
+            raise PlanError(
+                f"{self.name}: {len(self.axes)} axes for {len(self.consumers)} consumers. Give one for each, or none."
+            )
 
     @property
     def owner(self) -> str:
@@ -101,7 +100,10 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, `Site.from_json` is its inverse."""
-        return asdict(self)
+        # The keys are those of the first files: one layer and its axis came first, then lists of all.
+        data = asdict(self)
+        consumers, axes, attributes = data.pop("consumers"), data.pop("axes"), data.pop("attributes")
+        return {**data, "layer": consumers[0], "axis": axes[0], "feeds": consumers, "axes": axes, "counts": attributes}
 
     @staticmethod
     def from_json(data: Any) -> "Site":
@@ -111,9 +113,15 @@ class Site:
             fields["cuts"] = tuple(_typed(Cut, dict(cut)) for cut in fields["cuts"])
             norm = fields.pop("norm", "")  # of files from before a site could have several
             fields.setdefault("norms", (norm,) if norm else ())
-            for name in ("feeds", "counts", "norms"):
-                fields[name] = tuple(str(path) for path in fields.get(name, ()))
-            fields["axes"] = tuple(int(axis) for axis in fields.get("axes", ()))
+            layer, axis = fields.pop("layer"), fields.pop("axis", -1)
+            if type(layer) is not str or type(axis) is not int:
+                raise TypeError(f"layer is {layer!r} and axis is {axis!r}, wanted a str and an int")
+            # Older files leave the lists out where a site has one consumer.
+            fields["consumers"] = _paths(fields.pop("feeds", ())) or (layer,)
+            axes = tuple(int(axis) for axis in fields.get("axes", ()))
+            fields["axes"] = axes or (axis,) * len(fields["consumers"])
+            fields["attributes"] = _paths(fields.pop("counts", ()))
+            fields["norms"] = _paths(fields.get("norms", ()))
             site: Site = _typed(Site, fields)
         except (TypeError, KeyError, ValueError) as error:
             raise PlanError(f"not a site: {data!r} ({error}).") from error
@@ -141,14 +149,18 @@ class StreamParts:
     """What of a module lies along the residual stream.
 
     reads, writes   (tensor, axis) of what shrinks with the stream that it reads, and with the stream that it writes
-    feeds           (path, feature axis) of where the channels are gated: the module, or the layers in it
-    counts          attributes, by their paths, that hold a multiple of the channels
+    consumers       (path, feature axis) of where the channels are gated: the module, or the layers in it
+    attributes      attributes, by their paths, that hold a multiple of the channels
     """
 
     reads: tuple[tuple[str, int], ...]
     writes: tuple[tuple[str, int], ...]
-    feeds: tuple[tuple[str, int], ...]
-    counts: tuple[str, ...] = ()
+    consumers: tuple[tuple[str, int], ...]
+    attributes: tuple[str, ...] = ()
+
+
+def _paths(values: Any) -> tuple[str, ...]:
+    return tuple(str(path) for path in values)
 
 
 def _typed(kind: type, fields: dict[str, Any]) -> Any:

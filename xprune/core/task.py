@@ -34,7 +34,7 @@ class Task(ABC):
     batch_axis: int = 0
 
     def __init__(self, *, batch_axis: int = 0) -> None:
-        self.batch_axis = checked_axis(batch_axis)
+        self.batch_axis = checked_batch_axis(batch_axis)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Of `metric` and `new_metric`, what a class gives replaces both: the inherited one measures something else."""
@@ -183,7 +183,7 @@ class Task(ABC):
         return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
 
 
-def with_axis(task: Task, model: nn.Module, inputs: Any, targets: Any) -> Task:
+def with_batch_axis(task: Task, model: nn.Module, inputs: Any, targets: Any) -> Task:
     """The task, told along which axis of the inputs the samples lie, where it was not told and the first is not it.
 
     Looks at the model where the shapes of the inputs do not show that samples come first: a batch may be square, with
@@ -212,7 +212,7 @@ def with_axis(task: Task, model: nn.Module, inputs: Any, targets: Any) -> Task:
     return told
 
 
-def known_axis(task: Task) -> int | None:
+def batch_axis_of(task: Task) -> int | None:
     """The axis of the samples in the inputs, where the task was told; None where samples come first, as is usual.
 
     None lets whoever needs the axis look at the model too: a graph's rows, for example, are nodes and not samples.
@@ -225,7 +225,7 @@ def example_of(task: Task, inputs: Any, targets: Any) -> Any:
     return task.example(inputs, task.size(targets)) if takes(task.example, 2) else task.example(inputs)
 
 
-def checked_axis(batch_axis: int) -> int:
+def checked_batch_axis(batch_axis: int) -> int:
     """The axis itself; DataError where it is none."""
     if type(batch_axis) is not int or batch_axis < 0:
         raise DataError(f"batch_axis={batch_axis!r}, wanted a whole number: axes are counted from 0.")

@@ -105,8 +105,8 @@ class UnitKind(ABC):
         """
 
     def gate(self, site: Site, hooks: GateHooks) -> None:
-        """Attaches the gates of a site. Here: a factor on the input of each layer that the units feed."""
-        for path, axis in site.feed_axes:
+        """Attaches the gates of a site. Here: a factor on the input of each consumer."""
+        for path, axis in zip(site.consumers, site.axes, strict=True):
             hooks.on_input(path, axis)
         for path in site.norms:
             hooks.on_norm(path)

@@ -66,11 +66,16 @@ class Allocation:
         """As few units kept as the budget allows."""
         return [counts[0] for counts in self.counts]
 
-    def fits(self, kept: Sequence[int], to_go: float = 0.0) -> bool:
-        """True where every limit is met; to_go: of limits that this share of the way from the dense cost is left to."""
+    def fits(self, kept: Sequence[int], remaining: float = 0.0) -> bool:
+        """True if every limit is met.
+
+        Args:
+            kept: Units kept at each site.
+            remaining: Share of the way from the dense cost to the limit that may still lie ahead. 0: the limit holds.
+        """
         full = self.full
         return all(
-            cost.total(kept) <= (allowed + (cost.total(full) - allowed) * to_go) * (1 + 1e-9)
+            cost.total(kept) <= (allowed + (cost.total(full) - allowed) * remaining) * (1 + 1e-9)
             for _, cost, allowed in self.limits
         )
 
@@ -96,13 +101,13 @@ class Allocation:
             key=lambda step: (step[0], -step[2] / full[step[1]], step[1]),
         )
 
-    def one_threshold(self, to_go: float = 0.0) -> list[int]:
-        """Units kept at each site above the lowest threshold on all values that fits; to_go: see `fits`."""
+    def one_threshold(self, remaining: float = 0.0) -> list[int]:
+        """Units kept at each site above the lowest threshold on all values that fits; remaining: see `fits`."""
         steps = self._ascending
         low, high = 0, len(steps)  # removing all steps fits: `on` has checked it
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.fits(self._without(steps[:middle]), to_go) else (middle + 1, high)
+            low, high = (low, middle) if self.fits(self._without(steps[:middle]), remaining) else (middle + 1, high)
         return self._without(steps[:low])
 
     def _without(self, gone: Sequence[tuple[float, int, int]]) -> list[int]:

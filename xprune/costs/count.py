@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from xprune.core.resource import Resource, measured_resources
 from xprune.errors import ModelError, PluginError, XPruneError
 from xprune.modules.calls import call, map_tensors, tensors_in
-from xprune.modules.copies import alias, reference_device, unwrap
+from xprune.modules.copies import reference_device, shared_copy, unwrap
 from xprune.modules.forward import try_forward
 from xprune.modules.samples import find_samples, samples_of
 from xprune.modules.undisturbed import undisturbed
@@ -36,7 +36,7 @@ def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None 
     model = unwrap(model)
     samples = number_of_samples(model, example_inputs, batch_axis)
     try:
-        return round(macs_by_module(alias(model, requires_grad=True), example_inputs, samples)[""])
+        return round(macs_by_module(shared_copy(model, requires_grad=True), example_inputs, samples)[""])
     except XPruneError:
         raise
     except Exception as problem:
@@ -91,7 +91,7 @@ def count_resources(
     model = unwrap(model)
     samples, found = number_of_samples(model, example_inputs, batch_axis), {}
     for resource in measured_resources(tuple(resources)):
-        copy = alias(model, requires_grad=True)
+        copy = shared_copy(model, requires_grad=True)
         try:
             cost = by_module(resource, copy, example_inputs, samples)[""]
         except XPruneError:

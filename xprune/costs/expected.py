@@ -19,7 +19,7 @@ _HALVINGS = 24
 _OPEN = 4.0  # logit, in temperatures, of a mask that nothing has pressed yet: 0.98
 
 
-def to_go(progress: float) -> float:
+def remaining(progress: float) -> float:
     """The share of the way from the dense model's cost to the budget's that is left, at a progress in (0, 1).
 
     As in Zhu and Gupta (2017): the cost falls fast while there is much to spare, slowly at the end.
@@ -77,8 +77,8 @@ class UnitCosts:
         return {"allowed": self.allowed.tolist(), "least": list(self.least)}
 
     def excess(self, masks: Tensor, progress: float = 1.0) -> Tensor:
-        """(rows, limits): expected cost of masks (rows, units) over what is allowed by then, see `to_go`."""
-        allowed = self.allowed + (1 - self.allowed) * to_go(progress)
+        """(rows, limits): expected cost of masks (rows, units) over what is allowed by then, see `remaining`."""
+        allowed = self.allowed + (1 - self.allowed) * remaining(progress)
         return self.base + self._paired(masks) + masks @ self.unit.T - allowed
 
     def _paired(self, masks: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class UnitCosts:
         return kept
 
 
-def along_budget(logits: Tensor, masks: Tensor, cost: Tensor, sparsity: Callable[[Tensor, Tensor], Tensor]) -> None:
+def hold_cost(logits: Tensor, masks: Tensor, cost: Tensor, sparsity: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Adds to the gradient of logits as much of the sparsity term's as keeps the expected cost what it is.
 
     With g the gradient of the loss, r that of the term and a that of the cost, each by logits (rows, units):

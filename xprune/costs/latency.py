@@ -7,14 +7,14 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from xprune.modules.calls import call, map_tensors
-from xprune.modules.copies import alias, reference_device
+from xprune.modules.copies import reference_device, shared_copy
 from xprune.modules.undisturbed import undisturbed
 
 
 @undisturbed()
 def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> float:
     """Median milliseconds of a forward pass on the example inputs, on the model's device, eval mode."""
-    model = alias(model)
+    model = shared_copy(model)
     inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     with torch.inference_mode():
         timer = Timer(

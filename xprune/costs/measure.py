@@ -15,7 +15,7 @@ from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.costs.count import by_module, count_resources, number_of_samples
 from xprune.errors import BudgetError, ModelError, XPruneError
-from xprune.modules.copies import alias, unwrap
+from xprune.modules.copies import shared_copy, unwrap
 from xprune.modules.forward import try_forward
 from xprune.modules.paths import tensor_at
 from xprune.modules.undisturbed import undisturbed
@@ -85,7 +85,7 @@ def check_allocation(
     limits = [limit for limit in costs.limits(budget) if _needs_recount(plan, limit[1])]
     if not limits:
         return
-    pruned = remove_units(alias(model), plan, ADAPTERS)
+    pruned = remove_units(shared_copy(model), plan, ADAPTERS)
     counted = count_resources(pruned, example_inputs, budget.shares, batch_axis=batch_axis)
     for name, _, allowed in limits:
         if counted[name] > allowed * (1 + 1e-6) + 1:  # MACs of a sample are rounded
@@ -133,7 +133,7 @@ def _measured(
 ) -> Costs:
     def with_counts(kept: Sequence[int], device: str | None = None) -> nn.Module:
         plan = Plan(tuple(sites), tuple(tuple(range(units)) for units in kept))
-        return remove_units(alias(model, requires_grad=True, device=device), plan, ADAPTERS)
+        return remove_units(shared_copy(model, requires_grad=True, device=device), plan, ADAPTERS)
 
     own = {resource.name: resource.cost(sites, example_inputs, samples, with_counts) for resource in resources}
     linear = [resource for resource in resources if own[resource.name] is None]

@@ -17,8 +17,8 @@ from xprune.core.site import Site
 from xprune.discovery.candidates import Structure, linears_of, proposals
 from xprune.errors import XPruneError
 from xprune.modules.calls import tensors_in
-from xprune.modules.copies import alias, own, tensors
-from xprune.modules.forward import said, try_forward
+from xprune.modules.copies import shared_copy, tensors, unshare
+from xprune.modules.forward import error_text, try_forward
 from xprune.modules.removed import Removed
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -92,7 +92,9 @@ def sites_by_structure(
 
 def _candidates(model: nn.Module, known: Mapping[str, Site], structure: Structure) -> list[str]:
     """Paths of the innermost modules that look like attentions, or like MLPs, and are no known site's."""
-    taken = {path for site in known.values() for path in (site.modules if site.module else (*site.modules, site.layer))}
+    taken = {
+        path for site in known.values() for path in (site.modules if site.module else (*site.modules, *site.consumers))
+    }
     found = []
     for path, module in model.named_modules():
         inside = any(path == other or path.startswith(f"{other}.") for other in taken)
@@ -110,7 +112,7 @@ def _candidates(model: nn.Module, known: Mapping[str, Site], structure: Structur
 @torch.no_grad()
 def _watch(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[str, Call]:
     """What happens in each module's first call in a forward pass; modules that are not called are left out."""
-    twin, calls = alias(model), {path: Call() for path in paths}
+    twin, calls = shared_copy(model), {path: Call() for path in paths}
     open_: list[str] = []
 
     def enter(path: str) -> Any:
@@ -147,21 +149,21 @@ def _find(module: nn.Module, seen: Call, structure: Structure, twin: Site | str 
     linears = linears_of(module)
     if len(set(seen.layers)) < 2:
         return structure.too_few(module, len(set(seen.layers)))
-    writer = seen.layers[-1]
-    features = linears[writer].in_features
+    consumer = seen.layers[-1]
+    features = linears[consumer].in_features
     sizes = structure.sizes(module, features)
-    readers = [name for name in dict.fromkeys(seen.layers[:-1]) if name != writer]
-    if not structure.plausible(features, [linears[name].out_features for name in readers]):
+    producers = [name for name in dict.fromkeys(seen.layers[:-1]) if name != consumer]
+    if not structure.plausible(features, [linears[name].out_features for name in producers]):
         return ""
     if sizes == [1]:
         return structure.only_one()
     if all(features % size for size in sizes):
-        return f"{writer} reads {features} features, no multiple of {sizes[0]} heads"
-    alone = own(alias(Alone(module)), module)
+        return f"{consumer} reads {features} features, no multiple of {sizes[0]} heads"
+    alone = unshare(shared_copy(Alone(module)), module)
     _randomise(alone)
     inputs, tried, problems = (seen.args, seen.kwargs), 0, []
     first = (replace(twin, module=""),) if twin else ()
-    for site in islice(chain(first, proposals(module, structure, writer, readers, sizes)), TRIES):
+    for site in islice(chain(first, proposals(module, structure, consumer, producers, sizes)), TRIES):
         tried += 1
         problem = _disproved(alone, site, inputs)
         if problem is None:
@@ -206,12 +208,12 @@ def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
     """Why the site is not what the module has; None where every cut is exact and every gate tells."""
     for plan in _plans(site):
         try:
-            pruned = remove_units(alias(alone), plan, {})
+            pruned = remove_units(shared_copy(alone), plan, {})
             problem = exactness.problem(alone, pruned, plan, inputs, thorough=False)
             if problem:
                 return f"with {plan.counts[0]} of {site.size} left {problem.splitlines()[0]}"
             if len(plan.keeps[0]) == site.size - 1 and not exactness.changes(alone, plan, inputs):
-                return f"a gate on the input of {site.layer.partition('.')[2]} does not change what it gives"
+                return f"a gate on the input of {site.consumers[0].partition('.')[2]} does not change what it gives"
         except XPruneError as refused:
             return str(refused)
         except Exception as problem:
@@ -221,18 +223,18 @@ def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
 
 def _first_line(problem: Exception) -> str:
     """The first line of what an error says."""
-    return said(problem).splitlines()[0].removesuffix(": ")
+    return error_text(problem).splitlines()[0].removesuffix(": ")
 
 
 @torch.no_grad()
 def _whole(alone: Any, site: Site, inputs: Any) -> Site:
-    """The site with its module, where nothing but the writer's bias is left of that when all units go."""
+    """The site with its module, where nothing but the consumer's bias is left of that when all units go."""
     whole = replace(site, module="module")
     plan = Plan((whole,), ((),))
     try:
         args, kwargs = _fresh(inputs)
         plain = isinstance(alone.module(*args, **kwargs), Tensor)
-        exact = exactness.problem(alone, remove_units(alias(alone), plan, {}), plan, inputs) is None
+        exact = exactness.problem(alone, remove_units(shared_copy(alone), plan, {}), plan, inputs) is None
     except Exception:
         return site
     return whole if plain and exact else site
@@ -247,10 +249,9 @@ def _placed(site: Site, path: str) -> Site:
     return replace(
         site,
         name=path,
-        layer=at(site.layer),
+        consumers=tuple(at(name) for name in site.consumers),
         cuts=tuple(replace(cut, tensor=at(cut.tensor)) for cut in site.cuts),
         module=at(site.module),
         norms=tuple(at(norm) for norm in site.norms),
-        feeds=(),
-        counts=tuple(at(name) for name in site.counts),
+        attributes=tuple(at(name) for name in site.attributes),
     )

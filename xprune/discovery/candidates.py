@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from xprune.core.site import Cut, Site
-from xprune.modules.norms import over_features
+from xprune.modules.norms import is_feature_norm
 
 HEADS = ("num_heads", "n_head", "n_heads", "heads", "nhead", "num_attention_heads", "head_count")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")
@@ -22,14 +22,14 @@ class Structure(ABC):
     Attributes:
         kind: Name of the unit kind.
         called: What the units are called in reasons.
-        counts: Attributes of a module that may hold the number of units.
+        attributes: Attributes of a module that may hold the number of units.
         normed: True where a norm of the module may run over the units.
         around: True where a module around a known site may still hold units of its own.
     """
 
     kind: ClassVar[str]
     called: ClassVar[str]
-    counts: ClassVar[tuple[str, ...]] = ()
+    attributes: ClassVar[tuple[str, ...]] = ()
     normed: ClassVar[bool] = False
     around: ClassVar[bool]
 
@@ -78,37 +78,37 @@ def sizes_of(module: nn.Module) -> list[int]:
 
 
 def proposals(
-    module: nn.Module, structure: Structure, writer: str, readers: Sequence[str], sizes: Sequence[int]
+    module: nn.Module, structure: Structure, consumer: str, producers: Sequence[str], sizes: Sequence[int]
 ) -> Iterator[Site]:
     """Sites that the module may have, the likelier first; paths relative to `Alone`."""
     linears = linears_of(module)
     for size in sizes:
-        features = linears[writer].in_features
+        features = linears[consumer].in_features
         if features % size:
             continue
         width = features // size
-        counts = [n for n in structure.counts if _counts(module, n, size)]
-        dims = [n for n in vars(module) if n not in counts and _counts(module, n, features)]
-        others = [name for name in _others(module, (writer, *readers), size)]
+        attributes = [n for n in structure.attributes if _is_multiple(module, n, size)]
+        dims = [n for n in vars(module) if n not in attributes and _is_multiple(module, n, features)]
+        others = [name for name in _others(module, (consumer, *producers), size)]
         norm = next((n for n, m in module.named_children() if structure.normed and _norms(m, features)), "")
         for some, axes, scaled, layout in itertools.product(_choices(others), (0, 1), _choices(dims), LAYOUTS):
             picked = _picked(module, some, size, axes)
             if picked is None:
                 continue
-            cuts = [c for name in readers for c in _reader(linears[name], name, size, width, layout)]
+            cuts = [c for name in producers for c in _producer_cuts(linears[name], name, size, width, layout)]
             if norm:
                 picked = [c for c in picked if not c.tensor.startswith(f"{norm}.")]
                 picked += [Cut(f"{norm}.{name}", 0) for name, _ in module.get_submodule(norm).named_parameters()]
-            cuts += [Cut(f"{writer}.weight", 1, 1, width), *picked]
+            cuts += [Cut(f"{consumer}.weight", 1, 1, width), *picked]
             yield Site(
                 name="module",
                 kind=structure.kind,
                 size=size,
                 width=width,
-                layer=f"module.{writer}",
+                consumers=(f"module.{consumer}",),
                 cuts=tuple(Cut(f"module.{c.tensor}", c.axis, c.groups, c.width) for c in cuts),
                 norms=(f"module.{norm}",) if norm else (),
-                counts=tuple(f"module.{name}" for name in (*counts, *scaled)),
+                attributes=tuple(f"module.{name}" for name in (*attributes, *scaled)),
             )
 
 
@@ -117,14 +117,14 @@ def _choices(names: Sequence[str]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(((), tuple(names), *((name,) for name in names))))
 
 
-def _counts(module: nn.Module, name: str, multiple: int) -> bool:
+def _is_multiple(module: nn.Module, name: str, multiple: int) -> bool:
     value = vars(module).get(name)
     return type(value) is int and value > 0 and value % multiple == 0
 
 
 def _norms(module: nn.Module, features: int) -> bool:
     weight = getattr(module, "weight", None)
-    return over_features(module) and isinstance(weight, Tensor) and weight.shape == (features,)
+    return is_feature_norm(module) and isinstance(weight, Tensor) and weight.shape == (features,)
 
 
 def _others(module: nn.Module, layers: Sequence[str], size: int) -> list[str]:
@@ -146,7 +146,7 @@ def _picked(module: nn.Module, names: Sequence[str], size: int, which: int) -> l
     return cuts if other or not which else None
 
 
-def _reader(layer: nn.Linear, name: str, size: int, width: int, layout: str) -> list[Cut]:
+def _producer_cuts(layer: nn.Linear, name: str, size: int, width: int, layout: str) -> list[Cut]:
     """Cuts of a layer that makes features of the units; none where all units share what it makes."""
     rows = layer.out_features
     if rows % size or (layout == "narrow layers shared" and rows < size * width):

@@ -16,10 +16,10 @@ from xprune.core.site import Cut, Site
 from xprune.discovery.dependency_graph import trace
 from xprune.discovery.placeholders import JoiningPlaceholder, Placeholder
 from xprune.discovery.stream_shapes import stream_parts_by_shape
-from xprune.discovery.stream_walk import WRITERS, Holder, Refused, holders
+from xprune.discovery.stream_walk import PRODUCERS, Holder, Refused, holders
 from xprune.errors import ModelError
-from xprune.modules.copies import alias, own
-from xprune.modules.norms import over_features
+from xprune.modules.copies import shared_copy, unshare
+from xprune.modules.norms import is_feature_norm
 from xprune.modules.paths import tensor_at
 from xprune.modules.removed import Removed
 from xprune.surgery import exactness
@@ -35,9 +35,9 @@ class _Stream:
     model: nn.Module
     size: int  # units
     cuts: dict[tuple[int, int], Cut] = field(default_factory=dict)
-    feeds: dict[str, int] = field(default_factory=dict)
+    consumers: dict[str, int] = field(default_factory=dict)
     norms: dict[str, None] = field(default_factory=dict)
-    counts: dict[str, None] = field(default_factory=dict)
+    attributes: dict[str, None] = field(default_factory=dict)
 
     def bare(self, path: str, guess: int, width: int) -> None:
         """Takes a bare parameter along the axis as long as the stream, the guessed one of several; without one, not."""
@@ -58,7 +58,7 @@ class _Stream:
             raise Refused(f"{path} {tuple(tensor.shape)} is not a multiple of {self.size * width} along axis {axis}")
         self.cuts[id(tensor), axis] = Cut(path, axis, copies, width)
         owner = path.rpartition(".")[0]
-        if over_features(self.model.get_submodule(owner)):
+        if is_feature_norm(self.model.get_submodule(owner)):
             self.norms[owner] = None
 
 
@@ -81,15 +81,15 @@ def channel_sites(
     inner = {cut.tensor for site in hidden for cut in site.cuts if cut.axis == 0}
     sites, reasons, seen = [], [], set(inner)
     for module, path in paths.items():
-        if not isinstance(module, WRITERS) or module not in graph.module2node or f"{path}.weight" in seen:
+        if not isinstance(module, PRODUCERS) or module not in graph.module2node or f"{path}.weight" in seen:
             continue
         size = graph.get_out_channels(module)
         if size == 1:
             continue
         found, reason = _followed(graph, module, size)
-        writers = [paths[holder.module] for holder in found if holder.writes]
+        producers = [paths[holder.module] for holder in found if holder.writes]
         seen |= {f"{paths[h.module]}.weight" for h in found if h.writes or h.sideways}
-        if len(writers) < 2 or inner & {f"{writer}.weight" for writer in writers} or not _is_stream(found):
+        if len(producers) < 2 or inner & {f"{producer}.weight" for producer in producers} or not _is_stream(found):
             continue
         try:
             if reason:
@@ -107,11 +107,11 @@ def channel_sites(
     return sites
 
 
-def _followed(graph: Any, writer: nn.Module, size: int) -> tuple[list[Holder], Refused | None]:
+def _followed(graph: Any, producer: nn.Module, size: int) -> tuple[list[Holder], Refused | None]:
     """What holds the stream, as far as it can be followed, and why no farther."""
     found: list[Holder] = []
     try:
-        found.extend(holders(graph, writer, size))
+        found.extend(holders(graph, producer, size))
     except Refused as reason:
         return found, reason
     return found, None
@@ -129,7 +129,7 @@ def _is_stream(found: Sequence[Holder]) -> bool:
 
 
 def _owner_is_norm(module: Any) -> bool:
-    return isinstance(module, (_BatchNorm, nn.GroupNorm)) or over_features(module)
+    return isinstance(module, (_BatchNorm, nn.GroupNorm)) or is_feature_norm(module)
 
 
 def _site(
@@ -153,20 +153,18 @@ def _site(
             stream.bare(bare[module], int(holder.node.pruning_dim), holder.width)
         elif module in paths and not holder.sideways:
             _member(stream, paths[module], holder, known)
-    if not stream.feeds:
+    if not stream.consumers:
         raise Refused("no layer reads them")
     return Site(
         name=f"stream:{path}",
         kind="channel",
         size=stream.size,
         width=found[0].width,
-        layer=next(iter(stream.feeds)),
-        axis=next(iter(stream.feeds.values())),
         cuts=tuple(stream.cuts.values()),
         norms=tuple(stream.norms),
-        feeds=tuple(stream.feeds),
-        axes=tuple(stream.feeds.values()),
-        counts=tuple(stream.counts),
+        consumers=tuple(stream.consumers),
+        axes=tuple(stream.consumers.values()),
+        attributes=tuple(stream.attributes),
     )
 
 
@@ -176,29 +174,31 @@ def _member(stream: _Stream, path: str, holder: Holder, known: Mapping[str, Site
     if isinstance(module, Placeholder):
         inside, served = stream.model.get_submodule(path), ADAPTERS.get(known[path].adapter)
         adapters = [served] if served else [a for a in ADAPTERS.values() if a.serves(inside)]
-        said = (adapter.along_stream(path, inside) for adapter in adapters)
-        along = next(filter(None, said), None) or stream_parts_by_shape(path, inside, known[path], stream.size * width)
+        known_parts = (adapter.stream_parts(path, inside) for adapter in adapters)
+        parts = next(filter(None, known_parts), None) or stream_parts_by_shape(
+            path, inside, known[path], stream.size * width
+        )
         joins = isinstance(module, JoiningPlaceholder)
-        if not (along.writes if out else along.reads):
+        if not (parts.writes if out else parts.reads):
             raise Refused(f"no adapter says what of {path} lies along them")
-        for name, axis in (*(along.reads if joins or not out else ()), *(along.writes if out else ())):
+        for name, axis in (*(parts.reads if joins or not out else ()), *(parts.writes if out else ())):
             stream.cut(name, axis, width)
-        stream.feeds |= {} if out and not joins else dict(along.feeds)
-        stream.counts |= dict.fromkeys(along.counts)
+        stream.consumers |= {} if out and not joins else dict(parts.consumers)
+        stream.attributes |= dict.fromkeys(parts.attributes)
         return
     held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     names = [f"{path}.{name}" for name, tensor in held if tensor.dim()]
     turned = isinstance(module, nn.ConvTranspose2d)  # whose weight is (in, out / groups, height, width)
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and not out:
         stream.cut(f"{path}.weight", 0 if turned else 1, width)
-        stream.feeds[path] = -1 if isinstance(module, nn.Linear) else 1
+        stream.consumers[path] = -1 if isinstance(module, nn.Linear) else 1
     elif turned:
         stream.cut(f"{path}.weight", 0 if module.groups > 1 else 1, width)
         if module.bias is not None:
             stream.cut(f"{path}.bias", 0, width)
     elif isinstance(module, nn.Embedding):
         stream.cut(f"{path}.weight", 1, width)
-    elif isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm)) or over_features(module):
+    elif isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm)) or is_feature_norm(module):
         for name in names:
             stream.cut(name, 0, width)
     elif names:
@@ -208,7 +208,7 @@ def _member(stream: _Stream, path: str, holder: Holder, known: Mapping[str, Site
 @torch.no_grad()
 def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
     """`Refused` where a copy with noise on its weights does not give without channels what it gives with gates."""
-    copy, generator = own(alias(model), model), torch.Generator().manual_seed(0)
+    copy, generator = unshare(shared_copy(model), model), torch.Generator().manual_seed(0)
     for tensor in dict.fromkeys(copy.parameters()):
         if tensor.is_floating_point():
             noise: Tensor = torch.randn(tensor.shape, generator=generator).to(tensor)
@@ -217,7 +217,7 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
     for gone in {1, site.size // 2} - {0, site.size}:
         plan = Plan((site,), (tuple(sorted(order[gone:])),))
         try:
-            pruned = remove_units(alias(copy), plan, ADAPTERS)
+            pruned = remove_units(shared_copy(copy), plan, ADAPTERS)
         except Exception as problem:
             raise Refused(f"{gone} of them cannot be cut out: {type(problem).__name__}: {problem}") from problem
         why = exactness.problem(copy, pruned, plan, example_inputs)

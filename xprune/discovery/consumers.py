@@ -15,7 +15,7 @@ from xprune.core.plan import Plan
 from xprune.core.site import Cut, Site
 from xprune.errors import ModelError, XPruneError
 from xprune.modules.calls import call, tensors_in
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.modules.paths import is_linear
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -27,7 +27,7 @@ def with_consumers(model: nn.Module, site: Site, example_inputs: Any) -> Site:
     Between the two may lie whatever treats each feature by itself: activations, dropout, batch norms, pooling over
     nodes. Raises ModelError, with the reason, for anything else.
     """
-    consumers, norms = _first_readers(model, site, example_inputs)
+    consumers, norms = _first_consumers(model, site, example_inputs)
     features = site.size * site.width
     for path in consumers:
         reads = model.get_parameter(f"{path}.weight").shape[1]
@@ -38,14 +38,15 @@ def with_consumers(model: nn.Module, site: Site, example_inputs: Any) -> Site:
         norm = model.get_submodule(path)
         held = (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False))
         cuts += [Cut(f"{path}.{name}", 0, 1, site.width) for name, tensor in held if tensor.dim()]
-    found = replace(site, layer=consumers[0], feeds=(*consumers, *filter(None, site.feeds)), cuts=tuple(cuts))
+    known = tuple(filter(None, site.consumers))
+    found = replace(site, consumers=(*consumers, *known), axes=(), cuts=tuple(cuts))
     _prove(model, found, example_inputs)
     return found
 
 
-def _first_readers(model: nn.Module, site: Site, example_inputs: Any) -> tuple[list[str], list[str]]:
+def _first_consumers(model: nn.Module, site: Site, example_inputs: Any) -> tuple[list[str], list[str]]:
     """(linear layers that read what the site's module gave before any other does, batch norms on the way)."""
-    copy = alias(model, requires_grad=False)
+    copy = shared_copy(model, requires_grad=False)
     consumers: dict[str, None] = {}
     norms: dict[str, None] = {}
 
@@ -80,10 +81,10 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
     """ModelError where half of the units cannot be removed exactly: something mixes features, or adds to them."""
     plan = Plan((site,), (tuple(range(1, site.size, 2)),))
     try:
-        pruned = remove_units(alias(model), plan, ADAPTERS)
+        pruned = remove_units(shared_copy(model), plan, ADAPTERS)
     except XPruneError as problem:
         raise ModelError(str(problem)) from problem
     why = exactness.problem(model, pruned, plan, example_inputs)
     if why:
-        mixed = "" if "forward fails" in why else f"features are mixed on the way to {', '.join(site.feeds)}: "
+        mixed = "" if "forward fails" in why else f"features are mixed on the way to {', '.join(site.consumers)}: "
         raise ModelError(f"{mixed}with units gone {why}")

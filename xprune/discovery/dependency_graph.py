@@ -22,7 +22,7 @@ from xprune.discovery.placeholders import (
 )
 from xprune.errors import ModelError
 from xprune.modules.calls import call, map_tensors, tensors_in
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 from xprune.modules.forward import try_forward
 from xprune.modules.paths import is_linear
 
@@ -106,7 +106,7 @@ def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> t
 
 def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], device: str | None) -> tuple[Any, Any]:
     """(a copy of the model with placeholders, its graph)."""
-    copy = alias(model, requires_grad=True, device=device)
+    copy = shared_copy(model, requires_grad=True, device=device)
     inputs = map_tensors(example_inputs, lambda tensor: tensor.detach().to(device))
     as_given = inputs if isinstance(inputs, (dict, tuple)) else (inputs,)  # a bare tensor would be unpacked by rows
     try:
@@ -144,13 +144,13 @@ def _traceable(output: Any) -> list[Tensor]:
     return found
 
 
-def reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
-    """What loses the feature `probe` with the reader's input, each once; None, and the end, where it is no feature.
+def reached(graph: Any, consumer: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
+    """What loses the feature `probe` with the consumer's input, each once; None, and the end, where it is no feature.
 
     torch-pruning's own walk (`get_pruning_group`) lets a wrongly guessed reshape multiply the indices at every step
     and may never end. Here one index goes in and one has to come out of each dependency.
     """
-    stack, seen = [(graph.module2node[reader], handler)], {(graph.module2node[reader], handler)}
+    stack, seen = [(graph.module2node[consumer], handler)], {(graph.module2node[consumer], handler)}
     while stack:
         node, handler = stack.pop()
         for dep in node.dependencies:

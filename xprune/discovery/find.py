@@ -70,7 +70,7 @@ def find_sites(
             raise ModelError(f"exclude={pattern!r} matches no site; sites: {_few([site.name for site in sites])}.")
     sites = [site for site in sites if not any(fnmatchcase(site.name, pattern) for pattern in exclude)]
     if sites:
-        layers = [site.layer for site in sites]
+        layers = [site.consumers[0] for site in sites]
         samples = find_samples(
             model, example_inputs, layers, batch_axis, prepare=lambda copy: with_gated_classes(copy, sites)
         )
@@ -104,7 +104,7 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
 
 def _with_batch_axis(site: Site, samples: Samples | None) -> Site:
     """The site with the axis of the samples in its layer's input, -1 where that is not known."""
-    return replace(site, batch=samples.layers.get(site.layer, -1) if samples else -1)
+    return replace(site, batch=samples.layers.get(site.consumers[0], -1) if samples else -1)
 
 
 def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]) -> list[Site]:
@@ -112,7 +112,7 @@ def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: 
     found = []
     for site in sites:
         try:
-            found.append(site if site.layer else with_consumers(model, site, example_inputs))
+            found.append(with_consumers(model, site, example_inputs) if "" in site.consumers else site)
         except ModelError as reason:
             left[site.name] = str(reason)
         except Exception as problem:  # whatever a forward raises while it is probed
@@ -122,7 +122,7 @@ def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: 
 
 def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:
     order = {path: place for place, (path, _) in enumerate(model.named_modules(remove_duplicate=False))}
-    return sorted(sites, key=lambda site: order[site.layer])
+    return sorted(sites, key=lambda site: order[site.consumers[0]])
 
 
 def _kept_where_shared(model: nn.Module, site: Site) -> Site:

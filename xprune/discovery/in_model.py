@@ -7,7 +7,7 @@ to give what the gated one gives, in every output.
 Why a wrong site does not pass by chance:
 
 - Weights as given may hide it. A projection or a layer scale that starts at zero lets nothing through, and biases and
-  norms that are all alike look right in any order. So the proof runs on a copy with noise on these (`stirred`).
+  norms that are all alike look right in any order. So the proof runs on a copy with noise on these (`with_noise`).
 - About half of the units go, drawn at random: a wrong order would have to map those that stay onto themselves. An odd
   number stays: to turn the order of an even number around, or to swap neighbours, leaves no odd number in place.
 - Where the gates of a site change nothing, the cut has to change nothing either. A cut of other units would.
@@ -32,7 +32,7 @@ from xprune.core.plan import Plan
 from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import ModelError, XPruneError
-from xprune.modules.copies import alias, stirred, tensors
+from xprune.modules.copies import shared_copy, tensors, with_noise
 from xprune.modules.samples import Samples
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -65,7 +65,7 @@ def proved(
     thin = _thinned(model, held)
     if thin is not None and _Prover(thin[0], one).why(thin[1], own=True) is None:
         return held, left
-    prover = _Prover(stirred(model), example_inputs)
+    prover = _Prover(with_noise(model), example_inputs)
     if prover.why(held) is None:
         return held, left  # it does not run on one sample alone, or on few units
     if prover.why_not_itself(held) is not None:
@@ -92,7 +92,7 @@ class _Prover:
         """Why these sites are not exact together; None where they are. `own`: the model is not looked at again."""
         plan = _plan(sites)
         try:
-            pruned = remove_units(alias(self.model), plan, ADAPTERS)
+            pruned = remove_units(shared_copy(self.model), plan, ADAPTERS)
         except XPruneError as refused:
             return str(refused)
         except Exception as problem:  # a tensor that is not what the site takes it for
@@ -101,7 +101,7 @@ class _Prover:
 
     def why_not_itself(self, sites: Sequence[Site]) -> str | None:
         """Why the model is not equal to itself, with every unit kept; None where it is."""
-        return exactness.problem(self.model, alias(self.model), Plan.full(sites), self.inputs)
+        return exactness.problem(self.model, shared_copy(self.model), Plan.full(sites), self.inputs)
 
     def grown(self, good: list[Site], more: list[Site], left: dict[str, str]) -> list[Site]:
         """`good` with those of `more` that are exact together with it. The others go into `left`, by halves."""
@@ -128,7 +128,7 @@ def _drawn(sites: Sequence[Site], counts: Sequence[int]) -> Plan:
 
 
 def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[Site]] | None:
-    """(the stirred model with few units at each site that has many, the sites as they then are); None where that fails.
+    """(a noisy copy with few units at each site that has many, the sites of the copy). None if that fails.
 
     A site of a class that changes once units have gone is left whole: the class before has to be looked at too.
     """
@@ -136,7 +136,7 @@ def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[S
     enough = [max(LEAST, -(-FEW // site.width), site.size // 16) for site in sites]
     counts = [s.size if s.adapter in changes else min(s.size, few) for s, few in zip(sites, enough, strict=True)]
     try:
-        thin = remove_units(stirred(model), _drawn(sites, counts), ADAPTERS)
+        thin = remove_units(with_noise(model), _drawn(sites, counts), ADAPTERS)
     except Exception:  # a site that is wrong, which the whole model will tell
         return None
     return thin, [replace(site, size=count) for site, count in zip(sites, counts, strict=True)]

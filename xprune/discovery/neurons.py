@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from xprune.core.site import Cut, Site
 from xprune.discovery.dependency_graph import reached, trace, unknown_operation
 from xprune.discovery.placeholders import Placeholder
-from xprune.modules.norms import over_features
+from xprune.modules.norms import is_feature_norm
 from xprune.modules.paths import is_linear
 from xprune.modules.removed import Removed
 
@@ -44,19 +44,19 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
     return sites, left
 
 
-def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) -> Site | str | None:
-    """The site of the features that `reader` reads, None where they are no plain hidden layer.
+def _hidden(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module, str]) -> Site | str | None:
+    """The site of the features that `consumer` reads, None where they are no plain hidden layer.
 
     Or why there is none, where they would be one but for operations that are not known to keep features apart.
     """
-    if isinstance(reader, nn.Conv2d) and (reader.groups != 1 or set(reader.kernel_size) != {1}):
+    if isinstance(consumer, nn.Conv2d) and (consumer.groups != 1 or set(consumer.kernel_size) != {1}):
         return None
-    prune_in = graph.get_pruner_of_module(reader).prune_in_channels
-    size = reader.weight.shape[1]
-    axis = 1 if isinstance(reader, nn.Conv2d) else -1
-    cuts, norms, probe, feeds = {f"{path}.weight": Cut(f"{path}.weight", 1)}, set[str](), size - 1, [path]
+    prune_in = graph.get_pruner_of_module(consumer).prune_in_channels
+    size = consumer.weight.shape[1]
+    axis = 1 if isinstance(consumer, nn.Conv2d) else -1
+    cuts, norms, probe, consumers = {f"{path}.weight": Cut(f"{path}.weight", 1)}, set[str](), size - 1, [path]
     written, unknown = False, dict[str, None]()
-    for dep in reached(graph, reader, prune_in, probe):
+    for dep in reached(graph, consumer, prune_in, probe):
         module = dep.target.module if dep else None
         if module is None:
             return None
@@ -65,8 +65,8 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
             continue
         if is_linear(module) or isinstance(module, nn.Conv2d):
             apart = isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels == size
-            if not apart and _also_reads(graph, module, dep.handler, reader):
-                feeds.append(paths[module])
+            if not apart and _also_reads(graph, module, dep.handler, consumer):
+                consumers.append(paths[module])
                 cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
                 continue
             writes = dep.handler == graph.get_pruner_of_module(module).prune_out_channels
@@ -75,7 +75,7 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
             written = written or not apart
         elif isinstance(module, _BatchNorm):
             pass  # each channel has statistics of its own, and they are cut with it
-        elif over_features(module) and norms <= {paths[module]}:
+        elif is_feature_norm(module) and norms <= {paths[module]}:
             norms.add(paths[module])
         elif any(True for _ in module.parameters()):
             return None
@@ -86,22 +86,28 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
     if not _common_parent({cut.tensor.rpartition(".")[0] for cut in cuts.values()}):
         # The layers stand on the model itself, as those do that write and read its residual stream.
         return "the hidden layer that it reads spans the whole model, and only those within one module are looked at"
-    site = _assemble(graph, reader, path, axis, tuple(cuts.values()), tuple(norms), tuple(feeds))
+    site = _assemble(graph, consumer, path, axis, tuple(cuts.values()), tuple(norms), tuple(consumers))
     if site is None or not unknown:
         return site
     return f"its hidden neurons pass through {' and '.join(unknown)}, which may mix them: no cut is known to be exact"
 
 
-def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, reader: nn.Module) -> bool:
-    """True for a squeeze: a layer that reads the features' means over the map, beside the reader of the map itself."""
-    if handler != tp.prune_conv_in_channels or not isinstance(reader, nn.Conv2d) or module.groups != 1:
+def _also_reads(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, consumer: nn.Module) -> bool:
+    """True for a squeeze: a layer that reads the features' means over the map, beside the map's consumer."""
+    if handler != tp.prune_conv_in_channels or not isinstance(consumer, nn.Conv2d) or module.groups != 1:
         return False
-    squeezed, whole = (graph.shapes.get(layer, ([], []))[0][2:] for layer in (module, reader))
-    return bool(squeezed == [1, 1] and whole != [1, 1] and module.weight.shape[1] == reader.weight.shape[1])
+    squeezed, whole = (graph.shapes.get(layer, ([], []))[0][2:] for layer in (module, consumer))
+    return bool(squeezed == [1, 1] and whole != [1, 1] and module.weight.shape[1] == consumer.weight.shape[1])
 
 
 def _assemble(
-    graph: Any, reader: Any, path: str, axis: int, cuts: tuple[Cut, ...], norms: tuple[str, ...], feeds: tuple[str, ...]
+    graph: Any,
+    consumer: Any,
+    path: str,
+    axis: int,
+    cuts: tuple[Cut, ...],
+    norms: tuple[str, ...],
+    consumers: tuple[str, ...],
 ) -> Site | None:
     model = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
@@ -110,18 +116,17 @@ def _assemble(
     owner = _common_parent(members)
     theirs = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
     alone = theirs <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
-    alone = alone and _keeps_places(graph, owner, path, axis) and _gives_only(graph, owner, reader)
+    alone = alone and _keeps_places(graph, owner, path, axis) and _gives_only(graph, owner, consumer)
     return Site(
         name=owner if alone else path,
         kind="neuron",
-        size=reader.weight.shape[1],
+        size=consumer.weight.shape[1],
         width=1,
-        layer=path,
-        axis=axis,
         cuts=cuts,
         module=owner if alone else "",
         norms=norms,
-        feeds=feeds,
+        consumers=consumers,
+        axes=(axis,) * len(consumers),
     )
 
 
@@ -141,9 +146,9 @@ def _keeps_places(graph: Any, owner: str, path: str, axis: int) -> bool:
     return all(shape == shapes[0] for shape in shapes)
 
 
-def _gives_only(graph: Any, owner: str, reader: nn.Module) -> bool:
+def _gives_only(graph: Any, owner: str, consumer: nn.Module) -> bool:
     """True where the module gives what its last layer gives, reshaped at most; a gate or a norm after it would not."""
-    node, wanted = graph.made.get(graph.model.get_submodule(owner)), graph.made.get(reader)
+    node, wanted = graph.made.get(graph.model.get_submodule(owner)), graph.made.get(consumer)
     while node is not None and node is not wanted and type(node).__name__.startswith(_MOVES):
         node = node.next_functions[0][0]
     return node is not None and node is wanted

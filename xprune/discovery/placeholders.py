@@ -16,16 +16,17 @@ from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
 
 
 class Placeholder(nn.Module):
-    """In place of a module: `readers` read the stream (in_features), `writer` writes to it (out_features).
+    """In place of a module: it reads `in_features` of the stream and writes `out_features` to it.
 
     outputs   what the module gave, one nest for each of its calls in a forward pass
     original  the module, whose attributes its surroundings may ask for
     """
 
-    def __init__(self, readers: int, writer: int, outputs: Sequence[Any], original: nn.Module) -> None:
+    def __init__(self, in_features: int, out_features: int, outputs: Sequence[Any], original: nn.Module) -> None:
         super().__init__()
         self.original = (original,)  # a tuple: it is no submodule
-        self.in_features, self.out_features, self.outputs, self.calls = readers, writer, tuple(outputs), 0
+        self.in_features, self.out_features = in_features, out_features
+        self.outputs, self.calls = tuple(outputs), 0
         self.weight = nn.Parameter(torch.zeros(1))
 
     def __getattr__(self, name: str) -> Any:
@@ -102,9 +103,9 @@ def put_placeholders(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -
     for path, site in known.items():
         if outputs[path]:  # else it is not called, and nothing has to be seen of it
             reads, given = site.cuts[0], tensors_in(outputs[path][0])[0]
-            reader = model.get_parameter(reads.tensor)
+            weight = model.get_parameter(reads.tensor)
             parent, _, child = path.rpartition(".")
-            features = reader.shape[1 - reads.axis], given.shape[site.axis]
+            features = weight.shape[1 - reads.axis], given.shape[site.axes[0]]
             joins = site.adapter in ADAPTERS and ADAPTERS[site.adapter].joins
             made = (JoiningPlaceholder if joins else Placeholder)(*features, outputs[path], model.get_submodule(path))
-            setattr(model.get_submodule(parent), child, made.to(reader.device))
+            setattr(model.get_submodule(parent), child, made.to(weight.device))

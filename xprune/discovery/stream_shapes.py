@@ -16,17 +16,17 @@ def stream_parts_by_shape(path: str, module: nn.Module, site: Site, size: int) -
     A guess, which whoever asks has to prove.
     """
     own = {(cut.tensor, cut.axis) for cut in site.cuts}
-    writes, reads, feeds = [], [], []
+    writes, reads, consumers = [], [], []
     for name, layer in module.named_modules(prefix=path):
         is_layer = isinstance(layer, nn.Conv2d) or is_linear(layer)
         for part, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
             for axis, length in enumerate(tensor.shape):
                 if length != size or (f"{name}.{part}", axis) in own or (is_layer and axis > 1):
                     continue
-                if name == site.layer and axis == 0:
+                if name == site.consumers[0] and axis == 0:
                     writes.append((f"{name}.{part}", axis))
                     continue
                 reads.append((f"{name}.{part}", axis))
                 if is_layer and part == "weight" and axis == 1:
-                    feeds.append((name, 1 if isinstance(layer, nn.Conv2d) else -1))
-    return StreamParts(tuple(reads), tuple(writes), tuple(feeds))
+                    consumers.append((name, 1 if isinstance(layer, nn.Conv2d) else -1))
+    return StreamParts(tuple(reads), tuple(writes), tuple(consumers))

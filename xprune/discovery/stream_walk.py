@@ -13,7 +13,7 @@ from torch_pruning.dependency.index_mapping import _ConcatIndexMapping, _SliceIn
 from xprune.discovery.placeholders import Placeholder
 from xprune.modules.paths import is_linear
 
-WRITERS = (nn.Linear, nn.Conv2d, nn.Embedding, Placeholder)
+PRODUCERS = (nn.Linear, nn.Conv2d, nn.Embedding, Placeholder)
 """What writes to a stream."""
 
 
@@ -53,11 +53,11 @@ class Holder:
     @property
     def writes(self) -> bool:
         """True for a layer, embedding or placeholder that writes to the stream."""
-        return isinstance(self.module, WRITERS) and self.out and not self.sideways
+        return isinstance(self.module, PRODUCERS) and self.out and not self.sideways
 
 
-def holders(graph: Any, writer: nn.Module, channels: int) -> Iterator[Holder]:
-    """Every holder of the channels that the writer writes, itself first; `Refused` where they meet others.
+def holders(graph: Any, producer: nn.Module, channels: int) -> Iterator[Holder]:
+    """Every holder of the channels that the producer writes, itself first; `Refused` where they meet others.
 
     Bounded: torch-pruning's own walk (`get_pruning_group`) multiplies indices at every wrongly guessed reshape and may
     never end. Here the last channel is followed, once along each dependency. That a reshape has put copies of the
@@ -67,7 +67,7 @@ def holders(graph: Any, writer: nn.Module, channels: int) -> Iterator[Holder]:
     while True:
         found.clear()
         try:
-            for holder in _walk(graph, writer, channels, tied):
+            for holder in _walk(graph, producer, channels, tied):
                 found.append(holder)
         except _Tied as wanted:
             if wanted.size > 1:
@@ -82,10 +82,10 @@ def holders(graph: Any, writer: nn.Module, channels: int) -> Iterator[Holder]:
         return
 
 
-def _walk(graph: Any, writer: nn.Module, channels: int, tied: _Tied) -> Iterator[Holder]:
+def _walk(graph: Any, producer: nn.Module, channels: int, tied: _Tied) -> Iterator[Holder]:
     """The holders of units that are `tied`; _Tied where others have to be, Refused where none can."""
-    size, node = tied.size, graph.module2node[writer]
-    stack = [(node, graph.get_pruner_of_module(writer).prune_out_channels, channels - 1, tied.width)]
+    size, node = tied.size, graph.module2node[producer]
+    stack = [(node, graph.get_pruner_of_module(producer).prune_out_channels, channels - 1, tied.width)]
     seen = {(node, stack[0][1])}
     while stack:
         node, handler, index, width = stack.pop()

@@ -33,7 +33,7 @@ def _wrapped(model: nn.Module) -> bool:
     return is_compiled_module(model) or isinstance(model, parallel)
 
 
-def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
+def shared_copy(model: nn.Module, *, requires_grad: bool | None = None, device: str | None = None) -> nn.Module:
     """A structural copy in eval mode whose parameters share the caller's storage.
 
     Buffers and cached tensors are copied: some forwards write into them. Replacing modules and parameters of the copy,
@@ -74,7 +74,7 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
 
 
 @torch.no_grad()
-def stirred(model: nn.Module, scale: float = 0.1) -> nn.Module:
+def with_noise(model: nn.Module, scale: float = 0.1) -> nn.Module:
     """A structural copy with noise on every vector and on every tensor of equal entries; all else is shared.
 
     A layer scale or a projection that starts at zero hides what stands before it, and biases and norms that are all
@@ -85,7 +85,7 @@ def stirred(model: nn.Module, scale: float = 0.1) -> nn.Module:
         model: The model. It is not changed.
         scale: Standard deviation of the noise.
     """
-    copy, generator = alias(model), torch.Generator().manual_seed(0)
+    copy, generator = shared_copy(model), torch.Generator().manual_seed(0)
 
     def noise(tensor: Tensor) -> Tensor:
         return scale * torch.randn(tensor.shape, generator=generator).to(tensor)
@@ -106,7 +106,7 @@ def _all_equal(tensor: Tensor) -> bool:
     return bool(tensor.numel()) and bool((few == few[0]).all()) and bool((tensor == few[0]).all())
 
 
-def own(model: nn.Module, original: nn.Module) -> nn.Module:
+def unshare(model: nn.Module, original: nn.Module) -> nn.Module:
     """Gives every tensor of `model` that still shares storage with `original` a storage of its own; ties survive."""
     shared = {tensor.data_ptr() for _, tensor in _tensors(original) if tensor.numel()}
     done: dict[int, Tensor] = {}

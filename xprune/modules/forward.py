@@ -7,23 +7,23 @@ from torch import nn
 
 from xprune.errors import ModelError
 from xprune.modules.calls import call, slow_path
-from xprune.modules.copies import alias
+from xprune.modules.copies import shared_copy
 
 
 def try_forward(model: nn.Module, example_inputs: Any) -> None:
     """ModelError where the model's forward fails on the example inputs."""
-    copy = alias(model)
+    copy = shared_copy(model)
     try:
         with torch.no_grad(), slow_path():
             call(copy, example_inputs)
     except Exception as error:
         raise ModelError(
-            f"the model's forward fails on the example inputs: {said(error)}. "
+            f"the model's forward fails on the example inputs: {error_text(error)}. "
             "Give inputs as the model takes them: a tensor, a tuple of arguments, or a dict of keyword arguments."
         ) from error
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The kind of an error and its message. An error may have none, or one that cannot be read."""
     try:
         message = str(error)

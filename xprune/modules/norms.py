@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from xprune.errors import GateError
 
 
-def over_features(norm: nn.Module) -> bool:
+def is_feature_norm(norm: nn.Module) -> bool:
     """True for a norm with one statistic over all features: a LayerNorm, an RMSNorm, or a GroupNorm of one group."""
     one_group = isinstance(norm, nn.GroupNorm) and norm.num_groups == 1
     return isinstance(norm, nn.LayerNorm) or one_group or "rmsnorm" in type(norm).__name__.lower()
@@ -28,7 +28,7 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """
     if type(norm).__name__ == "GlobalResponseNorm":
         return _weighted_response(norm, x.float(), weight)
-    if not over_features(norm):
+    if not is_feature_norm(norm):
         raise GateError(
             f"a {type(norm).__name__} runs over the units: only LayerNorm, RMSNorm, GroupNorm of one group and "
             "GlobalResponseNorm are known."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xprune.modules.calls import call, lengths, map_tensors, pick_samples, slow_path, tensors_in
-from xprune.modules.copies import alias, reference_device, stirred
+from xprune.modules.copies import reference_device, shared_copy, with_noise
 
 SAME = 1e-6
 """Difference of two outputs, as a share of the largest, below which they count as the same."""
@@ -116,7 +116,7 @@ class _Runner:
         prepare: Callable[[nn.Module], object],
         device: str | None,
     ) -> None:
-        self.copy, self.seen = alias(model, device=device), dict[str, torch.Size]()
+        self.copy, self.seen = shared_copy(model, device=device), dict[str, torch.Size]()
         prepare(self.copy)
         self.inputs = map_tensors(inputs, lambda t: t.detach().to(device or reference_device(model)))
         for path in dict.fromkeys(layers):
@@ -195,7 +195,7 @@ def _mixes(model: nn.Module, inputs: Any, one: _Tried, others: Sequence[_Tried])
 
     On weights with noise, since layers that start at zero hide what they mix; on short inputs, since that is enough.
     """
-    copy = stirred(model)
+    copy = with_noise(model)
     inputs = map_tensors(inputs, lambda t: t.detach().to(reference_device(model)))
     count = min(one.samples.count, 3)
     small = one.samples.take(inputs, range(count))

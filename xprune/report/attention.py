@@ -19,20 +19,24 @@ def attention(model: nn.Module, site: Site, inputs: Any) -> Tensor | None:
     attention with a bias, a norm or a rotation between q and k computes something else: attention x v then differs
     from what it feeds to its last layer, and there is no map.
     """
-    readers = {c.tensor.rpartition(".")[0]: c.groups for c in site.cuts if c.axis == 0 and c.tensor.endswith(".weight")}
-    readers = {path: groups for path, groups in readers.items() if isinstance(model.get_submodule(path), nn.Linear)}
-    if sum(readers.values()) != 3:
+    producers = {
+        c.tensor.rpartition(".")[0]: c.groups for c in site.cuts if c.axis == 0 and c.tensor.endswith(".weight")
+    }
+    producers = {path: groups for path, groups in producers.items() if isinstance(model.get_submodule(path), nn.Linear)}
+    if sum(producers.values()) != 3:
         return None
     seen: dict[str, Tensor] = {}
-    handles = [model.get_submodule(path).register_forward_hook(_keep_output(seen, path)) for path in readers]
-    handles.append(model.get_submodule(site.layer).register_forward_pre_hook(_keep_input(seen, site.layer)))
+    handles = [model.get_submodule(path).register_forward_hook(_keep_output(seen, path)) for path in producers]
+    handles.append(
+        model.get_submodule(site.consumers[0]).register_forward_pre_hook(_keep_input(seen, site.consumers[0]))
+    )
     try:
         call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
     parts: list[Tensor] = []
-    for path, groups in readers.items():
+    for path, groups in producers.items():
         if path not in seen or seen[path].dim() != 3 or seen[path].shape[-1] != groups * site.size * site.width:
             return None
         rows, tokens, _ = seen[path].shape
@@ -41,7 +45,7 @@ def attention(model: nn.Module, site: Site, inputs: Any) -> Tensor | None:
     if len({part.shape for part in parts}) > 1:
         return None
     weights = (q @ k.transpose(-2, -1) * site.width**-0.5).softmax(-1)
-    fed = seen.get(site.layer)
+    fed = seen.get(site.consumers[0])
     ours = (weights @ v).transpose(1, 2).flatten(2)
     if fed is None or fed.shape != ours.shape:
         return None

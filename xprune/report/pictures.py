@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xprune.core.record import Record
 from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
-from xprune.modules.copies import alias, reference_device
+from xprune.modules.copies import reference_device, shared_copy
 from xprune.report.attention import attention
 
 INPUTS, BATCHES = 4, 8
@@ -57,8 +57,8 @@ def look(result: Record) -> Pictures | str:
         return "Pictures need the dense model and the data, which are not saved; `xprune report` takes them."
     device = reference_device(result.dense)
     models = {
-        "dense": alias(result.dense, requires_grad=True).to(device),
-        "pruned": alias(result.model, requires_grad=True).to(device),
+        "dense": shared_copy(result.dense, requires_grad=True).to(device),
+        "pruned": shared_copy(result.model, requires_grad=True).to(device),
     }
     chosen = _choose(result, models, device)
     if isinstance(chosen, str):
@@ -165,7 +165,7 @@ def _relevance(
     found: Any = method.attribute(inputs, target=labels.to(inputs.device), attribute_to_layer_input=True)
     found = (found[0] if isinstance(found, tuple) else found).detach().float()
     if found.dim() == 4:  # (inputs, rows, columns, features), channels first where a convolution follows
-        return found.sum(last.axis).clamp_min(0)
+        return found.sum(last.axes[0]).clamp_min(0)
     if found.dim() != 3:
         return None
     prefix, grid = _tokens(model, found.shape[1], grid)

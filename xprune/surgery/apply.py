@@ -10,7 +10,7 @@ from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.core.provenance import inherit
 from xprune.errors import ModelError
-from xprune.modules.copies import alias, own, unwrap
+from xprune.modules.copies import shared_copy, unshare, unwrap
 from xprune.modules.sliced import fill, slice_of
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
@@ -51,15 +51,15 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
                     "that is inside, and wrap what is returned."
                 )
             return _cut_in_place(inner, plan, example_inputs)
-        pruned = remove_units(alias(inner), plan, ADAPTERS)
+        pruned = remove_units(shared_copy(inner), plan, ADAPTERS)
         verify(inner, pruned, plan, example_inputs)
         inherit(inner, pruned, plan)
-        return own(pruned, inner)
+        return unshare(pruned, inner)
 
 
 def _cut_in_place(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
     """Proves the plan on a copy that shares all weights, then cuts the model."""
-    verify(model, remove_units(alias(model), plan, ADAPTERS, slice_of), plan, example_inputs)
+    verify(model, remove_units(shared_copy(model), plan, ADAPTERS, slice_of), plan, example_inputs)
     gc.collect()  # modules of copies may refer to each other in circles, and hold the weights that are to be freed
     before = _Structure(model)
     try:

@@ -61,13 +61,13 @@ def _by_cuts(
     empties = bool(site.adapter) and adapters[site.adapter].empties
     if not keep and not empties:
         left = adapters[site.adapter].removed if site.adapter else None
-        parts = model.get_submodule(site.layer), model.get_submodule(site.module)
+        parts = model.get_submodule(site.consumers[0]), model.get_submodule(site.module)
         parent, _, child = site.module.rpartition(".")
         setattr(model.get_submodule(parent), child, (left or Removed)(*parts))
     elif len(keep) < site.size:
-        counts = {path: attribute_at(model, path) for path in site.counts}
+        before = {path: attribute_at(model, path) for path in site.attributes}
         _cut(model, site, keep, owners, take)
-        _recount(model, {path: count * len(keep) // site.size for path, count in counts.items()})
+        _set_attributes(model, {path: value * len(keep) // site.size for path, value in before.items()})
         for adapter, path in _resized(model, site, adapters):
             adapter.resize(model.get_submodule(path), site, keep)
 
@@ -80,7 +80,7 @@ def _resized(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> l
     found = []
     for path in touched if unit_kind(site.kind).crosses else ():
         module = model.get_submodule(path)
-        ours = (a for a in adapters.values() if a.serves(module) and a.along_stream(path, module) is not None)
+        ours = (a for a in adapters.values() if a.serves(module) and a.stream_parts(path, module) is not None)
         found += [(adapter, path) for adapter in islice(ours, 1)]
     return found
 
@@ -95,10 +95,10 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
     if site.adapter and site.adapter not in adapters:
         raise PlanError(f"{site.name}: no adapter {site.adapter!r} here; known: {', '.join(adapters)}.")
     try:
-        for path in (*site.feeds, site.module, *site.norms):
+        for path in (*site.consumers, site.module, *site.norms):
             model.get_submodule(path)
         tensors = [tensor_at(model, cut.tensor) for cut in site.cuts]
-        uneven = [path for path in site.counts if attribute_at(model, path) % site.size]
+        uneven = [path for path in site.attributes if attribute_at(model, path) % site.size]
         if uneven:
             raise AttributeError(f"{uneven[0]} is {attribute_at(model, uneven[0])}, no multiple of {site.size}")
         if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.owner)):
@@ -138,9 +138,9 @@ def _cut(
             norm.num_channels = norm.num_channels * len(keep) // site.size
 
 
-def _recount(model: nn.Module, counts: Mapping[str, int]) -> None:
-    for path, count in counts.items():
-        _sync(set_attribute(model, path, count))
+def _set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:
+    for path, value in values.items():
+        _sync(set_attribute(model, path, value))
 
 
 def _sync(module: Any) -> None:

@@ -20,8 +20,8 @@ from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import SurgeryError, XPruneError
-from xprune.modules.copies import alias, tensors
-from xprune.modules.forward import said
+from xprune.modules.copies import shared_copy, tensors
+from xprune.modules.forward import error_text
 from xprune.modules.paths import tensor_at
 from xprune.surgery.cut import remove_units
 from xprune.surgery.outputs import OTHER_SEED, SECOND, SEED, Outputs, Runs
@@ -259,7 +259,7 @@ def _once(runs: Runs, pruned: nn.Module, plan: Plan) -> Finding:
 
 
 def _said(failure: Exception) -> str:
-    return said(failure).rstrip(".: \n")
+    return error_text(failure).rstrip(".: \n")
 
 
 def _shapes(outputs: Outputs) -> Any:
@@ -362,7 +362,9 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
     for site, keep in zip(plan.sites, plan.keeps, strict=True):
         alone = Plan((site,), (keep,))
         try:
-            wrong = problem(model, remove_units(alias(model), alone, ADAPTERS), alone, example_inputs, thorough=False)
+            wrong = problem(
+                model, remove_units(shared_copy(model), alone, ADAPTERS), alone, example_inputs, thorough=False
+            )
         except Exception as failure:
             wrong = _said(failure)
         if wrong:

@@ -123,19 +123,21 @@ class Gates:
         rows = self._asked(site, x, samples)
         if rows is None and site.batch < 0:
             raise GateError(
-                f"{site.name}: which row of the input of {site.layer} belongs to which sample cannot be told. Say where"
-                " the samples are, find_sites(..., batch_axis=), or in Task.rows which sample each row belongs to."
+                f"{site.name}: it is unknown which row of the input of {site.consumers[0]} belongs to which sample. "
+                "Give the axis of the samples, find_sites(..., batch_axis=), or the sample of each row, in Task.rows."
             )
         length = x.shape[max(site.batch, 0)]
         if rows is None:
             if length % samples:
                 raise GateError(
-                    f"{site.name}: the input of {site.layer} has {length} rows for {samples} samples; say where the "
-                    "samples are, find_sites(..., batch_axis=), or in Task.rows which sample each row belongs to."
+                    f"{site.name}: the input of {site.consumers[0]} has {length} rows for {samples} samples. Give "
+                    "the axis of the samples, find_sites(..., batch_axis=), or the sample of each row, in Task.rows."
                 )
             rows = torch.arange(samples, device=x.device).repeat_interleave(length // samples)
         if len(rows) != length:
-            raise GateError(f"{site.name}: Task.rows gave {tuple(rows.shape)} for {length} rows at {site.layer}.")
+            raise GateError(
+                f"{site.name}: Task.rows gave {tuple(rows.shape)} for {length} rows at {site.consumers[0]}."
+            )
         return rows.to(x.device)
 
     def _asked(self, site: Site, x: Tensor, samples: int) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xprune.core.plan import Plan
 from xprune.errors import SurgeryError, XPruneError
 from xprune.modules.calls import call, map_tensors, slow_path
-from xprune.modules.copies import alias, reference_device, refuse_meta, tensors
+from xprune.modules.copies import reference_device, refuse_meta, shared_copy, tensors
 from xprune.modules.digest import slots_of
 from xprune.modules.precision import exact_arithmetic, lifted
 from xprune.modules.sliced import fill
@@ -91,7 +91,7 @@ class Runs:
 
     def _run(self, model: nn.Module, plan: Plan, seed: int, twice: bool) -> Outputs:
         with torch.inference_mode(False):  # what is copied can then be written to
-            copy = model.eval() if self.own else alias(model)
+            copy = model.eval() if self.own else shared_copy(model)
         if self.copies:
             copy = fill(copy).to(self.dtype)
         values = []

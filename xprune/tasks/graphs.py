@@ -109,8 +109,8 @@ class GraphClassification(Classification):
             return graph
         if len(inputs) != samples:
             raise GateError(
-                f"{site.name}: {len(inputs)} rows of {site.layer}'s input are neither the {len(graph)} nodes nor the "
-                f"{samples} graphs of the batch. Leave the site out: find_sites(..., exclude=[{site.name!r}])."
+                f"{site.name}: {len(inputs)} rows of {site.consumers[0]}'s input are neither the {len(graph)} nodes "
+                f"nor the {samples} graphs of the batch. Leave the site out: find_sites(..., exclude=[{site.name!r}])."
             )
         return None
 

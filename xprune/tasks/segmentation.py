@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from xprune.core.task import checked_axis, unpacked
+from xprune.core.task import checked_batch_axis, unpacked
 from xprune.errors import DataError
 from xprune.tasks.pointwise import Pointwise
 
@@ -31,7 +31,7 @@ class Segmentation(Pointwise):
     metric_name: ClassVar[str] = "mIoU"
 
     def __post_init__(self) -> None:
-        checked_axis(self.batch_axis)
+        checked_batch_axis(self.batch_axis)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """(images, labels); DataError where the batch is something else."""

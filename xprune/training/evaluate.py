@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from xprune.core.record import Metrics
 from xprune.core.task import Task
 from xprune.errors import DataError
-from xprune.modules.copies import alias, unwrap
+from xprune.modules.copies import shared_copy, unwrap
 from xprune.tasks.classification import Classification
 from xprune.training.runtime import accelerator, batches, check_loader, prepared, reduced, stage
 
@@ -30,7 +30,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
     task = task or Classification()
     check_loader(loader)
     runner = accelerator()
-    copy = alias(unwrap(model)).to(runner.device)
+    copy = shared_copy(unwrap(model)).to(runner.device)
     metric: Metric | None = None
     sums, tally = torch.zeros(2, dtype=torch.float64), _ByClass()  # sums: loss, samples
     for inputs, targets in batches(runner, prepared(runner, loader), task, f"evaluating ({data})"):

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xprune.core.task import Task
 from xprune.errors import TrainingError
-from xprune.modules.copies import alias, own, reference_device, unwrap
+from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
 from xprune.modules.removed import Removed
 from xprune.modules.undisturbed import seeded
 from xprune.tasks.classification import Classification
@@ -105,7 +105,7 @@ def finetune(
         )
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     model = unwrap(model)
-    student = own(alias(model), model)
+    student = unshare(shared_copy(model), model)
     unused = any(isinstance(part, Removed) for part in student.modules())  # nobody reads the norm in front of it
     runner = accelerator(settings.mixed_precision, even_batches=True, unused=unused)
     with seeded(seed):
@@ -123,7 +123,7 @@ class _Run:
     ) -> None:
         self.student, self.settings, self.loop, self.runner = student, settings, loop, loop.runner
         self.teacher = (
-            alias(unwrap(teacher)).to(self.runner.device) if teacher is not None and settings.distill else None
+            shared_copy(unwrap(teacher)).to(self.runner.device) if teacher is not None and settings.distill else None
         )
         self.ema = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
         optimizer = torch.optim.AdamW(decayed(student, settings.weight_decay), lr=settings.lr)

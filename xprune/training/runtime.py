@@ -16,7 +16,7 @@ from rich.progress import track
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from xprune.core.task import Task, with_axis
+from xprune.core.task import Task, with_batch_axis
 from xprune.errors import DataError
 from xprune.modules.undisturbed import seeded, undisturbed
 from xprune.training import accelerate_state
@@ -85,7 +85,7 @@ def first_batch(loader: Any, task: Task) -> tuple[Any, Any]:
     return _unpacked(_first(loader), task)
 
 
-def told_by_first_batch(loader: Any, task: Task, model: nn.Module) -> tuple[Task, tuple[Any, Any]]:
+def task_and_first_batch(loader: Any, task: Task, model: nn.Module) -> tuple[Task, tuple[Any, Any]]:
     """Reads the loader's first batch, and tells the task by it along which axis the samples lie.
 
     Args:
@@ -94,14 +94,14 @@ def told_by_first_batch(loader: Any, task: Task, model: nn.Module) -> tuple[Task
         model: What the batches are for. It is not changed.
 
     Returns:
-        The task, or a copy that knows the axis (see `with_axis`), and the inputs and targets as that task reads them.
+        The task, or a copy that knows the axis (see `with_batch_axis`), and the inputs and targets that it reads.
 
     Raises:
         DataError: As `first_batch`.
     """
     raw = _first(loader)
     batch = _unpacked(raw, task)
-    told = with_axis(task, model, *batch)
+    told = with_batch_axis(task, model, *batch)
     return told, batch if told is task else _unpacked(raw, told)
 
 

@@ -34,12 +34,12 @@ def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = N
 
 
 def project(module: Any, x: Tensor) -> Tensor:
-    """The writer and its dropout, on heads side by side."""
+    """The consumer and its dropout, on heads side by side."""
     out: Tensor = module.proj(x)
     drop = getattr(module, "proj_drop", None)
     return out if drop is None else drop(out)
 
 
-def left(x: Tensor | None, index: Sequence[int] | None, axis: int) -> Any:
+def keep_heads(x: Tensor | None, index: Sequence[int] | None, axis: int) -> Any:
     """Of something made for every head that was built, along `axis`, the part of those that are left."""
     return x if x is None or index is None else x.index_select(axis, torch.tensor(index, device=x.device))

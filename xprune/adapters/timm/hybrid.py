@@ -23,7 +23,7 @@ BIAS = ("rel_pos.num_heads", "rel_pos.bias_shape.2")
 BIAS_TF = ("rel_pos.num_heads", "rel_pos.bias_shape.0")
 TABLE = "rel_pos.relative_position_bias_table"
 LEVIT = (("attention_biases", 0),)
-LEVIT_COUNTS = ("key_attn_dim", "val_attn_dim")
+LEVIT_ATTRIBUTES = ("key_attn_dim", "val_attn_dim")
 CACHE = ("attention_bias_cache",)
 MLP_BIAS = ((TABLE, 1), ("rel_pos.mlp.fc2.weight", 0), ("rel_pos.mlp.fc2.bias", 0))
 
@@ -32,28 +32,28 @@ TIMM_HYBRID = (
         "timm-mvitv2",  # pools and their norms run over one head's width and are shared by all heads
         ("timm.models.mvitv2.MultiScaleAttention",),
         QKV,
-        also=Also(counts=("dim_out",)),
+        also=Also(attributes=("dim_out",)),
         scope=Scope(unless="unshared", whole=False),
     ),
     Units(
         "timm-maxvit-tf",
         MAXXVIT,
         QKV,
-        also=Also(tensors=((TABLE, 0),), counts=BIAS_TF),
+        also=Also(tensors=((TABLE, 0),), attributes=BIAS_TF),
         scope=Scope(needs=("rel_pos.height_lookup",)),
     ),
     Units(
         "timm-maxvit",
         MAXXVIT,
         HEADS_FIRST,
-        also=Also(tensors=MLP_BIAS, counts=BIAS),
+        also=Also(tensors=MLP_BIAS, attributes=BIAS),
         scope=Scope(needs=("head_first",)),
     ),
     Units(
         "timm-maxvit-qkv-first",
         MAXXVIT,
         QKV,
-        also=Also(tensors=MLP_BIAS, counts=BIAS),
+        also=Also(tensors=MLP_BIAS, attributes=BIAS),
     ),
     Units(
         "timm-attention2d",
@@ -65,14 +65,14 @@ TIMM_HYBRID = (
         "timm-multi-query",  # one key and one value for all heads, which stay
         ("timm.layers.attention2d.MultiQueryAttention2d",),
         (("query.proj", 1),),
-        writer="output.proj",
+        consumer="output.proj",
     ),
     Units(
         "timm-levit",
         ("timm.models.levit.Attention",),
         (("qkv.linear", 1),),
-        writer="proj.ln.linear",
-        also=Also(layers=("qkv.bn",), tensors=LEVIT, counts=LEVIT_COUNTS, caches=CACHE),
+        consumer="proj.ln.linear",
+        also=Also(layers=("qkv.bn",), tensors=LEVIT, attributes=LEVIT_ATTRIBUTES, caches=CACHE),
         stream=Stream(after=("proj.ln.bn",)),
         scope=Scope(
             whole=False,  # a batch norm follows
@@ -82,8 +82,8 @@ TIMM_HYBRID = (
         "timm-levit-downsample",
         ("timm.models.levit.AttentionDownsample",),
         (("kv.linear", 1), ("q.ln.linear", 1)),
-        writer="proj.ln.linear",
-        also=Also(layers=("kv.bn", "q.ln.bn"), tensors=LEVIT, counts=LEVIT_COUNTS, caches=CACHE),
+        consumer="proj.ln.linear",
+        also=Also(layers=("kv.bn", "q.ln.bn"), tensors=LEVIT, attributes=LEVIT_ATTRIBUTES, caches=CACHE),
         stream=Stream(after=("proj.ln.bn",)),
         scope=Scope(whole=False),
     ),
@@ -91,14 +91,14 @@ TIMM_HYBRID = (
         "timm-efficientformer",
         ("timm.models.efficientformer.Attention",),
         HEADS_FIRST,
-        also=Also(tensors=LEVIT, counts=LEVIT_COUNTS, caches=CACHE),
+        also=Also(tensors=LEVIT, attributes=LEVIT_ATTRIBUTES, caches=CACHE),
     ),
     Units(
         "timm-efficientformerv2",  # heads talk: every q, k and bias stays, a head's values and its last mix go
         ("timm.models.efficientformer_v2.Attention2d",),
         (("v.conv", 1),),
-        writer="proj.conv",
-        also=Also(layers=("v.bn", "v_local.conv", "v_local.bn", "talking_head2"), counts=("dh",), caches=CACHE),
+        consumer="proj.conv",
+        also=Also(layers=("v.bn", "v_local.conv", "v_local.bn", "talking_head2"), attributes=("dh",), caches=CACHE),
         forwards=Forwards(pruned=PrunedTalkingAttention2d),
         stream=Stream(after=("proj.bn",)),
         scope=Scope(whole=False),
@@ -107,11 +107,11 @@ TIMM_HYBRID = (
         "timm-efficientformerv2-downsample",
         ("timm.models.efficientformer_v2.Attention2dDownsample",),
         (("q.proj.conv", 1), ("k.conv", 1), ("v.conv", 1)),
-        writer="proj.conv",
+        consumer="proj.conv",
         also=Also(
             layers=("q.proj.bn", "k.bn", "v.bn", "v_local.conv", "v_local.bn"),
             tensors=LEVIT,
-            counts=("dh",),
+            attributes=("dh",),
             caches=CACHE,
         ),
         stream=Stream(after=("proj.bn",)),
@@ -121,7 +121,7 @@ TIMM_HYBRID = (
         "timm-tinyvit",
         ("timm.models.tiny_vit.Attention",),
         HEADS_FIRST,
-        also=Also(tensors=LEVIT, counts=("out_dim",), caches=CACHE),
+        also=Also(tensors=LEVIT, attributes=("out_dim",), caches=CACHE),
     ),
     Units(
         "timm-edgenext",
@@ -148,31 +148,31 @@ TIMM_HYBRID = (
         "timm-metaformer",
         ("timm.models.metaformer.Attention",),
         QKV,
-        also=Also(counts=("attention_dim",)),
+        also=Also(attributes=("attention_dim",)),
         forwards=Forwards(pruned=PrunedConvFormerAttention),
     ),
     Units(
         "timm-lowformer",  # an upsampling follows; where it is the layer that the heads feed, they stay
         ("timm.models.lowformer.ConvAttention", "timm.models.cpubone.ConvAttention"),
         (("pwise", 1),),
-        writer="o_proj",
-        also=Also(counts=("o_proj_inpdim",)),
+        consumer="o_proj",
+        also=Also(attributes=("o_proj_inpdim",)),
         scope=Scope(whole=False),
     ),
     Units(
         "timm-bottleneck",  # heads feed the block's last convolution
         ("timm.models.byobnet.SelfAttnBlock",),
         (("self_attn.qkv", 3),),
-        writer="conv3_1x1.conv",
+        consumer="conv3_1x1.conv",
         count="self_attn.num_heads",
-        also=Also(layers=("post_attn",), counts=("self_attn.dim_out_qk", "self_attn.dim_out_v")),
+        also=Also(layers=("post_attn",), attributes=("self_attn.dim_out_qk", "self_attn.dim_out_v")),
         scope=Scope(whole=False),
     ),
     Units(
         "timm-gated-mlp",  # gMLP: units are pairs of a value and a gate, which a norm and a mix of tokens run over
         ("timm.layers.mlp.GatedMlp",),
         (("fc1", 2),),
-        writer="fc2",
+        consumer="fc2",
         count="",
         kind="neuron",
         also=Also(norm="gate.norm"),
@@ -182,7 +182,7 @@ TIMM_HYBRID = (
         "timm-grn-mlp",  # ConvNeXt v2: a global response norm runs over the units
         ("timm.layers.mlp.GlobalResponseNormMlp",),
         (("fc1", 1),),
-        writer="fc2",
+        consumer="fc2",
         count="",
         kind="neuron",
         also=Also(norm="grn"),

@@ -11,7 +11,7 @@ TIMM = (
         "timm-attention",
         ("timm.layers.attention.Attention",),
         QKV,
-        also=Also(layers=("gate",), norm="norm", counts=("attn_dim",)),
+        also=Also(layers=("gate",), norm="norm", attributes=("attn_dim",)),
     ),
     Units(
         "timm-swin",
@@ -38,7 +38,7 @@ TIMM = (
         "timm-glu",  # SwiGLUPacked: fc1 holds values and gates; the graph finds the SwiGLU whose layers are apart
         ("timm.layers.mlp.GluMlp",),
         (("fc1", 2),),
-        writer="fc2",
+        consumer="fc2",
         count="",
         kind="neuron",
         also=Also(norm="norm"),

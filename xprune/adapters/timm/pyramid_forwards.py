@@ -17,7 +17,7 @@ from timm.models.volo import OutlookAttention
 from torch import Tensor
 from torch.nn import functional as F
 
-from xprune.adapters.timm.attend import attend, left, merge, project, split
+from xprune.adapters.timm.attend import attend, keep_heads, merge, project, split
 from xprune.modules.removed import Removed
 
 
@@ -179,7 +179,7 @@ class PrunedWindowAttentionGlobal(WindowAttentionGlobal):
             q: Any = (
                 q_global.flatten(1, -2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             )  # (batch, heads built, tokens, width)
-            q = left(q, self.built, 1).repeat_interleave(len(x) // len(q), dim=0)
+            q = keep_heads(q, self.built, 1).repeat_interleave(len(x) // len(q), dim=0)
         else:
             q, k, v = split(self.qkv(x), self.num_heads, 3)
         return project(self, merge(attend(self, q, k, v, self.rel_pos.get_bias())))

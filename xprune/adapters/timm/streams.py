@@ -47,8 +47,8 @@ class Narrow(Adapter):
         """None: no head stands alone there."""
         return None
 
-    def along_stream(self, path: str, module: Any) -> StreamParts:
-        """See Adapter.along_stream."""
+    def stream_parts(self, path: str, module: Any) -> StreamParts:
+        """See Adapter.stream_parts."""
         bias = ((f"{path}.proj.bias", 0),) if module.proj.bias is not None else ()
         return StreamParts(((f"{path}.qkv.weight", 1),), ((f"{path}.proj.weight", 0), *bias), ((path, -1),))
 

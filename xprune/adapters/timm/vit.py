@@ -19,7 +19,7 @@ TIMM_VIT = (
         ("timm.layers.attention.AttentionRope",),
         (*QKV, *APART),
         count="num_kv_heads",
-        also=Also(layers=("gate",), norm="norm", counts=("num_heads", "attn_dim", "kv_dim")),
+        also=Also(layers=("gate",), norm="norm", attributes=("num_heads", "attn_dim", "kv_dim")),
         forwards=Forwards(built="built", pruned=forwards.PrunedAttentionRope),
     ),
     Units(
@@ -53,7 +53,7 @@ TIMM_VIT = (
                 ("rel_pos.mlp.fc2.weight", 0),
                 ("rel_pos.mlp.fc2.bias", 0),
             ),
-            counts=("rel_pos.num_heads", "rel_pos.bias_shape.2"),
+            attributes=("rel_pos.num_heads", "rel_pos.bias_shape.2"),
         ),
         forwards=Forwards(built="built", pruned=forwards.PrunedRelPosAttention),
     ),
@@ -66,9 +66,9 @@ TIMM_VIT = (
         "timm-gemma4",  # as for timm-rope
         ("timm.models.gemma4_vit.Gemma4Attention",),
         tuple((f"{name}.linear", groups) for name, groups in APART),
-        writer="o_proj.linear",
+        consumer="o_proj.linear",
         count="num_kv_heads",
-        also=Also(counts=("num_heads",)),
+        also=Also(attributes=("num_heads",)),
     ),
     Units(
         "timm-class-attention",
@@ -106,7 +106,7 @@ TIMM_VIT = (
         "timm-tnt",
         ("timm.models.tnt.Attention",),
         (("qk", 2), ("v", 1)),
-        also=Also(counts=("hidden_dim",)),
+        also=Also(attributes=("hidden_dim",)),
     ),
     Units(
         "timm-volo",
@@ -162,17 +162,17 @@ TIMM_VIT = (
         "timm-visformer-mlp",  # a unit is a group of the grouped convolution, where there is one
         ("timm.models.visformer.SpatialMlp",),
         (("conv1", 1), ("conv2", 1)),
-        writer="conv3",
+        consumer="conv3",
         count="conv2.groups",
         kind="neuron",
-        also=Also(counts=("group", "hidden_features")),
+        also=Also(attributes=("group", "hidden_features")),
     ),
     Units(
         "timm-hiera",
         ("timm.models.hiera.MaskUnitAttention",),
         QKV,
         count="heads",
-        also=Also(counts=("dim_out",)),
+        also=Also(attributes=("dim_out",)),
         forwards=Forwards(removed=pyramid.RemovedHieraAttention),
     ),
     Units(
@@ -192,7 +192,7 @@ TIMM_VIT = (
         "timm-gcvit",  # queries of every other block come from outside: then qkv makes keys and values only
         ("timm.models.gcvit.WindowAttentionGlobal",),
         (("qkv", 0),),
-        also=Also(tensors=(("rel_pos.relative_position_bias_table", 1),), counts=("rel_pos.bias_shape.2",)),
+        also=Also(tensors=(("rel_pos.relative_position_bias_table", 1),), attributes=("rel_pos.bias_shape.2",)),
         forwards=Forwards(built="built", pruned=pyramid.PrunedWindowAttentionGlobal),
     ),
     Units(

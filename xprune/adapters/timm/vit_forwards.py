@@ -19,7 +19,7 @@ from timm.models.xcit import XCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xprune.adapters.timm.attend import attend, left, merge, project, split
+from xprune.adapters.timm.attend import attend, keep_heads, merge, project, split
 from xprune.modules.removed import Removed
 
 
@@ -43,7 +43,7 @@ class PrunedAttentionRope(AttentionRope):
         groups = self.num_kv_groups
         heads = self.built and [groups * i + j for i in self.built for j in range(groups)]
         per_head = rope is not None and rope.dim() > 2
-        out: Tensor = super().forward(x, left(rope, heads, -3) if per_head else rope, attn_mask, is_causal)
+        out: Tensor = super().forward(x, keep_heads(rope, heads, -3) if per_head else rope, attn_mask, is_causal)
         return out
 
 
@@ -64,7 +64,7 @@ class PrunedEvaAttention(EvaAttention):
             q, k, v = (split(layer(x), self.num_heads)[0] for layer in (parts.q_proj, parts.k_proj, parts.v_proj))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            turn: Any = left(rope, self.built, -3) if rope.dim() > 2 else rope
+            turn: Any = keep_heads(rope, self.built, -3) if rope.dim() > 2 else rope
             first, half = self.num_prefix_tokens, getattr(self, "rotate_half", False)
             turned = [apply_rot_embed_cat(t[:, :, first:], turn, half=half) for t in (q, k)]
             q, k = (
@@ -99,7 +99,7 @@ class PrunedBeitAttention(BeitAttention):
         parts: Any = self
         bias = None if self.q_bias is None else torch.cat((parts.q_bias, parts.k_bias, parts.v_bias))
         q, k, v = split(F.linear(x, self.qkv.weight, bias), self.num_heads, 3)
-        position = left(shared_rel_pos_bias, self.built, -3)
+        position = keep_heads(shared_rel_pos_bias, self.built, -3)
         if self.relative_position_bias_table is not None:
             position = self._get_rel_pos_bias() + (0 if position is None else position)
         return project(self, merge(attend(self, q, k, v, position)))
@@ -115,7 +115,7 @@ class PrunedRelPosAttention(RelPosAttention):
         q, k, v = split(self.qkv(x), self.num_heads, 3)
         q, k = self.q_norm(q), self.k_norm(k)
         own: Any = self.rel_pos
-        bias = left(shared_rel_pos, self.built, -3) if own is None else own.get_bias()
+        bias = keep_heads(shared_rel_pos, self.built, -3) if own is None else own.get_bias()
         return project(self, merge(attend(self, q, k, v, bias)))
 
 

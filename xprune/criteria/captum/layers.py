@@ -25,7 +25,7 @@ class LayerMethod(CaptumMethod):
 
     def passes(self, sites: Sequence[Site]) -> int:
         """Of a method that takes steps, at one layer after the other."""
-        return getattr(self, "n_steps", 0) * sum(len(site.feeds) for site in sites)
+        return getattr(self, "n_steps", 0) * sum(len(site.consumers) for site in sites)
 
     def attributions(self, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
         """Captum's attributions to the layers of all sites, (samples, units)."""
@@ -45,12 +45,12 @@ class LayerMethod(CaptumMethod):
         with gates.attached(batch.context.model):  # gives modules the forward that calls the layer
             for site in sites:
                 total = torch.zeros(len(batch.index), site.size, device=batch.index.device)
-                for path in site.feeds:
+                for path, axis in zip(site.consumers, site.axes, strict=True):
                     layer = batch.context.model.get_submodule(path)
                     tool = self.attribution(scored, layer, **self.given(self.attribution.__init__))
                     found = tool.attribute(inputs, **given)
                     found = found[0] if isinstance(found, tuple) else found
-                    total += _by_unit(site, found.detach().float(), gates, len(batch.index))
+                    total += _by_unit(site, axis, found.detach().float(), gates, len(batch.index))
                 columns.append(total)
         return torch.cat(columns, dim=1), torch.zeros(len(batch.index), device=batch.index.device)
 
@@ -67,10 +67,10 @@ class _ClassScores(nn.Module):
         return logs
 
 
-def _by_unit(site: Site, found: Tensor, gates: Gates, samples: int) -> Tensor:
+def _by_unit(site: Site, axis: int, found: Tensor, gates: Gates, samples: int) -> Tensor:
     """Attributions as the layer's input has them -> (samples, units)."""
     rows = gates._rows(site, found, samples)
-    flat = found.movedim(site.axis, -1).reshape(len(found), -1, site.size * site.width).sum(1)  # (rows, features)
+    flat = found.movedim(axis, -1).reshape(len(found), -1, site.size * site.width).sum(1)  # (rows, features)
     unit_major = site.layout == "unit-major"
     flat = flat.view(len(flat), *((site.size, site.width) if unit_major else (site.width, site.size)))
     return torch.zeros(samples, site.size, device=found.device).index_add_(0, rows, flat.sum(2 if unit_major else 1))

@@ -13,9 +13,9 @@ from xprune.core.budget import Budget
 from xprune.core.interfaces import Context
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import known_axis
+from xprune.core.task import batch_axis_of
 from xprune.costs.allocation import normalise
-from xprune.costs.expected import UnitCosts, along_budget
+from xprune.costs.expected import UnitCosts, hold_cost
 from xprune.costs.measure import measure_costs
 from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, from_scores, sampled, spread
 from xprune.modules.undisturbed import seeded
@@ -94,7 +94,7 @@ class MaskLearner:
             table = MaskTable(max(self.classes, 1), units, settings.rank, self._sparse(), self.objective.gone)
             self.table = table.to(device)
         asked = context.budget.shares if context.budget else ()
-        axis = known_axis(context.task)
+        axis = batch_axis_of(context.task)
         costs = context.measured(sites) or measure_costs(
             context.model, sites, context.example_inputs, asked, batch_axis=axis
         )
@@ -193,7 +193,7 @@ class _Source(nn.Module):
         logits = self.table(rows)  # (rows, units)
         masks, cost = self._masks(logits, step, rows)
         if self.settings.lambda_sparse is None:
-            along_budget(logits, masks, cost, sparsity)
+            hold_cost(logits, masks, cost, sparsity)
             penalty = masks.new_zeros(())
         else:
             penalty = self.settings.lambda_sparse * sparsity(masks, cost).mean()

@@ -33,7 +33,7 @@ class AttentionStructure(Structure):
 
     kind = "head"
     called = "heads"
-    counts = (*HEADS, *KV_HEADS)
+    attributes = (*HEADS, *KV_HEADS)
     around = False
 
     def fits(self, module: nn.Module) -> bool:
@@ -66,4 +66,4 @@ def _opaque(model: nn.Module, path: str) -> Site:
     first = next(iter(layers))
     back = [name for name, part in layers.items() if part.out_features == layers[first].in_features]
     first, last = f"{path}.{first}", f"{path}.{(back or list(layers))[-1]}"
-    return Site(path, "head", 1, 1, last, cuts=(Cut(f"{first}.weight", 0), Cut(f"{last}.weight", 1)), module=path)
+    return Site(path, "head", 1, 1, (last,), cuts=(Cut(f"{first}.weight", 0), Cut(f"{last}.weight", 1)), module=path)

@@ -68,5 +68,5 @@ class MlpStructure(Structure):
 
 def _covered(path: str, found: Mapping[str, Site], left: Mapping[str, str]) -> bool:
     """True for a layer that belongs to a site, or to a module that has a reason of its own."""
-    ours = any(path in site.feeds or path in site.modules for site in found.values())
+    ours = any(path in site.consumers or path in site.modules for site in found.values())
     return ours or any(path == other or path.startswith(f"{other}.") for other in left)

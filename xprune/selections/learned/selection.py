@@ -12,7 +12,7 @@ from xprune.core.interfaces import Context, Selected, Selection
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 from xprune.costs.allocation import Allocation, normalise
-from xprune.costs.expected import to_go
+from xprune.costs.expected import remaining
 from xprune.errors import PluginError
 from xprune.selections.learned.learner import ThresholdLearner, ThresholdSettings
 
@@ -100,7 +100,7 @@ def path(scores: Scores, costs: Costs, budget: Budget) -> Tensor:
     """Thresholds on ranks (points, sites) of the global selection, from the dense model's cost to the budget's."""
     allocation = Allocation.on(costs, budget, normalise(scores, costs, budget))
     full = torch.tensor(allocation.full, dtype=torch.float64)
-    kept = [allocation.one_threshold(to_go(point / (POINTS - 1))) for point in range(POINTS)]
+    kept = [allocation.one_threshold(remaining(point / (POINTS - 1))) for point in range(POINTS)]
     return 1 - torch.tensor(kept) / full
 
 

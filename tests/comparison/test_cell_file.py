@@ -10,7 +10,7 @@ from torch import nn
 
 import xprune
 from tests.support.models import build, images, loader
-from xprune.comparison.kept import Kept
+from xprune.comparison.cell_file import CellFile
 from xprune.modules.digest import digest_of, structure_digest, values_digest
 
 RESULTS = sorted((Path(__file__).parents[2] / "docs" / "results").rglob("comparison.json"))
@@ -163,8 +163,8 @@ def test_the_file_is_written_whole_or_not_at_all(kept, out, monkeypatch):
         raise OSError("no space left")
 
     before = (out / "comparison.json").read_bytes()
-    keeper = Kept(out / "comparison.json", {"finetune": None})
-    monkeypatch.setattr("xprune.comparison.kept.os.replace", full)
+    keeper = CellFile(out / "comparison.json", {"finetune": None})
+    monkeypatch.setattr("xprune.comparison.cell_file.os.replace", full)
     with pytest.raises(OSError, match="no space"):
         keeper.write()
     assert (out / "comparison.json").read_bytes() == before

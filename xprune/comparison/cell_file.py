@@ -1,4 +1,4 @@
-"""Kept: the file of a comparison, which holds each cell with what it was made of."""
+"""CellFile: the file of a comparison, which holds each cell with what it was made of."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Key = tuple[int, str, str, str]
 _NAMES = ("seed", "criterion", "selection", "budget")
 
 
-class Kept:
+class CellFile:
     """The cells in the file.
 
     The file holds `rows`, which belong together, and `others`, which were made of something else: another model, other
