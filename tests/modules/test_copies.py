@@ -1,4 +1,4 @@
-"""Copies: `alias` shares weights and nothing else, `own` shares nothing, `unwrap` finds the model or says why not."""
+"""Copies: `shared_copy` shares parameters only, `unshare` ends the sharing, `unwrap` finds the model in its wrappers."""
 
 import copy
 
