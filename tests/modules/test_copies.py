@@ -1,4 +1,4 @@
-"""Copies: `shared_copy` shares parameters only, `unshare` ends the sharing, `unwrap` finds the model in its wrappers."""
+"""Copies: `shared_copy` shares parameters only, `unshare` ends the sharing, `unwrap` finds the model inside wrappers."""
 
 import copy
 
