@@ -82,7 +82,7 @@ class PlanError(XPruneError):
         - Kept units are out of range, unsorted or given twice.
         - A site names an adapter or a unit kind that is not known here.
 
-    What to do: apply the plan to the architecture that `find_sites` looked at, and import the package that adds the
+    What to do: apply the plan to the architecture that `find_sites` looked at, and install the package that adds the
     adapter or unit kind. To join two plans that follow each other, use `Plan.then`.
     """
 

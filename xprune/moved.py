@@ -190,7 +190,7 @@ def forward(name: str) -> None:
 
     def found(name: str) -> Any:
         """Returns an old name from the module that holds it now, and warns."""
-        # A file of the folder is no old name: Python imports it itself after this AttributeError. `hasattr(kept, name)`
+        # A file of the folder is not an old name: Python imports it after this AttributeError. `hasattr(kept, name)`
         # would call this function again, so the file is looked up.
         own = "__path__" in vars(kept) and find_spec(f"{kept.__name__}.{name}")
         for place in () if own or name.startswith("__") else places:

@@ -1,6 +1,7 @@
 """Checks for plug-in authors: one call tests an adapter, a criterion or a selection. The tests of xprune use them too.
 
-Each check raises AssertionError, with a message, if the plug-in breaks its contract.
+If the plug-in breaks its contract, a check raises AssertionError, or an error of xprune such as SurgeryError. The
+message says what is wrong.
 """
 
 import random
@@ -117,7 +118,8 @@ def check_exact(model: nn.Module, plan: Plan, example_inputs: Any) -> float:
         The largest absolute difference of the outputs.
 
     Raises:
-        AssertionError: The models differ, or the gates change nothing, so the comparison proves nothing.
+        SurgeryError: The models differ.
+        AssertionError: The gates change nothing, so the comparison proves nothing.
     """
     pruned = apply(model, plan, example_inputs)
     found = prove(model, pruned, plan, example_inputs)
@@ -153,7 +155,8 @@ def check_adapter(
         The sites of the model.
 
     Raises:
-        AssertionError: A check fails.
+        SurgeryError: A pruned model differs from the gated dense model.
+        AssertionError: Another check fails.
 
     Example:
         >>> model = perturb(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
@@ -240,7 +243,7 @@ def check_selection(
     """Checks a selection: its plan never costs more than the budget, and uses the budget well.
 
     The pruned model is counted again. Its cost has to be what `costs` predicted. For at least one resource of the
-    budget it has to be at least 99 % of what is allowed, or so much that one more unit exceeds it. The selection has to
+    budget, the cost is at least 99 % of the limit, or one more step of a site exceeds the limit. The selection has to
     give the same plan twice, and must not change the model.
 
     Args:

@@ -1,4 +1,4 @@
-"""Copies: `shared_copy` shares parameters only, `unshare` ends the sharing, `unwrap` finds the model inside wrappers."""
+"""Copies: `shared_copy` shares parameters only, `unshare` ends it, `unwrap` finds the model inside wrappers."""
 
 import copy
 

@@ -20,7 +20,7 @@ class Budget:
     Args:
         macs: Fraction of the MACs, in (0, 1]. None for no limit.
         params: Fraction of the parameters, in (0, 1]. None for no limit.
-        min_units: Number of units that stay at every site. 0 allows that a whole attention or MLP is removed.
+        min_units: Least number of units that each site keeps. 0 allows that a whole attention or MLP is removed.
         round_to: The kept features of a site, units * width, are a multiple of this number, unless all units stay. Use
             it where the hardware is faster with multiples of 8 or 16.
         resources: Fractions of other resources by their names in RESOURCES, such as {"activations": 0.5}. The names
@@ -87,7 +87,7 @@ class Budget:
 
     def floor(self, site: Site) -> int:
         """Returns the smallest number of units that the site may keep."""
-        # A site whose `module` is empty has to keep one unit, whatever the budget allows.
+        # A site whose `module` is empty has to keep one unit, even if min_units is 0.
         least = max(self.min_units, 0 if site.module else 1)
         return min(site.size, math.ceil(least / self.step(site)) * self.step(site))
 

@@ -26,7 +26,8 @@ class Context:
 
     Args:
         model: A copy of the dense model that shares the caller's weights. It is in eval mode, and its weights are
-            frozen. A selection that takes updates gets a copy with weights of its own, see `Selection.updates`.
+            frozen. A selection that
+            trains weights gets another copy, see `Selection.updates`.
         example_inputs: Inputs of a few samples, in the form in which `Task.unpack` returns inputs.
         task: Reads batches and computes the loss.
         loader: Training batches. None if the caller gave none.
@@ -102,9 +103,9 @@ class Selected:
 
     Example:
         >>> site = Site("mlp", "neuron", size=4, width=1, consumers=("mlp.fc2",), module="mlp")
-        >>> selected = Selected(Plan((site,), ((0, 2),)))
-        >>> selected.model is None, selected.updates
-        (True, 0)
+        >>> selected = Selected(Plan((site,), ((0, 2),)), model=nn.Linear(4, 4), updates=100)
+        >>> selected.plan.counts, selected.updates
+        ((2,), 100)
     """
 
     plan: Plan
@@ -190,7 +191,7 @@ class Selection(ABC):
     def updates(self, available: int) -> int:
         """Returns how many updates of the weights `select` takes from fine-tuning. By default 0: it trains no weights.
 
-        If it takes any, `context.model` is a copy with weights of its own, and `select` may train them.
+        If it takes any, `context.model` is a copy that owns its weights, and `select` may train them.
 
         Args:
             available: Number of updates that the run plans for fine-tuning.
@@ -227,10 +228,10 @@ class Adapter(ABC):
         name: Name in the table ADAPTERS. Saved plans hold it.
         classes: Qualified names of the classes that are served. They are compared as text with every base class of a
             module, so an adapter does not import the library.
-        pruned: Class that a module gets after units were removed, for a class whose own forward assumes the dense
-            number of units. None: the module keeps its class.
-        gated: Class that a module gets while gates are attached, for a class whose own forward does not call the
-            consumer as a module, so no hook can gate it. None: the module keeps its class.
+        pruned: Class that a module gets after units were removed. It is needed if the forward of the module's own class
+            assumes the dense number of units. None: the module keeps its class.
+        gated: Class that a module gets while gates are attached. It is needed if the forward of the module's own class
+            does not call the consumer as a module: then no hook can gate the input. None: the module keeps its class.
         removed: Class of the module that replaces this one when all units are removed. It is called with (consumer,
             module). None: `Removed`, which returns the bias of the consumer. If it is the class `pruned`, the module is
             not replaced and runs without any units.

@@ -14,7 +14,7 @@ class Plan:
     """Which units stay at each site of a model.
 
     A plan cannot be changed. It holds no weights, so it applies to any copy of the architecture. Two plans with the
-    same sites and the same kept units are equal, whatever their `info`.
+    same sites and the same kept units are equal, even if their `info` differs.
 
     Args:
         sites: The sites, in the order of the model.

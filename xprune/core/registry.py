@@ -40,7 +40,8 @@ class Table(UserDict[str, Any]):
         """The plug-ins by name. `UserDict` reads and writes them here.
 
         Raises:
-            PluginError: A plug-in of another package cannot be loaded, is not a `base`, or has a name that is taken.
+            PluginError: A plug-in of another package cannot be loaded, is not of the class `base`, or has a name that
+                is taken.
         """
         if not self._loaded:
             # Set before loading: a module that is being loaded may read the table.

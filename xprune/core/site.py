@@ -144,8 +144,8 @@ class Site:
     def modules(self) -> tuple[str, ...]:
         """Paths of the modules whose cost depends on the number of units.
 
-        If an adapter or `module` names the module that owns the units, the result is that module, followed by the
-        modules outside of it that hold tensors of the cuts. Otherwise it is every module that holds a tensor of the
+        A site with an adapter or with `module` has an owner. Then the result is the owner, followed by the modules
+        outside of it that hold tensors of the cuts. Without an owner, it is every module that holds a tensor of the
         cuts.
         """
         holders = dict.fromkeys(cut.tensor.rpartition(".")[0] for cut in self.cuts)
@@ -187,7 +187,7 @@ class Site:
             site: Site = _checked(Site, fields)
         except (TypeError, KeyError, ValueError) as error:
             raise PlanError(f"not a site: {data!r} ({error}). Give what Site.to_json returned.") from error
-        # Outside of the try block: an unknown kind has a message of its own, which lists the known kinds.
+        # Outside of the try block: an unknown kind has another message, which lists the known kinds.
         named("unit_kinds", site.kind, "kind of unit", PlanError)
         return site
 

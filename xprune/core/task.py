@@ -1,4 +1,4 @@
-"""Tasks: how a batch is read, what the loss and the metric are, and which row of a layer's input is of which sample."""
+"""Tasks: how a batch is read, the loss, the metric, and the sample that each row of a layer's input belongs to."""
 
 import copy
 import warnings
@@ -47,7 +47,7 @@ class Task(ABC):
         ...     def metric(self, outputs, targets):
         ...         return -((outputs[:, 0] - targets) ** 2)
         >>> inputs, targets = Regression().unpack((torch.zeros(4, 8), torch.ones(4)))
-        >>> Regression().loss(nn.Linear(8, 1)(inputs) * 0, targets).item()
+        >>> Regression().loss(torch.zeros(4, 1), targets).item()
         1.0
     """
 
@@ -95,7 +95,13 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Returns the mean loss over the batch, a scalar."""
+        """Returns the mean loss over the batch, a scalar.
+
+        Args:
+            outputs: What `forward` returned.
+            targets: What `unpack` returned.
+            label_smoothing: As in torch's cross_entropy. A task without classes may ignore it.
+        """
 
     def metric(self, outputs: Any, targets: Any) -> Tensor | None:
         """Returns the metric of each sample, float (batch,). Figures by class and faithfulness need it.

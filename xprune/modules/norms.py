@@ -31,8 +31,8 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     Args:
         norm: The norm.
         x: Its input.
-        weight: The weight of each feature, of as many axes as `x`. Along the feature axis it has an entry for each
-            feature, along the sample axis one entry or one for each row, and along all other axes one entry.
+        weight: The weight of each feature, with as many axes as `x`. Along the feature axis there is one entry for each
+            feature. Along the sample axis there is one entry, or one for each row. All other axes have the length 1.
 
     Returns:
         The output of the norm, float32, in the shape of `x`.
@@ -70,7 +70,7 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weighted_scale(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """Computes a weighted RMSNorm of any library, whatever name its eps has and however it applies its weight.
+    """Computes a weighted RMSNorm of any library, without knowing the name of its eps.
 
     The input is multiplied by a number s and the output is divided by s. The result is x divided by s times its root
     mean square. So s = weighted root mean square / root mean square gives the norm with the weighted statistic.

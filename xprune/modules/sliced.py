@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 
 class Sliced(Tensor):
-    """A tensor with the entries of `source` that stay after some cuts. It has no memory of its own.
+    """A tensor with the entries of `source` that stay after some cuts. It takes no memory.
 
     Args:
         source: The whole tensor. It is referred to, not copied.
@@ -41,7 +41,7 @@ class Sliced(Tensor):
         return wrapper
 
     def whole(self) -> Tensor:
-        """Returns the smaller tensor as an ordinary one, with a storage of its own."""
+        """Returns the smaller tensor as an ordinary one, which takes memory."""
         result = self.source.detach()
         for axis, index in self.picks:
             result = result.index_select(axis, index)
