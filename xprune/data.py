@@ -147,7 +147,7 @@ def digits(size: int, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         >>> images.shape, labels[:3]
         (torch.Size([1797, 3, 16, 16]), tensor([0, 1, 2]))
     """
-    # scikit-learn is optional.
+    # Imported here, since only this data set needs it and the import takes long.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
