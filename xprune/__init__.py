@@ -1,8 +1,14 @@
-"""xprune: structured pruning of transformers, exact or refused, with criteria that can be exchanged.
+"""Structured pruning of transformers: whole attention heads, MLP neurons and residual channels are removed.
 
-result = xprune.Pruner(model, criterion="taylor", budget=xprune.Budget(macs=0.5)).run(train_loader, val_loader)
-result.save("pruned/")
-model = xprune.load("pruned/")
+The pruned model is an ordinary, smaller module. It is proved equal to the dense model with the gates of the removed
+units at 0. If the proof fails, nothing is handed out.
+
+    result = xprune.Pruner(model, criterion="taylor", budget=xprune.Budget(macs=0.5)).run(train_loader, val_loader)
+    result.save("pruned/")
+    model = xprune.load("pruned/")
+
+Everything in `__all__` is public: the stages of a run as functions, the values that they hand to each other, and the
+base classes of plug-ins.
 """
 
 from xprune import explain

@@ -1,4 +1,4 @@
-"""`python -m xprune`, for launchers that start a module: `accelerate launch -m xprune prune ...`."""
+"""Runs the command line for `python -m xprune`. Launchers need it: `accelerate launch -m xprune prune ...`."""
 
 from xprune.cli.commands import main
 

@@ -1,4 +1,4 @@
-"""Data of the command line: folders of images as timm reads them, and data sets the package knows by name."""
+"""Data for the command line: folders of images, which timm reads, and the built-in data set "digits"."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from xprune.errors import DataError
 
 KNOWN = ("digits",)
+"""Names of the built-in data sets. Any other name is the name of a folder."""
+# Names that the folders of the splits may have. The first one that exists is taken.
 _TRAIN = ("train", "training")
 _VAL = ("val", "validation", "valid")
 _TEST = ("test",)
@@ -24,7 +26,14 @@ _TEST = ("test",)
 
 @dataclass(frozen=True)
 class Data:
-    """Training and validation batches, the number of classes, and in words how the two were split."""
+    """Data to prune with.
+
+    Attributes:
+        train: Training batches, shuffled, with augmentation for folders of images.
+        val: Validation batches, in a fixed order and without augmentation.
+        classes: Number of classes.
+        note: A sentence for the user that says how the data were split.
+    """
 
     train: DataLoader[Any]
     val: DataLoader[Any]
@@ -34,12 +43,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model is measured on.
+    """Data to measure a model on.
 
-    loader    batches in a fixed order, without augmentation
-    classes   number of classes
-    split     "validation" or "test" for a part of the data, "given" for all that was given
-    note      the same in words, with the number of images
+    Attributes:
+        loader: Batches in a fixed order, without augmentation.
+        classes: Number of classes.
+        split: "validation" or "test" for that split of the data, "given" for all images of a folder without splits.
+        note: A sentence for the user that says the same, with the number of images.
     """
 
     loader: DataLoader[Any]
@@ -49,19 +59,25 @@ class Measured:
 
 
 def load_data(name: str, config: Mapping[str, Any], *, batch_size: int = 64, workers: int = 0, seed: int = 0) -> Data:
-    """The data set of that name, or the ImageFolder in the directory of that name, to prune with.
+    """Loads a data set to prune with.
 
     Args:
-        name: "digits", or a directory. It holds train/ and val/ (or test/), each with one folder a class; or the class
-            folders themselves, of which a tenth of the images, drawn at random, is then held out for validation.
-        config: input_size (channels, height, width), mean, std, ... as `timm.data.resolve_model_data_config` gives
-            them.
-        batch_size: Samples a batch.
-        workers: Processes that load data.
-        seed: Of the order of training samples, and of the images that are held out.
+        name: "digits", or a folder. The folder holds train/ and val/ (or test/), each with one folder for each class.
+            Or it holds the class folders themselves. A tenth of their images, drawn at random, is then held out for
+            validation.
+        config: Settings of the images: input_size (channels, height, width), mean, std and others, as
+            `timm.data.resolve_model_data_config` gives them.
+        batch_size: Samples in a batch.
+        workers: Number of processes that load data. 0 loads in this process.
+        seed: Seed of the order of training samples, and of the images that are held out.
 
     Raises:
-        DataError: The directory holds something else.
+        DataError: The folder does not exist, or holds something else.
+
+    Example:
+        >>> data = load_data("digits", {"input_size": (1, 8, 8)}, batch_size=16)
+        >>> data.classes, next(iter(data.val))[0].shape
+        (10, torch.Size([16, 1, 8, 8]))
     """
     if name == "digits":
         train, val, classes = _digits(config)
@@ -74,20 +90,20 @@ def load_data(name: str, config: Mapping[str, Any], *, batch_size: int = 64, wor
 
 
 def load_measured(name: str, config: Mapping[str, Any], *, batch_size: int = 64, workers: int = 0) -> Measured:
-    """The data set of that name, or the ImageFolder in the directory of that name, to measure a model on.
+    """Loads a data set to measure a model on.
 
     Args:
-        name: "digits", whose validation part is taken; or a directory. Of one with splits, val/ is taken, or test/
-            where there is no val/. Of one with class folders all images are taken.
+        name: "digits", or a folder. Of "digits" the validation part is loaded. Of a folder with splits, val/ is loaded,
+            or test/ if there is no val/. Of a folder of class folders, all images are loaded.
         config: See `load_data`.
-        batch_size: Samples a batch.
-        workers: Processes that load data.
+        batch_size: Samples in a batch.
+        workers: Number of processes that load data. 0 loads in this process.
 
     Raises:
-        DataError: The directory holds something else, or a training split alone.
+        DataError: The folder does not exist, holds something else, or holds a training split only.
     """
     if name == "digits":
-        _, rows, classes = _digits(config)
+        _, images, classes = _digits(config)
         split, what = "validation", "images of digits that are held out for validation"
     else:
         root = Path(name)
@@ -95,41 +111,55 @@ def load_measured(name: str, config: Mapping[str, Any], *, batch_size: int = 64,
         if found["train"] and not (found["val"] or found["test"]):
             raise DataError(
                 f"{root} holds {found['train'].name}/ and neither val/ nor test/. To measure on the training images, "
-                f"give {found['train']}."
+                f"give {found['train']} as the folder."
             )
         folder = found["val"] or found["test"] or root
         split = "validation" if found["val"] else "test" if found["test"] else "given"
-        rows = _images(folder, _plain(config))
-        classes = len(rows.reader.class_to_idx)
+        images = _images(folder, _plain(config))
+        classes = len(images.reader.class_to_idx)
         what = f"images of {folder}" + ("" if split != "given" else ", which has no splits") + _unread(folder)
-    note = f"data: all {len(rows):,} {what}"  # type: ignore[arg-type]
-    return Measured(DataLoader(rows, batch_size, num_workers=workers), classes, split, note)
+    note = f"data: all {len(images):,} {what}"  # type: ignore[arg-type]
+    return Measured(DataLoader(images, batch_size, num_workers=workers), classes, split, note)
 
 
 def class_names(loader: DataLoader[Any]) -> tuple[str, ...] | None:
-    """Names of the class folders by index, None for data that are no folders."""
-    rows: Any = loader.dataset
-    reader = getattr(rows.dataset if isinstance(rows, Subset) else rows, "reader", None)
+    """Returns the names of the class folders in the order of the class indices. None for data that are not folders."""
+    images: Any = loader.dataset
+    reader = getattr(images.dataset if isinstance(images, Subset) else images, "reader", None)
     found: Mapping[str, int] = getattr(reader, "class_to_idx", {})
     return tuple(sorted(found, key=found.__getitem__)) or None
 
 
 def digits(size: int, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """scikit-learn's 1,797 scanned digits, float32 (n, channels, size, size) in -1 to 1, and labels int64 (n,).
+    """Returns scikit-learn's 1,797 scanned digits.
 
-    8 x 8 originals (Alpaydin and Kaynak, 1998, UCI), enlarged bilinearly.
+    The originals are 8 x 8 (Alpaydin and Kaynak, 1998, UCI). Larger images are made by bilinear interpolation.
+
+    Args:
+        size: Height and width of the images.
+        channels: Number of channels. All of them are the same.
+
+    Returns:
+        Images, float32 (n, channels, size, size) in -1 to 1, and labels, int64 (n,).
+
+    Example:
+        >>> images, labels = digits(16, channels=3)
+        >>> images.shape, labels[:3]
+        (torch.Size([1797, 3, 16, 16]), tensor([0, 1, 2]))
     """
+    # Imported here, since only this data set needs it and the import takes long.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32))[:, None] / 8 - 1  # (n, 1, 8, 8)
+    # Grey values are 0 to 16. The shape becomes (n, 1, 8, 8).
+    images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32))[:, None] / 8 - 1
     if size != 8:
         images = nn.functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     return images.repeat(1, channels, 1, 1), torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
 
 
 def _digits(config: Mapping[str, Any]) -> tuple[Dataset[Any], Dataset[Any], int]:
-    """Every fifth digit is for validation."""
+    """Returns training digits, validation digits and the number of classes. Every fifth digit is for validation."""
     channels, height, _ = config["input_size"]
     images, labels = digits(height, channels)
     held = torch.arange(len(labels)) % 5 == 0
@@ -137,11 +167,16 @@ def _digits(config: Mapping[str, Any]) -> tuple[Dataset[Any], Dataset[Any], int]
 
 
 def _splits(root: Path) -> dict[str, Path | None]:
-    """The folders of the splits, None for one that is not there. A folder of images alone is a class, not a split."""
+    """Returns the folder of each split: "train", "val" and "test". None for a split that does not exist."""
     if not root.is_dir():
-        raise DataError(f"{root} is neither a directory nor a known data set ({', '.join(KNOWN)}).")
+        raise DataError(
+            f"{root} is neither a folder nor a known data set ({', '.join(KNOWN)}). Give a folder with train/ and "
+            "val/, or with one folder for each class."
+        )
 
     def first(names: tuple[str, ...]) -> Path | None:
+        """Returns the first folder of these names that holds folders."""
+        # A class may have the name of a split. Its folder holds images and no folders.
         folders = (root / name for name in names if (root / name).is_dir())
         return next((f for f in folders if any(entry.is_dir() for entry in f.iterdir())), None)
 
@@ -149,27 +184,35 @@ def _splits(root: Path) -> dict[str, Path | None]:
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that the transforms with and without augmentation share."""
     return {key: config[key] for key in ("input_size", "mean", "std", "interpolation") if key in config}
 
 
 def _plain(config: Mapping[str, Any]) -> Any:
-    """The transform without augmentation."""
+    """Returns timm's transform without augmentation."""
     return create_transform(**_shared(config), crop_pct=config.get("crop_pct"))
 
 
 def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[Any], Dataset[Any], int, str]:
-    """(images to learn from, images to measure on, number of classes, how they were split)."""
+    """Returns images to learn from, images to measure on, the number of classes, and a sentence about the split."""
     found = _splits(root)
     augmented, plain = create_transform(**_shared(config), is_training=True), _plain(config)
     learn, measure = found["train"], found["val"] or found["test"]
     if learn and measure:
         train, val = _images(learn, augmented), _images(measure, plain)
         if train.reader.class_to_idx != val.reader.class_to_idx:
-            raise DataError(f"{learn} and {measure} do not hold the same class folders.")
+            raise DataError(
+                f"{learn} and {measure} do not hold the same class folders. Both need one folder for each class, with "
+                "the same names."
+            )
         note = f"data: {len(train):,} images of {learn} to learn from, {len(val):,} of {measure} to measure on"
         return train, val, len(train.reader.class_to_idx), note
     if learn or measure:
-        raise DataError(f"{root} holds {learn or measure} only: wanted train/ and val/, or class folders.")
+        raise DataError(
+            f"{root} holds {learn or measure} only: wanted train/ and val/, or class folders. Add the other split, or "
+            "give the folder that holds the class folders."
+        )
+    # The same images twice, with and without augmentation. Which of them are held out is drawn below.
     train, val = _images(root, augmented), _images(root, plain)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, len(order) // 10)
@@ -181,7 +224,7 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
 
 
 def _unread(folder: Path) -> str:
-    """How many files of the class folders are no images that timm reads, by their endings; "" for none."""
+    """Returns a text about files in a folder whose endings timm does not read. "" if there are none."""
     known = set(get_img_extensions())
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     other = [path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in known]
@@ -191,7 +234,10 @@ def _unread(folder: Path) -> str:
 
 
 class _Images(ImageDataset):
-    """timm's, which puts the next image in the place of one that cannot be read; this one says which it is."""
+    """Images of a folder. Raises DataError with the name of a file that is not an image.
+
+    timm's own class would silently return the next image in its place.
+    """
 
     def __getitem__(self, index: int) -> Any:
         file, target = self.reader[index]
@@ -200,12 +246,15 @@ class _Images(ImageDataset):
                 image = Image.open(file).convert("RGB")
         except OSError as error:
             name = self.filename(index, absolute=True)
-            raise DataError(f"{name} cannot be read as an image: mend or remove the file.") from error
+            raise DataError(f"{name} cannot be read as an image: repair or remove the file.") from error
         return self.transform(image), target
 
 
 def _images(root: Path, transform: Any) -> Any:
+    """Returns the images below a folder, with their classes. Raises DataError if it does not hold class folders."""
     try:
         return _Images(str(root), transform=transform)
     except Exception as error:
-        raise DataError(f"{root} is no ImageFolder (one folder of images a class): {error}.") from error
+        raise DataError(
+            f"{root} is not an ImageFolder, which holds one folder of images for each class: {error}."
+        ) from error

@@ -1,6 +1,6 @@
-"""Old module paths: `xprune.site` and its like, as they were before 0.2, forward to where their names are now.
+"""Old module paths, from before 0.2, such as `xprune.site`. They forward to the modules that hold the names now.
 
-For one release. Importing one warns with a DeprecationWarning that says the new path.
+They work for one more release. Importing one gives a DeprecationWarning that says the new path.
 """
 
 import sys
@@ -100,7 +100,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "token_tasks": ("tasks.tokens",),
     "units": ("adapters.declarative",),
 }
-"""Old path below `xprune` -> the modules that now hold what it held."""
+"""Old path below `xprune`, and the modules that now hold its names."""
 
 RENAMED = {
     "Along": "StreamParts",
@@ -116,13 +116,14 @@ RENAMED = {
     "generic_sites": "sites_by_structure",
     "stand_in": "put_placeholders",
 }
-"""Old name -> new name, of what got another name when it moved."""
+"""Old and new name of everything that was renamed when it moved."""
 
 
 class _Forward(ModuleType):
-    """A module that looks its names up in the modules that it stands for, and that functions of its name call."""
+    """A module at an old path. It looks up each name in the modules that replace it."""
 
     def __getattr__(self, name: str) -> Any:
+        """Returns the name from the first module that has it, also under its new name."""
         for path in MOVED.get(self.__name__.removeprefix("xprune."), ()):
             module = import_module(f"xprune.{path}")
             for known in (name, RENAMED.get(name, "")):
@@ -132,30 +133,37 @@ class _Forward(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds old paths."""
+    """Finds old paths for Python's import system, and loads a `_Forward` module for each."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """A spec for an old path, None for any other."""
+        """Returns a spec for an old path. None for any other path, which leaves it to the other finders."""
         old = fullname.removeprefix("xprune.")
         return ModuleSpec(fullname, self) if fullname.startswith("xprune.") and old in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The forwarding module, and a warning."""
+        """Returns the forwarding module, and warns."""
         new = MOVED[spec.name.removeprefix("xprune.")]
         places = " and ".join(f"xprune.{path}" for path in new)
         warnings.warn(
-            f"{spec.name} has moved to {places} and will be gone in the next release.", DeprecationWarning, stacklevel=2
+            f"{spec.name} has moved to {places} and will be gone in the next release. Import from there.",
+            DeprecationWarning,
+            stacklevel=2,
         )
         return _Forward(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: names are looked up when they are asked for."""
+        """Does nothing: names are looked up when they are asked for."""
 
 
 class _Package(ModuleType):
-    """The package itself, whose functions keep their names: `xprune.compare` is one, and an old module path too."""
+    """The class of the package `xprune` itself, which protects its functions.
+
+    `xprune.compare` is a function and an old module path too. When Python imports a submodule, it sets the module as an
+    attribute of the package, which would replace the function.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, unless an old module would replace a name of the package."""
         if not (isinstance(value, _Forward) and name in vars(self)):
             super().__setattr__(name, value)
 
@@ -169,34 +177,43 @@ KEPT: dict[str, tuple[str, ...]] = {
     "result": ("report.text",),
     "selections.learned": ("selections.learned.selection",),
 }
-"""Modules that became folders of the same path, or lost names -> the modules that now hold their names."""
+"""Modules that became folders of the same path or lost names, and the modules that now hold these names."""
 
 
 def forward(name: str) -> None:
-    """Makes a module of KEPT look for names that it held in the modules that hold them now."""
+    """Makes a module of KEPT find the names that it held before.
+
+    Args:
+        name: Path of the module below `xprune`, a key of KEPT. It is imported already.
+    """
     kept, places = sys.modules[f"xprune.{name}"], KEPT[name]
 
     def found(name: str) -> Any:
-        # A file of the folder comes first. Not hasattr, which would ask this function.
+        """Returns an old name from the module that holds it now, and warns."""
+        # A file of the folder is not an old name: Python imports it after this AttributeError. `hasattr(kept, name)`
+        # would call this function again, so the file is looked up.
         own = "__path__" in vars(kept) and find_spec(f"{kept.__name__}.{name}")
         for place in () if own or name.startswith("__") else places:
             module = import_module(f"xprune.{place}")
             if hasattr(module, name):
                 warnings.warn(
-                    f"{kept.__name__}.{name} has moved to xprune.{place} and will be gone in the next release.",
+                    f"{kept.__name__}.{name} has moved to xprune.{place} and will be gone in the next release. Import "
+                    "it from there.",
                     DeprecationWarning,
                     stacklevel=2,
                 )
                 return getattr(module, name)
         raise AttributeError(f"module {kept.__name__!r} has no attribute {name!r}")
 
+    # Python calls a module's `__getattr__` for names that the module does not have.
     vars(kept)["__getattr__"] = found
 
 
 def install() -> None:
-    """Makes the old paths importable. Called once, at the end of the package's own import."""
+    """Makes the old paths importable. It is called once, when the import of the package ends."""
     sys.modules["xprune"].__class__ = _Package
     for name in KEPT:
         if f"xprune.{name}" in sys.modules:
             forward(name)
-    sys.meta_path.insert(0, _Finder())  # before the finder of files, which would load libraries/timm.py a second time
+    # First of all finders: the one for files would find libraries/timm.py at an old path, and load it a second time.
+    sys.meta_path.insert(0, _Finder())

@@ -58,7 +58,7 @@ def test_kept_units_that_are_none_are_refused(keep, says):
 
 
 def test_lists_that_do_not_fit_the_sites_are_refused():
-    with pytest.raises(xprune.PlanError, match="one list a site"):
+    with pytest.raises(xprune.PlanError, match="one list for each site"):
         xprune.Plan(SITES, ((), ()))
     with pytest.raises(xprune.PlanError, match="twice"):
         xprune.Plan((*SITES, SITES[0]), ((),) * 4)

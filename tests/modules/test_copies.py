@@ -1,4 +1,4 @@
-"""Copies: `alias` shares weights and nothing else, `own` shares nothing, `unwrap` finds the model or says why not."""
+"""Copies: `shared_copy` shares parameters only, `unshare` ends it, `unwrap` finds the model inside wrappers."""
 
 import copy
 

@@ -39,7 +39,7 @@ def test_one_class_from_outside_is_all_that_a_task_needs(criterion, tmp_path):
 
 
 def test_a_task_of_the_last_release_still_works():
-    with pytest.warns(DeprecationWarning, match=r"Counts\.summarise goes .* `new_metric`"):
+    with pytest.warns(DeprecationWarning, match=r"Counts\.summarise will be removed .* `new_metric`"):
 
         class Counts(OldMeanSquare):
             def summarise(self, total, samples):

@@ -1,5 +1,5 @@
-"""What the stages hand to each other (sites, scores, plans, budgets, costs, records), and the contracts of plug-ins.
+"""Values that the stages hand to each other (sites, scores, plans, budgets, costs), and the base classes of plug-ins.
 
-May import: modules, errors. Nothing here knows an architecture, a criterion or a file format. A new value is a frozen
-dataclass in a file of its own.
+May import: modules, errors. The code here knows no architecture, no criterion and no file format. A new value is a
+frozen dataclass in a new file.
 """

@@ -1,4 +1,7 @@
-"""Metrics of torchmetrics that tasks share. Imported where a metric is made, since torchmetrics takes a second."""
+"""Metrics that several tasks use.
+
+This file imports torchmetrics, which takes a second. So other files import it only inside functions that make a metric.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,22 +16,40 @@ M = TypeVar("M", bound=Metric)
 
 
 def in_double(metric: M, outputs: Any) -> M:
-    """The metric with its sums in float64, which keeps every bit, where the device of the outputs has that dtype."""
+    """Makes a metric sum in float64, which loses no sample in long sums.
+
+    Args:
+        metric: The metric. It is changed.
+        outputs: Outputs of the model. If one of them is on an MPS device, which has no float64, the metric stays as it
+            is.
+
+    Returns:
+        The same metric.
+    """
     if all(tensor.device.type != "mps" for tensor in tensors_in(outputs)):
         metric.set_dtype(torch.float64)
     return metric
 
 
 class MeanOfSamples(Metric):
-    """The mean over a data set of numbers (batch,), one for each sample.
+    """The mean of numbers over a data set, where each sample has one number.
 
-    torchmetrics' own MeanMetric leaves out NaN, and rounds to the default dtype.
+    It differs from `torchmetrics.MeanMetric` in two ways. A NaN makes the mean NaN, and is not left out. Sums keep the
+    dtype of the metric, and are not rounded to the default dtype.
 
     Args:
-        summarise: What tasks of 0.1 have, for one more release: numbers are (batch, ...) then, and it makes the metric
-            of their sum over the samples and of how many samples there were.
+        summarise: For tasks written for xprune 0.1, until the next release. Numbers are then (batch, ...), and
+            `summarise(sum over samples, number of samples)` returns the metric. None: the metric is the mean.
+
+    Example:
+        >>> metric = MeanOfSamples()
+        >>> metric.update(torch.tensor([1.0, 0.0]))
+        >>> metric.update(torch.tensor([1.0, 1.0]))
+        >>> metric.compute()
+        tensor(0.7500)
     """
 
+    # torchmetrics would otherwise call `update` twice for each batch in `forward`.
     full_state_update = False
     total: Tensor
     samples: Tensor
@@ -36,16 +57,18 @@ class MeanOfSamples(Metric):
     def __init__(self, summarise: Callable[[Tensor, int], float] | None = None) -> None:
         super().__init__()
         self.summarise = summarise
+        # States are float32 and not of the default dtype, which the caller may have set. `in_double` widens them.
         self.add_state("total", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("samples", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, figures: Tensor) -> None:
-        """Adds the numbers of a batch."""
+        """Adds the numbers of a batch, (batch,)."""
+        # Not in place: with `summarise` the sum has more axes than the state starts with.
         self.total = self.total + figures.sum(0, dtype=self.total.dtype)
         self.samples += len(figures)
 
     def compute(self) -> Tensor:
-        """The mean, or what `summarise` makes of the sums."""
+        """Returns the mean over all samples so far, or what `summarise` makes of the sums."""
         if self.summarise is None:
             return self.total / self.samples
         return torch.as_tensor(self.summarise(self.total.cpu(), int(self.samples)), dtype=torch.float64)

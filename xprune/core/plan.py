@@ -1,4 +1,4 @@
-"""Plan: which units stay, per site. Immutable, JSON, applies to a fresh copy of the architecture."""
+"""The plan: which units stay at each site."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +11,27 @@ from xprune.errors import PlanError
 
 @dataclass(frozen=True)
 class Plan:
-    """Kept unit indices per site.
+    """Which units stay at each site of a model.
 
-    sites   the sites, in the model's order
-    keeps   for each site, in the same order, the kept unit indices, sorted
-    info    what the selection has to say (thresholds, achieved cost), plain data
+    A plan cannot be changed. It holds no weights, so it applies to any copy of the architecture. Two plans with the
+    same sites and the same kept units are equal, even if their `info` differs.
 
-    Raises PlanError for indices that are out of range, duplicated or unsorted.
+    Args:
+        sites: The sites, in the order of the model.
+        keeps: For each site, the indices of the units that stay, in ascending order. () removes all units of the site.
+        info: What the selection notes about the plan, such as thresholds and the cost: numbers, strings, lists and
+            dicts.
+
+    Raises:
+        PlanError: Indices are out of range, given twice or unsorted, or a site is given twice.
+
+    Example:
+        >>> site = Site("mlp", "neuron", size=4, width=1, consumers=("mlp.fc2",), module="mlp")
+        >>> plan = Plan((site,), keeps=((0, 2, 3),))
+        >>> plan.counts, plan.removed
+        ((3,), 1)
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
     """
 
     sites: tuple[Site, ...]
@@ -26,74 +40,102 @@ class Plan:
 
     def __post_init__(self) -> None:
         if len(self.sites) != len(self.keeps):
-            raise PlanError(f"{len(self.sites)} sites but {len(self.keeps)} lists of kept units; give one list a site.")
+            raise PlanError(
+                f"{len(self.sites)} sites but {len(self.keeps)} lists of kept units. Give one list for each "
+                "site, in the same order."
+            )
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
-            raise PlanError("a site stands in the plan twice; site names are unique.")
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise PlanError(f"sites are in the plan twice: {', '.join(twice)}. Names of sites have to be unique.")
         for site, keep in zip(self.sites, self.keeps, strict=True):
+            # Types are compared exactly: for `isinstance`, True is an int. JSON does not take the integers of numpy.
             if any(type(unit) is not int for unit in keep):
-                raise PlanError(f"{site.name}: kept units have to be integers.")
+                raise PlanError(f"{site.name}: kept units have to be integers. Convert tensors with .tolist().")
             if any(a >= b for a, b in pairwise(keep)):
-                raise PlanError(f"{site.name}: kept units have to be sorted and distinct.")
+                raise PlanError(f"{site.name}: kept units have to be sorted and distinct. Give sorted(set(units)).")
             if keep and (keep[0] < 0 or keep[-1] >= site.size):
                 raise PlanError(
                     f"{site.name}: kept units have to lie in 0 to {site.size - 1}, got {keep[0]} to {keep[-1]}."
                 )
             if not keep and not site.module:
                 raise PlanError(
-                    f"{site.name}: its units share a module with other things, so that at least one has to stay."
+                    f"{site.name}: its units share a module with other things, so at least one has to stay. Keep one "
+                    "unit of this site."
                 )
 
     @staticmethod
     def full(sites: Sequence[Site]) -> "Plan":
-        """The plan that keeps every unit."""
+        """Returns the plan that keeps every unit."""
         return Plan(tuple(sites), tuple(tuple(range(site.size)) for site in sites))
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Kept units per site."""
+        """The number of kept units of each site."""
         return tuple(len(keep) for keep in self.keeps)
 
     @property
     def removed(self) -> int:
-        """Units that go, over all sites."""
+        """The number of removed units, summed over all sites."""
         return sum(site.size - count for site, count in zip(self.sites, self.counts, strict=True))
 
     def then(self, later: "Plan") -> "Plan":
-        """This plan followed by `later`, which was made for the model that this plan leaves.
+        """Joins two plans that follow each other into one.
 
-        The result is relative to the model that this plan is relative to. Raises PlanError where the two do not fit.
+        Args:
+            later: A plan for the model that this plan leaves. Its indices count the units of that smaller model.
+
+        Returns:
+            One plan for the model that this plan is for. Its `info` is that of `later`.
+
+        Raises:
+            PlanError: `later` was made for another number of units than this plan leaves.
+
+        Example:
+            >>> dense = Site("mlp", "neuron", size=4, width=1, consumers=("mlp.fc2",), module="mlp")
+            >>> pruned = Site("mlp", "neuron", size=3, width=1, consumers=("mlp.fc2",), module="mlp")
+            >>> Plan((dense,), ((0, 2, 3),)).then(Plan((pruned,), ((1, 2),))).keeps
+            ((2, 3),)
         """
         first = {site.name: (site, keep) for site, keep in zip(self.sites, self.keeps, strict=True)}
         sites, keeps = list(self.sites), list(self.keeps)
         for site, keep in zip(later.sites, later.keeps, strict=True):
             if site.name not in first:
+                # This plan left the site alone, so its indices are those of the dense model.
                 sites.append(site)
                 keeps.append(keep)
                 continue
             _, before = first[site.name]
             if len(before) != site.size:
                 raise PlanError(
-                    f"{site.name}: {len(before)} units are left but the second plan was made for {site.size}."
+                    f"{site.name}: {len(before)} units are left but the second plan was made for {site.size}. Make the "
+                    "second plan for the sites of the model that the first one leaves."
                 )
             keeps[list(first).index(site.name)] = tuple(before[unit] for unit in keep)
         return Plan(tuple(sites), tuple(keeps), later.info)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, `Plan.from_json` is its inverse."""
+        """Returns the plan as dicts, lists, strings and numbers. `Plan.from_json` is the inverse."""
         return {
-            "sites": [s.to_json() for s in self.sites],
-            "keeps": [list(k) for k in self.keeps],
+            "sites": [site.to_json() for site in self.sites],
+            "keeps": [list(keep) for keep in self.keeps],
             "info": dict(self.info),
         }
 
     @staticmethod
     def from_json(data: Any) -> "Plan":
-        """A plan from plain data; PlanError where it is not one."""
+        """Makes a plan from what `to_json` gave, also in a file of an older release.
+
+        Raises:
+            PlanError: The data are not a plan.
+        """
         try:
             sites = tuple(Site.from_json(site) for site in data["sites"])
             keeps = tuple(tuple(keep) for keep in data["keeps"])
             info = dict(data.get("info", {}))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise PlanError(f"not a plan: {type(error).__name__}: {error}.") from error
+            raise PlanError(
+                f"not a plan: {type(error).__name__}: {error}. Give what Plan.to_json returned: a dict with 'sites' "
+                "and 'keeps'."
+            ) from error
         return Plan(sites, keeps, info)

@@ -1,4 +1,4 @@
-"""Metrics of one model, and the record of one run: plain values that reports, plots and files are made from."""
+"""Measured figures of one model, and the record of one run. Reports, plots and files are made from them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,17 +13,30 @@ from xprune.core.task import Task
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of one model.
+    """The measured figures of one model: its metric, its loss and its costs.
 
-    metric, metric_name   the task's, for classification the accuracy in [0, 1]
-    loss                  mean over the samples
-    data                  what metric and loss were measured on: "validation" or "training"
-    samples               how many
-    macs                  per sample
-    params                parameters
-    latency_ms            median of a forward pass on the first batch, and its number of rows; None: not timed
-    by_class              (mean metric, samples) of each class, by index; empty where the task has none
-    resources             what the model costs of further resources, by their names in RESOURCES
+    `xprune.evaluate` gives one without costs. A result holds one for each stage of the run: `result.metrics["pruned"]`.
+
+    Args:
+        metric: The task's metric: for classification the accuracy, in [0, 1].
+        loss: The mean loss over the samples.
+        samples: Number of samples that were measured.
+        metric_name: Name of the metric.
+        data: The data that were measured: "validation" or "training".
+        macs: MACs of one sample. None if they were not counted.
+        params: Number of parameters. None if they were not counted.
+        latency_ms: Median time of a forward pass on the first batch, in milliseconds. None if it was not timed.
+        latency_rows: Number of samples in that batch. None if it was not timed.
+        by_class: (mean metric, number of samples) of each class, in the order of the class indices. () if the task has
+            no classes.
+        resources: Cost in each further resource, by its name in RESOURCES.
+
+    Example:
+        >>> metrics = Metrics(metric=0.9, loss=0.3, samples=100).with_costs(macs=5e6, params=2e4)
+        >>> metrics.accuracy
+        0.9
+        >>> metrics.costs
+        {'macs': 5000000, 'params': 20000}
     """
 
     metric: float
@@ -39,20 +52,21 @@ class Metrics:
     resources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # JSON files hold lists, whose entries may be whole numbers. Tuples of (float, int) make results comparable.
         object.__setattr__(self, "by_class", tuple((float(metric), int(n)) for metric, n in self.by_class))
 
     @property
     def accuracy(self) -> float:
-        """The metric, where it is the accuracy; AttributeError otherwise."""
+        """The metric, if it is the accuracy. Raises AttributeError if it is another metric."""
         if self.metric_name != "accuracy":
             raise AttributeError(f"the metric of this task is {self.metric_name}: read .metric")
         return self.metric
 
     @property
     def costs(self) -> dict[str, float]:
-        """What the model costs of each resource that was measured, by name."""
-        own = {"macs": self.macs, "params": self.params}
-        return {**{name: cost for name, cost in own.items() if cost is not None}, **self.resources}
+        """The cost in each resource that was measured, by the name of the resource."""
+        fields = {"macs": self.macs, "params": self.params}
+        return {**{name: cost for name, cost in fields.items() if cost is not None}, **self.resources}
 
     def with_costs(
         self,
@@ -63,7 +77,15 @@ class Metrics:
         latency_rows: int | None = None,
         **resources: float,
     ) -> "Metrics":
-        """The same figures with what the model costs, by the names of resources; no latency where it was not timed."""
+        """Returns the same figures with costs.
+
+        Args:
+            macs: MACs of one sample.
+            params: Number of parameters.
+            latency_ms: See `Metrics`. None if it was not timed.
+            latency_rows: See `Metrics`. None if it was not timed.
+            **resources: Cost in further resources, by their names in RESOURCES.
+        """
         return replace(
             self,
             macs=int(macs),
@@ -74,21 +96,26 @@ class Metrics:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns the figures as a dict of numbers, strings, lists and dicts."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run made, and what it was made with: everything that a report tells of.
+    """The result of one run, with the settings of the run: everything that a report shows.
 
-    model     an ordinary module, physically smaller, in eval mode
-    plan      the units that stayed, relative to the model that was given
-    scores    of every unit of that model
-    metrics   "dense", "pruned" (after surgery) and, where it was asked for, "finetuned"
-    settings  of the run, with hardware and versions, plain data
-    dense     the model that was given, data that figures were measured on, and the task: what a report looks at for
-              pictures. References, not copies; None in a result that was read from a directory
+    `xprune.PruneResult` is a record that can save itself and make its report.
+
+    Attributes:
+        model: The pruned model, an ordinary module in eval mode.
+        plan: The units that stay, for the model that was given.
+        scores: Scores of every unit of the model that was given.
+        metrics: Figures by stage: "dense", "pruned" (after surgery), and "finetuned" if the run fine-tuned.
+        settings: Settings of the run, hardware and versions: numbers, strings, lists and dicts.
+        dense: The model that was given, not a copy. Reports draw pictures with it. None in a result that was read from
+            a folder.
+        data: The loader of the data that figures were measured on. None in a result that was read from a folder.
+        task: The task of the run. None in a result that was read from a folder.
     """
 
     model: nn.Module

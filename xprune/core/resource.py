@@ -13,18 +13,29 @@ from xprune.errors import BudgetError
 
 
 class Resource(ABC):
-    """One resource. A subclass sets the attributes and measures a model; the rest has defaults.
+    """Something that a model costs and a budget can limit, such as MACs or parameters.
 
-    The first line of its docstring explains it to readers of a report.
+    A subclass sets the attributes and gives `by_module`. The other methods have defaults. Reports show the first line
+    of the subclass's docstring as an explanation.
 
     Attributes:
-        name: As in `Budget(resources={name: share})`.
-        label: The name in tables and plots.
-        unit: Of the numbers, "" for plain counts.
-        always: True where it is measured in every run; False where only a budget that asks for it pays for measuring.
+        name: Name in the table RESOURCES, as in `Budget(resources={name: 0.5})`.
+        label: Name in tables and plots.
+        unit: Unit of the numbers. "" for counts.
+        always: True if every run measures it. False if it is measured only when a budget limits it.
 
     Example:
-        See `docs/adapters.md` for a resource that counts the activations of a forward pass.
+        >>> class Tensors(Resource):
+        ...     '''Number of parameter tensors.'''
+        ...
+        ...     name, label, always = "tensors", "tensors", False
+        ...
+        ...     def by_module(self, model, example_inputs, samples):
+        ...         return {path: len(list(module.parameters())) for path, module in model.named_modules()}
+        >>> Tensors().by_module(nn.Sequential(nn.Linear(2, 2)), None, 1)
+        {'': 2, '0': 2}
+        >>> Tensors().about
+        'Number of parameter tensors.'
     """
 
     name: ClassVar[str]
@@ -37,22 +48,27 @@ class Resource(ABC):
         """Measures a model and each of its modules.
 
         Args:
-            model: A copy, which may be on the meta device.
-            example_inputs: What the model is called with, on any device.
-            samples: How many samples they hold.
+            model: A copy of the model. It may be on the meta device, where tensors have shapes and no values.
+            example_inputs: Inputs of the model, on any device.
+            samples: Number of samples in `example_inputs`.
 
         Returns:
-            Path of a module -> its cost with all that is in it; "" -> that of the whole model. What costs nothing may
-            be left out. What depends on the inputs is of one sample.
+            For the path of each module, its cost with everything in it. "" is the path of the whole model. Modules that
+            cost nothing may be left out. A cost that depends on the inputs is the cost of one sample.
         """
 
     def of_tensor(self, by_module: Mapping[str, float], path: str, tensor: Tensor | None) -> float:
-        """What of the cost grows with both axes of a tensor that two sites cut, one along each. Here: nothing.
+        """Returns the part of the cost that grows with the product of two axes of a tensor.
+
+        It is called for tensors that two sites cut along different axes: two streams, or two sites without a stream.
 
         Args:
-            by_module: What `by_module` gave.
-            path: Of the tensor.
-            tensor: The tensor; None where it went with its module.
+            by_module: What `by_module` returned for the same model.
+            path: Path of the tensor.
+            tensor: The tensor. None if it was removed together with its module.
+
+        Returns:
+            The cost. By default 0: the cost does not depend on tensors.
         """
         return 0.0
 
@@ -63,33 +79,43 @@ class Resource(ABC):
         samples: int,
         with_counts: Callable[[Sequence[int]], nn.Module],
     ) -> Cost | None:
-        """How the cost depends on the units that each site keeps.
+        """Returns how the cost depends on the number of units that each site keeps.
+
+        Override it for a resource whose cost is not linear in the units, such as a measured latency.
 
         Args:
             sites: The sites.
-            example_inputs: What the model is called with.
-            samples: How many samples they hold.
-            with_counts: Gives a copy of the model with so many units kept at each site.
+            example_inputs: Inputs of the model.
+            samples: Number of samples in `example_inputs`.
+            with_counts: Returns a copy of the model in which each site keeps the given number of units.
 
         Returns:
-            Here None: it is linear in the units of each site and in pairs of sites that meet, and a few recounts tell
-            the factors. A recount of one more model proves that it is.
+            The cost. By default None: the cost is linear in the units of each site, plus products of the units of two
+            sites. `measure_costs` then finds the factors from a few smaller models, and checks them on one more.
         """
         return None
 
     @property
     def about(self) -> str:
-        """What it is, in one sentence."""
+        """One sentence that explains the resource: the first line of the docstring."""
         return (type(self).__doc__ or self.label).strip().splitlines()[0]
 
 
 def resource(name: str) -> Resource:
-    """The resource of that name; BudgetError, with the names that are known, where there is none."""
+    """Returns the resource of a name. Raises BudgetError, with the known names, if there is none."""
     found: Resource = named("resources", name, "resource", BudgetError)
     return found
 
 
 def measured_resources(more: Sequence[str] = ()) -> list[Resource]:
-    """The resources that every run measures, in the order of their table, and those asked for by name."""
+    """Returns the resources to measure, in the order of their table.
+
+    Args:
+        more: Names of resources to measure beside those that every run measures.
+
+    Raises:
+        BudgetError: A name is not known.
+    """
+    # Every name is looked up first: an unknown one would otherwise be ignored below.
     asked = {name: resource(name) for name in more}
     return [kind for name, kind in registered("resources").items() if kind.always or name in asked]

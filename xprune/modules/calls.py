@@ -1,4 +1,4 @@
-"""Calls: how a model is called with inputs of any form, and what is done to every tensor in them.
+"""How a model is called with inputs of any form, and how the tensors inside such inputs are listed, changed and picked.
 
 Inputs are a tensor, a tuple of arguments, or a mapping of keyword arguments. A list is ONE argument that holds a tensor
 for each sample, as detection models take their images. Tuples, lists and mappings may hold each other.
@@ -16,11 +16,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Given:
-    """What a model was called with.
+    """The arguments of one call of a model. `Task.rows` gets them.
 
     Attributes:
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+
+    Example:
+        >>> given = Given((torch.zeros(2, 3),), {"mask": None})
+        >>> len(given.args), list(given.kwargs)
+        (1, ['mask'])
     """
 
     args: tuple[Any, ...]
@@ -28,15 +33,26 @@ class Given:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output: a mapping becomes keyword arguments, a tuple arguments, anything else one argument."""
+    """Calls the model and returns its output.
+
+    Args:
+        model: The model.
+        inputs: A mapping is unpacked to keyword arguments, a tuple to positional arguments. Anything else is one
+            argument.
+
+    Example:
+        >>> call(nn.Bilinear(2, 3, 4), (torch.zeros(1, 2), torch.zeros(1, 3))).shape
+        torch.Size([1, 4])
+    """
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def takes(function: Callable[..., Any], arguments: int) -> bool:
-    """Whether a function can be called with so many positional arguments."""
+    """Returns True if a function can be called with this number of positional arguments."""
     try:
+        # The values do not matter: binding looks at their number only.
         signature(function).bind(*range(arguments))
     except TypeError:
         return False
@@ -44,7 +60,7 @@ def takes(function: Callable[..., Any], arguments: int) -> bool:
 
 
 def logits(outputs: Any) -> Any:
-    """What a model's outputs have as `logits`, by key or attribute; outputs that have none as they are."""
+    """Returns the logits of a model's outputs: the key or attribute `logits`, or the outputs if there is none."""
     if isinstance(outputs, Mapping):
         return outputs.get("logits", outputs)
     return getattr(outputs, "logits", outputs)
@@ -52,7 +68,10 @@ def logits(outputs: Any) -> Any:
 
 @contextmanager
 def slow_path() -> Iterator[None]:
-    """Without the inference path of nn.TransformerEncoder, which packs padded batches and fails where hooks are."""
+    """Turns off the fast path of nn.TransformerEncoder for a while, so that hooks work.
+
+    The fast path packs padded batches into nested tensors. Layers with hooks cannot compute with these.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -62,7 +81,7 @@ def slow_path() -> Iterator[None]:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in tuples, lists and mappings that hold each other, in order."""
+    """Returns every tensor in a value, in order. Looks into tuples, lists and mappings that hold each other."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -71,55 +90,60 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same value with `change` applied to every tensor. Lists, tuples and named tuples stay what they are.
+    """Returns the same value with `change` applied to every tensor in it.
 
-    Mappings become plain dicts.
+    Lists, tuples and named tuples keep their type. Mappings become plain dicts. Everything else stays as it is.
     """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
         return {name: map_tensors(item, change) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return _like(value, [map_tensors(item, change) for item in value])
+        return _same_container(value, [map_tensors(item, change) for item in value])
     return value
 
 
 def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis: int = 0) -> Any:
-    """Some of the samples of a batch.
+    """Returns some of the samples of a batch.
 
-    What holds no entry for each sample goes along whole: numbers, 0-dim tensors, a mask (tokens, tokens) that all
+    Entries that hold nothing for each sample stay whole: numbers, 0-dim tensors, and a mask (tokens, tokens) that all
     samples share.
 
     Args:
-        inputs: What a model is called with.
-        index: Which samples, in which order.
-        samples: The number of samples in the batch. A list of so many entries holds one for each sample.
-        axis: The axis of the samples in tensors.
+        inputs: Inputs of a model.
+        index: Indices of the samples, in the order wanted. An index may occur several times.
+        samples: Number of samples in the batch. A list with this many entries holds one for each sample.
+        axis: Sample axis of the tensors. A tensor with another length along it stays whole.
 
     Returns:
         Inputs of the same form, with len(index) samples.
+
+    Example:
+        >>> batch = {"x": torch.zeros(4, 8), "mask": torch.zeros(5, 5)}
+        >>> {name: tuple(t.shape) for name, t in pick_samples(batch, [0, 3], samples=4).items()}
+        {'x': (2, 8), 'mask': (5, 5)}
     """
     if isinstance(inputs, Tensor):
         if inputs.dim() <= axis or inputs.shape[axis] != samples:
             return inputs
         return inputs.index_select(axis, torch.as_tensor(index, device=inputs.device))
     if isinstance(inputs, list) and len(inputs) == samples:
-        return _like(inputs, [inputs[i] for i in index])
+        return _same_container(inputs, [inputs[i] for i in index])
     if isinstance(inputs, Mapping):
         return {name: pick_samples(item, index, samples, axis) for name, item in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return _like(inputs, [pick_samples(item, index, samples, axis) for item in inputs])
+        return _same_container(inputs, [pick_samples(item, index, samples, axis) for item in inputs])
     return inputs
 
 
 def first_rows(inputs: Any, rows: int, samples: int | None = None, axis: int = 0) -> Any:
-    """The first samples of a batch, at most `rows`, see `pick_samples`.
+    """Returns the first samples of a batch, at most `rows` of them. See `pick_samples`.
 
     Args:
-        inputs: What a model is called with.
-        rows: How many samples are wanted.
-        samples: The number of samples in the batch; None: the first entry that has the axis tells it.
-        axis: The axis of the samples in tensors.
+        inputs: Inputs of a model.
+        rows: Number of samples wanted.
+        samples: Number of samples in the batch. None: read from the first tensor that has the axis, or the first list.
+        axis: Sample axis of the tensors.
     """
     if samples is None:
         samples = next(iter(lengths(inputs, axis)), 0)
@@ -127,14 +151,20 @@ def first_rows(inputs: Any, rows: int, samples: int | None = None, axis: int = 0
 
 
 def lengths(inputs: Any, axis: int = 0) -> list[int]:
-    """How long each tensor is along the axis, and how many entries each list has, in order."""
+    """Returns the length of each tensor along the axis and the number of entries of each list, in order.
+
+    Tensors without the axis are skipped.
+    """
     if isinstance(inputs, Tensor):
         return [inputs.shape[axis]] if inputs.dim() > axis else []
-    own = [len(inputs)] if isinstance(inputs, list) else []
+    entries = [len(inputs)] if isinstance(inputs, list) else []
     values = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
-    return own + [n for item in values for n in lengths(item, axis)] if isinstance(values, (tuple, list)) else []
+    if not isinstance(values, (tuple, list)):
+        return entries
+    return entries + [n for item in values for n in lengths(item, axis)]
 
 
-def _like(value: Any, items: list[Any]) -> Any:
-    """The items in a container of the type of `value`, a tuple or a list."""
-    return value._make(items) if hasattr(value, "_make") else type(value)(items)  # a named tuple takes no list
+def _same_container(value: Any, items: list[Any]) -> Any:
+    """Returns the items in a container of the type of `value`, which is a list, a tuple or a named tuple."""
+    # The constructor of a named tuple takes one argument for each field, not a list.
+    return value._make(items) if hasattr(value, "_make") else type(value)(items)

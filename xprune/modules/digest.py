@@ -1,4 +1,7 @@
-"""Digests: short names for what a model holds and how it is built, so that one is not taken for another."""
+"""Digests: short names for the contents of models and objects. Equal contents have equal digests, in every process.
+
+Checkpoints and comparisons use them to notice that a model, a setting or a function is not the one of before.
+"""
 
 import functools
 import hashlib
@@ -13,71 +16,100 @@ from torch import Tensor, nn
 
 from xprune.modules.copies import tensors
 
-_LENGTH = 16  # hexadecimal digits, 64 bits
+_LENGTH = 16
+"""Hexadecimal digits of a digest: 64 bits."""
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
 
 
 def values_digest(module: nn.Module) -> str:
-    """A name for every value of every parameter and buffer, with their names, types and shapes."""
+    """Returns a digest of every parameter and buffer: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in tensors(module).items():
-        _add(digest, name, tensor)
+        _add_tensor(digest, name, tensor)
     return digest.hexdigest()[:_LENGTH]
 
 
 def structure_digest(module: nn.Module) -> str:
-    """A name for the classes of all modules, what they print of themselves, and their plain attributes."""
+    """Returns a digest of how a model is built: the class, the `extra_repr` and the plain attributes of each module.
+
+    The values of parameters do not change it, and neither does train or eval mode.
+    """
     digest = hashlib.sha256()
     for path, part in module.named_modules():
         plain = {name: value for name, value in vars(part).items() if _is_plain(value) and name != "training"}
-        # An activation may be held as a function, and a forward may have been put in the place of the class's own.
-        called = {name: digest_of(_apart(value)) for name, value in vars(part).items() if isinstance(value, _FUNCTIONS)}
+        # A module may hold its activation as a function, and its forward may have been replaced on the instance.
+        functions = {
+            name: digest_of(_without_object(value))
+            for name, value in vars(part).items()
+            if isinstance(value, _FUNCTIONS)
+        }
         kind = f"{type(part).__module__}.{type(part).__qualname__}"
-        said = f"{path}|{kind}|{part.extra_repr()}|{sorted(plain.items())}|{sorted(called.items())}\n"
-        digest.update(said.encode())
+        # Checkpoints and results of comparisons hold digests. In another format none of them would fit.
+        line = f"{path}|{kind}|{part.extra_repr()}|{sorted(plain.items())}|{sorted(functions.items())}\n"
+        digest.update(line.encode())
     return digest.hexdigest()[:_LENGTH]
 
 
 def digest_of(value: Any) -> str:
-    """A name for a nest of tensors, plain values, dataclasses, functions and other objects, by what they hold."""
+    """Returns a digest of a value by its contents.
+
+    The value may be made of tensors, modules, numbers, texts, containers, dataclasses, functions and other objects.
+
+    Example:
+        >>> digest_of({"lr": 0.1, "steps": [1, 2]}) == digest_of({"lr": 0.1, "steps": [1, 2]})
+        True
+        >>> digest_of({"lr": 0.1}) == digest_of({"lr": 0.2})
+        False
+    """
     digest = hashlib.sha256()
-    _nest(digest, value, ())
+    _add_value(digest, value, ())
     return digest.hexdigest()[:_LENGTH]
 
 
-def _apart(function: Any) -> Any:
-    """A method without its object, which is the module that is looked at."""
+def _without_object(function: Any) -> Any:
+    """Returns the function of a method, or the function itself.
+
+    The object of the method is the module whose digest is computed: with it the computation would not end.
+    """
     return function.__func__ if isinstance(function, MethodType) else function
 
 
-def _nest(digest: Any, value: Any, inside: tuple[int, ...]) -> None:
-    """Adds a value. `inside`: the ids of what holds it, since objects may point back to their owners."""
+def _add_value(digest: Any, value: Any, inside: tuple[int, ...]) -> None:
+    """Adds a value to a digest.
+
+    Args:
+        digest: The hashlib object.
+        value: The value.
+        inside: Ids of the objects that hold the value. Objects may refer back to their owners.
+    """
     if isinstance(value, np.ndarray) and value.dtype != object:
         digest.update(f"{value.dtype} {value.shape};".encode() + np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Tensor):
-        _add(digest, "", value)
+        _add_tensor(digest, "", value)
     elif isinstance(value, nn.Module):
         digest.update(f"{structure_digest(value)} {values_digest(value)}".encode())
     elif id(value) in inside:
+        # The value holds itself: stop here.
         digest.update(b"...")
     elif isinstance(value, (Mapping, tuple, list)) or not _is_plain(value):
         digest.update(f"{type(value).__module__}.{type(value).__qualname__}(".encode())
         for name, item in _items(value):
             digest.update(f"{name}=".encode())
-            _nest(digest, item, (*inside, id(value)))
+            _add_value(digest, item, (*inside, id(value)))
         digest.update(b")")
     else:
         digest.update(f"{type(value).__name__} {value!r};".encode())
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """(name, part) of all that an object is made of."""
+    """Returns (name, part) of all parts of a container or an object."""
     if isinstance(value, Mapping):
         return value.items()
     if isinstance(value, (tuple, list)):
         return enumerate(value)
     if isinstance(value, (set, frozenset)):
-        return enumerate(sorted(digest_of(item) for item in value))  # in an order that is the same in every process
+        # The order of a set differs from process to process, the order of the digests does not.
+        return enumerate(sorted(digest_of(item) for item in value))
     if isinstance(value, torch.Generator):
         return (("state", value.get_state()),)
     if isinstance(value, MethodType):
@@ -87,52 +119,58 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, functools.partial):
         return (("function", value.func), ("args", value.args), ("keywords", value.keywords))
     if isinstance(value, FunctionType):
+        # The code itself, so that an edited function has another digest than before. Constants that are not plain, such
+        # as the code of inner functions, are left out: their repr holds an address.
         plain = [each for each in value.__code__.co_consts if _is_plain(each)]
         code = (value.__code__.co_code.hex(), value.__code__.co_names, plain)
-        closed = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        captured = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
         return (
             ("name", f"{value.__module__}.{value.__qualname__}"),
             ("code", code),
             ("defaults", (value.__defaults__, value.__kwdefaults__)),
-            ("closure", closed),
+            ("closure", captured),
         )
     if isinstance(value, type):
         return (("name", f"{value.__module__}.{value.__qualname__}"),)
-    held = {field.name for field in fields(value)} if is_dataclass(value) else set(getattr(value, "__dict__", ()))
-    held |= {name for name in slots_of(type(value)) if hasattr(value, name)}
-    if held:
-        return ((name, getattr(value, name)) for name in sorted(held))
+    names = {field.name for field in fields(value)} if is_dataclass(value) else set(getattr(value, "__dict__", ()))
+    names |= {name for name in slots_of(type(value)) if hasattr(value, name)}
+    if names:
+        return ((name, getattr(value, name)) for name in sorted(names))
     text = repr(value)
-    return (("repr", "" if " at 0x" in text else text),)  # an address says nothing of the value
+    # A default repr holds the address of the object, which differs from process to process.
+    return (("repr", "" if " at 0x" in text else text),)
 
 
 def slots_of(kind: type) -> list[str]:
-    """Names of the attributes that objects of a class keep without a dictionary."""
+    """Returns the names of the attributes that a class keeps in `__slots__`, those of its base classes included."""
     found: list[str] = []
     for base in kind.__mro__:
         names = vars(base).get("__slots__", ())
+        # One slot may be written as a plain string.
         found += [names] if isinstance(names, str) else list(names)
     return [name for name in found if not name.startswith("__")]
 
 
 def _is_filled(cell: Any) -> bool:
-    """False for a variable of an enclosing function that has no value yet."""
+    """Returns False for a variable of an enclosing function that has no value yet."""
     try:
-        cell.cell_contents  # noqa: B018 - to read it is the test
+        cell.cell_contents  # noqa: B018 - reading it is the test
     except ValueError:
         return False
     return True
 
 
-def _add(digest: Any, name: str, tensor: Tensor) -> None:
+def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    """Adds the name, the dtype, the shape and the values of a tensor to a digest."""
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
+        # Bytes, since numpy has no bfloat16.
         digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def _is_plain(value: Any) -> bool:
-    """Numbers, text, types of torch and tuples of these."""
+    """Returns True for None, numbers, text, dtypes of torch, and tuples or lists of these."""
     if isinstance(value, (tuple, list)):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype))

@@ -1,4 +1,4 @@
-"""Forward: one try of a model on its inputs, with an error in words where it fails."""
+"""A first try of a model on its inputs, which turns any failure into an error with a clear message."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ from xprune.modules.copies import shared_copy
 
 
 def try_forward(model: nn.Module, example_inputs: Any) -> None:
-    """ModelError where the model's forward fails on the example inputs."""
+    """Raises ModelError, with the cause, if the model does not run on the example inputs."""
+    # A copy: a forward may change buffers, such as the statistics of a batch norm.
     copy = shared_copy(model)
     try:
         with torch.no_grad(), slow_path():
@@ -24,9 +25,10 @@ def try_forward(model: nn.Module, example_inputs: Any) -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """The kind of an error and its message. An error may have none, or one that cannot be read."""
+    """Returns the class and the message of an error, "ValueError: bad shape". The class alone if it has no message."""
     try:
         message = str(error)
-    except Exception:  # of somebody else's class
+    # The class is not ours: its __str__ may fail.
+    except Exception:
         message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

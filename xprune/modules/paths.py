@@ -1,4 +1,4 @@
-"""Paths: tensors, whole numbers and parts of a module by their dotted paths."""
+"""Parts, tensors and whole numbers of a module, looked up by their dotted paths."""
 
 from typing import Any
 
@@ -6,7 +6,12 @@ from torch import Tensor, nn
 
 
 def part_at(module: nn.Module, path: str) -> Any:
-    """What stands at a dotted path, None for nothing or for no path."""
+    """Returns the attribute at a dotted path. None if it does not exist, or if the path is empty.
+
+    Example:
+        >>> part_at(nn.Sequential(nn.Linear(4, 8)), "0.out_features")
+        8
+    """
     found: Any = module if path else None
     for name in path.split(".") if path else ():
         found = getattr(found, name, None)
@@ -14,7 +19,7 @@ def part_at(module: nn.Module, path: str) -> Any:
 
 
 def tensor_at(model: nn.Module, path: str) -> Tensor:
-    """The parameter or buffer at a dotted path; AttributeError where there is none."""
+    """Returns the parameter or buffer at a dotted path. Raises AttributeError if there is none."""
     owner, _, name = path.rpartition(".")
     tensor = getattr(model.get_submodule(owner), name)
     if not isinstance(tensor, Tensor):
@@ -23,8 +28,11 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
 
 
 def attribute_at(model: nn.Module, path: str) -> int:
-    """The whole number at a dotted path, that of a tuple at its index; AttributeError where there is none."""
-    module, name, index = count_at(model, path)
+    """Returns the whole number at a dotted path. Raises AttributeError if there is none.
+
+    The last part of the path may be an index into a tuple: "rel_pos.bias_shape.2" is its third number.
+    """
+    module, name, index = _holder_of(model, path)
     value = getattr(module, name)
     if index is not None:
         value = value[index] if isinstance(value, tuple) and index < len(value) else None
@@ -33,8 +41,17 @@ def attribute_at(model: nn.Module, path: str) -> int:
     return value
 
 
-def count_at(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]:
-    """(module, attribute, index in it): "rel_pos.bias_shape.2" is the third number of a tuple."""
+def set_attribute(model: nn.Module, path: str, count: int) -> nn.Module:
+    """Sets the whole number at a dotted path, see `attribute_at`. Returns the module that holds it."""
+    module, name, index = _holder_of(model, path)
+    old: Any = getattr(module, name)
+    # A tuple cannot be changed, so a new one takes its place.
+    setattr(module, name, count if index is None else (*old[:index], count, *old[index + 1 :]))
+    return module
+
+
+def _holder_of(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]:
+    """Returns the module, the name of its attribute, and the index into the attribute. None if it is not indexed."""
     owner, _, name = path.rpartition(".")
     index = int(name) if name.isdigit() else None
     if index is not None:
@@ -42,16 +59,8 @@ def count_at(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]:
     return model.get_submodule(owner), name, index
 
 
-def set_attribute(model: nn.Module, path: str, count: int) -> nn.Module:
-    """Sets the whole number at a dotted path, that of a tuple at its index; the module that holds it."""
-    module, name, index = count_at(model, path)
-    old: Any = getattr(module, name)
-    setattr(module, name, count if index is None else (*old[:index], count, *old[index + 1 :]))
-    return module
-
-
 def is_linear(module: nn.Module) -> bool:
-    """True for a linear layer: torch's, or one that calls its features channels, as PyG's own does."""
+    """Returns True for a linear layer: torch's, or PyTorch Geometric's, which calls its features channels."""
     weight = getattr(module, "weight", None)
     named = hasattr(module, "in_channels") and hasattr(module, "out_channels")
     return isinstance(module, nn.Linear) or (named and isinstance(weight, Tensor) and weight.dim() == 2)

@@ -1,7 +1,7 @@
-"""Precision: arithmetic that is as exact as its dtype says, whatever the caller allows, and in a dtype of our choice.
+"""Exact arithmetic for proofs: no TF32 or other shortcuts, and a wider dtype than that of the model where it is needed.
 
-`exact_arithmetic` puts the caller's settings aside for a while. `lifted` computes in a wider dtype than the model has,
-one operation at a time, so that no second copy of the weights is made.
+`exact_arithmetic` replaces the caller's settings for a while. `lifted` computes in a wider dtype, one operation at a
+time. So it needs no second copy of the weights.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,20 +29,26 @@ _set_precision: Callable[[str, str, str], str] = torch._C._set_fp32_precision_se
 
 @contextmanager
 def exact_arithmetic(default_dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """Computes float32 as float32, without gradients; everything is as the caller had it afterwards.
+    """Makes float32 as exact as it can be inside a block. Afterwards all settings are as the caller had them.
 
-    Inside, these are off: TF32 and bfloat16 in float32 products and convolutions, sums in half precision, autocast
-    of every device type, gradients, inference mode.
+    Inside the block these are off: TF32 and bfloat16 in products and convolutions of float32, sums in half precision,
+    autocast of every device type, gradients, and inference mode.
 
     Args:
-        default_dtype: The dtype of tensors that a forward makes without naming one.
+        default_dtype: Dtype of the tensors that a forward creates without naming a dtype.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16), exact_arithmetic():
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.float32
     """
     before = torch.get_default_dtype()
     with ExitStack() as stack:
         for device in AUTOCAST_DEVICES:
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(torch.inference_mode(False))  # its tensors could not be written to afterwards
+        # Tensors of inference mode cannot be written to afterwards.
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_full_float32())
         stack.enter_context(_full_sums())
@@ -53,22 +59,26 @@ def exact_arithmetic(default_dtype: torch.dtype = torch.float32) -> Iterator[Non
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Float32 products and convolutions without TF32 or bfloat16.
+    """Turns off TF32 and bfloat16 in float32 products and convolutions for a block.
 
-    torch has two sets of settings for it. The old one is `set_float32_matmul_precision` and `allow_tf32`. The new one
-    is `fp32_precision`, of an operation, of a backend, and of all; the most special one that is not "none" counts.
-    Setting an old one sets new ones too, and reading an old one fails where the two disagree. So each setting is read
-    by itself, both sets are changed, and the old ones are put back before the new ones.
+    torch has two sets of settings for it. The old set is `set_float32_matmul_precision` and `allow_tf32`. The new set
+    is `fp32_precision`, which exists for an operation, for a backend and for all backends. The most specific one that
+    is not "none" counts.
+
+    The two sets interact: writing an old setting writes new ones too, and reading an old one fails if both sets
+    disagree. So each setting is read without the others, both sets are changed, and the old ones are put back before
+    the new ones.
     """
     parents = {}
-    for key in _PARENTS:  # the general one first: while it is "none", the others read as they were set
+    # The most general one is set to "none" first. While it is, the others read as they were set.
+    for key in _PARENTS:
         parents[key] = _get_precision(*key)
         _set_precision(*key, "none")
     leaves = {key: _get_precision(*key) for key in _LEAVES}
     for key in _PARENTS:
         _set_precision(*key, "ieee")
-    # What reads "ieee" now is "ieee" itself or asks its parents. It is left alone: cuDNN starts with a TF32 that
-    # gives way to a parent's setting, and no setter can bring that state back.
+    # An operation that reads "ieee" now is set to "ieee", or follows its parents. It is not written to. The reason is
+    # cuDNN: at start it has a TF32 that gives way to a parent's setting, and no setter can bring that state back.
     explicit = [key for key in _LEAVES if _get_precision(*key) != "ieee"]
     for key in explicit:
         _set_precision(*key, "ieee")
@@ -93,19 +103,22 @@ def _full_float32() -> Iterator[None]:
 
 
 def _old_convolutions() -> bool:
-    """What `torch.backends.cudnn.allow_tf32` was set to, while the new settings say "ieee"."""
+    """Returns the value of `torch.backends.cudnn.allow_tf32`, while the new settings are "ieee"."""
     try:
         return bool(torch.backends.cudnn.allow_tf32)
-    except RuntimeError:  # the old setting disagrees with "ieee": it is True
+    # Reading fails if the old setting disagrees with "ieee". Then it is True.
+    except RuntimeError:
         return True
 
 
 @contextmanager
 def _full_sums() -> Iterator[None]:
-    """Products of half-precision numbers that are summed up in float32."""
+    """Makes products of half-precision numbers sum up in float32 for a block."""
     matmul, names = torch.backends.cuda.matmul, ("fp16", "bf16")
     reductions = {f"allow_{name}_reduced_precision_reduction": True for name in names}
     before: dict[str, Any] = {}
+    # The setter takes a bool, or a pair of bools whose second one is about split-k sums. Releases of torch without
+    # split-k have no such attribute.
     for name in reductions:
         allowed, split = getattr(matmul, name), getattr(matmul, f"{name}_split_k", True)
         before[name] = allowed if split else (allowed, split)
@@ -124,21 +137,21 @@ def _full_sums() -> Iterator[None]:
 
 
 class CannotLift(RuntimeError):
-    """A forward that `lifted` cannot run: it writes into a tensor that is narrower than the wanted dtype."""
+    """Raised if a forward writes into a tensor of a narrower dtype than wanted, so `lifted` cannot run it."""
 
 
 @contextmanager
 def lifted(dtype: torch.dtype) -> Iterator[None]:
-    """Computes in `dtype` where tensors have a narrower one, without a copy of the model.
+    """Computes a block in a wider dtype than the model has, without a copy of the model.
 
-    Each operation gets its narrower floating-point arguments converted, and a narrower dtype that it is asked for is
-    replaced by `dtype`. One weight at a time is converted, a large one in parts.
+    For each operation, arguments of a narrower floating-point dtype are converted to `dtype`. If the operation is asked
+    for a narrower dtype, it gets `dtype` too. One weight at a time is converted, a large one in parts.
 
     Args:
-        dtype: torch.float32 or torch.float64. Tensors that are as wide stay as they are.
+        dtype: torch.float32 or torch.float64. Tensors that are as wide or wider stay as they are.
 
     Raises:
-        CannotLift: The forward writes into a narrower tensor, which would have to be rounded.
+        CannotLift: The forward writes into a narrower tensor, which would round the result.
 
     Example:
         >>> layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
@@ -157,11 +170,11 @@ _PICKS = (
     torch.ops.aten.index_select.default,
     torch.ops.aten.gather.default,
 )
-"""Operations that only pick values of their first argument: it need not be lifted as a whole."""
+"""Operations that only pick values of their first argument. The picked values are lifted, not the whole argument."""
 _PRODUCTS = {torch.ops.aten.mm.default: 1, torch.ops.aten.addmm.default: 2}
-"""Products of a matrix, and which of the arguments the weight is."""
+"""Products with a matrix, and the position of the weight among the arguments."""
 PART = 2**22
-"""Elements of a weight that are lifted at once."""
+"""Number of elements of a weight that are lifted at a time. A larger weight is lifted in parts."""
 _CHECKED = {
     torch.conv1d,
     torch.conv2d,
@@ -171,17 +184,18 @@ _CHECKED = {
     torch.conv_transpose3d,
     F.scaled_dot_product_attention,
 }
-"""Functions that refuse arguments of several dtypes before any operation starts."""
+"""Functions that check their arguments before any operation starts, and refuse arguments of several dtypes."""
 
 
 class _LiftedEarly(TorchFunctionMode):
-    """Lifts the arguments of functions that check them themselves."""
+    """Lifts the arguments of the functions in `_CHECKED`. For these, `_Lifted` comes too late."""
 
     def __init__(self, operations: "_Lifted") -> None:
         super().__init__()
         self.lift = operations.lift
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one function of torch, on lifted arguments if it checks them."""
         kwargs = kwargs or {}
         if func in _CHECKED:
             args, kwargs = tree_map(self.lift, args), tree_map(self.lift, kwargs)
@@ -189,7 +203,7 @@ class _LiftedEarly(TorchFunctionMode):
 
 
 class _Lifted(TorchDispatchMode):
-    """Lifts the arguments of each operation, see `lifted`."""
+    """Lifts the arguments of every operation inside the block, see `lifted`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -198,40 +212,55 @@ class _Lifted(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation on lifted arguments."""
         kwargs = kwargs or {}
-        if func.is_view:  # computes nothing: what reads the view lifts it
+        # A view computes nothing. The operation that reads the view lifts it.
+        if func.is_view:
             return func(*args, **kwargs)
         if func._schema.is_mutable:
             self._check_writes(func, args, kwargs)
         if func in _PICKS:
             return self.lift(func(args[0], *tree_map(self.lift, args[1:]), **kwargs))
-        if func in _PRODUCTS and self._narrow(args[_PRODUCTS[func]]) and args[_PRODUCTS[func]].numel() > PART:
-            return self._product(*tree_map(self.lift, args[: _PRODUCTS[func]]), args[_PRODUCTS[func]], **kwargs)
+        if func in _PRODUCTS:
+            position = _PRODUCTS[func]
+            weight = args[position]
+            if self._narrow(weight) and weight.numel() > PART:
+                return self._product(*tree_map(self.lift, args[:position]), weight, **kwargs)
         return func(*tree_map(self.lift, args), **tree_map(self.lift, kwargs))
 
     def _wider(self, dtype: torch.dtype) -> torch.dtype:
+        """Returns the dtype to compute in, in place of `dtype`. Integers and wide dtypes stay as they are."""
         if dtype is torch.complex64 and self.dtype is torch.float64:
             return torch.complex128
         return self.dtype if dtype.is_floating_point and dtype.itemsize < self.dtype.itemsize else dtype
 
     def _narrow(self, value: Any) -> bool:
+        """Returns True for a tensor that has to be converted."""
         return isinstance(value, Tensor) and self._wider(value.dtype) != value.dtype
 
     def lift(self, value: Any) -> Any:
-        """A tensor or a dtype, wider if it was too narrow; anything else as it is."""
+        """Returns a tensor or a dtype, wider if it was too narrow. Returns anything else as it is."""
         if isinstance(value, torch.dtype):
             return self._wider(value)
         return value.to(self._wider(value.dtype)) if self._narrow(value) else value
 
     def _product(self, *args: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
-        """(bias,) rows, weight: the product made from parts of the weight's columns."""
+        """Computes `mm` or `addmm` by parts of the weight's columns, so that one part is lifted at a time.
+
+        Args:
+            *args: The bias for `addmm`, then the rows (n, in) and the weight (in, out).
+            beta: Factor of the bias.
+            alpha: Factor of the product.
+        """
         *bias, rows, weight = args
-        step = max(1, PART // weight.shape[0])
-        made = torch.cat([rows @ self.lift(part) for part in weight.split(step, 1)], 1)
-        return torch.add(bias[0] * beta, made, alpha=alpha) if bias else made
+        columns = max(1, PART // weight.shape[0])
+        product = torch.cat([rows @ self.lift(part) for part in weight.split(columns, 1)], 1)
+        return torch.add(bias[0] * beta, product, alpha=alpha) if bias else product
 
     def _check_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Raises CannotLift if the operation writes into a narrower tensor."""
         for index, argument in enumerate(func._schema.arguments):
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and any(self._narrow(t) for t in (value if isinstance(value, (list, tuple)) else (value,))):
+            # Some operations write into a list of tensors.
+            targets = value if isinstance(value, (list, tuple)) else (value,)
+            if written and any(self._narrow(t) for t in targets):
                 raise CannotLift(f"{func} writes into a tensor that is narrower than {self.dtype}")

@@ -1,6 +1,6 @@
-"""Sliced: a tensor without some of its slices, which is made anew each time an operation reads it and takes no memory.
+"""Tensors that act as a smaller tensor without taking memory: `Sliced` picks entries each time an operation reads it.
 
-It lets a smaller model run, and be proved, before anything is cut.
+With them a smaller model runs, and is proved, before anything is cut. `apply(..., in_place=True)` uses it.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +12,19 @@ from torch.utils._pytree import tree_map
 
 
 class Sliced(Tensor):
-    """What `source` is once only some indices along some of its axes are left.
+    """A tensor with the entries of `source` that stay after some cuts. It takes no memory.
 
     Args:
-        source: The whole tensor. It is held, not copied.
-        picks: (axis, indices that stay) of each cut, the first one first.
+        source: The whole tensor. It is referred to, not copied.
+        picks: (axis, indices that stay, int64) of each cut, in the order of the cuts.
+
+    Example:
+        >>> small = slice_of(torch.arange(6.0).view(2, 3), 1, torch.tensor([0, 2]))
+        >>> small
+        Sliced((2, 2) of (2, 3))
+        >>> small + 1
+        tensor([[1., 3.],
+                [4., 6.]])
     """
 
     source: Tensor
@@ -24,74 +32,90 @@ class Sliced(Tensor):
 
     @staticmethod
     def __new__(cls, source: Tensor, picks: Sequence[tuple[int, Tensor]]) -> "Sliced":
-        """A wrapper of the right shape without a storage of its own."""
+        """Makes a tensor that has the shape, the dtype and the device of the smaller one, but no storage."""
         shape = list(source.shape)
         for axis, index in picks:
             shape[axis] = len(index)
-        made: Sliced = Tensor._make_wrapper_subclass(cls, shape, dtype=source.dtype, device=source.device)
-        made.source, made.picks = source, tuple(picks)
-        return made
+        wrapper: Sliced = Tensor._make_wrapper_subclass(cls, shape, dtype=source.dtype, device=source.device)
+        wrapper.source, wrapper.picks = source, tuple(picks)
+        return wrapper
 
     def whole(self) -> Tensor:
-        """The tensor itself, with a storage of its own."""
-        made = self.source.detach()
+        """Returns the smaller tensor as an ordinary one, which takes memory."""
+        result = self.source.detach()
         for axis, index in self.picks:
-            made = made.index_select(axis, index)
-        return made
+            result = result.index_select(axis, index)
+        return result
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Its shape and what it is made from."""
+        """Shows both shapes. The values are not computed for it."""
         return f"Sliced({tuple(self.shape)} of {tuple(self.source.shape)})"
 
+    # Functions of torch go straight to their operations, where `__torch_dispatch__` sees them.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Runs an operation on the tensor itself; a detached one is still Sliced, as a parameter has to be."""
+        """Runs an operation on the ordinary tensors in place of the `Sliced` ones."""
+        # nn.Parameter detaches its data. The parameter has to be Sliced too, so this one operation keeps the type.
         if func is torch.ops.aten.detach.default:
             return Sliced(args[0].source, args[0].picks)
         return func(*tree_map(_whole, args), **tree_map(_whole, kwargs or {}))
 
 
 def _whole(value: Any) -> Any:
+    """Returns the ordinary tensor of a `Sliced` one, and anything else as it is."""
     return value.whole() if isinstance(value, Sliced) else value
 
 
 def _nothing() -> None:
-    pass
+    """Does nothing, where a callback is optional."""
 
 
 def slice_of(old: Tensor, axis: int, index: Tensor) -> Tensor:
-    """The tensor with the indices that stay along an axis, `Sliced`."""
+    """Returns a `Sliced` tensor with the given indices along an axis.
+
+    Args:
+        old: The tensor, which may be `Sliced` already: then the cuts add up.
+        axis: The axis.
+        index: The indices that stay, int64.
+    """
     picks = old.picks if isinstance(old, Sliced) else ()
     source = old.source if isinstance(old, Sliced) else old.detach()
     return Sliced(source, (*picks, (axis, index)))
 
 
 def fill(model: nn.Module, starts: Callable[[], None] = _nothing) -> nn.Module:
-    """Puts real tensors in the place of the model's `Sliced` ones, the largest first; ties survive.
+    """Replaces every `Sliced` tensor of a model by an ordinary one, the largest first. Tied tensors stay tied.
 
-    Each source is let go once it is cut. Where nobody else holds the sources, this needs memory for one tensor: only
-    the first, the largest, can run out of it, and the later ones fit into what was let go. An interrupt by the user
-    waits until the model is whole.
+    Each source is released as soon as its smaller tensor is made. If nothing else refers to the sources, this needs
+    memory for one tensor only. So memory can run out at the first tensor only, when nothing has been replaced yet.
+    Later tensors are smaller and fit into the released memory. If the user interrupts (Ctrl-C), KeyboardInterrupt is
+    raised after all tensors are replaced.
 
     Args:
         model: The model, which is changed.
-        starts: Called once the first tensor is made and before the first source is let go.
+        starts: A function that is called after the first tensor is made and before its source is released.
+
+    Returns:
+        The same model.
     """
+    # For each Sliced tensor, the dicts of modules that hold it and its names there: several for a tied tensor.
     places: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if isinstance(tensor, Sliced):
                     places.setdefault(id(tensor), []).append((held, name))
+    # Ascending by size: the loop takes the last, which is the largest.
     waiting = sorted(places.values(), key=lambda where: where[0][0][where[0][1]].numel())
     interrupted: KeyboardInterrupt | None = None
     while waiting:
         try:
             _fill_in(waiting[-1], starts)
+            # Only now: after an interrupt the same tensor is tried again.
             waiting.pop()
             starts = _nothing
         except KeyboardInterrupt as interrupt:
@@ -102,12 +126,18 @@ def fill(model: nn.Module, starts: Callable[[], None] = _nothing) -> nn.Module:
 
 
 def _fill_in(places: Sequence[tuple[dict[str, Any], str]], starts: Callable[[], None]) -> None:
-    """Makes one tensor and puts it wherever it belongs."""
+    """Makes one ordinary tensor and puts it in all its places.
+
+    Args:
+        places: (dict of a module, name in it) of each place that holds the Sliced tensor.
+        starts: A function that is called between both steps.
+    """
     held, name = places[0]
-    made = old = held[name]
-    if isinstance(old, Sliced):  # else an interrupt came after it was put there
-        made = old.whole()
-        made = nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made
+    new = old = held[name]
+    # It is an ordinary tensor already if an interrupt came after it was put there.
+    if isinstance(old, Sliced):
+        new = old.whole()
+        new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     starts()
     for held, name in places:
-        held[name] = made
+        held[name] = new

@@ -1,4 +1,4 @@
-"""The caller's world: random numbers and torch's switches, put back as they were, whatever happens in between."""
+"""Random numbers and settings of torch: how they are set for a while, and put back as the caller had them."""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +14,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of every global source of random numbers: Python's, numpy's, torch's, and the accelerators'."""
+    """The state of every global source of random numbers.
+
+    Attributes:
+        python: State of the module `random`.
+        numpy: State of numpy's global generator.
+        torch: State of torch's CPU generator.
+        devices: State of the accelerators' generators. None if there is no accelerator, or if it was not asked for.
+
+    Example:
+        >>> before = RandomState.taken(devices=False)
+        >>> first = torch.rand(1)
+        >>> before.put_back()
+        >>> bool(first == torch.rand(1))
+        True
+    """
 
     python: Any
     numpy: Any
@@ -23,10 +37,10 @@ class RandomState:
 
     @staticmethod
     def taken(devices: bool = True) -> "RandomState":
-        """The state now.
+        """Returns the present state.
 
         Args:
-            devices: Take the accelerators' state too, which starts them up where nothing has used them yet.
+            devices: Take the state of the accelerators too. This starts an accelerator that was not used yet.
         """
         module = _devices() if devices else None
         found = None
@@ -35,7 +49,7 @@ class RandomState:
         return RandomState(random.getstate(), np.random.get_state(), torch.get_rng_state(), found)
 
     def put_back(self) -> None:
-        """Makes this the state again."""
+        """Sets every source of random numbers to this state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
@@ -47,7 +61,15 @@ class RandomState:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds every global source of random numbers, and puts their states back at the end."""
+    """Seeds every global source of random numbers for a block. Afterwards their states are as before.
+
+    Example:
+        >>> with seeded(3):
+        ...     first = torch.rand(2)
+        >>> with seeded(3):
+        ...     print(torch.equal(first, torch.rand(2)))
+        True
+    """
     before = RandomState.taken()
     seed_all(seed)
     try:
@@ -57,19 +79,21 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seeds Python, numpy, torch and the accelerators."""
+    """Seeds Python, numpy, torch and the accelerators. Nothing is put back: see `seeded`."""
     random.seed(seed)
+    # numpy takes seeds of 32 bits only.
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Runs a block with torch's usual settings, and leaves the caller's as they were. Also a decorator.
+    """Runs a block with the settings that torch starts with, and puts the caller's settings back afterwards.
 
-    Inside, gradients are on, inference mode is off, new tensors are float32 on the CPU. At the end, also after an
-    exception, the caller's own settings and all states of random numbers are back.
+    It is a context manager and a decorator. Inside the block gradients are on, inference mode is off, and new tensors
+    are float32 on the CPU. Afterwards the caller's settings and all random states are back, also after an exception.
     """
+    # An accelerator that nothing has used is not started for this: no random number was drawn from it.
     before, dtype = RandomState.taken(devices=_started()), torch.get_default_dtype()
     with ExitStack() as stack:
         stack.callback(before.put_back)
@@ -85,11 +109,11 @@ def undisturbed() -> Iterator[None]:
 
 @cache
 def _devices() -> Any:
-    """The module of the accelerators, as `torch.cuda`; None without any."""
+    """Returns the module of the accelerators, such as `torch.cuda`. None without an accelerator."""
     return torch.get_device_module() if torch.accelerator.is_available() else None
 
 
 def _started() -> bool:
-    """Whether something has used the accelerators already; what nothing has used, nothing has drawn from."""
+    """Returns True if something has used the accelerators in this process."""
     module = _devices()
     return module is not None and bool(getattr(module, "is_initialized", lambda: True)())
