@@ -169,7 +169,7 @@ def test_a_module_that_fails_by_itself_is_left_alone_with_what_it_says():
     model = OnceEach(Once)
     sites = xprune.find_sites(model, example())
     assert {site.kind for site in sites} == {"neuron"}
-    assert "fails when it is called by itself (AssertionError: called twice)" in sites.left["attentions.0"]
+    assert "fails outside of the model (AssertionError: called twice)" in sites.left["attentions.0"]
 
 
 def test_what_is_found_is_plain_data(tmp_path):

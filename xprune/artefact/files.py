@@ -70,7 +70,7 @@ def check_folder(directory: str | Path) -> None:
                 f"{directory} holds something that xprune did not write: {names}. Give a new folder, an empty one, "
                 "or one that holds only a saved model, which is then replaced."
             )
-        # Only an attempt shows whether the file system allows new files. The temporary file is gone at once.
+        # Only an attempt shows whether the file system allows new files. The temporary file is removed at once.
         with tempfile.TemporaryFile(prefix=WORKING, dir=_nearest_existing(directory)):
             pass
     except OSError as error:
@@ -238,7 +238,7 @@ def make_folder(directory: Path) -> Callable[[], None]:
 def working_folder(directory: Path) -> Path:
     """Makes a new empty folder inside a folder, for files that are not finished.
 
-    It is on the same disk as the final place of the files, so that a rename moves them.
+    It is on the same disk as the final place of the files. A rename can therefore move them.
     """
     return Path(tempfile.mkdtemp(prefix=WORKING, dir=directory))
 

@@ -3,8 +3,8 @@
 An artefact is a folder with two or three files:
 
 - model.safetensors: the weights of the pruned model.
-- xprune.json: the header. It has the plan from the dense model to this one, the architecture of the dense model, the
-  names of tied tensors, checksums, and plain data of the user.
+- xprune.json: the header. It has the plan from the dense model to this one, and the architecture of the dense model.
+  It also has the names of tied tensors, checksums, and plain data of the user.
 - tensors.safetensors: other tensors to keep, such as scores. Only if there are any.
 """
 
@@ -79,8 +79,8 @@ def save(
     found, why = proved_arch(model, plan, arch)
     if found is None:
         warnings.warn(
-            f"the architecture is not saved: {why.rstrip('.')}. load({str(directory)!r}) will need model_fn=, a function that "
-            "builds the dense model. For a timm model, you can give save(..., arch=(name, keyword_arguments)) instead.",
+            f"the architecture is not saved: {why.rstrip('.')}. load({str(directory)!r}) will need model_fn=, a function "
+            "that builds the dense model. For a timm model, give save(..., arch=(name, keyword_arguments)) instead.",
             stacklevel=3,
         )
     header = {"format": FORMAT, "arch": found.to_json() if found else None, "plan": plan.to_json()}
@@ -175,7 +175,7 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
         raise ArtefactError(
             f"{directory} names no architecture. Give load(..., model_fn=), a function that builds the dense model."
         )
-    # Without model_fn, the dense model is on the meta device, and the weights of the file take the places of its own.
+    # Without model_fn, the dense model is on the meta device, and the weights of the file replace its parameters.
     dense = model_fn() if model_fn else build(arch) if arch else nn.Module()
     try:
         model = remove_units(dense, plan, ADAPTERS)
@@ -207,7 +207,7 @@ def read_header(directory: str | Path) -> dict[str, Any]:
     try:
         header = json.loads(file.read_text())
     except OSError as error:
-        raise ArtefactError(f"{directory} is no saved model: it needs the files {MODEL} and {HEADER}.") from error
+        raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.") from error
     except ValueError as error:
         raise ArtefactError(f"{file} is no JSON ({error}). It is truncated, or xprune did not write it.") from error
     lacking = files.FIELDS - set(header) if isinstance(header, dict) else files.FIELDS
@@ -219,7 +219,7 @@ def read_header(directory: str | Path) -> dict[str, Any]:
             "the version that wrote it."
         )
     if not stored_file(file.parent / MODEL, header["sha256"]).is_file():
-        raise ArtefactError(f"{directory} is no saved model: it needs the files {MODEL} and {HEADER}.")
+        raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.")
     return header
 
 

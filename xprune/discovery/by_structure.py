@@ -54,7 +54,7 @@ class FirstCall:
 class Alone(nn.Module):
     """A model that holds one module and calls it with the arguments that it had inside the larger model.
 
-    Surgery and proof work on whole models. This class makes a model of the module, so that its path is "module".
+    Surgery and proof work on whole models. This class makes a model of the module. The path of the module is "module".
 
     Args:
         module: The module.
@@ -221,7 +221,7 @@ def _find(module: nn.Module, first_call: FirstCall, structure: Structure, before
     alone = unshare(shared_copy(Alone(module)), module)
     _randomise(alone)
     inputs, tried, problems = (first_call.args, first_call.kwargs), 0, []
-    # Whether this module can go as a whole is tried anew: it depends on the arguments of its own call.
+    # Whether this module can go as a whole is tried anew: it depends on the arguments of its call.
     first = (replace(before, module=""),) if before else ()
     for site in islice(chain(first, proposals(module, structure, consumer, producers, sizes)), TRIES):
         tried += 1
@@ -235,8 +235,8 @@ def _find(module: nn.Module, first_call: FirstCall, structure: Structure, before
         random = exactness.randomness(alone, inputs)
     except Exception as problem:  # The forward of any module runs here, and it may raise anything.
         return (
-            f"{_fails_alone(problem)}, and xprune has to call a module of an unknown class outside of the model. Write "
-            "an adapter for its class, see docs/adapters.md."
+            f"{_fails_alone(problem)}, where xprune has to call a module of an unknown class. Write an adapter for its "
+            "class, see docs/adapters.md."
         )
     if random:
         return f"{random}."
@@ -249,7 +249,7 @@ def _find(module: nn.Module, first_call: FirstCall, structure: Structure, before
 
 @torch.no_grad()
 def _randomise(module: nn.Module) -> None:
-    """Adds noise to all weights in place, so that each unit changes the output.
+    """Adds noise to all weights in place. With the noise, each unit changes the output.
 
     Some weights are zero at the start of training, such as a last projection. They would hide a wrong cut.
     """
@@ -301,7 +301,7 @@ def _disproof(alone: nn.Module, site: Site, called: str, inputs: Any) -> str | N
 
 def _fails_alone(problem: Exception) -> str:
     """Returns the reason for a module whose forward fails outside of the model, with the first line of the error."""
-    return f"its forward fails when it is called by itself ({error_text(problem).splitlines()[0].removesuffix(': ')})"
+    return f"its forward fails outside of the model ({error_text(problem).splitlines()[0].removesuffix(': ')})"
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ class Structure(ABC):
 
     @abstractmethod
     def plausible(self, features: int, produced: Sequence[int]) -> bool:
-        """Returns False if the units cannot come from these layers, so that nothing has to be tried.
+        """Returns False if the units cannot come from these layers. Then no proposal is tried.
 
         Args:
             features: The number of input features of the last linear layer.
@@ -177,7 +177,7 @@ def proposals(
 
 
 def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Returns the subsets that are tried: none of the names, all of them, each one alone."""
+    """Returns the subsets of names that are tried: the empty one, the full one, and each name alone."""
     return list(dict.fromkeys(((), tuple(names), *((name,) for name in names))))
 
 

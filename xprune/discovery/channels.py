@@ -3,8 +3,8 @@
 A residual stream is a set of features that at least two layers or modules write to, and to which blocks add. One
 site is made for each stream, and its units are the channels. The site cuts every tensor on the stream:
 
-1. `dependency_graph.trace` makes placeholders of the known attentions and MLPs, so that the graph shows the stream
-   between them.
+1. `dependency_graph.trace` makes placeholders of the known attentions and MLPs. The graph shows the stream between
+   them.
 2. From each layer that writes, `stream_walk.holders` lists all that holds the same channels.
 3. `_site` turns the holders into cuts. For a placeholder, the adapter of the module says which of its tensors hold the
    channels, or `stream_shapes` guesses it.
@@ -133,7 +133,7 @@ def channel_sites(
     copy, graph = trace(model, example_inputs, known)
     paths = {module: path for path, module in copy.named_modules()}
     inner = {cut.tensor for site in hidden for cut in site.cuts if cut.axis == 0}
-    # Weights of layers that need no walk of their own: they make hidden features, or an earlier walk has met them.
+    # Weights of layers at which no walk starts: they make hidden features, or an earlier walk has met them.
     sites, reasons, seen = [], [], set(inner)
     for module, path in paths.items():
         if not isinstance(module, PRODUCERS) or module not in graph.module2node or f"{path}.weight" in seen:
@@ -176,8 +176,8 @@ def _holders(graph: Any, producer: nn.Module, size: int) -> tuple[list[Holder], 
 def _is_stream(found: Sequence[Holder]) -> bool:
     """Returns True if the features look like a residual stream.
 
-    That is so if a known module adds to its own input. It is also so if the features are added up and a layer or module
-    reads them, while a norm, a bare parameter or a known module is on the stream.
+    One sign is enough: a known module that adds to its input. Otherwise there have to be three: the features are added
+    up, a layer or module reads them, and a norm, a bare parameter or a known module is on the stream.
     """
     joins = any(isinstance(holder.module, JoiningPlaceholder) for holder in found)
     is_read = any(
@@ -293,7 +293,7 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
     Raises:
         Refused: The outputs differ, or the channels cannot be cut out.
     """
-    # The noise needs a copy with weights of its own. It has a standard deviation of 0.02.
+    # The noise has a standard deviation of 0.02. It must not reach the caller's weights, hence `unshare`.
     copy, generator = unshare(shared_copy(model), model), torch.Generator().manual_seed(0)
     for tensor in dict.fromkeys(copy.parameters()):
         if tensor.is_floating_point():

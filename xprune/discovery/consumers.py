@@ -75,8 +75,8 @@ def _first_consumers(model: nn.Module, site: Site, example_inputs: Any) -> tuple
     def start(_module: nn.Module, _args: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise ModelError(
-                "it returns more than one tensor, and xprune cannot tell which layers read its units. Call it so that "
-                "it returns its output alone."
+                "it returns more than one tensor, and xprune cannot tell which layers read its units. Change the call: "
+                "it has to return its output alone."
             )
         return output.detach().requires_grad_()
 

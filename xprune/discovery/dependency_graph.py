@@ -49,7 +49,7 @@ _ENDS = {
 
 
 class CannotTraceError(ModelError):
-    """Raised for a model whose forward runs but cannot be traced, so that it has no dependency graph."""
+    """Raised for a model whose forward runs but cannot be traced. Such a model has no dependency graph."""
 
 
 class _LinearPruner(tp.function.LinearPruner):
@@ -179,9 +179,9 @@ def _traceable(output: Any) -> list[Tensor]:
 def reached(graph: Any, consumer: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
     """Follows one feature from the input of a layer to everything that loses it, too.
 
-    torch-pruning has a walk of its own, `get_pruning_group`. A reshape that it guesses wrongly multiplies the indices
-    at each step, and the walk may never end. Here, a single index is followed. Each dependency has to turn it into the
-    same single index, otherwise the walk stops.
+    torch-pruning also has a walk, `get_pruning_group`. A reshape that it guesses wrongly multiplies the indices at each
+    step, and the walk may never end. Here, a single index is followed. Each dependency has to turn it into the same
+    single index, otherwise the walk stops.
 
     Args:
         graph: The dependency graph.
@@ -222,7 +222,7 @@ def unknown_operation(node: Any, features: int) -> str:
     if not _is_operation(node) or keeps_apart(node.grad_fn, features):
         return ""
     # A linear layer on inputs of three axes runs as reshape, product, reshape. The graph has the layer at the last
-    # reshape, and the product in front of it as a node of its own. That product is the layer itself and does not count.
+    # reshape, and the product in front of it as a separate node. That product is the layer itself and does not count.
     # If the node of a layer is a product, it is the whole layer. Another product in front of it does count.
     inside = name_of(node.grad_fn) in PRODUCTS and all(
         is_linear(user.module) and name_of(user.grad_fn) not in PRODUCTS for user in node.outputs

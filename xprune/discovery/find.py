@@ -53,9 +53,9 @@ def find_sites(
         like an attention or MLP but gives no site why it was left alone: path of the module -> reason.
 
     Raises:
-        ModelError: The forward fails, the model has no sites, `units` names an unknown kind, channels are asked for and
-            no stream can be pruned exactly, or a pattern of `exclude` matches no site. The last is an error because a
-            typing mistake would prune what was meant to be left alone.
+        ModelError: The forward fails, or the model has no sites. `units` names an unknown kind. Channels are asked for,
+            and no stream can be pruned exactly. A pattern of `exclude` matches no site: a typing mistake would prune
+            what was meant to be left alone.
 
     Example:
         >>> import torch

@@ -107,7 +107,7 @@ class _Prover:
 
         Args:
             sites: The sites.
-            own: True if nobody uses the model afterwards, so that the comparison may spare copies of it.
+            own: True if nobody uses the model afterwards. The comparison then makes fewer copies.
         """
         plan = _half_plan(sites)
         try:
@@ -209,7 +209,7 @@ def _without_conflicts(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Si
                 if other != site.name:
                     left[site.name] = (
                         f"it shares the tensor {cut.tensor} with {other}, so a cut for one of them would spoil the "
-                        "other. Give each module a tensor of its own if you want to prune them."
+                        "other. Give each module a separate tensor if you want to prune them."
                     )
     return [site for site in sites if site.name not in left], left
 

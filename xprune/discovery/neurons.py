@@ -1,7 +1,7 @@
 """Finds hidden neurons of MLPs in the dependency graph.
 
-For each linear layer and 1x1 convolution, one feature of its input is followed back through the graph. If the feature
-comes from layers that produce as many features, through operations that keep features apart, these layers form an MLP,
+For each linear layer and 1x1 convolution, one feature of its input is followed back through the graph. It has to come
+from layers that produce as many features, through operations that keep features apart. These layers then form an MLP,
 and the features between them are its neurons.
 """
 
@@ -80,7 +80,7 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
         if module is None:
             return None
         if module not in paths:
-            # torch-pruning makes modules of its own for operations and reshapes.
+            # torch-pruning makes a module for each operation. It is not one of the model.
             unknown |= dict.fromkeys(filter(None, [unknown_operation(dep.target, size)]))
             continue
         if is_linear(module) or isinstance(module, nn.Conv2d):
@@ -92,12 +92,12 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
                 cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
                 continue
             writes = dep.handler == graph.get_pruner_of_module(module).prune_out_channels
-            # Another reader of the features, or a producer of features in groups: this is no plain hidden layer.
+            # A second layer reads the features, or a producer has groups or another size: no plain hidden layer.
             if not depthwise and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
                 return None
             has_producer = has_producer or not depthwise
         elif isinstance(module, _BatchNorm):
-            # Each channel has its own statistics, which are cut with it. Gates need nothing special.
+            # Each channel has separate statistics, which are cut with it. Gates need nothing special.
             pass
         elif is_feature_norm(module) and norms <= {paths[module]}:
             # The statistics run over all neurons, so gates have to know this norm. One such norm is supported.
@@ -113,8 +113,8 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
         # Layers that are children of the model itself may be its stem and its head, with the residual stream between.
         return (
             "it reads a hidden layer that spans the whole model: the layers have no module in common but the model. "
-            "xprune looks at hidden layers inside one module. Put the layers into a module of their own, such as "
-            "nn.Sequential, to prune them."
+            "xprune looks at hidden layers inside one module. Put these layers, and no others, into a module such as "
+            "nn.Sequential to prune them."
         )
     site = _assemble(graph, consumer, path, axis, tuple(cuts.values()), tuple(norms), tuple(consumers))
     if site is None or not unknown:
@@ -147,9 +147,9 @@ def _assemble(
 ) -> Site | None:
     """Puts the site together.
 
-    If the innermost module around all layers holds nothing else and returns what the consumer returns, the site is
-    named after that module, which can be replaced once all its neurons are removed. Otherwise the site is named after
-    the consumer, and a plan has to keep one neuron.
+    The innermost module around all layers may hold nothing else and return what the consumer returns. Then the site is
+    named after that module, and the module can be replaced once all its neurons are removed. Otherwise the site is
+    named after the consumer, and a plan has to keep one neuron.
 
     Returns:
         The site, or None if one of the tensors belongs to a placeholder or to a module without units.

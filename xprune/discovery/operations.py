@@ -2,7 +2,7 @@
 
 A cut of hidden features is exact only if each feature is treated without regard to the others until the next layer
 reads it. An activation does that, a softmax over the features does not. torch-pruning takes every operation that it
-does not know for an elementwise one, so xprune has a list of its own. Any operation off the list counts as mixing.
+does not know for an elementwise one, so xprune has a list. Any operation that is not on it counts as mixing.
 """
 
 import re

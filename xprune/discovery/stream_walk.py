@@ -137,12 +137,12 @@ def _walk(graph: Any, producer: nn.Module, channels: int, tied: _Tied) -> Iterat
     seen = {(node, stack[0][1])}
     while stack:
         node, handler, index, width = stack.pop()
-        # The ends of the node from which the walk goes on, each with the index and the width of a unit there. For most
-        # nodes, that is the end at which the walk has arrived.
+        # The ends of the node from which the walk continues, each with the index and the width of a unit there. Most
+        # nodes have one: the end at which the walk has arrived.
         pruner, ends = graph.get_pruner_of_module(node.module), {handler: (index, width)}
         sideways = _is_sideways(graph, node, handler, size * width)
         if sideways:
-            # The channels pass through the layer as a batch does, so the walk goes on at both ends.
+            # The channels pass through the layer as a batch does, so the walk continues at both ends.
             ends = dict.fromkeys((pruner.prune_in_channels, pruner.prune_out_channels), (index, width))
         elif getattr(node.module, "groups", 1) > 1:
             # A unit takes whole groups of a convolution, and so both input and output channels.

@@ -91,7 +91,7 @@ class AttentionStructure(Structure):
 
 
 def _closed_attention(model: nn.Module, path: str) -> Site:
-    """Returns a site of one unit for an attention that is left alone, so that the graph does not look inside it.
+    """Returns a site of one unit for an attention that is left alone. With it, the graph does not look inside.
 
     The graph needs to know two things: the first layer, which reads the stream, and the last layer with as many
     output features as the first one reads, which writes to it.
