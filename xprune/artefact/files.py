@@ -228,6 +228,7 @@ def make_folder(directory: Path) -> Callable[[], None]:
     directory.mkdir(parents=True, exist_ok=True)
 
     def undo() -> None:
+        """Removes the new folders, the innermost first. Stops at the first one that is not empty."""
         with suppress(OSError):
             for path in made:
                 path.rmdir()

@@ -25,7 +25,8 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tole
         model: The model, on any device. It takes one tensor and returns one tensor. It is exported in eval mode and is
             not changed.
         example_inputs: One batch, (samples, ...).
-        path: The file to write. A file that this function wrote before is replaced. Any other file is refused.
+        path: The file to write. Its folder is made if it does not exist. A file that this function wrote before is
+            replaced. Any other file is refused.
         tolerance: The largest difference allowed, as a share of max(1, max |output|).
 
     Returns:

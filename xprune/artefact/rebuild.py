@@ -56,7 +56,7 @@ def build(arch: Arch, device: str = "meta") -> nn.Module:
 def proved_arch(
     model: nn.Module, plan: Plan, given: Arch | str | tuple[str, Mapping[str, Any]] | None
 ) -> tuple[Arch | None, str]:
-    """Finds the architecture of a model and proves that it leads to the model under a plan.
+    """Finds the architecture of the dense model, and proves that it gives the pruned model when the plan cuts it.
 
     Args:
         model: The pruned model.
@@ -67,7 +67,11 @@ def proved_arch(
         The architecture and "". Or None and the reason why there is none.
 
     Raises:
-        ArtefactError: The given architecture does not lead to the model.
+        ArtefactError: The given architecture gives another model.
+
+    Example:
+        >>> proved_arch(nn.Linear(2, 3), Plan((), ()), given=None)
+        (None, 'the model carries no name of an architecture of timm or transformers')
     """
     arch = _as_arch(given) or _carried(model)
     if arch is None:

@@ -79,8 +79,9 @@ def save(
     found, why = proved_arch(model, plan, arch)
     if found is None:
         warnings.warn(
-            f"the architecture is not saved: {why.rstrip('.')}. load({str(directory)!r}) will need model_fn=, a function "
-            "that builds the dense model. For a timm model, give save(..., arch=(name, keyword_arguments)) instead.",
+            f"the architecture is not saved: {why.rstrip('.')}. load({str(directory)!r}) will need model_fn=, a "
+            "function that builds the dense model. For a timm model, give save(..., arch=(name, keyword_arguments)) "
+            "instead.",
             stacklevel=3,
         )
     header = {"format": FORMAT, "arch": found.to_json() if found else None, "plan": plan.to_json()}

@@ -38,7 +38,7 @@ TRIES = 48
 
 @dataclass
 class FirstCall:
-    """What the first call of a module showed.
+    """The record of the first call of a module in a forward pass.
 
     Attributes:
         args: The positional arguments of the call. None until the module is called.
@@ -160,6 +160,8 @@ def _record_first_calls(model: nn.Module, example_inputs: Any, paths: Sequence[s
     running: list[str] = []
 
     def enter(path: str) -> Any:
+        """Makes a hook that keeps the arguments of the first call."""
+
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             # A module without arguments has args (), so None means that it was not called yet.
             if calls[path].args is None:
@@ -170,9 +172,11 @@ def _record_first_calls(model: nn.Module, example_inputs: Any, paths: Sequence[s
 
     # Hooks return None here: torch would take anything else for a new output.
     def leave(path: str) -> Any:
+        """Makes a hook for the end of the module's call."""
         return lambda *_: running.remove(path) if path in running else None
 
     def step(path: str, name: str) -> Any:
+        """Makes a hook that notes the call of a linear layer."""
         return lambda *_: calls[path].layers.append(name) if path in running else None
 
     for path in paths:
@@ -331,6 +335,7 @@ def _at_path(site: Site, path: str) -> Site:
     """
 
     def at(name: str) -> str:
+        """Returns a path in the model for a path that starts with "module", and "" for ""."""
         return path + name.removeprefix("module") if name else ""
 
     return replace(

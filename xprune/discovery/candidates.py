@@ -64,7 +64,7 @@ class Structure(ABC):
 
     @abstractmethod
     def too_few(self, module: nn.Module, layers: int) -> str:
-        """Returns the reason for leaving a module alone whose forward calls fewer than two linear layers.
+        """Returns why a module is left alone if its forward calls fewer than two linear layers.
 
         Args:
             module: The module.
@@ -89,7 +89,12 @@ class Structure(ABC):
 
 
 def heads_of(module: nn.Module) -> int | None:
-    """Returns the number of heads among the attributes of a module, or None if it has none."""
+    """Returns the number of heads that a module has as an attribute, see HEADS. None if it has no such attribute.
+
+    Example:
+        >>> heads_of(nn.MultiheadAttention(8, 2)), heads_of(nn.Linear(8, 8))
+        (2, None)
+    """
     return next((v for name in HEADS if type(v := vars(module).get(name)) is int and v > 0), None)
 
 

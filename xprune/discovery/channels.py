@@ -124,7 +124,7 @@ def channel_sites(
         ModelError: The model cannot be traced, a module has lost all its units, or no stream can be pruned. The message
             has the reasons.
     """
-    # What replaces such a module has a bias and no placeholder, so the graph would miss that it is on the stream.
+    # The bias that replaces such a module is on the stream, but the walk finds no cut for it.
     if any(isinstance(module, Removed) for module in model.modules()):
         raise ModelError(
             "an attention or MLP of this model has lost all its units, so its channels can no longer be found. Remove "

@@ -73,6 +73,7 @@ def _first_consumers(model: nn.Module, site: Site, example_inputs: Any) -> tuple
     norms: dict[str, None] = {}
 
     def start(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+        """Replaces the output of the module by a copy at which gradients start. A forward hook."""
         if not isinstance(output, Tensor):
             raise ModelError(
                 "it returns more than one tensor, and xprune cannot tell which layers read its units. Change the call: "
@@ -81,6 +82,8 @@ def _first_consumers(model: nn.Module, site: Site, example_inputs: Any) -> tuple
         return output.detach().requires_grad_()
 
     def note(path: str, is_consumer: bool) -> Any:
+        """Makes a forward pre-hook that notes a layer if its input depends on the output of the module."""
+
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> Any:
             if not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
                 return None

@@ -90,6 +90,7 @@ class _ZerosFrom(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, like: Tensor, *inputs: Tensor) -> Tensor:
+        """Returns zeros. Autograd notes the dependence on `inputs`."""
         return torch.zeros_like(like)
 
 
@@ -141,6 +142,7 @@ def put_placeholders(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -
     outputs: dict[str, list[Any]] = {path: [] for path in known}
 
     def watch(path: str) -> Any:
+        """Keeps each output of a module. `append` returns None, so the hook leaves the output alone."""
         return model.get_submodule(path).register_forward_hook(lambda _module, _args, out: outputs[path].append(out))
 
     handles = [watch(path) for path in known]

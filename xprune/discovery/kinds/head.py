@@ -66,7 +66,7 @@ class AttentionStructure(Structure):
     around = False
 
     def fits(self, module: nn.Module) -> bool:
-        """Returns True if the module has a number of heads and holds a linear layer, see Structure.fits."""
+        """Returns True if the module holds a linear layer and has an attribute for the number of heads."""
         return heads_of(module) is not None and any(isinstance(part, nn.Linear) for part in module.modules())
 
     def sizes(self, module: nn.Module, features: int) -> list[int]:

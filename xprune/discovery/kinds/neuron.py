@@ -78,7 +78,7 @@ class MlpStructure(Structure):
     around = True
 
     def fits(self, module: nn.Module) -> bool:
-        """Returns True if the module has no number of heads and at least two linear layers, see Structure.fits."""
+        """Returns True if the module has two or more linear layers and no attribute for a number of heads."""
         return heads_of(module) is None and len(linears_of(module)) > 1
 
     def sizes(self, module: nn.Module, features: int) -> list[int]:
