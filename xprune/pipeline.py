@@ -1,6 +1,6 @@
 """The stages of pruning, in order: find sites, score, select, cut, fine-tune, measure.
 
-`Run` holds one model with its data and does what several stages need only once. `score` and `select` are the same
+`Run` holds one model with its data, and does work that several stages need only once. `score` and `select` are the same
 stages as functions, for callers who want one stage and no run.
 """
 
@@ -283,7 +283,7 @@ class Run:
         return found.with_costs(**costs)
 
     def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
-        """Returns the context of a criterion or a selection: a copy of the model, the data, and what was measured."""
+        """Returns the context of a criterion or a selection: a copy of the model, the data, and the costs."""
         # The copy shares the caller's weights. Gates and hooks are attached to the copy, so the caller sees none.
         copy = shared_copy(self.model, requires_grad=False).to(accelerator().device)
         context = Context(copy, self.example, self.task, self.train, seed, checkpoint_dir, batch=self.first)
@@ -412,7 +412,7 @@ def select(
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
 ) -> Plan:
-    """Selects the units that stay, so that the pruned model meets a budget.
+    """Selects the units that stay, such that the pruned model meets a budget.
 
     Some selections train the weights together with the plan. A plan holds no weights, so this function refuses such a
     selection. `Pruner` and `xprune.pipeline.Run` accept it, because they keep the trained weights.
@@ -506,7 +506,7 @@ def _selected(
     updates = chosen.updates(context.updates)
     dense = context.model
     if updates:
-        # The context's model shares the caller's weights. A selection that trains weights gets weights of its own.
+        # The context's model shares the caller's weights. A selection that trains weights gets a separate copy.
         trained = unshare(shared_copy(unwrap(model)), model).to(reference_device(dense))
         context = replace(context, model=trained)
     found: Any = chosen.select(context, scores, costs, budget)

@@ -30,7 +30,7 @@ from xprune.training.runtime import stage
 
 
 class Pruner:
-    """Prunes a model to a budget.
+    """A complete pruning procedure for one model: score, select, cut, fine-tune and measure.
 
     Args:
         model: The dense model. It is not changed. `find_sites` must find at least one site in it.

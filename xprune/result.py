@@ -1,6 +1,6 @@
 """The result of one run: the pruned model with its plan, scores, metrics and settings.
 
-`PruneResult` adds to `xprune.core.record.Record` what needs files and pictures: save, load, report and plot.
+`PruneResult` is a `xprune.core.record.Record` that can also be saved, loaded, reported and plotted.
 """
 
 from collections.abc import Callable, Mapping, Sequence

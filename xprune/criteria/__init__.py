@@ -1,7 +1,7 @@
 """Criteria: each computes a score for every unit. Units with higher scores stay. `CRITERIA` is the table of all.
 
 May import: costs, surgery, training and all below them. To add a criterion, write a file and add a line to the table.
-Another package adds its own with the entry-point group `xprune.criteria`. `docs/own-criterion.md` shows an example.
+Another package adds criteria with the entry-point group `xprune.criteria`. `docs/own-criterion.md` shows an example.
 """
 
 from collections.abc import Mapping

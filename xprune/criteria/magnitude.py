@@ -16,7 +16,7 @@ from xprune.modules.paths import tensor_at
 
 @dataclass(frozen=True)
 class Magnitude(Criterion):
-    """The norm of a unit's weights: (sum of |w|^p)^(1/p). Looks at no data.
+    """A criterion: the norm of a unit's weights, (sum of |w|^p)^(1/p). It looks at no data.
 
     The sum is over all parameters that surgery removes with the unit: rows of producers, columns of consumers, biases,
     and entries of tables such as position biases.

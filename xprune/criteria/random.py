@@ -13,9 +13,9 @@ from xprune.core.site import Site
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """Random scores, uniform in [0, 1), that depend on the seed only. Looks at neither weights nor data.
+    """A criterion: random scores, uniform in [0, 1). They depend on the seed, not on weights or data.
 
-    Use it as the control in a comparison: a criterion that is no better than random scores has found nothing.
+    Use it as the control in a comparison: a criterion has to do better than random scores.
 
     Example:
         >>> import torch, xprune

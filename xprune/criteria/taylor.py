@@ -21,10 +21,10 @@ KINDS = ("squared", "abs")
 
 @dataclass(frozen=True)
 class Taylor(Criterion):
-    """Estimates the change of the loss if a unit is removed, by a first-order Taylor expansion in the unit's gate.
+    """A criterion: the estimated change of the loss if a unit is removed, by a first-order Taylor expansion.
 
     Every unit gets a gate of 1. Let g be the gradient of one sample's loss by a unit's gate. To first order, the loss
-    of this sample changes by -g if the gate goes from 1 to 0. The score combines the g of all samples. It needs one
+    of this sample changes by -g if the gate falls from 1 to 0. The score combines the g of all samples. It needs one
     forward and one backward pass for each batch.
 
     If the loss does not depend on a site, the scores of this site are 0. Its name is then in
@@ -86,7 +86,7 @@ class Taylor(Criterion):
         runner = accelerator()
         sizes = [site.size for site in sites]
         gates = Gates(sites, rows=context.task.rows)
-        # Sums of the statistic of each unit. The last entry counts the samples, so that one reduction adds up both.
+        # Sums of the statistic of each unit. The last entry counts the samples, and one reduction adds up both.
         totals = torch.zeros(sum(sizes) + 1, device=runner.device)
         # For each site, the number of batches in which the loss depends on it.
         dependent = torch.zeros(len(sites), device=runner.device)
@@ -141,7 +141,7 @@ class Taylor(Criterion):
         """
         task, samples = context.task, context.task.size(targets)
         device = next(context.model.parameters()).device
-        # Each sample has gates of its own. So one backward pass gives the gradient of each sample, not of their sum.
+        # Each sample has separate gates. So one backward pass gives the gradient of each sample, not only their sum.
         values = [torch.ones(samples, site.size, device=device, requires_grad=True) for site in gates.sites]
         gates.values = values
         with torch.enable_grad():

@@ -1,7 +1,7 @@
 """Selections: each turns scores into a plan that meets the budget. `SELECTIONS` is the table of all.
 
 May import: costs, surgery, training and all below them. To add a selection, write a file and add a line to the table.
-Another package adds its own with the entry-point group `xprune.selections`.
+Another package adds selections with the entry-point group `xprune.selections`.
 """
 
 from collections.abc import Mapping

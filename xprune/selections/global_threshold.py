@@ -14,15 +14,16 @@ from xprune.errors import PluginError
 
 @dataclass(frozen=True)
 class Global(Selection):
-    """Removes the units with the lowest scores of the whole model, until the budget is met.
+    """A selection with one threshold: removes the units with the lowest scores of the whole model.
 
-    Scores are normalised first, so that units of different sites can be compared. Removing the last unit may free more
-    than needed. Units that were removed are then put back, best first, as long as they fit.
+    Scores are normalised first. This makes scores of different sites comparable. Units are removed, the lowest score
+    first, until the budget is met. Removing the last unit may free more than needed. Units that were removed are then
+    put back, best first, as long as they fit.
 
     Args:
-        normalise: How scores of different sites are made comparable. "mean": divided by the mean score of the site.
-            "cost": divided by the cost of the unit, in the first resource that the budget limits. "none": unchanged.
-            None: as `Scores.scale` asks, which is "mean" for the scale "site", "cost" for "loss" and "none" for "plan".
+        normalise: How scores of different sites are made comparable. "mean": divided by the mean absolute score of the
+            site. "cost": divided by the cost of the unit, in the first resource that the budget limits. "none":
+            unchanged. None: as `Scores.scale` asks: "mean" for the scale "site", "cost" for "loss", "none" for "plan".
 
     Raises:
         PluginError: `normalise` is unknown.

@@ -14,10 +14,11 @@ from xprune.costs.allocation import Allocation, normalise
 
 @dataclass(frozen=True)
 class Uniform(Selection):
-    """Keeps the same fraction of the units at every site: the largest fraction that meets the budget.
+    """A selection with one fraction: every site keeps the same fraction of its units.
 
-    A site keeps its floor(fraction * units) best units. Rounding down leaves a part of the budget unused. So units are
-    put back, best first: at first only up to the count of the next larger fraction, then at any site where one fits.
+    The fraction is the largest one that meets the budget. A site keeps its floor(fraction * units) best units. Rounding
+    down leaves a part of the budget unused. So units are put back, best first: at first only up to the count of the
+    next larger fraction, then at any site where one fits.
 
     Example:
         >>> import torch, xprune

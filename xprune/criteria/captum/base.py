@@ -156,7 +156,7 @@ class CaptumMethod(Criterion):
         return Scores(tuple(sites), tuple(values), self.name, tuple(classwise), info, "loss")
 
     def _attributed(self, batch: "Batch", sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
-        """Returns what `attributions` returns. Raises PluginError if Captum fails on this model."""
+        """Calls `attributions`. Raises PluginError if Captum fails on this model."""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", CHATTER, UserWarning)

@@ -47,7 +47,7 @@ class GateMethod(CaptumMethod):
         """Returns the number of forward passes for one batch of a perturbation method. 0 for other methods.
 
         Raises:
-            PluginError: The number is above `MOST`, or below what KernelShap needs to solve for all features.
+            PluginError: The number is above `MOST`, or too small for KernelShap, which solves for all features at once.
         """
         features = sum(self._counts([site.size for site in sites]))
         passes = FORWARDS.get(self.attribution.__name__, lambda features, own: 0)(features, self)
@@ -73,7 +73,7 @@ class GateMethod(CaptumMethod):
         ones = torch.ones(len(batch.index), sum(sizes), device=batch.index.device)
 
         def scored(values: Tensor, index: Tensor) -> Tensor:
-            # Captum calls this with gates of its choice, one row for each entry of index.
+            """Returns the log probabilities of samples with the gates that Captum chooses, one row of gates each."""
             gates.values = values.split(sizes, dim=1)
             return batch.scores(index)
 

@@ -32,7 +32,7 @@ class LayerMethod(CaptumMethod):
         """Computes the attributions to the consumers of all sites. See `CaptumMethod.attributions`.
 
         Raises:
-            DataError: An input of the model is no float tensor, so Captum cannot make baselines or gradients of it.
+            DataError: An input of the model is not a float tensor. Captum needs gradients of inputs.
         """
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         if not all(isinstance(each, Tensor) and each.is_floating_point() for each in inputs):
@@ -90,7 +90,7 @@ def _by_unit(site: Site, axis: int, found: Tensor, gates: Gates, samples: int) -
     Returns:
         Attributions (samples, units).
     """
-    # Windows of one image are rows of their own in a Swin attention, so there may be more rows than samples.
+    # In a Swin attention each window of an image is a row, so there may be more rows than samples.
     rows = gates._rows(site, found, samples)
     flat = found.movedim(axis, -1).reshape(len(found), -1, site.size * site.width).sum(1)  # (rows, features)
     unit_major = site.layout == "unit-major"

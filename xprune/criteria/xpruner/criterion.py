@@ -22,7 +22,7 @@ AGGREGATES = ("shared", "mean", "max")
 
 @dataclass(frozen=True)
 class XPruner(MaskSettings, Criterion):
-    """Learns masks that show which units the model needs, and which units each class needs.
+    """A criterion that learns masks: they show which units the model needs, and which units each class needs.
 
     Source: Yu and Xiang, "X-Pruner: eXplainable Pruning for Vision Transformers", CVPR 2023, arXiv 2303.04935,
     section 3.2.
@@ -42,17 +42,17 @@ class XPruner(MaskSettings, Criterion):
     Units that every class needs are not in it.
 
     **Budget.** A row has an expected cost: the sum over the units of cost times mask. Before every step, one number is
-    subtracted from all logits of the shared row, so that its expected cost equals the allowed cost. The allowed cost
-    falls from the dense model's cost to the budget. So there is no penalty whose weight has to be tuned. Without a
-    budget, as in a call of `xprune.score` that gives none, masks learn at a cost halfway between the dense model's MACs
-    and the smallest possible MACs.
+    subtracted from all logits of the shared row. We choose the number such that the expected cost equals the allowed
+    cost. The allowed cost falls from the dense model's cost to the budget. So a user gives a budget, and does not tune
+    the weight of a penalty. If `xprune.score` is called without a budget, masks learn at a cost halfway between the
+    dense model's MACs and the smallest possible MACs.
 
     **Deviations from the paper.** They concern points that the paper leaves open, and points that failed in our trials.
-    The settings in parentheses bring the paper's way back. The thresholds of section 3.3 are a selection of their own,
+    The settings in parentheses bring the paper's way back. The thresholds of section 3.3 are a selection, called
     `LearnedThresholds`.
 
     - The paper trains the row of a sample's own class with cross-entropy (`objective="label"`). The row then tells the
-      model the answer: training accuracy goes to 100 % and the scores say little. One-vs-rest avoids this.
+      model the answer: training accuracy rises to 100 % and the scores say little. One-vs-rest avoids this.
     - The paper has no shared row (`shared=0.0` with `aggregate="mean"` or `"max"`).
     - The paper multiplies by the mask itself (section 3.2), and many masks end between 0 and 1. Here each mask is drawn
       as 0 or 1 with its value as the probability. So the model is trained in the form that will be cut. There is no
@@ -118,19 +118,22 @@ class XPruner(MaskSettings, Criterion):
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise PluginError(f"xpruner: {field}={getattr(self, field)!r}, allowed are {', '.join(allowed)}.")
+        # Name of a field -> whether its value is in range, and the values that are.
         checks = {
-            "steps": self.steps >= 1,
-            "lr": self.lr > 0,
-            "shared": 0 <= self.shared <= 1,
-            "anneal": 0 < self.anneal <= 1,
-            "lambda_sparse": self.lambda_sparse is None or self.lambda_sparse >= 0,
-            "lambda_smooth": self.lambda_smooth >= 0,
-            "rank": self.rank is None or self.rank >= 1,
+            "steps": (self.steps >= 1, "numbers of at least 1"),
+            "lr": (self.lr > 0, "numbers above 0"),
+            "shared": (0 <= self.shared <= 1, "numbers from 0 to 1"),
+            "anneal": (0 < self.anneal <= 1, "numbers above 0, up to 1"),
+            "lambda_sparse": (
+                self.lambda_sparse is None or self.lambda_sparse >= 0,
+                "None and numbers of at least 0",
+            ),
+            "lambda_smooth": (self.lambda_smooth >= 0, "numbers of at least 0"),
+            "rank": (self.rank is None or self.rank >= 1, "None and numbers of at least 1"),
         }
-        for field in (field for field, fine in checks.items() if not fine):
-            raise PluginError(
-                f"xpruner: {field}={getattr(self, field)!r} is out of range. See what the docstring of XPruner allows."
-            )
+        for field, (in_range, what) in checks.items():
+            if not in_range:
+                raise PluginError(f"xpruner: {field}={getattr(self, field)!r}, allowed are {what}.")
         if self.aggregate == "shared" and int(self.steps * self.shared) < 1:
             raise PluginError(
                 'xpruner: aggregate="shared" scores units by the row that all classes share, but no step trains it: '

@@ -89,7 +89,7 @@ class MaskSettings:
 
 
 class MaskLearner:
-    """Trains the masks of one model for one task and budget.
+    """The training of the masks of one model, for one task and one budget.
 
     Args:
         context: The model, the data, the task, the seed, the budget and the checkpoint folder.
@@ -217,7 +217,7 @@ class MaskLearner:
 
 
 class _GateSource(nn.Module):
-    """Computes the gates of each sample: looks up rows, holds them to the allowed cost, and draws 0 or 1.
+    """A module that computes the gates of each sample: it looks up rows, holds them to a cost, and draws 0 or 1.
 
     Args:
         table: The logits of the masks.
@@ -274,7 +274,7 @@ class _GateSource(nn.Module):
             return self._masks(logits.mean(0).expand_as(logits), step, rows)[0]
 
     def _masks(self, logits: Tensor, step: int, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Turns logits into masks that cost what is allowed at this step.
+        """Turns logits into masks whose expected cost is the allowed cost at this step.
 
         Args:
             logits: Logits (rows, units).
@@ -282,7 +282,7 @@ class _GateSource(nn.Module):
             rows: The classes of the rows, int64 (rows,). None: the shared row.
 
         Returns:
-            The masks (rows, units), and what one more unit costs (rows, units).
+            The masks (rows, units), and the cost of each unit (rows, units).
         """
         # A fixed weight of the sparsity term makes masks small. Nothing else holds them to a cost.
         if self.settings.lambda_sparse is not None:

@@ -15,7 +15,7 @@ _COLUMNS = 256
 
 
 class MaskTable(nn.Module):
-    """Holds the logits of masks: one row that all classes share, and a row for each class. All are 0 at the start.
+    """A table of logits of masks: one row that all classes share, and a row for each class. All start at 0.
 
     The row of a class is stored as its deviation from a base. Training the row of a class does not train the shared
     row: the shared row decides which units stay for all classes, so it learns only from samples of all classes.
@@ -89,16 +89,16 @@ class MaskTable(nn.Module):
             return self.base + (weight.mean(0) if how == "mean" else weight.amax(0))
         if how == "mean":
             return self.base + weight.mean(0) @ self.basis
-        # Some columns at a time: the full product (classes, units) is what the factors are there to avoid.
+        # Some columns at a time: the full product (classes, units) may be too large for memory.
         return self.base + torch.cat([(weight @ part).amax(0) for part in self.basis.split(_COLUMNS, dim=1)])
 
 
 def from_scores(values: Tensor) -> Tensor:
     """Turns scores of another criterion into logits to start from, in the same order.
 
-    Only the ranks of the scores are used, so the result does not depend on the scale of the criterion. A unit of rank r
-    in (0, 1) starts with mask m where m / (1 - m) = (r / (1 - r))^2, if half of the cost is allowed. So masks near the
-    budget's threshold start soft, and can still change sides.
+    Only the ranks of the scores are used, so the result does not depend on the scale of the criterion. If half of the
+    cost is allowed, a unit of rank r in (0, 1) starts with a mask m where m / (1 - m) = (r / (1 - r))^2. So masks near
+    the budget's threshold start between 0 and 1, and can still move to either side.
 
     Args:
         values: Scores (units,) that are comparable across sites.

@@ -55,7 +55,7 @@ class History:
 
 
 class ThresholdLearner:
-    """Trains one threshold for each site, on the ranks of its units.
+    """The training of one threshold for each site, on the ranks of its units.
 
     Args:
         context: The model, the data, the task, the seed and the checkpoint folder.
@@ -94,7 +94,7 @@ class ThresholdLearner:
 
         Args:
             steps: The number of steps.
-            joint: True: the weights of `context.model` are trained too. It has to be a copy with weights of its own.
+            joint: True: the weights of `context.model` are trained too. It must not share them with the caller's model.
                 False: the weights do not change.
 
         Returns:
@@ -152,7 +152,7 @@ class ThresholdLearner:
 
 
 class _GateSource(nn.Module):
-    """Computes the gates of each sample from the thresholds, and holds the multipliers of the budget.
+    """A module that computes the gates of each sample from the thresholds, and holds the multipliers of the budget.
 
     Names of buffers and parameters are those in checkpoints.
 
@@ -179,7 +179,7 @@ class _GateSource(nn.Module):
         self.register_buffer("stays", stays.to(device))
 
     def thresholds(self, progress: float) -> Tensor:
-        """Returns the thresholds (sites,): the starting thresholds at this progress, plus what was learned.
+        """Returns the thresholds (sites,): the starting thresholds at this progress, plus the learned distances.
 
         Args:
             progress: The share of the annealing that is done. From 1 on, the target is the budget.

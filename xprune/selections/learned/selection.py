@@ -26,7 +26,7 @@ POINTS = 65
 
 @dataclass(frozen=True)
 class LearnedThresholds(ThresholdSettings, Selection):
-    """Learns a threshold for each site, which decides how many units the site keeps.
+    """A selection that learns a threshold for each site, which decides how many units the site keeps.
 
     Source: Yu and Xiang, "X-Pruner", CVPR 2023, section 3.3 (layer-wise thresholds and pruning rates).
 
@@ -44,11 +44,11 @@ class LearnedThresholds(ThresholdSettings, Selection):
     descend on the loss, the multiplier ascends: it grows as long as the cost is too high. These are equations 10 and
     11, which do not say that the multiplier ascends. The target falls from 1 to the budget.
 
-    **Start and end.** At each target, the starting thresholds are those of the selection `global`. What is learned is
-    added to them. At the end, one number is added to all thresholds, so that the plan meets the budget.
+    **Start and end.** At each target, the starting thresholds are those of the selection `global`. Learning changes
+    the distance of each threshold from its start. At the end, one number is added to all thresholds to meet the budget.
 
     **Deviations from the paper.** Thresholds are compared with ranks, not with mask values, so they work with every
-    criterion. Learning starts from the thresholds of the selection `global`, which keeps what scores say about units of
+    criterion. Learning starts from the thresholds of the selection `global`, which compares scores of units of
     different sites. Gates are 0 or 1 in the forward pass. The cost is that of the limited resources, such as MACs, not
     a count of units.
 
@@ -81,20 +81,19 @@ class LearnedThresholds(ThresholdSettings, Selection):
     name: ClassVar[str] = "learned"
 
     def __post_init__(self) -> None:
+        # Name of a field -> whether its value is in range, and the values that are.
         checks = {
-            "weights": self.weights in WEIGHTS,
-            "steps": self.steps is None or self.steps >= 1,
-            "lr": self.lr > 0,
-            "weights_lr": self.weights_lr > 0,
-            "slope": len(self.slope) == 2 and min(self.slope) > 0,
-            "anneal": 0 < self.anneal <= 1,
-            "penalty": self.penalty > 0,
+            "weights": (self.weights in WEIGHTS, '"joint", "frozen" and None'),
+            "steps": (self.steps is None or self.steps >= 1, "None and numbers of at least 1"),
+            "lr": (self.lr > 0, "numbers above 0"),
+            "weights_lr": (self.weights_lr > 0, "numbers above 0"),
+            "slope": (len(self.slope) == 2 and min(self.slope) > 0, "two numbers above 0"),
+            "anneal": (0 < self.anneal <= 1, "numbers above 0, up to 1"),
+            "penalty": (self.penalty > 0, "numbers above 0"),
         }
-        for field in (field for field, fine in checks.items() if not fine):
-            raise PluginError(
-                f"learned: {field}={getattr(self, field)!r} is out of range. See what the docstring of "
-                "LearnedThresholds allows."
-            )
+        for field, (in_range, what) in checks.items():
+            if not in_range:
+                raise PluginError(f"learned: {field}={getattr(self, field)!r}, allowed are {what}.")
 
     def updates(self, available: int) -> int:
         """Returns how many of fine-tuning's updates the weights use while the thresholds learn.
