@@ -35,12 +35,12 @@ class Units(Adapter):
             so that nothing is imported.
         producers: Pairs (layer or bare weight, groups) of all that make the units' features. The rows of a producer are
             read as (groups, units, width). groups is 3 for a fused qkv whose rows are all queries, then all keys, then
-            all values. It is 1 for a separate q, and 1 if the rows of a head are together. 0 means as many groups as
-            the rows hold inputs of the consumer: 3 for a fused qkv, 2 for keys and values. 0 needs a layer.
+            all values. It is 1 for a separate q, and 1 if the rows of a head are together. 0 means the number of rows
+            divided by the consumer's number of input features: 3 for a fused qkv, 2 for a fused kv. 0 needs a layer.
         consumer: The layer whose input is the units.
         count: Attribute that holds the number of units. "" if each input feature of the consumer is a unit, or if
             `Features.width` says how many units there are.
-        kind: Name of the unit kind: "head" or "neuron".
+        kind: Name of the unit kind, such as "head" or "neuron".
         also: Other tensors and attributes that shrink with a unit, see `Also`.
         features: The order of the features in the layers, see `Features`.
         forwards: Classes with another forward, see `Forwards`.
@@ -48,6 +48,8 @@ class Units(Adapter):
         scope: Which modules of the class are served, see `Scope`.
 
     Example:
+        Any module with these names will do. Here it is a `ModuleDict` with 4 heads of 2 features.
+
         >>> attention = nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})
         >>> attention.num_heads = 4
         >>> units = Units("mine", ("my_package.Attention",), (("qkv", 3),))
@@ -93,9 +95,10 @@ class Units(Adapter):
     def site(self, path: str, module: nn.Module) -> Site | None:
         """Returns the site of a module with all its cuts, or None.
 
-        None means that the entry does not fit the module: a layer is missing or of an unknown type, `scope` excludes
-        the module, a tensor's length is no multiple of the number of units, or the module has no units left. None too
-        if the module's class has a forward that `Forwards.gated` or `Forwards.pruned` would replace by another one.
+        None means that the entry does not fit the module. There are several reasons: a layer is missing or of an
+        unknown type. `scope` excludes the module. The length of a tensor is no multiple of the number of units. The
+        module has no units left. Or the module is of a subclass with another forward, which `Forwards.gated` or
+        `Forwards.pruned` would replace.
         """
         lacking = [name for name in self.scope.needs if part_at(module, name) is None or part_at(module, name) is False]
         if lacking or (self.scope.unless and part_at(module, self.scope.unless)):
@@ -204,8 +207,9 @@ class Units(Adapter):
     def _size(self, module: nn.Module, rows: int, features: int) -> int:
         """Returns the number of units.
 
-        It is what `Features.width` makes of the last producer's rows, else what the attribute `count` says, else the
-        number of the consumer's input features.
+        With `Features.width` it is the number of the last producer's rows divided by the features of a unit. Otherwise
+        it is the value of the attribute `count`. Without such an attribute it is the consumer's number of input
+        features.
         """
         if self.features.width:
             return rows // (self.producers[-1][1] * int(part_at(module, self.features.width)))
@@ -277,7 +281,7 @@ class Sized(Adapter):
         return StreamParts((), (), ())
 
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
-        """Sets the attributes to the fraction of the channels that stays."""
+        """Multiplies the attributes by the fraction of channels that are kept."""
         for name in self.attributes:
             set_attribute(module, name, attribute_at(module, name) * len(keep) // site.size)
 

@@ -138,8 +138,8 @@ class PartitionAttention(RelativePositionalMultiHeadAttention):
     """MaxViT's attention with any number of heads.
 
     torchvision's forward reshapes its output to the shape of its input, so it assumes that the heads fill the channels.
-    This one joins the heads that there are. The scale stays the one of the dense model: 1 / sqrt(channels), where other
-    attentions have 1 / sqrt(head size).
+    This forward joins the heads that are left. The scale stays that of the dense model: 1 / sqrt(channels), not
+    1 / sqrt(head size) as in other attentions.
     """
 
     def forward(self, x: Tensor) -> Tensor:

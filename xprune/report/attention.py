@@ -1,4 +1,4 @@
-"""Attention maps of a dense model, computed from q and k and compared with what the attention really computes."""
+"""Attention maps of a dense model, computed from q and k, and checked against the output of the attention."""
 
 from collections.abc import Callable
 from typing import Any

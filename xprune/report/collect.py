@@ -96,9 +96,9 @@ class Facts:
     Attributes:
         metrics: Metrics by stage: "dense", "pruned" and, after fine-tuning, "finetuned".
         criterion: Name of the criterion.
-        scale: What the scores of two sites say of each other, see `Scores.scale`.
+        scale: Whether scores of two sites can be compared, see `Scores.scale`.
         settings: Settings of the run.
-        info: What the criterion said of its run, see `Scores.info`.
+        info: Seconds, samples and settings of the criterion, see `Scores.info`.
         unseen: Indices of the classes without class-wise scores.
         sites: Facts of each site, in the order of the plan.
         units: Facts of each unit, of the kinds whose units are drawn one by one, such as heads.

@@ -43,9 +43,9 @@ def network(facts: Facts) -> str:
 
 
 def class_map(facts: Facts) -> str:
-    """Returns how many units were removed although some class uses them much.
+    """Returns how many of the removed units are in the top quarter of the percentiles for at least one class.
 
-    It counts the kinds whose units are drawn one by one. Much means: in the upper quarter of the percentiles.
+    It counts the kinds whose units are drawn one by one, such as heads.
     """
     gone = [unit for unit in facts.units if not unit.kept and unit.classes]
     if not gone:

@@ -95,7 +95,7 @@ def _row(name: str, metrics: Metrics, facts: Facts) -> dict[str, Any]:
 
 
 def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
-    """Returns the blocks with their sites, in order. Each site has its index."""
+    """Returns the blocks in order, each with a list of its sites as (index, site)."""
     found: dict[str, list[tuple[int, SiteFacts]]] = {}
     for index, site in enumerate(facts.sites):
         found.setdefault(site.block or site.name, []).append((index, site))
@@ -103,7 +103,7 @@ def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
 
 
 def _by_site(facts: Facts) -> dict[int, list[tuple[int, Any]]]:
-    """Returns the units that are drawn one by one, by the index of their site. Each unit has its index."""
+    """Returns for the index of each site its units as (index, unit), if its units are drawn one by one."""
     found: dict[int, list[tuple[int, Any]]] = {}
     for index, unit in enumerate(facts.units):
         found.setdefault(unit.site, []).append((index, unit))

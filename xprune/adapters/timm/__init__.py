@@ -1,8 +1,8 @@
 """The adapters of timm: entries by family, and forwards for classes whose own forward assumes all heads.
 
-`plain` holds ViT and Swin, `vit` their variants, `hybrid` the families with convolutions, and `streams` modules without
-units that depend on the hidden size. The `*_forwards` files hold the classes that a module gets after heads were
-removed.
+`plain` holds ViT and Swin, `vit` their variants, and `hybrid` the families with convolutions. `streams` holds modules
+that have no units but depend on the hidden size. The `*_forwards` files hold the classes that a module gets after heads
+were removed.
 
 May import: `adapters.declarative`, core, modules, errors. To add a family, write a file and add its table to
 `TIMM_ALL`.

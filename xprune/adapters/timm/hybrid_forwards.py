@@ -17,7 +17,7 @@ from torch.nn import functional as F
 class PrunedCrossCovarianceAttn(CrossCovarianceAttn):
     """EdgeNeXt's attention between channels (XCA) with any number of heads.
 
-    timm's forward reshapes the joined heads to the hidden size. This one takes their size from the tensor.
+    timm's forward reshapes the joined heads to the hidden size. This forward takes their size from the tensor.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class PrunedCrossCovarianceAttn(CrossCovarianceAttn):
 class PrunedFastVitAttention(FastVitAttention):
     """FastViT's attention over a map with any number of heads.
 
-    timm's forward reshapes the joined heads to the hidden size. This one takes their size from the tensor.
+    timm's forward reshapes the joined heads to the hidden size. This forward takes their size from the tensor.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class PrunedFastVitAttention(FastVitAttention):
 class PrunedConvFormerAttention(MetaFormerAttention):
     """CAFormer's attention with any number of heads.
 
-    timm's forward reshapes the joined heads to the hidden size. This one takes their size from the tensor.
+    timm's forward reshapes the joined heads to the hidden size. This forward takes their size from the tensor.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class PrunedConvFormerAttention(MetaFormerAttention):
 class PrunedNextVitAttention(EfficientAttention):
     """NextViT's attention with keys and values from fewer tokens, with any number of heads.
 
-    timm's forward reshapes the joined heads to the hidden size. This one takes their size from the tensor.
+    timm's forward reshapes the joined heads to the hidden size. This forward takes their size from the tensor.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ class PrunedWindowAttentionV2(WindowAttention):
     """SwinV2's window attention with any number of heads.
 
     timm's forward reshapes the joined heads to (rows, tokens, C), where C is the size of the input. So it assumes that
-    the heads fill the hidden size. This one takes the size of the joined heads from the tensor.
+    the heads fill the hidden size. This forward takes the size of the joined heads from the tensor.
 
     Cosine attention with a log-spaced continuous position bias: Liu et al., Swin Transformer V2, CVPR 2022, section 3.
     """

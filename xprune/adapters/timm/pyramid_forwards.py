@@ -53,7 +53,7 @@ class RemovedHieraDetAttention(Removed):
 class PrunedPvtAttention(PvtAttention):
     """PVT v2's attention with any number of heads, whose keys and values come from a smaller map.
 
-    timm's forward reshapes the joined heads to the hidden size. This one takes their size from the tensor.
+    timm's forward reshapes the joined heads to the hidden size. This forward takes their size from the tensor.
     """
 
     def forward(self, x: Tensor, feat_size: Any) -> Tensor:
@@ -71,7 +71,7 @@ class PrunedGlobalSubSampleAttn(GlobalSubSampleAttn):
     """Twins' attention to a smaller map, with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors.
+    forward takes both from the tensors.
     """
 
     def forward(self, x: Tensor, size: Any) -> Tensor:
@@ -87,7 +87,7 @@ class PrunedLocallyGroupedAttn(LocallyGroupedAttn):
     """Twins' attention within windows of ws x ws tokens, with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors.
+    forward takes both from the tensors.
     """
 
     def forward(self, x: Tensor, size: Any) -> Tensor:
@@ -109,7 +109,7 @@ class PrunedVoloAttention(VoloAttention):
     """VOLO's attention over a map, with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors.
+    forward takes both from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ class PrunedOutlookAttention(OutlookAttention):
     """Outlook attention with any number of heads (Yuan et al., arXiv 2106.13112).
 
     Each token computes from its own features how the tokens of its neighbourhood attend to each other. timm's forward
-    takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This one takes both
-    from the tensors.
+    takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This forward takes
+    both from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class PrunedNestAttention(NestAttention):
     """NesT's attention within blocks of an image, with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors. As in timm, the heads are joined with the head axis last ("width-major").
+    forward takes both from the tensors. As in timm, the heads are joined with the head axis last ("width-major").
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class PrunedDavitWindowAttention(WindowAttention):
     """DaViT's attention within windows, with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors.
+    forward takes both from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class PrunedChannelAttention(ChannelAttention):
     """DaViT's attention of channels to channels, with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors.
+    forward takes both from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class PrunedChannelAttentionV2(ChannelAttentionV2):
     """The channel attention of later DaViTs, with any number of heads.
 
     timm's forward takes the head size as hidden size / groups and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors. Its scale depends on the number of tokens if `dynamic_scale` is True.
+    forward takes both from the tensors. Its scale depends on the number of tokens if `dynamic_scale` is True.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class PrunedChannelAttentionV2(ChannelAttentionV2):
 class PrunedWindowAttentionCr(WindowMultiHeadAttention):
     """The cosine attention of timm's `swinv2_cr` within windows, with any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads. This one takes it from the tensor.
+    timm's forward takes the head size as hidden size / num_heads. This forward takes it from the tensor.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -231,7 +231,7 @@ class PrunedWindowAttentionGlobal(WindowAttentionGlobal):
 
     In every other block the queries come from outside: the stage makes them once, for all heads that its blocks were
     built with. timm's forward reshapes them to the heads that the module has, and the joined heads to the hidden size.
-    This one selects the queries of the heads that are left, and takes the size of the joined heads from the tensor.
+    This forward selects the queries of the heads that are left, and takes the size of the joined heads from the tensor.
     """
 
     # As in timm, which computes the map itself here. The class attribute is read by `attend`.

@@ -118,7 +118,7 @@ class PrunedDiffAttention(DiffAttention):
     """Differential attention with any number of heads (Ye et al., arXiv 2410.05258).
 
     Each head has two attention maps, and subtracts one from the other. timm's forward splits the output of `qkv` and
-    joins the heads by the hidden size. This one goes by the number of heads.
+    joins the heads by the hidden size. This forward uses the number of heads.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -199,7 +199,7 @@ class PrunedClassAttn(ClassAttn):
     """CaiT's attention of the class token to all tokens, with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors.
+    forward takes both from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class PrunedXCA(XCA):
     """Cross-covariance attention with any number of heads (El-Nouby et al., arXiv 2106.09681, section 3.2).
 
     Channels attend to channels. timm's forward takes the head size as hidden size / num_heads and reshapes the joined
-    heads to the hidden size. This one takes both from the tensors.
+    heads to the hidden size. This forward takes both from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class PrunedCrossAttention(CrossAttention):
     """CrossViT's attention of one branch's class token to the other branch's tokens, with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors.
+    forward takes both from the tensors.
     """
 
     # As in timm, which computes the map itself here. The class attribute is read by `attend`.
@@ -250,7 +250,7 @@ class PrunedMHSA(MHSA):
     """ConViT's plain attention with any number of heads.
 
     timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    one takes both from the tensors.
+    forward takes both from the tensors.
     """
 
     # As in timm, which computes the map itself here. The class attribute is read by `attend`.
@@ -265,7 +265,7 @@ class PrunedGPSA(GPSA):
     """ConViT's gated positional attention with any number of heads (d'Ascoli et al., ICML 2021, equation 5).
 
     A gate of each head weighs content against position. timm's forward takes the head size as hidden size / num_heads
-    and reshapes the joined heads to the hidden size. This one takes both from the tensors.
+    and reshapes the joined heads to the hidden size. This forward takes both from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
