@@ -1,6 +1,7 @@
 """Copies of a model that share its weights or own them, and the model inside its wrappers."""
 
 import copy
+from collections import OrderedDict
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
@@ -9,6 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError
 from xprune.modules.calls import tensors_in
+
+_TABLES = (OrderedDict, dict, set)
+"""The classes of the tables that a module holds: of hooks, of parameters, of names."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -61,9 +65,14 @@ def alias(model: nn.Module, *, requires_grad: bool | None = None, device: str | 
         elif id(tensor) not in memo:
             memo[id(tensor)] = data.clone() if data.data_ptr() == tensor.data_ptr() else data
     for module in model.modules():
-        for tensor in tensors_in(vars(module)):  # what a forward has cached may hang on a graph, and is written into
-            if id(tensor) not in memo:
-                memo[id(tensor)] = tensor.detach().clone()
+        for value in vars(module).values():
+            # A module holds a dozen empty tables, mostly of hooks. deepcopy takes longer for these than for the rest.
+            if type(value) in _TABLES and not value:
+                memo[id(value)] = type(value)()
+                continue
+            for tensor in tensors_in(value):  # what a forward has cached may hang on a graph, and is written into
+                if id(tensor) not in memo:
+                    memo[id(tensor)] = tensor.detach().clone()
     try:
         return copy.deepcopy(model, memo).eval()
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
