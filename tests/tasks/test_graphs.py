@@ -2,8 +2,6 @@
 
 import copy
 import re
-import subprocess
-import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -267,10 +265,9 @@ def test_message_passing_is_counted():
     assert counts[1] - counts[0] == pytest.approx((data.num_edges - loops) * features, abs=len(data.x))
 
 
-def test_the_package_works_without_pyg():
+def test_the_package_works_without_pyg(new_process):
     code = "import sys; sys.modules['torch_geometric'] = None; import xprune; print(len(xprune.ADAPTERS))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(found.stdout) == len(xprune.ADAPTERS)
+    assert int(new_process(code, check=True).stdout) == len(xprune.ADAPTERS)
 
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
