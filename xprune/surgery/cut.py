@@ -132,8 +132,8 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
         adapters: Adapter by name.
 
     Raises:
-        PlanError: A module or tensor of the site is not in the model, a tensor has another shape, an attribute is no
-            multiple of the number of units, or the adapter is unknown or does not serve the module.
+        PlanError: A module or tensor of the site is not in the model, or a tensor has another shape. Or an attribute is
+            no multiple of the number of units. Or the adapter is unknown or does not serve the module.
     """
     if site.adapter and site.adapter not in adapters:
         raise PlanError(

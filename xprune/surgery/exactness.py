@@ -10,8 +10,8 @@ How it is proved:
 
 1. One forward of the gated dense model and one of the pruned model, on the same example inputs.
 2. Both in eval mode, which switches dropout off, and with the same random numbers, for models that draw some anyway.
-3. Both in float32 or better, whatever the model's dtype is. TF32 and autocast are off. In float64 if the whole model is
-   in float64.
+3. Both in float32, also if the model is in bfloat16 or float16, and in float64 if the whole model is in float64. TF32
+   and autocast are off.
 4. Each tensor that the model returns is compared by itself, so that a large output hides no error in a small one. An
    error may be at most TOLERANCE times the size of the output, see `Difference.scale`. Integers have to be equal.
 5. `verify` calls each model a second time and compares the second outputs too, since a cache may hold features of

@@ -24,7 +24,7 @@ SEED, OTHER_SEED = 0, 1
 
 
 SECOND = " of the second call"
-"""What is added to the name of an output if it comes from the second call of a model."""
+"""The end of the name of an output that comes from the second call of a model."""
 
 
 Outputs = dict[str, Tensor]
@@ -167,8 +167,8 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 def _traces(model: nn.Module) -> list[Any]:
     """Returns a list that changes if a forward leaves something in the model.
 
-    The list has the plain values among the attributes and buffers of all modules, the identity of other objects, and
-    the version of each tensor, which rises when something writes into it. Containers and objects inside attributes are
+    For the attributes and buffers of all modules, the list has plain values and the identities of other objects. For a
+    tensor, it has the version too, which rises when something writes into the tensor. Containers and objects are
     followed to a depth of 4. The list holds the objects themselves, so that no new object gets the identity of an old
     one.
     """
