@@ -1,10 +1,15 @@
 """The proof that a pruned model is exact: the one comparison with the gated dense model, and the one tolerance.
 
-What is proved. A unit whose gate is 0 adds nothing to the model's outputs. So the dense model with closed gates says
-what the outputs have to be once these units are cut out. The gated model uses the original weights and a few hooks. The
-pruned model uses smaller weights and no hooks. If surgery took a wrong index, forgot a tensor, or left a wrong head
-count behind, the outputs of the two models differ. The proof does not retrain, and it says nothing about accuracy: both
-models have lost the same units.
+What is proved: a unit reaches the outputs only through its consumers. If its gate is 0, the consumers read zeros in its
+place. Cutting the unit out of the weights takes these zeros away and changes nothing else. So the gated dense model and
+the pruned model have to give the same outputs, up to rounding.
+
+Why this finds errors: the gated model uses the original weights and a few hooks. The pruned model uses smaller weights
+and no hooks. If surgery takes a wrong index, forgets a tensor, or leaves a wrong number of heads behind, their outputs
+differ.
+
+What is not proved: that the pruned model is accurate. Both models have lost the same units. And the proof sees only the
+example inputs. It cannot see a forward that takes another branch for longer sequences.
 
 How it is proved:
 
@@ -25,9 +30,6 @@ How it is proved:
 
 All checks of surgery, discovery and the conformance tests end up in this file. `verify` raises an error, `problem`
 returns the reason as text, and `prove` returns both numbers and text.
-
-What the proof cannot see: inputs other than the example inputs, such as a forward that takes another branch for longer
-sequences.
 """
 
 from collections.abc import Callable, Iterator
