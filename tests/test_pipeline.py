@@ -109,7 +109,7 @@ def test_stages_called_alone_check_their_loader():
     stages["faithfulness"] = lambda bad: xprune.explain.faithfulness(model, classwise, bad)
     for stage in stages.values():
         for bad in ([], iter([1]), 7, [(images(0), torch.zeros(0, dtype=torch.long))]):
-            with pytest.raises(xprune.DataError, match=r"empty|only once|give an iterable|no samples"):
+            with pytest.raises(xprune.DataError, match=r"empty|only once|Give an iterable|no samples"):
                 stage(bad)
 
 

@@ -74,7 +74,7 @@ Exclude = Annotated[
 def prune(
     model: ModelName,
     data: DataName,
-    out: Annotated[Path, typer.Option(help="Folder to write. It has to be new, empty, or saved by xprune.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder to write. A folder that xprune saved is replaced.")],
     criterion: Annotated[str, typer.Option(help=CRITERION)] = "xpruner",
     selection: Annotated[str, typer.Option(help="Selection, see `xprune list`.")] = "global",
     macs: Annotated[

@@ -40,10 +40,14 @@ def plot(result: Record, kind: str, ax: "Axes | None" = None, classes: Sequence[
         ModelError: The kind is unknown, the result has no such data, or matplotlib is not installed.
 
     Example:
+        A result of `Pruner.run` has all of this. Here it is made by hand.
+
         >>> import torch, xprune
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
-        >>> batches = [(torch.randn(6, 4), torch.arange(6) % 3)]
-        >>> result = xprune.Pruner(model, "magnitude", finetune=None, latency=False).run(batches)
+        >>> site = xprune.Site("mlp", "neuron", size=4, width=1, consumers=("mlp.fc2",))
+        >>> plan = xprune.Plan((site,), ((0, 2),))
+        >>> scores = xprune.Scores((site,), (torch.rand(4),), "random")
+        >>> metrics = {"dense": xprune.Metrics(0.9, 0.3, 100), "pruned": xprune.Metrics(0.8, 0.5, 100)}
+        >>> result = xprune.PruneResult(torch.nn.Identity(), plan, scores, metrics)
         >>> plot(result, "units").get_xlabel()
         'units kept, %'
     """
