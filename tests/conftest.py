@@ -1,14 +1,43 @@
-"""What several files of tests look at: a real run, taken once."""
+"""What several files of tests use: the result of a real run, new processes, and settings that are put back.
+
+Fixtures import torch and xprune inside. With pytest-xdist the process that hands out the tests reads this file too,
+before it starts the workers, and needs neither library.
+"""
+
+import gc
+import os
 
 import pytest
-import torch
 
-import xprune
-from tests.support.models import build, loader
+from tests.support.new_process import Processes
+
+# Tiny operations on several threads slow each other down many times over. The workers inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector from looking, again and again, at a million objects of imported libraries."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_latency():
+    """Makes `xprune.latency` time for 0.01 seconds instead of 0.5. Every run of a Pruner calls it twice."""
+    import xprune
+
+    function = xprune.latency.__wrapped__
+    before, function.__defaults__ = function.__defaults__, (0.01,)
+    yield
+    function.__defaults__ = before
 
 
 @pytest.fixture(scope="session")
 def result():
+    """The result of one run of every stage."""
+    import xprune
+    from tests.support.models import build, loader
+
     criterion = xprune.CRITERIA["xpruner"](steps=6)
     selection = xprune.LearnedThresholds(steps=6)
     budget = xprune.Budget(macs=0.6)
@@ -16,30 +45,17 @@ def result():
     return pruner.run(loader(32), loader(32))
 
 
-WAYS = {
-    "old": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
-    "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
-    "new": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
-    "new for all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
-    "convolutions": lambda: setattr(torch.backends.cudnn, "allow_tf32", True),
-    "new for convolutions": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
-    "old, off": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
-    "mkldnn": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
-    "as it starts": lambda: None,
-}
-"""Ways in which a caller may have said how exact float32 products are to be."""
+@pytest.fixture(scope="session")
+def new_process():
+    """Runs code in a new process: see `Processes.run`."""
+    with Processes() as processes:
+        yield processes.run
 
 
 @pytest.fixture
 def precision_settings():
-    """Sets what one of WAYS says; everything is as torch starts with it, as far as it can be set, afterwards."""
+    """Sets the precision in one of the ways of `WAYS`. Afterwards all settings are those that torch starts with."""
+    from tests.support.precision import WAYS, reset
 
-    def use(way):
-        WAYS[way]()
-
-    yield use
-    torch.backends.fp32_precision = "none"
-    torch.backends.cudnn.allow_tf32 = True
-    torch.set_float32_matmul_precision("highest")
-    for setting in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
-        setting.fp32_precision = "none"
+    yield lambda way: WAYS[way]()
+    reset()

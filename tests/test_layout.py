@@ -1,7 +1,6 @@
 """The house: which floor each file stands on, that imports go down only, and that every folder says what it holds."""
 
 import ast
-import subprocess
 import sys
 import warnings
 from importlib import import_module
@@ -146,6 +145,6 @@ def test_old_paths_leave_functions_of_their_name_alone():
             assert callable(getattr(xprune, name))
 
 
-def test_the_package_itself_uses_no_old_path():
+def test_the_package_itself_uses_no_old_path(new_process):
     code = "import warnings; warnings.simplefilter('error', DeprecationWarning); import xprune, xprune.cli.demo"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    new_process(code, check=True)

@@ -1,10 +1,7 @@
 """Plug-ins from outside: one file and one line each, through the entry points of a real distribution."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -129,16 +126,10 @@ def distribution(folder: Path, groups=GROUPS) -> Path:
     return folder
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(folder), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=folder)
-
-
-def test_a_whole_run_with_a_plug_in_of_each_kind(tmp_path):
+def test_a_whole_run_with_a_plug_in_of_each_kind(new_process, tmp_path):
     pytest.importorskip("jinja2")
     pytest.importorskip("plotly")
-    done = run(distribution(tmp_path), "-c", RUN, str(tmp_path))
+    done = new_process(RUN, tmp_path, path=[distribution(tmp_path)])
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["sites"] == {"attn": ["head", "nanogpt"], "mlp:pairs": ["pair", ""]}
@@ -160,8 +151,9 @@ def test_a_whole_run_with_a_plug_in_of_each_kind(tmp_path):
     assert f"{cut}\N{NO-BREAK SPACE}% of the activations cut" in said["page"]
 
 
-def test_the_command_line_lists_them(tmp_path):
-    done = run(distribution(tmp_path), "-m", "xprune", "list")
+def test_the_command_line_lists_them(new_process, tmp_path):
+    code = "import runpy; runpy.run_module('xprune', run_name='__main__', alter_sys=True)"
+    done = new_process(code, "list", path=[distribution(tmp_path)])
     assert done.returncode == 0, done.stderr
     for name, _ in GROUPS.values():
         assert name in done.stdout
@@ -177,21 +169,21 @@ def test_the_command_line_lists_them(tmp_path):
         ("resources", "lost", "toy.activations:LOST", "cannot be loaded: AttributeError"),
     ],
 )
-def test_a_plug_in_that_is_none_is_named(group, name, where, says, tmp_path):
+def test_a_plug_in_that_is_none_is_named(group, name, where, says, new_process, tmp_path):
     folder = distribution(tmp_path, {group: (name, where)})
     code = f"import xprune\ntry: list(xprune.{group.upper()})\nexcept xprune.PluginError as error: print(error)"
     for _ in range(2):
         code += f"\ntry: list(xprune.{group.upper()})\nexcept xprune.PluginError as error: print(error)"
-    done = run(folder, "-c", code)
+    done = new_process(code, path=[folder])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(says) == 3 and done.stdout.count(where) == 3, "said at every look"
 
 
-def test_a_name_that_is_taken_is_refused(tmp_path):
+def test_a_name_that_is_taken_is_refused(new_process, tmp_path):
     folder = distribution(tmp_path, {"resources": ("mine", "toy.activations:ACTIVATIONS")})
     path = folder / "toy" / "activations.py"
     path.write_text(path.read_text().replace('name = "activations"', 'name = "macs"'))
     code = (
         "import xprune\ntry: xprune.Budget(resources={'macs': 0.5})\nexcept xprune.PluginError as error: print(error)"
     )
-    assert "called 'macs' like" in run(folder, "-c", code).stdout
+    assert "called 'macs' like" in new_process(code, path=[folder]).stdout

@@ -1,4 +1,7 @@
-"""Pruner: the whole path in one call, thin over `pipeline.Run`."""
+"""The Pruner: prunes a model in one call.
+
+The work is done by the stages of `xprune.pipeline.Run`. This module calls them in order and collects what they return.
+"""
 
 import json
 import time
@@ -27,21 +30,42 @@ from xprune.training.runtime import stage
 
 
 class Pruner:
-    """Prunes a model to a budget.
+    """A complete pruning procedure for one model: score, select, cut, fine-tune and measure.
 
     Args:
-        model: Any model whose attentions an adapter knows, or whose MLPs the graph finds. It is not changed.
-        criterion: A name from CRITERIA, or an instance.
-        budget: What the pruned model may cost. None: half of the MACs.
-        selection: A name from SELECTIONS, or an instance.
-        finetune: Settings of fine-tuning. None for none.
-        task: How to read a batch, and the loss. None: classification of (inputs, labels).
-        sites: What may be pruned. None: what `find_sites` finds on the first batch.
-        units: Kinds of unit to look for, where `sites` is None.
-        exclude: Patterns of site names to leave alone, where `sites` is None.
-        seed: Of every random choice.
-        checkpoint_dir: Where long loops keep their state, so that a killed run goes on. None for nowhere.
-        latency: Time the dense and the pruned model. False: the figures have no latency.
+        model: The dense model. It is not changed. `find_sites` must find at least one site in it.
+        criterion: Computes the scores. A name from `xprune.CRITERIA`, also with settings such as "taylor,kind=abs", or
+            an instance of `xprune.Criterion`.
+        budget: How much the pruned model may cost. None: half of the dense model's MACs.
+        selection: Turns the scores into a plan. A name from `xprune.SELECTIONS`, also with settings, or an instance of
+            `xprune.Selection`.
+        finetune: Settings of the fine-tuning that follows surgery. None: the pruned model is not fine-tuned.
+        task: Reads a batch, and computes the loss and the metric. None: classification of (inputs, labels).
+        sites: The sites that may lose units. None: those that `find_sites` finds with the first training batch.
+        units: Unit kinds to look for, such as ["head"]. None: those that `find_sites` looks for by default. Used only
+            if `sites` is None.
+        exclude: Patterns of names of sites that keep all units, such as ["blocks.0.*"]. Used only if `sites` is None.
+        seed: Seeds all random choices.
+        checkpoint_dir: Folder where scoring, selection and fine-tuning save their progress. A run that was killed
+            continues from there. None: nothing is saved during the run.
+        latency: True: measures how long a forward pass takes, for the dense and for the pruned model. False: the
+            metrics contain no latency.
+
+    Raises:
+        PluginError: The criterion or the selection is unknown, or its settings are wrong.
+        ModelError: The model cannot be pruned in its present form: a PEFT wrapper, weights sharded by FSDP, or no
+            `nn.Module` at all.
+
+    Example:
+        >>> import torch, xprune
+        >>> from torch import nn
+        >>> block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> model = nn.Sequential(block, nn.Flatten(), nn.Linear(4 * 8, 3))
+        >>> batches = [(torch.randn(6, 4, 8), torch.tensor([0, 1, 2, 0, 1, 2]))]
+        >>> pruner = xprune.Pruner(model, "magnitude", xprune.Budget(macs=0.5), finetune=None, latency=False)
+        >>> result = pruner.run(batches)
+        >>> result.metrics["pruned"].macs <= 0.5 * result.metrics["dense"].macs
+        True
     """
 
     def __init__(
@@ -70,12 +94,23 @@ class Pruner:
 
     @stage()
     def run(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None = None) -> PruneResult:
-        """Scores, selects, cuts, fine-tunes and measures.
+        """Scores the units, selects those that stay, removes the others, fine-tunes, and measures each model.
 
         Args:
-            train_loader: Batches that scores are taken on and that fine-tuning learns from.
-            val_loader: Batches that figures are measured on. None: they are measured on the training data and
-                labelled so.
+            train_loader: Batches for the criterion, for a selection that learns, and for fine-tuning.
+            val_loader: Batches on which loss and metric are measured. None: the training batches. The metrics then
+                say that they were measured on training data.
+
+        Returns:
+            The pruned model, with its plan, scores, metrics and settings.
+
+        Raises:
+            DataError: A loader is empty, can be read only once, or does not fit the task.
+            ModelError: The model has no sites, or its forward fails.
+            BudgetError: The budget cannot be met. The message gives the smallest fraction that can.
+            PluginError: The criterion or the selection breaks its contract, or takes more updates than there are.
+            TrainingError: The loss is not finite, or `checkpoint_dir` cannot be used.
+            SurgeryError: The pruned model does not give the outputs of the gated dense model.
         """
         self._check_folder()
         run = Run(
@@ -93,11 +128,18 @@ class Pruner:
 
     @stage()
     def carry_out(self, run: Run) -> PruneResult:
-        """`run`, on a run that others share: what it has measured already is not measured again.
+        """Does the work of `run` with a `Run` that several pruners share.
+
+        The shared `Run` keeps its sites, its costs and the metrics of the dense model. The next pruner uses them again.
 
         Args:
-            run: A run of this pruner's model and task. Its sites, loaders and timing count, not this pruner's.
+            run: A `Run` of this pruner's model and task. The sites, the loaders and the choice to measure latency are
+                taken from it. This pruner's own `sites`, `units`, `exclude` and `latency` are ignored.
+
+        Returns:
+            The same as `run`.
         """
+        # An impossible budget or setting is refused here, before the criterion works for hours.
         run.check(self.budget, self.selection, self.finetune)
         metrics = {"dense": run.dense}
         scores = run.score(self.criterion, self.budget, seed=self.seed, checkpoint_dir=self._folder("score"))
@@ -115,40 +157,47 @@ class Pruner:
             pruned = run.finetune(
                 pruned,
                 self.finetune,
+                # A selection that trained the weights has used some of fine-tuning's updates.
                 taken=selected.updates,
                 seed=self.seed,
                 checkpoint_dir=self._folder("finetune"),
             )
+            # Fine-tuning changes no shape, so the costs of the pruned model hold and are not measured again.
             metrics["finetuned"] = run.measure(pruned, like=metrics["pruned"])
         settings = self._settings(run.train)
         return PruneResult(pruned, selected.plan, scores, metrics, settings, self.model, run.data, self.task)
 
     def _settings(self, loader: Iterable[Any]) -> dict[str, Any]:
-        """What the run was made with and on, plain data."""
-        rows = getattr(loader, "dataset", None)
+        """Returns the settings of this pruner, with the date, the hardware and the versions, as plain data."""
+        dataset = getattr(loader, "dataset", None)
         chosen = {"selection": self.selection, "budget": self.budget, "finetune": self.finetune}
         return {
             **{name: _plain(kind) for name, kind in chosen.items() if kind},
             "seed": self.seed,
-            "training_samples": len(rows) if isinstance(rows, Sized) else None,
+            # A list of batches has no dataset, and a stream has no length.
+            "training_samples": len(dataset) if isinstance(dataset, Sized) else None,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "hardware": hardware(),
             "versions": versions(),
         }
 
     def _check_folder(self) -> None:
-        """TrainingError, before any work, where checkpoints cannot be kept in the folder given."""
+        """Raises TrainingError, before any work, if `checkpoint_dir` is the name of a file."""
         folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise TrainingError(f"checkpoint_dir={str(folder)!r} is a file, wanted a folder: give another name.")
+            raise TrainingError(
+                f"checkpoint_dir={str(folder)!r} is a file, wanted a folder. Give the name of a folder instead."
+            )
 
     def _folder(self, stage: str) -> Path | None:
+        """Returns the folder where a stage saves its progress. None if there is no `checkpoint_dir`."""
         return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """The name of a plug-in and the fields of a dataclass, whatever is not plain as text."""
+    """Returns the fields of a dataclass, and the name if it is a plug-in or a budget, as data that JSON can hold."""
     fields: dict[str, Any] = {}
     if is_dataclass(settings) and not isinstance(settings, type):
+        # The way through JSON turns tuples into lists, and fields that JSON does not know into text.
         fields = json.loads(json.dumps(asdict(settings), default=str))
     return {"name": settings.name, **fields} if hasattr(settings, "name") else fields

@@ -1,9 +1,6 @@
 """Hugging Face: exact for each family, batches as mappings, every criterion."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -145,9 +142,8 @@ def test_captum_says_that_a_language_model_has_no_classes():
         xprune.score(model, sites, counting(), "captum:IntegratedGradients", task=xprune.LanguageModel())
 
 
-def test_the_example_of_the_documentation_runs(tmp_path):
+def test_the_example_of_the_documentation_runs(new_process, tmp_path):
     page = Path(__file__).parents[2] / "docs" / "hugging-face.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
-    here = {**os.environ, "PYTHONPATH": str(page.parent.parent)}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=here)
+    new_process(code, cwd=tmp_path, check=True)
     assert load_file(tmp_path / "pruned" / "model.safetensors")

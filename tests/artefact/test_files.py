@@ -202,7 +202,7 @@ def test_an_artefact_is_replaced_whole(what, beside, tmp_path):
 def test_a_report_stays_with_a_warning_that_it_is_stale(tmp_path):
     path = save(1.0, tmp_path / "out")
     (path / "report.html").write_text(stamped("<html></html>"))
-    with pytest.warns(UserWarning, match="tells of the model that was there before"):
+    with pytest.warns(UserWarning, match="describes the model that was there before"):
         save(2.0, path)
     assert read(path)[0] == 2.0 and is_stamped(path / "report.html")
 

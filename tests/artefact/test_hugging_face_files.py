@@ -8,14 +8,14 @@ from safetensors.torch import save_file
 
 import xprune
 from benchmarks.hugging_face_models import MODELS
-from tests.support.hugging_face_models import build, counting, first, pruned, rows, run_elsewhere
+from tests.support.hugging_face_models import build, counting, first, pruned, rows
 from xprune.core.provenance import Arch
 from xprune.modules.removed import Removed
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'xprune[hf]'")
 
 
-def test_a_language_model_from_dense_to_a_file_in_a_new_process(tmp_path):
+def test_a_language_model_from_dense_to_a_file_in_a_new_process(new_process, tmp_path):
     task, loader = xprune.LanguageModel(), counting()
     model = xprune.finetune(MODELS["hf llama"]()[0], loader, xprune.Finetune(epochs=12, lr=1e-2), task=task)
     dense = xprune.evaluate(model, loader, task=task)
@@ -29,12 +29,13 @@ def test_a_language_model_from_dense_to_a_file_in_a_new_process(tmp_path):
     result.save(tmp_path / "model")
     ids = next(iter(loader))["input_ids"]
     save_file({"ids": ids, "logits": first(result.model, {"input_ids": ids})}, tmp_path / "check.safetensors")
-    run_elsewhere(
+    new_process(
         "import sys; sys.modules['torch_pruning'] = None\n"
         "import torch; from safetensors.torch import load_file; from xprune.artefact import load\n"
         f"d = load_file({str(tmp_path / 'check.safetensors')!r}); model = load({str(tmp_path / 'model')!r})\n"
         "assert type(model).__module__.startswith('transformers.')\n"
-        "with torch.no_grad(): assert torch.equal(model(d['ids']).logits, d['logits'])\n"
+        "with torch.no_grad(): assert torch.equal(model(d['ids']).logits, d['logits'])\n",
+        check=True,
     )
 
 
@@ -101,13 +102,14 @@ def test_a_config_that_is_not_ours_is_refused(how, tmp_path):
         xprune.load(tmp_path / "model")
 
 
-def test_without_transformers_only_its_models_are_missing(tmp_path):
+def test_without_transformers_only_its_models_are_missing(new_process, tmp_path):
     xprune.save(pruned("hf vit")[0], tmp_path / "model")
-    run_elsewhere(
+    new_process(
         "import sys; sys.modules['transformers'] = None\n"
         "import timm, torch, xprune\n"
         "assert len(xprune.find_sites(timm.create_model('test_vit'), torch.randn(2, 3, 160, 160)))\n"
         f"try: xprune.load({str(tmp_path / 'model')!r})\n"
         "except xprune.ArtefactError as error: assert 'xprune[hf]' in str(error)\n"
-        "else: raise AssertionError\n"
+        "else: raise AssertionError\n",
+        check=True,
     )

@@ -1,8 +1,6 @@
 """A pruned model that is pickled whole is read where xprune is not, unless it holds a class of xprune and says so."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -51,28 +49,28 @@ def pruned(name, gone=0.0):
 
 
 @torch.no_grad()
-def elsewhere(model, inputs, folder):
+def elsewhere(model, inputs, folder, new_process):
     """What a process without xprune says when it reads the pickled model and compares its outputs."""
     outputs = logits(call(model, inputs))
     torch.save(
         {"model": model, "inputs": dict(inputs) if hasattr(inputs, "keys") else inputs, "outputs": outputs},
         folder / "whole.pt",
     )
-    return subprocess.run([sys.executable, "-c", READER, folder / "whole.pt"], capture_output=True, text=True)
+    return new_process(READER, folder / "whole.pt")
 
 
 @pytest.mark.parametrize("name", [*VISION, *TEXT])
-def test_a_pickled_model_is_read_without_xprune(name, tmp_path):
+def test_a_pickled_model_is_read_without_xprune(name, new_process, tmp_path):
     model, inputs = pruned(name)
     assert provenance(model) and xprune.classes_of_xprune(model) == {}
-    done = elsewhere(model, inputs, tmp_path)
+    done = elsewhere(model, inputs, tmp_path, new_process)
     assert done.stdout == "read\n", done.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "gone", "holds"), [("vit", 0.9, "Removed"), ("swinv2", 0.0, "PrunedWindowAttentionV2")]
 )
-def test_a_model_that_holds_our_classes_says_so(name, gone, holds, tmp_path):
+def test_a_model_that_holds_our_classes_says_so(name, gone, holds, new_process, tmp_path):
     model, inputs = pruned(name, gone)
     found = xprune.classes_of_xprune(model)
     assert found and all(kind.startswith("xprune.") for kind in found.values())
@@ -80,7 +78,7 @@ def test_a_model_that_holds_our_classes_says_so(name, gone, holds, tmp_path):
     for path, kind in found.items():
         part = model.get_submodule(path)
         assert kind == f"{type(part).__module__}.{type(part).__qualname__}"
-    assert "is not installed here" in elsewhere(model, inputs, tmp_path).stderr
+    assert "is not installed here" in elsewhere(model, inputs, tmp_path, new_process).stderr
 
 
 def plain(value):

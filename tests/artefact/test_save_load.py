@@ -1,8 +1,6 @@
 """save and load: equal bit for bit, truthful about the architecture, closed to files that are not ours."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -37,7 +35,7 @@ def test_saved_equals_loaded(name, tmp_path):
     assert not loaded.training and type(loaded) is type(model)
 
 
-def test_a_new_process_needs_neither_the_model_nor_torch_pruning(saved, tmp_path):
+def test_a_new_process_needs_neither_the_model_nor_torch_pruning(saved, new_process, tmp_path):
     expected = {"x": images(), "y": xprune.load(saved)(images()).detach()}
     save_file(expected, tmp_path / "check.safetensors")
     code = (
@@ -46,7 +44,7 @@ def test_a_new_process_needs_neither_the_model_nor_torch_pruning(saved, tmp_path
         f"d = load_file({str(tmp_path / 'check.safetensors')!r})\n"
         f"assert torch.equal(load({str(saved)!r})(d['x']), d['y'])\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    new_process(code, check=True)
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "deit_tiny_patch16_224"])

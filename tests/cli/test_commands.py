@@ -87,7 +87,7 @@ def test_every_command_on_what_was_saved(saved, folder, weights, tmp_path, monke
     assert run(monkeypatch, "report", saved, "--out", page, "--data", folder, *dense, "--faithfulness") == 0
     assert "contrast: own" in page.read_text()
     assert run(monkeypatch, "report", saved, "--faithfulness") != 0
-    assert "give both" in " ".join(capsys.readouterr().err.split())
+    assert "needs data and the dense model" in " ".join(capsys.readouterr().err.split())
     again = tmp_path / "again"
     words = ["prune", "--model", saved, "--data", folder, "--params", "0.97", "--out", again, "--epochs", "0"]
     assert run(monkeypatch, *words, "--exclude", "blocks.0.attn", "--criterion", "magnitude") == 0
@@ -180,7 +180,7 @@ def test_list_names_every_plug_in(monkeypatch, capsys):
         (["--selection", "best"], "uniform"),
         (["--macs", "1.5"], "(0, 1]"),
         (["--limit", "watts=0.5"], "known: macs, params"),
-        (["--limit", "params"], "wanted RESOURCE=FRACTION"),
+        (["--limit", "params"], "not of the form RESOURCE=FRACTION"),
         (["--limit", "params=2"], "(0, 1]"),
         (["--macs", "0.001"], "the least is"),
         (["--units", "channels"], "head, neuron"),

@@ -65,7 +65,7 @@ def test_what_the_command_wrote_itself_is_written_anew(command, saved, tmp_path,
 def test_a_report_beside_the_model_and_a_new_model_in_its_place(tmp_path, monkeypatch):
     folder = result().save(tmp_path / "model", arch=ARCH)
     assert run(monkeypatch, "report", folder) == 0 and is_page(folder / "report.html")
-    with pytest.warns(UserWarning, match="tells of the model that was there before"):
+    with pytest.warns(UserWarning, match="describes the model that was there before"):
         result().save(folder, arch=ARCH)
     assert run(monkeypatch, "report", folder) == 0
 

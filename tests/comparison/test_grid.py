@@ -79,7 +79,7 @@ def test_what_is_there_is_not_run_again(folder, tmp_path):
     for a, b in zip(changed, again.rows, strict=True):
         stale = (a["criterion"], a["selection"]) == ("weights", "global")
         assert ("Magnitude(p=1)" in a["made_by"]) == stale and (stale or a == b), "and no other cell is run again"
-    with pytest.raises(xprune.ArtefactError, match="cannot stand"):
+    with pytest.raises(xprune.ArtefactError, match="cannot be shown"):
         xprune.compare(case(), grid(finetune=None), tmp_path, data="stripes")
     (tmp_path / "comparison.json").write_text("junk")
     with pytest.raises(xprune.ArtefactError, match="not a comparison"):

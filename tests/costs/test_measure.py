@@ -217,5 +217,5 @@ def test_a_resource_without_a_number_for_the_model_is_named(given, monkeypatch):
 def test_a_resource_that_is_not_as_linear_as_it_says_is_refused(monkeypatch):
     monkeypatch.setitem(xprune.RESOURCES, "crooked", Crooked())
     model = build("vit")
-    with pytest.raises(xprune.ModelError, match=r"cannot be told in advance here: .* predicted, .* counted"):
+    with pytest.raises(xprune.ModelError, match=r"cannot be predicted here: .* predicted, .* counted"):
         xprune.measure_costs(model, xprune.find_sites(model, images()), images(), ["crooked"])

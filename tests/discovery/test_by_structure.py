@@ -121,10 +121,10 @@ def test_a_projection_that_starts_at_zero_is_found_too():
 
 
 LEFT = {
-    Talking: r"its heads cannot be cut out exactly, in none of \d+ ways tried",
+    Talking: r"tried \d+ ways to cut out its heads, and none is exact",
     Bypass: "its forward calls 1 of its linear layers as modules.*gated class",
-    Uneven: "back reads 7 features, no multiple of 4 heads",
-    CausalSelfAttention: "with . of 4 left the pruned forward fails.*adapter with a `pruned` forward",
+    Uneven: "back reads 7 features, which is no multiple of 4 heads",
+    CausalSelfAttention: "with . of 4 heads kept, the pruned forward fails.*adapter with a `pruned` forward",
 }
 
 
@@ -143,7 +143,7 @@ def test_what_is_left_alone_is_said_in_words(attention):
         assert re.search(LEFT[attention], why), why
     assert_untouched(model, before)
     check_exact(model, random_plan(sites, 0), example())
-    with pytest.raises(xprune.ModelError, match=r"^Model has no sites of units head: attentions\.0, "):
+    with pytest.raises(xprune.ModelError, match=r"^Model has no sites of units head: attentions\.0: "):
         xprune.find_sites(model, example(), units=["head"])
 
 
@@ -169,7 +169,7 @@ def test_a_module_that_fails_by_itself_is_left_alone_with_what_it_says():
     model = OnceEach(Once)
     sites = xprune.find_sites(model, example())
     assert {site.kind for site in sites} == {"neuron"}
-    assert "fails when it is called by itself (AssertionError: called twice)" in sites.left["attentions.0"]
+    assert "fails outside of the model (AssertionError: called twice)" in sites.left["attentions.0"]
 
 
 def test_what_is_found_is_plain_data(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import WAYS
+from tests.support.precision import WAYS
 from xprune.modules import precision
 from xprune.modules.precision import CannotLift, exact_arithmetic, lifted
 

@@ -85,7 +85,7 @@ def test_choosing_a_head_says_why_it_went_or_stayed(page, result):
         button = page.locator("button[data-unit]").nth(unit)
         button.click()
         said.append(page.inner_text("#why"))
-        word = "stayed" if unit in keep else "went"
+        word = "stayed" if unit in keep else "was removed"
         assert f"Why head {unit} of {site.name} {word}: it ranks" in said[-1]
         assert button.get_attribute("aria-pressed") == "true"
     assert len(set(said)) == site.size

@@ -101,7 +101,7 @@ def test_what_went_where_is_said_in_words(result):
     halves = [replace(site, size=4, kept=(0, 1)) for site in sites]
     facts = type("Facts", (), {"sites": sites})
     for changed, said in (
-        ([replace(site, kept=tuple(range(site.size))) for site in sites], "every head stays; every neuron stays"),
+        ([replace(site, kept=tuple(range(site.size))) for site in sites], "every head was kept; every neuron was kept"),
         (halves, "every site keeps 2 of 4 heads; every site keeps 2 of 4 neurons"),
         (
             [replace(halves[0], kept=(1,)), *halves[1:-1], replace(halves[-1], kept=(0, 1, 2, 3))],

@@ -7,7 +7,7 @@ import xprune
 from tests.support.models import Killed, build, fused, images, loader
 from xprune.modules.copies import tensors
 from xprune.selections.learned.learner import ThresholdLearner, ThresholdSettings
-from xprune.selections.learned.selection import path, within_site
+from xprune.selections.learned.selection import starting_thresholds, within_site
 from xprune.testing import assert_untouched, snapshot
 
 BUDGET = xprune.Budget(macs=0.5)
@@ -24,12 +24,13 @@ def learner(settings=ThresholdSettings(), min_units=1):  # noqa: B008 - immutabl
     context = xprune.pipeline.make_context(model, loader())
     costs = xprune.measure_costs(model, scores.sites, images())
     ranks, budget = [within_site(values) for values in scores.values], xprune.Budget(macs=0.5, min_units=min_units)
-    return ThresholdLearner(context, ranks, costs, budget, settings, path(scores, costs, budget)), ranks
+    start = starting_thresholds(scores, costs, budget)
+    return ThresholdLearner(context, ranks, costs, budget, settings, start), ranks
 
 
 def test_the_path_goes_from_the_dense_model_to_the_plan_of_the_global_selection():
     model, scores = scored(criterion="magnitude")
-    found = path(scores, xprune.measure_costs(model, scores.sites, images()), BUDGET)
+    found = starting_thresholds(scores, xprune.measure_costs(model, scores.sites, images()), BUDGET)
     plan = xprune.select(model, scores, BUDGET, "global", example_inputs=images())
     full = torch.tensor([site.size for site in plan.sites])
     assert (found[0] == 0).all() and (found.diff(dim=0) >= 0).all()

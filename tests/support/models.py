@@ -16,7 +16,7 @@ from xprune.testing import perturb
 
 SIZE, CLASSES = 32, 7
 VIT: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
-SWIN: dict[str, Any] = {"img_size": SIZE, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
+SWIN: dict[str, Any] = {"img_size": SIZE, "patch_size": 2, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 4)}
 SWIGLU_NORM = partial(SwiGLU, norm_layer=nn.LayerNorm)
 
 

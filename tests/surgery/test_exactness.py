@@ -22,7 +22,7 @@ ADAPTER = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_equals_gated(name):
-    sites = check_adapter(build(name), images(), adapter=ADAPTER.get(name, "timm-attention"))
+    sites = check_adapter(build(name), images(), adapter=ADAPTER.get(name, "timm-attention"), seeds=range(2))
     assert {site.kind for site in sites} == {"head", "neuron"}
 
 
@@ -37,7 +37,7 @@ def test_every_adapter_is_exercised():
 @pytest.mark.parametrize("name", ["vit", "swin", "swinv2"])
 def test_every_block_has_heads_and_neurons(name):
     sites = xprune.find_sites(build(name), images())
-    blocks = 2 if name == "vit" else 4
+    blocks = 2 if name == "vit" else 3
     assert [site.kind for site in sites] == ["head", "neuron"] * blocks
 
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SUPPORT = Path(__file__).parents[1] / "support"
+from tests.support import distributed_run
+
+SCRIPT = Path(distributed_run.__file__)
 
 
 def free_port():
@@ -20,48 +22,51 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def launch(script, processes, out):
+def launch(processes, out):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes"]
     command += [str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
     # --cpu would start one process, or need MPI: the launcher of GPUs starts gloo where it is told of none
-    command += ["--multi_gpu", "--main_process_port", str(free_port())] if processes > 1 else ["--cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    command += ["--multi_gpu", "--main_process_port", str(free_port())]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
     environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(script), str(out)], capture_output=True, text=True, timeout=240, env=environment
+        [*command, str(SCRIPT), str(out)], capture_output=True, text=True, timeout=240, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((out / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    found = []
-    for processes in (1, 2):
-        out = tmp_path_factory.mktemp(f"processes{processes}")
-        found.append((launch(SUPPORT / "distributed_run.py", processes, out), load_file(out / "tensors.safetensors")))
-    return found
+def one():
+    """(figures, tensors) of this process."""
+    figures, tensors = distributed_run.pruned_and_tuned()
+    return {**figures, "metrics": distributed_run.metrics()}, tensors
 
 
-def test_states_of_torchmetrics_are_added_up_over_uneven_splits(tmp_path):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """(figures, tensors) of two processes, which run everything: starting them takes most of the time."""
+    out = tmp_path_factory.mktemp("processes")
+    launch(2, out)
+    return json.loads((out / "figures.json").read_text()), load_file(out / "tensors.safetensors")
+
+
+def test_states_of_torchmetrics_are_added_up_over_uneven_splits(one, two):
     """Metrics that are no mean of samples: 27 samples, 2, and 1, of which one of the processes sees none."""
-    from tests.support.distributed_metrics import figures
-
-    two, one = launch(SUPPORT / "distributed_metrics.py", 2, tmp_path), figures()
-    assert two.pop("batches of one sample") == [1, 0], "a process without a batch is what is tried here"
-    assert two.keys() == one.keys()
-    for name, expected in one.items():
-        assert two[name]["samples"] == expected.samples
-        assert two[name]["metric"] == pytest.approx(expected.metric, rel=1e-6), name
-        assert two[name]["loss"] == pytest.approx(expected.loss, rel=1e-5), name
+    assert two[0]["batches of one"] == [1, 0], "a process without a batch is what is tried here"
+    found, expected = two[0]["metrics"], one[0]["metrics"]
+    assert found.keys() == expected.keys()
+    for name, row in expected.items():
+        assert found[name]["samples"] == row["samples"]
+        assert found[name]["metric"] == pytest.approx(row["metric"], rel=1e-6), name
+        assert found[name]["loss"] == pytest.approx(row["loss"], rel=1e-5), name
 
 
-def test_two_processes_were_at_work(runs):
-    assert [metrics.pop("processes") for metrics, _ in runs] == [1, 2]
+def test_two_processes_were_at_work(one, two):
+    assert [figures["processes"] for figures, _ in (one, two)] == [1, 2]
 
 
-def test_metrics_are_those_of_one_process(runs):
-    (one, _), (two, _) = runs
+def test_metrics_are_those_of_one_process(one, two):
+    (one, _), (two, _) = one, two
     for stage in ("dense", "pruned", "finetuned"):
         assert two[stage]["samples"] == one[stage]["samples"] == 27, "no sample twice, none left out"
         assert two[stage]["loss"] == pytest.approx(one[stage]["loss"], rel=1e-4)
@@ -70,20 +75,19 @@ def test_metrics_are_those_of_one_process(runs):
     assert two["keeps"] == one["keeps"]
 
 
-def test_learners_end_the_same_on_every_process(runs):
-    (_, _), (two, _) = runs
-    first, second = two["learned"]
+def test_learners_end_the_same_on_every_process(two):
+    first, second = two[0]["learned"]
     assert first == second, "masks, thresholds and weights that learned along are those of one model"
 
 
-def test_importance_and_weights_are_those_of_one_process(runs):
-    (_, one), (_, two) = runs
+def test_importance_and_weights_are_those_of_one_process(one, two):
+    (_, one), (_, two) = one, two
     assert one.keys() == two.keys()
-    for name in one:
-        if name.endswith(
-            "qkv.bias"
-        ):  # softmax does not see a key's bias: its gradient is rounding, which Adam scales up
-            two[name], one[name] = (torch.cat(t.chunk(3)[::2]) for t in (two[name], one[name]))
+    for name, expected in one.items():
+        found = two[name]
+        # softmax does not see a key's bias: its gradient is rounding, which Adam scales up
+        if name.endswith("qkv.bias"):
+            found, expected = (torch.cat(t.chunk(3)[::2]) for t in (found, expected))
         torch.testing.assert_close(
-            two[name], one[name], rtol=2e-3, atol=2e-5, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+            found, expected, rtol=2e-3, atol=2e-5, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
         )

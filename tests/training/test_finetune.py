@@ -55,7 +55,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         model.head.bias.data += 1
         xprune.finetune(model, other, QUICK, checkpoint_dir=tmp_path)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"junk")
-    with pytest.raises(xprune.TrainingError, match="delete it"):
+    with pytest.raises(xprune.TrainingError, match="Delete it"):
         xprune.finetune(build("vit"), other, QUICK, checkpoint_dir=tmp_path)
 
 

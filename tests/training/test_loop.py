@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
 import xprune
-from tests.support.models import Killed, build, loader
+from tests.support.models import Killed, loader, vit
 from xprune.modules.copies import tensors
+from xprune.testing import perturb
 from xprune.training import checkpoint, loop
 
 ROWS, BATCH, EPOCHS = 24, 4, 2
@@ -35,25 +36,30 @@ class Augmented(Dataset):
         return x * random.uniform(0.5, 1.5) + float(np.random.rand()) + torch.rand(1), y
 
 
+def build():
+    """A model that drops paths, so that random numbers matter."""
+    torch.manual_seed(0)
+    return perturb(vit(drop_path_rate=0.3)())
+
+
 def data(after=None):
     return DataLoader(Augmented(after), BATCH, shuffle=True)
 
 
 def finetuned(batches, folder=None):
-    """Swin drops paths, so that random numbers matter."""
     settings = xprune.Finetune(epochs=EPOCHS, lr=1e-3, ema=0.9)
-    return tensors(xprune.finetune(build("swin"), batches, settings, seed=5, checkpoint_dir=folder))
+    return tensors(xprune.finetune(build(), batches, settings, seed=5, checkpoint_dir=folder))
 
 
 def masks(batches, folder=None):
-    model = build("swin")
+    model = build()
     sites = xprune.find_sites(model, torch.zeros(2, 3, 32, 32))
     scores = xprune.score(model, sites, batches, f"xpruner,steps={EPOCHS * STEPS}", seed=5, checkpoint_dir=folder)
     return {site.name: value for site, value in zip(sites, scores.values, strict=True)}
 
 
 def thresholds(batches, folder=None):
-    model = build("swin")
+    model = build()
     scores = xprune.score(model, xprune.find_sites(model, torch.zeros(2, 3, 32, 32)), criterion="magnitude")
     chosen = xprune.LearnedThresholds(weights="frozen", steps=EPOCHS * STEPS)
     given = {"loader": batches, "example_inputs": torch.zeros(2, 3, 32, 32), "seed": 5, "checkpoint_dir": folder}

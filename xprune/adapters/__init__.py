@@ -1,7 +1,10 @@
-"""What is known of each attention and MLP class: which tensors shrink when a unit goes. `ADAPTERS` is the table.
+"""Adapters: for each known attention or MLP class, which tensors shrink when a unit is removed.
 
-May import: core, modules, errors. To add a class: an entry in the file of its library. To add a library: a file, and
-its name in `OURS`. Another package uses the entry-point group `xprune.adapters`. `docs/adapters.md` shows an example.
+`ADAPTERS` is the table. Most entries are `Units`, which describe a class as data. `docs/adapters.md` shows how to write
+one.
+
+May import: core, modules, errors. To add a class, write an entry in the file of its library. To add a library, write a
+file and add its table to `OURS`. Another package adds its adapters through the entry-point group `xprune.adapters`.
 """
 
 from collections.abc import MutableMapping
@@ -19,6 +22,7 @@ from xprune.core.registry import table
 __all__ = ["ADAPTERS", "OURS", "Also", "Features", "Forwards", "Scope", "Stream", "Units"]
 
 OURS = (*TIMM_ALL, *TORCH_NN, *TORCHVISION, *HUGGING_FACE, *PYG)
+"""The adapters of this package. Where several serve one module, the first that finds a site is taken."""
 
 ADAPTERS: MutableMapping[str, Adapter] = table("adapters", OURS, Adapter)
-"""Adapter by name. A script adds its own here; a package, through an entry point."""
+"""Adapters by name. A script adds its own here. A package uses an entry point."""

@@ -1,4 +1,4 @@
-"""Units: an adapter said as data, which serves most attention and MLP classes."""
+"""Units: an adapter that describes a class as data. It serves most attention and MLP classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,26 +15,49 @@ from xprune.modules.paths import attribute_at, part_at, set_attribute
 
 @dataclass(frozen=True)
 class Units(Adapter):
-    """Units of one attention or MLP class, said as data. Every name is relative to the module.
+    """Describes the units of one attention or MLP class, as data.
+
+    An attention or MLP has this form::
+
+        input -> producers (qkv, or q, k, v, or fc1) -> units -> consumer (proj, or fc2) -> output
+
+    A unit is some rows of each producer's weight and bias, and some columns of the consumer's weight. Gates act on the
+    input of the consumer. An entry names the producers, the consumer and the attribute that holds the number of units.
+    That is enough for a class whose forward reads the number of units from the module. Other classes need one of the
+    parts `also`, `features`, `forwards`, `stream` and `scope` in addition.
+
+    All names are relative to the module, such as "proj" or "output.dense". An entry serves a module only if its tensors
+    have the lengths that the entry expects.
 
     Args:
-        name: Of the adapter.
-        classes: Qualified names of the classes served, subclasses included.
-        producers: (layer, groups) of each layer, or bare weight, that makes the features of the units. Its rows come as
-            (groups, units, width): 3 groups for a fused qkv in the order (3, heads, head_dim), 1 for a q of its own or
-            for rows with heads first, 0 for as often as the input of the consumer fits in them.
-        consumer: The layer that the units feed, which is where they are gated.
-        count: Attribute that holds the number of units; "" for as many as the consumer has input features.
-        kind: Name of the unit kind.
-        also: What else shrinks with a unit, see `Also`.
-        features: How features lie in the layers, see `Features`.
-        forwards: Classes with other forwards, see `Forwards`.
-        stream: What lies along the residual stream, see `Stream`.
-        scope: Which modules are served, see `Scope`.
+        name: Name of the adapter. Saved plans hold it.
+        classes: Qualified names of the classes that are served. Subclasses are served too. Names are compared as text,
+            so that nothing is imported.
+        producers: Pairs (layer or bare weight, groups) of all that make the units' features. The rows of a producer are
+            read as (groups, units, width). groups is 3 for a fused qkv whose rows are all queries, then all keys, then
+            all values. It is 1 for a separate q, and 1 if the rows of a head are together. 0 means the number of rows
+            divided by the consumer's number of input features: 3 for a fused qkv, 2 for a fused kv. 0 needs a layer.
+        consumer: The layer whose input is the units.
+        count: Attribute that holds the number of units. "" if each input feature of the consumer is a unit, or if
+            `Features.width` says how many units there are.
+        kind: Name of the unit kind, such as "head" or "neuron".
+        also: Other tensors and attributes that shrink with a unit, see `Also`.
+        features: The order of the features in the layers, see `Features`.
+        forwards: Classes with another forward, see `Forwards`.
+        stream: Parts that shrink with the residual stream, see `Stream`.
+        scope: Which modules of the class are served, see `Scope`.
 
     Example:
-        >>> Units("mine", ("my.Attention",), (("qkv", 3),), also=Also(norm="norm")).consumer
-        'proj'
+        Any module with these names will do. Here it is a `ModuleDict` with 4 heads of 2 features.
+
+        >>> attention = nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})
+        >>> attention.num_heads = 4
+        >>> units = Units("mine", ("my_package.Attention",), (("qkv", 3),))
+        >>> site = units.site("blocks.0.attn", attention)
+        >>> site.size, site.width, site.consumers
+        (4, 2, ('blocks.0.attn.proj',))
+        >>> [cut.tensor for cut in site.cuts]
+        ['blocks.0.attn.qkv.weight', 'blocks.0.attn.qkv.bias', 'blocks.0.attn.proj.weight']
     """
 
     name: str
@@ -51,67 +74,83 @@ class Units(Adapter):
 
     @property
     def pruned(self) -> type[nn.Module] | None:  # type: ignore[override]
-        """See Adapter."""
+        """Returns `Forwards.pruned`: the class of a module that lost units."""
         return self.forwards.pruned
 
     @property
     def gated(self) -> type[nn.Module] | None:  # type: ignore[override]
-        """See Adapter."""
+        """Returns `Forwards.gated`: the class of a module while gates are attached."""
         return self.forwards.gated
 
     @property
     def removed(self) -> type[nn.Module] | None:  # type: ignore[override]
-        """See Adapter."""
+        """Returns `Forwards.removed`: the class that replaces a module without units."""
         return self.forwards.removed
 
     @property
     def joins(self) -> bool:  # type: ignore[override]
-        """See Adapter."""
+        """Returns `Stream.joins`: True if the module adds its own input to its output, otherwise False."""
         return self.stream.joins
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """See Adapter.site; None for other layers or no multiples of the units, and as `scope` says.
+        """Returns the site of a module with all its cuts, or None.
 
-        None too where a subclass has a forward of its own and `gated` or `pruned` would put another in its place.
+        None means that the entry does not fit the module. There are several reasons: a layer is missing or of an
+        unknown type. `scope` excludes the module. The length of a tensor is no multiple of the number of units. The
+        module has no units left. Or the module is of a subclass with another forward, which `Forwards.gated` or
+        `Forwards.pruned` would replace.
         """
         lacking = [name for name in self.scope.needs if part_at(module, name) is None or part_at(module, name) is False]
         if lacking or (self.scope.unless and part_at(module, self.scope.unless)):
             return None
+
         consumer: Any = part_at(module, self.consumer)
         parts = consumer, *(part_at(module, name) for name, _ in self.producers)
+        # Producers may be bare weights. Those that are None do not exist in this variant of the class.
         layers: list[Any] = [part for part in parts if isinstance(part, nn.Module)]
-        if consumer is None or not all(self._plain(layer) for layer in layers):
+        if consumer is None or not all(self._is_known_layer(layer) for layer in layers):
             return None
         if self.count and part_at(module, self.count) is None:
             return None
-        ours = self.gated or self.pruned
-        if ours and not any(type(module).forward is vars(base).get("forward") for base in ours.__mro__):
+
+        # A subclass may define a forward that computes something else. Our class would silently replace that forward.
+        # So the module's forward has to be our class's own, or one that our class inherits or overrides.
+        own_class = self.gated or self.pruned
+        if own_class and not any(type(module).forward is vars(base).get("forward") for base in own_class.__mro__):
             return None
-        incoming, outgoing = (0, 1) if self.features.transposed else (1, 0)
-        features = consumer.weight.shape[incoming] * getattr(consumer, "groups", 1)
-        size = self._size(module, layers[-1].weight.shape[outgoing], features)
+
+        in_axis, out_axis = self._weight_axes
+        # A convolution with groups has only in_channels / groups columns.
+        features = consumer.weight.shape[in_axis] * getattr(consumer, "groups", 1)
+        size = self._size(module, layers[-1].weight.shape[out_axis], features)
         if not size:
-            return None  # its units went before
+            return None  # all units were removed before
         width = features // size
+
         producers = [
-            (name, groups or part_at(module, name).weight.shape[outgoing] // features)
+            (name, groups or part_at(module, name).weight.shape[out_axis] // features)
             for name, groups in self.producers
         ]
-        cuts = [cut for name, groups in producers for cut in _made(module, name, outgoing, groups, size)]
+        cuts = [cut for name, groups in producers for cut in _producer_cuts(module, name, out_axis, groups, size)]
         order = (1, width) if self.features.layout == "unit-major" else (width, 1)
-        cuts.append(Cut(f"{self.consumer}.weight", incoming, *order))
+        cuts.append(Cut(f"{self.consumer}.weight", in_axis, *order))
         cuts += [
-            _cut_along(part_at(module, name), name, axis, size)
+            _cut_of(part_at(module, name), name, axis, size)
             for name, axis in self.also.tensors
-            if _held(module, name)
+            if _is_tensor_at(module, name)
         ]
         for layer in (*self.also.layers, self.also.norm):
-            held = _tensors(part_at(module, layer) if layer else None)
-            cuts += [_cut_along(tensor, f"{layer}.{name}", 0, size) for name, tensor in held.items()]
+            tensors = _tensors(part_at(module, layer) if layer else None)
+            cuts += [_cut_of(tensor, f"{layer}.{name}", 0, size) for name, tensor in tensors.items()]
+
+        # `_cut_of` rounds down. A length that does not divide means that the module is not what the entry describes.
         if any(part_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
             return None
+
+        # timm puts an nn.Identity where it has no norm. That one has no statistics.
         normed = bool(self.also.norm) and any(True for _ in part_at(module, self.also.norm).parameters())
-        attributes = (*((self.count,) if self.count else ()), *(n for n in self.also.attributes if _counted(module, n)))
+        counts = (self.count,) if self.count else ()
+        attributes = (*counts, *(name for name in self.also.attributes if _is_number_at(module, name)))
         owner = f"{path}.{self.scope.inner}" if self.scope.inner else path
         return Site(
             name=owner,
@@ -120,7 +159,7 @@ class Units(Adapter):
             width=width,
             layout=self.features.layout,
             consumers=(f"{path}.{self.consumer}",),
-            axes=(1 if isinstance(consumer, nn.Conv2d) else -1,),
+            axes=(_feature_axis(consumer),),
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
             module=owner if self.scope.whole else "",
             adapter=self.name,
@@ -129,42 +168,76 @@ class Units(Adapter):
         )
 
     def stream_parts(self, path: str, module: nn.Module) -> StreamParts | None:
-        """See Adapter.stream_parts; None too where `site` is."""
+        """Returns the parts of a module that shrink with the residual stream, or None if it has no site.
+
+        The module reads the stream in the columns of its producers. It writes to the stream in the rows of its consumer
+        and in the consumer's bias. `Stream` adds the other parts.
+        """
         if self.site(path, module) is None:
             return None
-        incoming, outgoing = (0, 1) if self.features.transposed else (1, 0)
+        in_axis, out_axis = self._weight_axes
         parts = [(name, part_at(module, name)) for name, _ in self.producers]
-        layers = [(n, p) for n, p in parts if p is not None and not (isinstance(p, Tensor) and p.dim() == 1)]  # a bias
-        axis = 1 if isinstance(layers[0][1], nn.Conv2d) else -1
-        extra = [(name, axis) for name, axis in self.stream.tensors if _held(module, name)]
-        reads = [(name if isinstance(part, Tensor) else f"{name}.weight", incoming) for name, part in layers] + extra
-        writes = [(f"{self.consumer}.weight", outgoing), (f"{self.consumer}.bias", 0)]
+        # A bare bias makes features too, but it has no axis of the stream.
+        makers = [
+            (name, part)
+            for name, part in parts
+            if part is not None and not (isinstance(part, Tensor) and part.dim() == 1)
+        ]
+        extra = [(name, axis) for name, axis in self.stream.tensors if _is_tensor_at(module, name)]
+        reads = [(name if isinstance(part, Tensor) else f"{name}.weight", in_axis) for name, part in makers] + extra
+        writes = [(f"{self.consumer}.weight", out_axis), (f"{self.consumer}.bias", 0)]
         writes += [(f"{layer}.{name}", 0) for layer in self.stream.after for name in _tensors(part_at(module, layer))]
-        inside = dict.fromkeys(name.rpartition(".")[0] for name, along in reads if along == incoming) if extra else {}
-        consumers = [(f"{path}.{name}", 1 if isinstance(part_at(module, name), nn.Conv2d) else -1) for name in inside]
+
+        # A layer between the stream and a producer adds a bias or a norm to channels that are gated to 0. The producer
+        # would then read something else than 0. So each layer that reads the stream is gated, not the module's input.
+        inside = dict.fromkeys(name.rpartition(".")[0] for name, axis in reads if axis == in_axis) if extra else {}
+        gated_layers = [(f"{path}.{name}", _feature_axis(part_at(module, name))) for name in inside]
         return StreamParts(
-            tuple((f"{path}.{name}", along) for name, along in reads),
-            tuple((f"{path}.{name}", along) for name, along in writes if _held(module, name)),
-            tuple(consumers) or ((path, axis),),
-            tuple(f"{path}.{name}" for name in self.stream.attributes if _counted(module, name)),
+            tuple((f"{path}.{name}", axis) for name, axis in reads),
+            tuple((f"{path}.{name}", axis) for name, axis in writes if _is_tensor_at(module, name)),
+            tuple(gated_layers) or ((path, _feature_axis(makers[0][1])),),
+            tuple(f"{path}.{name}" for name in self.stream.attributes if _is_number_at(module, name)),
         )
 
+    @property
+    def _weight_axes(self) -> tuple[int, int]:
+        """Returns the axes (in, out) of the weights of producers and consumer."""
+        return (0, 1) if self.features.transposed else (1, 0)
+
     def _size(self, module: nn.Module, rows: int, features: int) -> int:
-        """Units: as an attribute says, or as many as fit the last producer's rows, or as the consumer has features."""
+        """Returns the number of units.
+
+        With `Features.width` it is the number of the last producer's rows divided by the features of a unit. Otherwise
+        it is the value of the attribute `count`. Without such an attribute it is the consumer's number of input
+        features.
+        """
         if self.features.width:
             return rows // (self.producers[-1][1] * int(part_at(module, self.features.width)))
         return int(part_at(module, self.count)) if self.count else features
 
-    def _plain(self, layer: Any) -> bool:
+    def _is_known_layer(self, layer: Any) -> bool:
+        """True if the entry can read the layer's weight: a linear layer, a convolution or a transposed matrix."""
         known = isinstance(layer, (nn.Linear, nn.Conv2d))
+        if not self.features.transposed:
+            return known
+        # transformers' Conv1D. Weights of torch's own layers are (out, in), so they do not fit a transposed entry.
         weight = getattr(layer, "weight", None)
-        return not known and isinstance(weight, Tensor) and weight.dim() == 2 if self.features.transposed else known
+        return not known and isinstance(weight, Tensor) and weight.dim() == 2
 
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
-        """See Adapter.resize; caches are emptied too, and `Forwards.built` says which units are left of those built."""
+        """Gives the module its `pruned` class, notes the kept units in `Forwards.built` and empties caches.
+
+        Args:
+            module: The module, whose tensors and attributes are cut already.
+            site: The site before the cut: the module's own units, or the channels of a stream that the module reads or
+                writes.
+            keep: Indices of the units of the site that stay.
+        """
         super().resize(module, site, keep)
+        # A residual stream's site has no adapter: it removes channels and leaves this module's own units as they are.
         if self.forwards.built and site.adapter == self.name:
             before = getattr(module, self.forwards.built, None)
+            # A second pruning counts from the units that the first one kept. The attribute counts from the first model.
             setattr(module, self.forwards.built, tuple(before[i] for i in keep) if before else tuple(keep))
         for name in self.also.caches:
             getattr(module, name).clear()
@@ -175,10 +248,24 @@ Units.__init__ = accept_old_keywords(Units.__init__)  # type: ignore[method-assi
 
 @dataclass(frozen=True)
 class Sized(Adapter):
-    """A module without units that remembers lengths of the residual stream in it, whose layers are seen without it.
+    """Describes a module that has no units of its own but stores lengths of the residual stream.
 
-    name, classes   see Units
-    attributes          attributes that hold a multiple of the stream's units; "shape.0" is the first of a tuple
+    An example is a scale that calls `self.scale.view(self.shape)`. When channels of the stream are removed, the tensors
+    are found and cut without an adapter. The stored numbers are not, so this adapter lists them.
+
+    Args:
+        name: Name of the adapter.
+        classes: Qualified names of the classes that are served, see `Units`.
+        attributes: Attributes that hold the number of channels or a multiple of it. "shape.0" is the first entry of the
+            tuple `shape`.
+
+    Example:
+        >>> block = nn.Module()
+        >>> block.hidden_size = 8
+        >>> stream = Site("stream", "channel", size=8, width=1, consumers=("norm",))
+        >>> Sized("mine", ("my_package.Block",), ("hidden_size",)).resize(block, stream, keep=(0, 1, 5))
+        >>> block.hidden_size
+        3
     """
 
     name: str
@@ -186,21 +273,21 @@ class Sized(Adapter):
     attributes: tuple[str, ...]
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """None: it has no units."""
+        """Returns None: the module has no units."""
         return None
 
     def stream_parts(self, path: str, module: nn.Module) -> StreamParts:
-        """See Adapter.stream_parts."""
+        """Returns empty parts. They say that the module is known, so that `resize` is called."""
         return StreamParts((), (), ())
 
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
-        """See Adapter.resize."""
+        """Multiplies the attributes by the fraction of channels that are kept."""
         for name in self.attributes:
             set_attribute(module, name, attribute_at(module, name) * len(keep) // site.size)
 
 
-def _counted(module: nn.Module, path: str) -> bool:
-    """True where `attribute_at` finds a whole number."""
+def _is_number_at(module: nn.Module, path: str) -> bool:
+    """True if there is a whole number other than 0 at the path, otherwise False."""
     try:
         return bool(attribute_at(module, path))
     except AttributeError:
@@ -208,22 +295,31 @@ def _counted(module: nn.Module, path: str) -> bool:
 
 
 def _tensors(layer: nn.Module | None) -> dict[str, Tensor]:
-    """The parameters and buffers of a layer that have an axis."""
+    """Returns the parameters and buffers of a layer that have an axis, by name. Scalars have none."""
     named = (*layer.named_parameters(), *layer.named_buffers()) if layer is not None else ()
     return {name: tensor for name, tensor in named if tensor.dim()}
 
 
-def _held(module: nn.Module, path: str) -> bool:
+def _is_tensor_at(module: nn.Module, path: str) -> bool:
+    """True if there is a tensor at the path, otherwise False."""
     return isinstance(part_at(module, path), Tensor)
 
 
-def _made(module: nn.Module, layer: str, axis: int, groups: int, size: int) -> Sequence[Cut]:
-    """Cuts of a producer's weight, or of the weight that it is, along the axis of what it makes, and of its bias."""
-    found = [(layer, axis), (f"{layer}.weight", axis), (f"{layer}.bias", 0)]
+def _feature_axis(layer: Any) -> int:
+    """Returns the axis of the features in the layer's input: 1 for maps of convolutions, otherwise the last."""
+    return 1 if isinstance(layer, nn.Conv2d) else -1
+
+
+def _producer_cuts(module: nn.Module, name: str, axis: int, groups: int, size: int) -> Sequence[Cut]:
+    """Returns the cuts of a producer's weight along `axis`, and of its bias. The producer may be a bare weight."""
+    candidates = [(name, axis), (f"{name}.weight", axis), (f"{name}.bias", 0)]
     return [
-        _cut_along(part_at(module, name), name, along, size, groups) for name, along in found if _held(module, name)
+        _cut_of(part_at(module, tensor), tensor, cut_axis, size, groups)
+        for tensor, cut_axis in candidates
+        if _is_tensor_at(module, tensor)
     ]
 
 
-def _cut_along(tensor: Tensor, name: str, axis: int, size: int, groups: int = 1) -> Cut:
+def _cut_of(tensor: Tensor, name: str, axis: int, size: int, groups: int = 1) -> Cut:
+    """Returns the cut of a tensor whose axis has the order (groups, size, width). The width follows from its length."""
     return Cut(name, axis, groups, tensor.shape[axis] // (groups * size))

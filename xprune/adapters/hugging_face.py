@@ -1,4 +1,8 @@
-"""Attentions and MLPs of Hugging Face transformers, by their names there: nothing of it is imported."""
+"""The adapters of Hugging Face transformers. Its classes are named as text, so transformers is not imported.
+
+transformers' attentions reshape to (..., -1, head size), so they work with any number of heads and need no `pruned`
+class.
+"""
 
 from typing import Any
 
@@ -10,44 +14,57 @@ from xprune.modules.removed import Removed
 
 
 class RemovedAttention(Removed):
-    """What is left of an attention that takes `hidden_states` and returns (output, weights)."""
+    """Replaces an attention that lost all its heads. transformers' attentions return a tuple, so this one does too."""
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:  # type: ignore[override]
-        """(bias of the last layer, None)."""
+        """Returns (bias of the output projection for every token, None in place of the attention weights).
+
+        Some blocks pass `hidden_states` by keyword, so the parameter has the same name as in transformers.
+        """
         return super().forward(hidden_states), None
 
 
 class RemovedPostNorm(RemovedAttention):
-    """What is left of BERT's attention, which adds its input and norms the sum itself."""
+    """Replaces BERT's attention, which adds its input to its output and normalises the sum.
+
+    Without heads the norm of (input + bias) is left, so this module keeps the attention's LayerNorm.
+    """
 
     def __init__(self, layer: Any, module: Any) -> None:
         super().__init__(layer, module)
         self.norm = module.output.LayerNorm
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:  # type: ignore[override]
-        """(norm of input + bias, None)."""
+        """Returns (norm of input + bias, None in place of the attention weights)."""
         return self.norm(hidden_states + super().forward(hidden_states)[0]), None
 
 
 def _named(*names: str) -> tuple[str, ...]:
-    """Qualified names: "llama.LlamaAttention" stands for transformers.models.llama.modeling_llama.LlamaAttention."""
+    """Returns qualified names of classes.
+
+    "llama.LlamaAttention" becomes "transformers.models.llama.modeling_llama.LlamaAttention".
+    """
     parts = (name.split(".") for name in names)
     return tuple(f"transformers.models.{family}.modeling_{family}.{kind}" for family, kind in parts)
 
 
 QKV = (("q_proj", 1), ("k_proj", 1), ("v_proj", 1))
-REDUCTION = (  # Segformer's, of the tokens that make keys and values
+# Segformer makes keys and values from fewer tokens, which come from a strided convolution and a norm. Its input and its
+# output have the channels of the residual stream, so its weight shrinks along both axes.
+REDUCTION = (
     ("sequence_reduction.sequence_reduction.weight", 0),
     ("sequence_reduction.sequence_reduction.weight", 1),
     ("sequence_reduction.sequence_reduction.bias", 0),
     ("sequence_reduction.layer_norm.weight", 0),
     ("sequence_reduction.layer_norm.bias", 0),
 )
+# Each class has some of these. A class without one of them skips it.
 ATTRIBUTES = ("num_attention_heads", "num_heads", "num_key_value_heads")
 
 HUGGING_FACE = (
     Units(
-        "hf-attention",  # with keys and values that query heads share, a unit is all that goes with one of them
+        # With grouped queries (Llama, Qwen and others) a unit is one head of keys and values with all its query heads.
+        "hf-attention",
         _named(
             "deit.DeiTAttention",
             "dinov2.Dinov2Attention",
@@ -65,9 +82,9 @@ HUGGING_FACE = (
         ),
         QKV,
         consumer="o_proj",
-        count="",
+        count="",  # the forwards use head_dim only, and some classes hold no number of heads
         also=Also(attributes=ATTRIBUTES, tensors=(("relative_position_bias.relative_position_bias_table", 1),)),
-        features=Features(width="head_dim"),
+        features=Features(width="head_dim"),  # units: rows of v_proj / head_dim
         forwards=Forwards(removed=RemovedAttention),
         stream=Stream(tensors=REDUCTION),
     ),
@@ -79,7 +96,9 @@ HUGGING_FACE = (
         forwards=Forwards(removed=RemovedAttention),
     ),
     Units(
-        "hf-beit",  # the bias of its heads stands beside the attention
+        # The position bias of the heads is in the layer, beside the attention. So the entry describes the layer, and
+        # `inner` names the attention as the site. BeitAttention is listed because surgery checks the class of the site.
+        "hf-beit",
         _named("beit.BeitLayer", "beit.BeitAttention"),
         tuple((f"attention.{name}", groups) for name, groups in QKV),
         consumer="attention.o_proj",
@@ -88,7 +107,8 @@ HUGGING_FACE = (
         forwards=Forwards(removed=RemovedAttention),
         scope=Scope(
             inner="attention",
-            unless="attention.config.use_shared_relative_position_bias",  # one table for the heads of all layers
+            # One table holds the bias for all layers: a layer cannot lose its column alone.
+            unless="attention.config.use_shared_relative_position_bias",
         ),
     ),
     Units(
@@ -99,6 +119,7 @@ HUGGING_FACE = (
         count="self.num_attention_heads",
         also=Also(attributes=("self.all_head_size",)),
         forwards=Forwards(removed=RemovedPostNorm),
+        # The attention adds its input and normalises the sum, so its norm lies on the stream too.
         stream=Stream(joins=True, tensors=(("output.LayerNorm.weight", 0), ("output.LayerNorm.bias", 0))),
     ),
     Units(
@@ -114,11 +135,12 @@ HUGGING_FACE = (
         _named("gpt2.GPT2Attention"),
         (("c_attn", 3),),
         consumer="c_proj",
+        # split_size is the length of q, of k and of v in the fused output. Conv1D stores (nx, nf): in and out features.
         also=Also(attributes=("split_size", "c_attn.nf", "c_proj.nx")),
         features=Features(transposed=True),
         forwards=Forwards(removed=RemovedAttention),
         stream=Stream(attributes=("embed_dim", "c_attn.nx", "c_proj.nf")),
-        scope=Scope(unless="is_cross_attention"),
+        scope=Scope(unless="is_cross_attention"),  # whose queries come from a third layer, q_attn
     ),
     Units(
         "hf-gpt2-mlp",
@@ -132,7 +154,7 @@ HUGGING_FACE = (
         stream=Stream(attributes=("c_fc.nx", "c_proj.nf")),
     ),
     Units(
-        "hf-mix-mlp",  # a depthwise convolution stands between its layers
+        "hf-mix-mlp",  # a depthwise convolution between its layers: one channel per neuron
         _named("segformer.SegformerMixMLP"),
         (("fc1", 1),),
         consumer="fc2",

@@ -1,4 +1,4 @@
-"""The keywords of `Units` before it had parts. They work for one release, with a DeprecationWarning."""
+"""The keywords that `Units` had before it had parts. They work for one release, with a DeprecationWarning."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ PARTS: Mapping[str, type] = {
     "stream": Stream,
     "scope": Scope,
 }
+"""Keyword of `Units` -> class of the part."""
 OLD: Mapping[str, tuple[str, str]] = {
     **{name: ("also", name) for name in ("tensors", "layers", "norm", "caches")},
     **{name: ("features", name) for name in ("layout", "transposed", "width")},
@@ -27,16 +28,17 @@ OLD: Mapping[str, tuple[str, str]] = {
     "along": ("stream", "attributes"),
     "joins": ("stream", "joins"),
 }
-"""Old keyword -> (part, its field)."""
+"""Old keyword -> (part, field of the part)."""
 RENAMED = {"readers": "producers", "writer": "consumer"}
 """Old keyword -> its name now."""
 
 
 def accept_old_keywords(init: Callable[..., None]) -> Callable[..., None]:
-    """An `__init__` that takes the old keywords too, and warns."""
+    """Wraps `Units.__init__` so that it also takes the old keywords, with a DeprecationWarning for them."""
 
     @wraps(init)
-    def made(self: Any, *args: Any, **given: Any) -> None:
+    def accepting(self: Any, *args: Any, **given: Any) -> None:
+        # "stream" is an old keyword and a new one. The value tells them apart: a tuple is old, a `Stream` is new.
         old = {
             name: given.pop(name)
             for name in [*given]
@@ -46,24 +48,24 @@ def accept_old_keywords(init: Callable[..., None]) -> Callable[..., None]:
             if name in OLD:
                 part, field = OLD[name]
                 given[part] = replace(given.get(part) or PARTS[part](), **{field: value})
+        # empties=True meant that the module stays and its `pruned` class runs with zero units.
         if old.get("empties"):
             given["forwards"] = replace(given["forwards"], removed=given["forwards"].pruned)
+
         renamed = {name: RENAMED[name] for name in given if name in RENAMED}
         if renamed:
             given = {renamed.get(name, name): value for name, value in given.items()}
-            says = ", ".join(f"{name}= is {new}= now" for name, new in renamed.items())
-            warnings.warn(
-                f"Units: {says}. The old names will be gone in the next release.", DeprecationWarning, stacklevel=2
-            )
+            changes = ", ".join(f"{name}= is now {new}=" for name, new in renamed.items())
+            warnings.warn(f"Units: {changes}. The next release drops the old names.", DeprecationWarning, stacklevel=2)
         if old:
-            now = dict.fromkeys(OLD.get(name, ("forwards", "removed")) for name in old)
-            says = ", ".join(f"{part}={PARTS[part].__name__}({field}=...)" for part, field in now)
+            fields = dict.fromkeys(OLD.get(name, ("forwards", "removed")) for name in old)
+            parts = ", ".join(f"{part}={PARTS[part].__name__}({field}=...)" for part, field in fields)
             warnings.warn(
-                f"Units({', '.join(f'{name}=' for name in old)}) is said as Units({says}), with parts from "
-                "xprune.adapters; the old keywords will be gone in the next release.",
+                f"Write Units({parts}) instead of Units({', '.join(f'{name}=' for name in old)}). The parts are in "
+                "xprune.adapters. The next release drops the old keywords.",
                 DeprecationWarning,
                 stacklevel=2,
             )
         init(self, *args, **given)
 
-    return made
+    return accepting

@@ -1,4 +1,4 @@
-"""PyTorch Geometric's graph attentions. Names are PyG's; nothing of it is imported before a module is cut or gated."""
+"""The adapters of PyTorch Geometric's graph attentions. PyG is imported only for the classes of averaged heads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,30 @@ from xprune.modules.paths import part_at
 
 @dataclass(frozen=True)
 class GraphHeads(Adapter):
-    """Heads of one convolution class, joined (`concat=True`) or averaged.
+    """Describes the heads of one convolution class, either joined (`concat=True`) or averaged (`concat=False`).
 
-    name      of the adapter
-    classes   qualified names of the classes served
-    makes     layers whose rows belong to heads; the first reads the nodes' features
-    tensors   (tensor, axis) of whatever else belongs to heads
-    adds      what is added to the joined heads: tensors whose rows belong to heads where they are joined
-    mixer     a layer that reads the joined heads, and how many times over; "" for none
-    mean      name of the class in pyg_forwards for heads that are averaged, "" where they are joined
+    Joined heads are the convolution's output. Their consumers are the layers that read this output. Only the model
+    knows them, so the site names one as "" and `find_sites` fills it in.
 
-    Heads that are joined feed every layer that reads the convolution's output, which the model alone knows: their
-    site has no layer yet. Heads that are averaged feed the aggregation; the mean goes on dividing by the dense number.
+    Averaged heads are gated at the aggregation inside the convolution. The mean still divides by the number of heads of
+    the dense model after heads were removed.
+
+    Args:
+        name: Name of the adapter.
+        classes: Qualified names of the classes that are served.
+        makes: Names of the layers whose rows are (heads, width). The first one reads the nodes' features.
+        tensors: Pairs (tensor, axis) of other tensors with an axis of heads.
+        adds: Names of tensors that are added to the joined heads. Their rows are (heads, width) if heads are joined.
+        mixer: A layer whose input holds the joined heads, and how many times it holds them. ("", 0) for none.
+        mean: Name of the class in `pyg_forwards` for averaged heads. "" if heads are joined.
+
+    Example:
+        >>> gat = GraphHeads("gat", ("torch_geometric.nn.conv.gat_conv.GATConv",), makes=("lin",))
+        >>> conv = nn.ModuleDict({"lin": nn.Linear(8, 6, bias=False)})
+        >>> conv.heads, conv.out_channels, conv.concat = 3, 2, True
+        >>> site = gat.site("conv1", conv)
+        >>> site.size, site.width, site.consumers
+        (3, 2, ('',))
     """
 
     name: str
@@ -38,30 +50,38 @@ class GraphHeads(Adapter):
 
     @property
     def pruned(self) -> type[nn.Module] | None:  # type: ignore[override]
-        """See Adapter. Imported when it is asked for, since PyG is an extra."""
+        """Returns the class for averaged heads, or None for joined ones. Imports PyG, which is an optional package."""
         return getattr(import_module("xprune.adapters.pyg_forwards"), self.mean) if self.mean else None
 
     gated = pruned
+    """The same class: averaged heads can be gated nowhere in PyG's own forward."""
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """See Adapter.site; None for a single head, and for heads that are put together in the other way."""
+        """Returns the site of a convolution.
+
+        None if it has one head only. None too if its heads are averaged and this entry is for joined ones, or the other
+        way round.
+        """
         conv: Any = module
         size, width = int(conv.heads), int(conv.out_channels)
         if size == 1 or bool(conv.concat) == bool(self.mean):
             return None
         named = [(f"{layer}.{part}", 0) for layer in self.makes for part in ("weight", "bias")]
         named += self.tensors if self.mean else (*self.tensors, *((name, 0) for name in self.adds))
-        held = {
-            id(part_at(conv, n)): (n, axis) for n, axis in reversed(named) if part_at(conv, n) is not None
-        }  # shared: once
-        named = [pair for pair in named if pair in held.values()]
-        cuts = [Cut(f"{path}.{n}", axis, 1, part_at(conv, n).shape[axis] // size) for n, axis in named]
+        # PyG may use one layer for sources and targets, under two names. A tensor is cut once, under its first name.
+        # The list is reversed because a later entry of a dict replaces an earlier one with the same key.
+        first_names = {
+            id(part_at(conv, name)): (name, axis) for name, axis in reversed(named) if part_at(conv, name) is not None
+        }
+        named = [pair for pair in named if pair in first_names.values()]
+        cuts = [Cut(f"{path}.{name}", axis, 1, part_at(conv, name).shape[axis] // size) for name, axis in named]
         layer, times = self.mixer if not self.mean and part_at(conv, self.mixer[0]) is not None else ("", 0)
         cuts += [Cut(f"{path}.{layer}.weight", 1, times, width)] if layer else []
         return Site(
             name=path,
             kind="head",
             size=size,
+            # The aggregation sees heads on an axis of their own (nodes, heads, channels), so one entry is one head.
             width=1 if self.mean else width,
             consumers=(f"{path}.aggr_module",) if self.mean else ("", *([f"{path}.{layer}"] if layer else ())),
             axes=(1,) if self.mean else (),
@@ -71,14 +91,15 @@ class GraphHeads(Adapter):
         )
 
     def resize(self, module: Any, site: Site, keep: Sequence[int]) -> None:
-        """See Adapter.resize; a mean keeps in mind how many heads it was over."""
+        """Gives the convolution its `pruned` class. A mean also stores the number of heads of the dense model."""
         super().resize(module, site, keep)
+        # At a second pruning the number is set already.
         if self.mean and not module.dense_heads:
             module.dense_heads = site.size
 
 
 def _both(name: str, kind: str, mean: str, **parts: Any) -> tuple[GraphHeads, GraphHeads]:
-    """The entries of one class: heads that are joined, and heads that are averaged."""
+    """Returns the two entries of one class: for joined heads and for averaged heads."""
     classes = (f"torch_geometric.nn.conv.{kind}",)
     return GraphHeads(name, classes, **parts), GraphHeads(f"{name}-mean", classes, mean=mean, **parts)
 
@@ -88,8 +109,8 @@ PYG = (
         "pyg-gat",
         "gat_conv.GATConv",
         "MeanGATConv",
-        makes=("lin", "lin_src", "lin_dst", "lin_edge"),
-        tensors=(("att_src", 1), ("att_dst", 1), ("att_edge", 1)),
+        makes=("lin", "lin_src", "lin_dst", "lin_edge"),  # `lin` for one kind of nodes, otherwise `lin_src`, `lin_dst`
+        tensors=(("att_src", 1), ("att_dst", 1), ("att_edge", 1)),  # each (1, heads, channels)
         adds=("bias", "res.weight"),
     ),
     *_both(
@@ -106,6 +127,6 @@ PYG = (
         "MeanTransformerConv",
         makes=("lin_key", "lin_query", "lin_value", "lin_edge"),
         adds=("lin_skip.weight", "lin_skip.bias"),
-        mixer=("lin_beta", 3),
+        mixer=("lin_beta", 3),  # reads heads, skip connection and their difference, side by side
     ),
 )

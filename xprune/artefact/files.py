@@ -1,7 +1,8 @@
-"""Files: which files xprune wrote and may replace, and how an artefact is replaced so that a kill leaves one readable.
+"""Decides which files xprune may replace, and replaces an artefact so that a kill at any time leaves a readable one.
 
-A folder that holds anything else is refused, before work starts. Whether a file is ours is told by its contents, not by
-its name alone: weights by the checksum in the header, text by the stamp in its last line.
+xprune replaces only what it wrote itself. A folder that holds anything else is refused before any work starts. The name
+of a file is not enough to recognise it: weights are recognised by their checksum in the header, and texts by a stamp in
+their last line.
 """
 
 import hashlib
@@ -17,83 +18,111 @@ from typing import Any
 from xprune.errors import ArtefactError
 
 FORMAT = 1
+"""The version of the format of an artefact. `load` refuses any other."""
+
 MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"
+"""The files of an artefact: the weights, the header, and tensors such as scores. The last one may be missing."""
+
 REPORT = "report.html"
+"""The report of a run. It may lie in the folder of the artefact."""
+
 WORKING = ".xprune-saving-"
-"""What names of temporary files and folders start with."""
+"""The beginning of the names of temporary files and folders."""
+
 FIELDS = {"format", "arch", "plan", "ties", "sha256", "extra"}
+"""The keys that each header has."""
+
 _PENDING = re.compile(r"(model|tensors)-([0-9a-f]{16})\.safetensors")
 _OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")
 _STAMP = "<!-- written by xprune, sha256 of the text above: {} -->\n"
 
 
 def check_folder(directory: str | Path) -> None:
-    """Asks whether an artefact can be written there. Worth asking before hours of work.
+    """Checks that an artefact can be written to a folder. Call it before hours of work.
 
     Args:
         directory: A folder that is new, empty, or holds an artefact and nothing else. A report that xprune wrote may
-            lie beside the artefact. A link to such a folder will do.
+            lie beside the artefact. A link to such a folder is allowed.
 
     Raises:
         ArtefactError: The folder holds something that xprune did not write, is no folder, or cannot be written to.
+
+    Example:
+        >>> check_folder("pruned")
+        >>> Path("todo.txt").touch()
+        >>> check_folder(".")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        xprune.errors.ArtefactError: . holds something that xprune did not write: todo.txt. Give a new folder, ...
     """
     directory = Path(directory)
     if directory.is_symlink() and not directory.exists():
-        raise ArtefactError(f"{directory} is a link to {directory.readlink()}, which does not exist: make that folder.")
+        raise ArtefactError(
+            f"{directory} is a link to {directory.readlink()}, which does not exist. Make that folder, or give another."
+        )
     if directory.exists() and not directory.is_dir():
-        raise ArtefactError(f"{directory} is a file, wanted a folder: give another name.")
+        raise ArtefactError(f"{directory} is a file, wanted a folder. Give the name of a folder.")
     try:
         found = foreign(directory) if directory.exists() else []
         if found:
             names = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
             raise ArtefactError(
-                f"{directory} holds what xprune did not write: {names}. A model is saved into a folder of its own: "
-                "give a new folder, an empty one, or one with a saved model alone, which is then replaced."
+                f"{directory} holds something that xprune did not write: {names}. Give a new folder, an empty one, "
+                "or one that holds only a saved model, which is then replaced."
             )
-        with tempfile.TemporaryFile(prefix=WORKING, dir=_standing(directory)):
+        # Only an attempt shows whether the file system allows new files. The temporary file is removed at once.
+        with tempfile.TemporaryFile(prefix=WORKING, dir=_nearest_existing(directory)):
             pass
     except OSError as error:
-        raise ArtefactError(f"{directory} cannot be written to ({error.strerror}): give another folder.") from error
+        raise ArtefactError(f"{directory} cannot be written to ({error.strerror}). Give another folder.") from error
 
 
 def check_file(path: str | Path, ours: Callable[[Path], bool]) -> None:
-    """Asks whether one file can be written there.
+    """Checks that a single file can be written.
 
     Args:
         path: The file. It is new, or one that xprune wrote.
-        ours: Says whether a file that exists was written by xprune and left as it was.
+        ours: A function that takes a file that exists. It returns True if xprune wrote the file and nobody changed it.
 
     Raises:
-        ArtefactError: Something else is there, or the folder cannot be written to.
+        ArtefactError: The name belongs to a folder or to another file, or the file cannot be written.
+
+    Example:
+        >>> _ = Path("page.html").write_text(stamped("<html></html>"))
+        >>> check_file("page.html", is_stamped)
+        >>> check_file("new.html", is_stamped)
     """
     path = Path(path)
     if path.is_dir():
-        raise ArtefactError(f"{path} is a folder, wanted a file: give the name of a file in it.")
+        raise ArtefactError(f"{path} is a folder, wanted a file. Give the name of a file in it.")
     try:
         if path.exists() and not ours(path):
             raise ArtefactError(
-                f"{path} exists, and xprune did not write it, or it was changed since. It stays as it is: give another "
-                "name, or move it away."
+                f"{path} exists, and xprune did not write it, or it was changed since. xprune does not replace it. "
+                "Give another name, or move the file away."
             )
-        with tempfile.TemporaryFile(prefix=WORKING, dir=_standing(path.parent)):
+        with tempfile.TemporaryFile(prefix=WORKING, dir=_nearest_existing(path.parent)):
             pass
     except OSError as error:
-        raise ArtefactError(f"{path} cannot be written ({error.strerror}): give another place.") from error
+        raise ArtefactError(f"{path} cannot be written ({error.strerror}). Give a name in another folder.") from error
 
 
-def _standing(directory: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
+def _nearest_existing(directory: Path) -> Path:
+    """Returns the folder itself, or the nearest folder above it that exists."""
     return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
 
 
 def foreign(directory: Path) -> list[str]:
-    """Names of what is in the folder and was not written by xprune, sorted."""
+    """Returns the sorted names of files and folders in a folder that xprune did not write.
+
+    Files that an operating system leaves, such as .DS_Store, do not count.
+    """
     header = _header(directory)
-    return sorted(entry.name for entry in directory.iterdir() if not _ours(entry, header))
+    return sorted(entry.name for entry in directory.iterdir() if not _written_by_xprune(entry, header))
 
 
 def _header(directory: Path) -> Mapping[str, Any] | None:
-    """The header of the artefact in the folder, None where there is none that xprune wrote."""
+    """Returns the header of the artefact in a folder, or None if there is none that xprune wrote."""
     try:
         header = json.loads((directory / HEADER).read_text())
     except (OSError, ValueError):
@@ -101,11 +130,17 @@ def _header(directory: Path) -> Mapping[str, Any] | None:
     return header if isinstance(header, dict) and set(header) >= FIELDS else None
 
 
-def _ours(entry: Path, header: Mapping[str, Any] | None) -> bool:
-    """Whether xprune wrote this entry of a folder whose artefact has this header."""
+def _written_by_xprune(entry: Path, header: Mapping[str, Any] | None) -> bool:
+    """Returns True if xprune wrote a file or folder, or if an operating system left it.
+
+    Args:
+        entry: The file or folder.
+        header: The header of the artefact in the same folder, or None if there is none.
+    """
     name, pending = entry.name, _PENDING.fullmatch(entry.name)
     if name in _OF_THE_SYSTEM or name.startswith(WORKING):
         return True
+    # A link may point to a file of the user.
     if entry.is_symlink() or not entry.is_file():
         return False
     if pending:
@@ -114,48 +149,65 @@ def _ours(entry: Path, header: Mapping[str, Any] | None) -> bool:
         return is_page(entry)
     if header is None or name not in (HEADER, MODEL, TENSORS):
         return False
-    if name == HEADER or stored_path(entry.parent / MODEL, header["sha256"]).name != MODEL:
-        return True  # a save was killed after its last step but one: these are of the artefact before
+    # If the weights are still at their pending name, a save was killed before its last step. The files at the usual
+    # names are then of the artefact before, and their checksums are not in this header.
+    if name == HEADER or stored_file(entry.parent / MODEL, header["sha256"]).name != MODEL:
+        return True
     return sha256(entry) == checksum(header, name)
 
 
 def checksum(header: Mapping[str, Any], name: str) -> Any:
-    """The checksum that the header gives for MODEL or TENSORS, None where it gives none."""
+    """Returns the checksum that a header has for MODEL or TENSORS, or None if it has none."""
     if name == MODEL:
         return header["sha256"]
     beside = header.get("beside")
     return beside.get("sha256") if isinstance(beside, dict) else None
 
 
-def pending_path(path: Path, digest: Any) -> Path:
-    """Where a file of this checksum lies until the one before it may go: model-0123456789abcdef.safetensors."""
-    return path.with_name(f"{path.stem}-{digest[:16] if isinstance(digest, str) else ''}{path.suffix}")
+def pending_file(file: Path, digest: Any) -> Path:
+    """Returns the name of a new file until it takes the place of the one before.
+
+    The name has the first 16 digits of the checksum: model-0123456789abcdef.safetensors.
+
+    Args:
+        file: The file at its final name.
+        digest: Its checksum, hexadecimal. A header that was tampered with may hold anything else.
+    """
+    return file.with_name(f"{file.stem}-{digest[:16] if isinstance(digest, str) else ''}{file.suffix}")
 
 
-def stored_path(path: Path, digest: Any) -> Path:
-    """Where a file of this checksum is to be read: at its pending path if it is still there, else at its own."""
-    pending = pending_path(path, digest)
-    return pending if _PENDING.fullmatch(pending.name) and pending.is_file() else path
+def stored_file(file: Path, digest: Any) -> Path:
+    """Returns the file to read for a checksum: the pending one if it exists, otherwise the one at its final name."""
+    pending = pending_file(file, digest)
+    return pending if _PENDING.fullmatch(pending.name) and pending.is_file() else file
 
 
-def replace(working: Path, directory: Path) -> None:
-    """Makes the finished files in `working` the artefact of the folder, in place of the one before.
+def replace_artefact(working: Path, directory: Path) -> None:
+    """Makes the finished files of a working folder the artefact of a folder.
 
-    Each step is one rename. Until the header's, the artefact before is the one that is read; from then on it is the
-    new one, whose weights are first found under a name that says their checksum. So a kill at any point leaves one of
-    the two whole. Leftovers of such a kill go with the next save.
+    Each step is a single rename, and the order of the steps matters. The weights first get a pending name, which holds
+    their checksum. Then the header is replaced. Until that moment, the artefact before is read. From then on, the new
+    one is read, with weights at their pending name. So a kill at any point leaves one of the two whole. What such a
+    kill leaves behind is removed by the next save.
+
+    Args:
+        working: A folder inside `directory` that holds the new header and weights.
+        directory: The folder of the artefact.
     """
     header = json.loads((working / HEADER).read_text())
     held = [name for name in (TENSORS, MODEL) if (working / name).is_file()]
     for name in held:
-        (working / name).replace(pending_path(directory / name, checksum(header, name)))
+        (working / name).replace(pending_file(directory / name, checksum(header, name)))
     (working / HEADER).replace(directory / HEADER)
     if TENSORS not in held:
         (directory / TENSORS).unlink(missing_ok=True)
-    for name in held:  # the model's last: while it is pending, `_ours` knows that the others may be of the one before
-        pending_path(directory / name, checksum(header, name)).replace(directory / name)
+    # The model's weights are renamed last. While they are pending, `_written_by_xprune` knows that the other files may
+    # be of the artefact before.
+    for name in held:
+        pending_file(directory / name, checksum(header, name)).replace(directory / name)
+    # Now the leftovers of saves that were killed.
     for entry in directory.iterdir():
-        if entry == working or not _ours(entry, header):
+        if entry == working or not _written_by_xprune(entry, header):
             continue
         if _PENDING.fullmatch(entry.name):
             entry.unlink()
@@ -167,11 +219,16 @@ def replace(working: Path, directory: Path) -> None:
 
 
 def make_folder(directory: Path) -> Callable[[], None]:
-    """Makes the folder and those above it; the function returned removes those that were made, where they are empty."""
+    """Makes a folder and those above it.
+
+    Returns:
+        A function that undoes it: it removes the folders that were made, if they are empty.
+    """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
 
     def undo() -> None:
+        """Removes the new folders, the innermost first. Stops at the first one that is not empty."""
         with suppress(OSError):
             for path in made:
                 path.rmdir()
@@ -180,28 +237,46 @@ def make_folder(directory: Path) -> Callable[[], None]:
 
 
 def working_folder(directory: Path) -> Path:
-    """A new empty folder inside `directory`, for files that are not finished."""
+    """Makes a new empty folder inside a folder, for files that are not finished.
+
+    It is on the same disk as the final place of the files. A rename can therefore move them.
+    """
     return Path(tempfile.mkdtemp(prefix=WORKING, dir=directory))
 
 
 def remove_working(working: Path) -> None:
-    """Removes what `working_folder` made."""
+    """Removes a folder that `working_folder` made, with all its files."""
     shutil.rmtree(working, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, hexadecimal."""
+    """Returns the SHA-256 checksum of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamped(text: str) -> str:
-    """HTML or Markdown with a last line by which `is_stamped` knows that nobody changed it since."""
+    """Adds a last line to HTML or Markdown, with the checksum of the text. `is_stamped` finds later changes by it.
+
+    Example:
+        >>> stamped("# Table ").startswith("# Table <!-- written by xprune")
+        True
+    """
     return text + _STAMP.format(hashlib.sha256(text.encode()).hexdigest())
 
 
 def is_stamped(path: Path) -> bool:
-    """Whether the file is text as `stamped` gave it."""
+    """Returns True if a file holds a text that `stamped` returned, and nobody changed it. False for any other file.
+
+    Example:
+        >>> page = Path("page.html")
+        >>> _ = page.write_text(stamped("<html></html>"))
+        >>> is_stamped(page)
+        True
+        >>> _ = page.write_text(page.read_text().replace("<html>", "<html><!-- mine -->"))
+        >>> is_stamped(page)
+        False
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -211,7 +286,10 @@ def is_stamped(path: Path) -> bool:
 
 
 def is_page(path: Path) -> bool:
-    """Whether the file is a report that xprune wrote. Pages of 0.1.0 have no stamp and are known by their heading."""
+    """Returns True if a file is a report that xprune wrote and nobody changed.
+
+    Reports of xprune 0.1.0 have no stamp. They are recognised by their heading, changed or not.
+    """
     if is_stamped(path):
         return True
     try:

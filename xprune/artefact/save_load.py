@@ -1,4 +1,12 @@
-"""save and load: a pruned model as safetensors + JSON. No pickle, no download, no torch-pruning needed to load."""
+"""Saves a pruned model as safetensors and JSON, and loads it. No pickle, no download, no torch-pruning to load.
+
+An artefact is a folder with two or three files:
+
+- model.safetensors: the weights of the pruned model.
+- xprune.json: the header. It has the plan from the dense model to this one, and the architecture of the dense model.
+  It also has the names of tied tensors, checksums, and plain data of the user.
+- tensors.safetensors: other tensors to keep, such as scores. Only if there are any.
+"""
 
 import json
 import warnings
@@ -12,8 +20,8 @@ from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.artefact import files
-from xprune.artefact.files import FORMAT, HEADER, MODEL, REPORT, TENSORS, check_folder, stored_path
-from xprune.artefact.rebuild import build, proven
+from xprune.artefact.files import FORMAT, HEADER, MODEL, REPORT, TENSORS, check_folder, stored_file
+from xprune.artefact.rebuild import build, proved_arch
 from xprune.core.plan import Plan
 from xprune.core.provenance import Arch, provenance, record
 from xprune.errors import ArtefactError, PlanError
@@ -31,38 +39,49 @@ def save(
     extra: Mapping[str, Any] | None = None,
     tensors_beside: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Writes model.safetensors and xprune.json; `load` gives the model back in a process that has neither.
+    """Writes a model to a folder, from which `load` reads it in another process.
 
-    The plan is written relative to the original architecture, however often the model was pruned. An artefact that is
-    already there is replaced, and nothing else is: a folder that holds other things is refused. A kill leaves the
-    artefact before or the new one, never a mix. A report.html that xprune wrote there stays, with a warning that it
-    tells of the model before.
+    The plan in the header leads from the original dense model to this one, even if the model was pruned several times.
+    An artefact in the folder is replaced, and nothing else is: a folder that holds other things is refused. A process
+    that is killed leaves the artefact before or the new one, never a mix. A report.html that xprune wrote in the folder
+    stays, with a warning that it describes the model before.
 
     Args:
-        model: The pruned model, or one that was never pruned.
+        model: The pruned model, or a model that was never pruned.
         directory: A new folder, an empty one, or one that holds an artefact.
-        arch: A timm name, or (name, keyword arguments). None: taken from the model where it carries them truthfully,
-            which a Hugging Face model does in its config. Either way it is proved on the meta device that it rebuilds
-            the model. Where none does, a warning says that `load` will need model_fn.
-        extra: Plain data to keep beside the model: metrics, settings.
-        tensors_beside: What is too large for JSON, such as scores. `read_tensors` reads it.
+        arch: The architecture of the dense model: a timm name, or a timm name with keyword arguments. None, the
+            default, means what the model carries: models of timm carry their name, Hugging Face models their config. In
+            each case, xprune proves that the architecture leads to this model, without memory for weights. If the one
+            that the model carries does not, or if it carries none, a warning says that `load` will need `model_fn`.
+        extra: Plain data to keep with the model, such as metrics and settings.
+        tensors_beside: Tensors to keep with the model, such as scores. `read_tensors` reads them.
 
     Returns:
-        The directory.
+        The folder.
 
     Raises:
-        ArtefactError: The folder cannot be used (see `check_folder`), `arch` does not rebuild the model, or `extra` is
-            no plain data. The folder is then as it was.
+        ArtefactError: The folder cannot be used (see `check_folder`), `arch` does not lead to the model, or `extra` is
+            not plain data. The folder is then as it was before.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("test_vit", num_classes=3)
+        >>> folder = save(model, "saved")
+        >>> sorted(file.name for file in folder.iterdir())
+        ['model.safetensors', 'xprune.json']
+        >>> type(load(folder)).__name__
+        'VisionTransformer'
     """
     model, directory = unwrap(model), Path(directory)
     check_folder(directory)
     before = provenance(model)
     plan = before.plan if before else Plan((), ())
-    found, why = proven(model, plan, arch)
+    found, why = proved_arch(model, plan, arch)
     if found is None:
         warnings.warn(
-            f"the architecture is not saved: {why}. load({str(directory)!r}) will need model_fn=, a function that "
-            "builds the dense model; or give save(arch=(timm_name, keyword_arguments)).",
+            f"the architecture is not saved: {why.rstrip('.')}. load({str(directory)!r}) will need model_fn=, a "
+            "function that builds the dense model. For a timm model, give save(..., arch=(name, keyword_arguments)) "
+            "instead.",
             stacklevel=3,
         )
     header = {"format": FORMAT, "arch": found.to_json() if found else None, "plan": plan.to_json()}
@@ -72,33 +91,46 @@ def save(
         raise ArtefactError(f"{directory} could not be written: {error}.") from error
     if (directory / REPORT).is_file():
         warnings.warn(
-            f"{directory / REPORT} tells of the model that was there before: write it anew, or remove it.", stacklevel=2
+            f"{directory / REPORT} describes the model that was there before. Write it anew, or remove it.",
+            stacklevel=2,
         )
     return directory
 
 
 def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any], beside: Any) -> None:
-    """Writes all files beside their places first, and puts them into place once all are whole."""
+    """Writes all files of an artefact to a working folder, and moves them into place once they are complete.
+
+    Args:
+        directory: The folder of the artefact. It is made if it does not exist, and removed again after an error.
+        named: The tensors of the model, by name.
+        header: The header. The names of tied tensors and the checksums are added to it.
+        beside: Other tensors to keep, by name, or None.
+    """
     undo = files.make_folder(directory)
     try:
         working = files.working_folder(directory)
         try:
-            unique, header["ties"] = _unique(named)
+            unique, header["ties"] = _without_ties(named)
             save_file(unique, working / MODEL)
             header["sha256"] = files.sha256(working / MODEL)
             if beside:
-                unique, ties = _unique(beside)
+                unique, ties = _without_ties(beside)
                 save_file(unique, working / TENSORS)
                 header["beside"] = {"ties": ties, "sha256": files.sha256(working / TENSORS)}
             try:
                 (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
             except (TypeError, ValueError) as error:
-                raise ArtefactError(f"what is to be kept beside the model is no plain data: {error}.") from error
-            for path in working.iterdir():
-                path.chmod((working / HEADER).stat().st_mode)  # safetensors lets nobody else read
-            files.replace(working, directory)
+                raise ArtefactError(
+                    f"`extra` is no plain data, so it cannot be kept with the model: {error}. Give numbers, strings, "
+                    "lists and dicts of these."
+                ) from error
+            # safetensors writes files that only their owner can read. The header has the usual permissions.
+            for file in working.iterdir():
+                file.chmod((working / HEADER).stat().st_mode)
+            files.replace_artefact(working, directory)
         finally:
             files.remove_working(working)
+    # Also after Ctrl-C, which is no Exception.
     except BaseException:
         undo()
         raise
@@ -106,12 +138,31 @@ def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any],
 
 @undisturbed()
 def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """The saved model, in eval mode, on the CPU.
+    """Loads a saved model, in eval mode and on the CPU.
 
-    model_fn   builds the dense model; needed where the artefact names no architecture, and used instead of it if given
+    `load` reads only the files of the artefact and downloads nothing. All names and shapes are compared with those of
+    the architecture before any weight is read.
 
-    Reads nothing but the two files, downloads nothing, and compares every shape with the file's header before it
-    reads a weight. Raises ArtefactError for a file that is missing, truncated, foreign or tampered with.
+    Args:
+        directory: The folder that `save` wrote.
+        model_fn: A function without arguments that builds the dense model. It is needed if the artefact names no
+            architecture. If it is given, it is used in any case.
+
+    Returns:
+        The pruned model.
+
+    Raises:
+        ArtefactError: A file is missing, truncated, not from xprune or changed since, or it does not fit the dense
+            model.
+
+    Example:
+        >>> import torch
+        >>> def build(): return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> model = build().eval()
+        >>> folder = save(model, "saved")  # warns that the architecture is not saved
+        >>> x = torch.randn(3, 4)
+        >>> torch.equal(load(folder, model_fn=build)(x), model(x))
+        True
     """
     directory = Path(directory)
     header = read_header(directory)
@@ -120,74 +171,123 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
         arch = Arch.from_json(header["arch"]) if header["arch"] else None
         ties = {str(name): str(other) for name, other in header["ties"].items()}
     except (PlanError, KeyError, TypeError, AttributeError) as error:
-        raise ArtefactError(f"{directory / HEADER} is tampered with or damaged: {error}") from error
+        raise ArtefactError(f"{directory / HEADER} is damaged or was changed by hand: {error}") from error
     if model_fn is None and arch is None:
         raise ArtefactError(
-            f"{directory} names no architecture: give load(..., model_fn=), a function that builds the dense model."
+            f"{directory} names no architecture. Give load(..., model_fn=), a function that builds the dense model."
         )
+    # Without model_fn, the dense model is on the meta device, and the weights of the file replace its parameters.
     dense = model_fn() if model_fn else build(arch) if arch else nn.Module()
     try:
         model = remove_units(dense, plan, ADAPTERS)
     except PlanError as error:
         raise ArtefactError(f"{directory}: {error}") from error
-    _fill(model, stored_path(directory / MODEL, header["sha256"]), ties, header["sha256"])
+    _fill(model, stored_file(directory / MODEL, header["sha256"]), ties, header["sha256"])
     record(model, plan, arch)
     return model.eval()
 
 
 def read_header(directory: str | Path) -> dict[str, Any]:
-    """The JSON of an artefact; ArtefactError where it is none."""
-    path = Path(directory) / HEADER
+    """Reads the header of an artefact.
+
+    Args:
+        directory: The folder that `save` wrote.
+
+    Returns:
+        The header as plain data. Its keys are those of `files.FIELDS`. "beside" is there if `save` was given tensors.
+
+    Raises:
+        ArtefactError: The folder holds no artefact, or one of another format.
+
+    Example:
+        >>> folder = save(nn.Linear(2, 3), "saved", extra={"accuracy": 0.75})
+        >>> read_header(folder)["extra"]
+        {'accuracy': 0.75}
+    """
+    file = Path(directory) / HEADER
     try:
-        header = json.loads(path.read_text())
+        header = json.loads(file.read_text())
     except OSError as error:
         raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.") from error
     except ValueError as error:
-        raise ArtefactError(f"{path} is not JSON ({error}): truncated, or not ours.") from error
+        raise ArtefactError(f"{file} is no JSON ({error}). It is truncated, or xprune did not write it.") from error
     lacking = files.FIELDS - set(header) if isinstance(header, dict) else files.FIELDS
     if lacking:
-        raise ArtefactError(f"{path} was not written by xprune: it lacks {', '.join(sorted(lacking))}.")
+        raise ArtefactError(f"{file} was not written by xprune: it has no {', '.join(sorted(lacking))}.")
     if header["format"] != FORMAT:
-        raise ArtefactError(f"{path} is of format {header['format']!r}; this version reads {FORMAT}.")
-    if not stored_path(path.parent / MODEL, header["sha256"]).is_file():
+        raise ArtefactError(
+            f"{file} is of format {header['format']!r}, and this version of xprune reads format {FORMAT}. Read it with "
+            "the version that wrote it."
+        )
+    if not stored_file(file.parent / MODEL, header["sha256"]).is_file():
         raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.")
     return header
 
 
 def read_tensors(directory: str | Path) -> dict[str, Tensor]:
-    """What `save` was given as tensors_beside, empty where it was nothing; ArtefactError for a file that is not it."""
+    """Reads the tensors that `save` was given as `tensors_beside`.
+
+    Args:
+        directory: The folder that `save` wrote.
+
+    Returns:
+        The tensors by name, on the CPU. Empty if `save` was given none.
+
+    Raises:
+        ArtefactError: The folder holds no artefact, or the file of the tensors is missing or changed.
+
+    Example:
+        >>> import torch
+        >>> folder = save(nn.Linear(2, 3), "saved", tensors_beside={"scores": torch.tensor([0.5, 2.0])})
+        >>> read_tensors(folder)
+        {'scores': tensor([0.5000, 2.0000])}
+    """
     header = read_header(directory)
     held, digest = header.get("beside"), files.checksum(header, TENSORS)
-    path = stored_path(Path(directory) / TENSORS, digest)
+    file = stored_file(Path(directory) / TENSORS, digest)
     if held is None:
         return {}
-    if not path.is_file() or files.sha256(path) != digest:
-        raise ArtefactError(f"{path} is not the file that was saved: it is missing, or its checksum differs.")
+    if not file.is_file() or files.sha256(file) != digest:
+        raise ArtefactError(f"{file} is not the file that was saved: it is missing, or its checksum differs.")
     try:
-        found = load_file(path)
+        found = load_file(file)
         return {**found, **{name: found[other] for name, other in held["ties"].items()}}
     except (SafetensorError, KeyError, AttributeError, TypeError) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}.") from error
+        raise ArtefactError(f"{file} cannot be read: {error}.") from error
 
 
-def _fill(model: nn.Module, path: Path, ties: Mapping[str, str], sha256: str) -> None:
-    """Puts the file's tensors in the place of the model's, after a comparison of all names and shapes."""
+def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) -> None:
+    """Replaces the tensors of a model by those of a file, after all names and shapes were compared.
+
+    Args:
+        model: The pruned model, which is changed. Its parameters may be on the meta device.
+        file: The weights.
+        ties: For each name of a tied tensor, the name under which the file holds it.
+        sha256: The checksum that the file has to have.
+
+    Raises:
+        ArtefactError: The file does not fit the model, is not the one that was saved, or cannot be read.
+    """
     ours = tensors(model)
     try:
-        with safe_open(path, framework="pt") as file:
-            theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+        with safe_open(file, framework="pt") as opened:
+            # Shapes are in the head of the file, so nothing large is read yet.
+            theirs = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
             for name in {**ours, **theirs, **ties}:
                 stored = theirs.get(ties.get(name, name))
                 if name not in ours or stored != tuple(ours[name].shape):
                     want = tuple(ours[name].shape) if name in ours else "absent"
                     raise ArtefactError(
-                        f"{path}: {name} is {stored or 'absent'} in the file, {want} in the architecture."
+                        f"{file}: {name} is {stored or 'absent'} in the file, {want} in the architecture. The dense "
+                        "model is not the one that was saved, or the file was changed."
                     )
-            if files.sha256(path) != sha256:
-                raise ArtefactError(f"{path} is not the file that was saved: its checksum differs.")
-            loaded = {name: file.get_tensor(name).clone() for name in theirs}  # not a view of the file
+            if files.sha256(file) != sha256:
+                raise ArtefactError(f"{file} is not the file that was saved: its checksum differs.")
+            # safetensors gives views of the file. A copy lets the file be replaced while the model is in use.
+            loaded = {name: opened.get_tensor(name).clone() for name in theirs}
     except SafetensorError as error:
-        raise ArtefactError(f"{path} cannot be read: truncated, or no safetensors file ({error}).") from error
+        raise ArtefactError(f"{file} cannot be read: it is truncated, or no safetensors file ({error}).") from error
+    # One parameter for each stored tensor, so that tied names share it.
     parameters = {name: nn.Parameter(t, t.is_floating_point()) for name, t in loaded.items()}
     for name, old in ours.items():
         source, (owner, _, attribute) = ties.get(name, name), name.rpartition(".")
@@ -198,8 +298,15 @@ def _fill(model: nn.Module, path: Path, ties: Mapping[str, str], sha256: str) ->
             module._buffers[attribute] = loaded[source]
 
 
-def _unique(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors under their first name, other name -> first name)."""
+def _without_ties(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Keeps each tensor under its first name, so that the file holds a tied tensor once and `load` ties it again.
+
+    Args:
+        named: Tensors by name. A tied tensor has several names.
+
+    Returns:
+        Copies of the tensors on the CPU, by their first name, and for each further name the first one.
+    """
     first: dict[int, str] = {}
     ties = {}
     for name, tensor in named.items():

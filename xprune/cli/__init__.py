@@ -1,6 +1,6 @@
-"""The command line: its commands, what they are given by name, and the demo.
+"""The command line: `commands` holds the commands, `inputs` reads models and data by name, `demo` is the demo.
 
-May import everything. A new command is a function in `commands`.
+May import everything. To add a command, write a function in `commands`.
 """
 
 from xprune.cli.commands import app, main

@@ -1,4 +1,4 @@
-"""The demo: a small ViT on scikit-learn's scanned digits, pruned to half its MACs with every criterion."""
+"""The demo: a small ViT on scikit-learn's scanned digits, pruned to half of its MACs with each criterion."""
 
 import os
 import subprocess
@@ -37,19 +37,21 @@ KWARGS: dict[str, Any] = {
     "num_classes": 10,
 }
 DENSE = xprune.Finetune(epochs=40, lr=2e-3)
+"""How the dense model is trained."""
 TUNE = xprune.Finetune(epochs=5, lr=5e-4)
+"""How pruned models are fine-tuned."""
 BUDGET = xprune.Budget(macs=0.5)
 
 
 def build() -> nn.Module:
-    """The dense ViT, 6 blocks of width 96 with 6 heads, untrained."""
+    """Builds the dense ViT without training: 6 blocks with 6 heads, and a hidden size of 96."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(ARCH, pretrained=False, **KWARGS)
     return model
 
 
 def data() -> tuple[DataLoader[tuple[torch.Tensor, ...]], DataLoader[tuple[torch.Tensor, ...]]]:
-    """1,437 digits to learn from and 360 to measure on."""
+    """Returns batches of the 1,437 digits for training, and of the 360 digits that are held out."""
     images, labels = digits(KWARGS["img_size"])
     held = torch.arange(len(labels)) % 5 == 0
     train = DataLoader(TensorDataset(images[~held], labels[~held]), batch_size=64, shuffle=True)
@@ -57,24 +59,34 @@ def data() -> tuple[DataLoader[tuple[torch.Tensor, ...]], DataLoader[tuple[torch
 
 
 def dense_model(cache: Path, console: Console) -> nn.Module:
-    """The trained dense model, from the cache where it is there."""
+    """Returns the trained dense model. It is read from the cache if it is there, otherwise it is trained and stored."""
     model, path = build(), cache / f"digits-vit-{DENSE.epochs}.safetensors"
     if path.is_file():
         model.load_state_dict(load_file(path))
-        console.print(f"dense model: from {path}")
+        console.print(f"Dense model: read from {path}")
         return model.eval()
     start = time.perf_counter()
     model = xprune.finetune(model, data()[0], DENSE, what="training of the dense model")
     cache.mkdir(parents=True, exist_ok=True)
+    # Renaming is atomic. A killed demo leaves no half-written file under the final name.
     temporary = path.with_suffix(".part")
     save_file(model.state_dict(), temporary)
     temporary.replace(path)
-    console.print(f"dense model: trained in {time.perf_counter() - start:.0f} s, kept in {path}")
+    console.print(f"Dense model: trained in {time.perf_counter() - start:.0f} s, stored in {path}")
     return model
 
 
 def run(out: Path, cache: Path | None, console: Console) -> None:
-    """Prunes with each criterion of the table, prints one table, saves one model and reads it in a new process."""
+    """Runs the demo: prunes with each criterion, prints a table, saves the last model and reads it in a new process.
+
+    Args:
+        out: Folder for the pruned model. The report is written beside it, with the suffix .html.
+        cache: Folder for the dense model. None: the user's cache folder.
+        console: Where to print.
+
+    Raises:
+        ArtefactError: The folder or the report would replace files that xprune did not write.
+    """
     page = out.with_suffix(".html")
     check_folder(out)
     check_file(page, is_stamped)
@@ -86,6 +98,7 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
         table.add_column(heading, justify="left" if heading == "criterion" else "right")
     result = None
     with _one_thread():
+        # One `Run` for all criteria: sites, costs and the metrics of the dense model are computed once.
         model = dense_model(cache or home / "xprune", console)
         shared = Run(model, train, val)
         for name in xprune.CRITERIA:
@@ -99,28 +112,33 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     result.save(out, arch=(ARCH, KWARGS))
     if not any(find_spec(name) is None for name in report.NEEDED):
         result.report(page, classes=[str(digit) for digit in range(10)])
-        console.print(f"what was cut and why: open {page} in a browser")
+        console.print(f"Which units were removed, and why: open {page} in a browser")
     images = shared.first_held_out[0]
     with tempfile.TemporaryDirectory() as folder:
         expected = Path(folder) / "expected.safetensors"
         save_file({"inputs": images, "outputs": result.model(images).detach()}, expected)
         subprocess.run([sys.executable, "-m", "xprune.cli.demo", str(out), str(expected)], check=True)
-    console.print(f"saved in {out}: try `xprune show {out}` and `xprune export {out} --out digits.onnx`")
+    console.print(f"Saved in {out}. Try `xprune show {out}` and `xprune export {out} --out digits.onnx`")
 
 
 def check(out: Path, outputs: Path) -> None:
-    """Reads the artefact in this process, and compares its outputs bit by bit with those of the one that wrote it."""
+    """Reads the artefact, and compares its outputs bit by bit with those of the process that wrote it.
+
+    Args:
+        out: Folder of the artefact.
+        outputs: File with inputs and the outputs that are expected.
+    """
     expected = load_file(outputs)
     with torch.no_grad():
         got = xprune.load(out)(expected["inputs"])
     if not torch.equal(got, expected["outputs"]):
-        raise SystemExit(f"reloaded outputs differ by {(got - expected['outputs']).abs().max():.2e}")
-    print(f"reloaded in a new process: {len(got)} outputs, bit for bit equal")
+        raise SystemExit(f"The outputs of the reloaded model differ by {(got - expected['outputs']).abs().max():.2e}")
+    print(f"Reloaded in a new process: {len(got)} outputs are equal, bit for bit")
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for operations as small as these: several wait for each other more than they work."""
+    """Uses one thread for torch. With operations this small, several threads mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -130,6 +148,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _costs(metrics: xprune.Metrics) -> tuple[str, str, str]:
+    """Returns MACs, parameters and latency as text for the table."""
     figures = asdict(metrics)
     return f"{figures['macs'] / 1e6:.1f} M", f"{figures['params'] / 1e3:.0f} k", f"{figures['latency_ms']:.1f} ms"
 

@@ -1,4 +1,4 @@
-"""What the command line is given by name: models and data."""
+"""Models and data that the command line names: builds and loads them, and checks that they fit together."""
 
 import json
 from pathlib import Path
@@ -27,27 +27,29 @@ def named_model(
     checkpoint: Path | None = None,
     like: Path | None = None,
 ) -> tuple[nn.Module, Any]:
-    """A model by what the command line says of it.
+    """Builds or loads the model that the command line names.
 
     Args:
-        name: A directory that xprune saved, or a name of timm.
-        args: key=value for timm.create_model.
-        pretrained: Whether timm's weights are wanted. They are not where there is a checkpoint.
-        checkpoint: A file of weights.
-        like: A directory that xprune saved. Its arguments are taken where the name is its architecture's and `args` is
-            empty.
+        name: A folder that xprune saved, or the name of a timm model.
+        args: Arguments "key=value" of timm.create_model.
+        pretrained: True to use timm's pretrained weights. They are not used if there is a checkpoint.
+        checkpoint: A file of weights. None for no file.
+        like: A folder that xprune saved. If `name` is the architecture of this folder and `args` is empty, the
+            arguments of the folder are used.
 
     Returns:
-        The model, and what rebuilds it: (timm name, arguments), None for a saved one, which knows.
+        The model, and its architecture (timm name, arguments), from which it can be built again. The architecture is
+        None for a model from a folder, which holds it, and for names that only timm's hub resolves.
 
     Raises:
-        ModelError: timm cannot build it, or a saved model is given arguments or weights besides its own.
-        ArtefactError: The directory is no saved model.
+        ModelError: timm cannot build the model, or arguments or weights are given for a saved model.
+        ArtefactError: The folder is not a saved model.
     """
+    # A folder may have the name of a timm model by chance. It is only taken as a saved model if it holds a header.
     if (Path(name) / HEADER).is_file() or (Path(name).is_dir() and not timm.is_model(name)):
         if args or checkpoint:
             raise ModelError(
-                f"{name} is a saved model and has its own arguments and weights: leave out "
+                f"{name} is a saved model, which has its own arguments and weights. Leave out "
                 f"{'--model-arg' if args else '--checkpoint'}."
             )
         return xprune.load(name), None
@@ -60,8 +62,8 @@ def named_model(
         model: nn.Module = create(name, pretrained=pretrained and not checkpoint, **weights, **kwargs)
     except Exception as error:
         raise ModelError(
-            f"timm cannot build {name!r} with {kwargs}: {error} Give a name of timm.list_models() or a saved "
-            "directory; --no-pretrained builds it without a download, --checkpoint FILE loads your weights."
+            f"timm cannot build {name!r} with {kwargs}: {error} Give a name from timm.list_models() or a folder that "
+            "xprune saved. With --no-pretrained nothing is downloaded. With --checkpoint FILE your weights are loaded."
         ) from error
     return model, (name, kwargs) if timm.is_model(name.partition(".")[0]) and ":" not in name else None
 
@@ -69,45 +71,68 @@ def named_model(
 def dense_model(
     saved: Path, name: str | None, args: list[str] | None, pretrained: bool, checkpoint: Path | None
 ) -> nn.Module | None:
-    """The dense model that a saved one came from, None where neither its name nor its weights were given.
+    """Builds the dense model from which a saved model was pruned.
 
-    Its name and arguments are the saved model's own where they are not given.
+    A name or arguments that are not given are read from the saved folder.
+
+    Args:
+        saved: The folder of the pruned model.
+        name: Name of the dense model, see `named_model`. None if only its weights are given.
+        args: Arguments "key=value" of timm.create_model.
+        pretrained: True to use timm's pretrained weights.
+        checkpoint: A file with the weights of the dense model.
+
+    Returns:
+        The dense model. None if neither its name nor its weights are given.
+
+    Raises:
+        ModelError: The folder does not hold the architecture, and no name is given.
     """
     if name is None and checkpoint is None:
         return None
     if name is None:
         arch = read_header(saved)["arch"]
         if not arch:
-            raise ModelError(f"{saved} does not say which architecture it came from: give --model NAME.")
+            raise ModelError(f"{saved} does not hold the architecture of the dense model. Give it with --model NAME.")
         name = str(arch["name"])
     return named_model(name, args, pretrained, checkpoint, like=saved)[0]
 
 
 def dense_costs(saved: Path, images: torch.Tensor) -> dict[str, float]:
-    """What the dense model costs that a saved one came from, by the names of resources; empty where it is not known.
+    """Returns the costs of the dense model from which a saved model was pruned.
 
-    They are counted on the architecture that the header names, built without weights; else they are what was measured
-    when the model was saved.
+    They are counted on the architecture in the header, which is built without weights. If that fails, they are the
+    costs that were measured when the model was saved.
+
+    Args:
+        saved: The folder of the pruned model.
+        images: Example inputs of the model.
+
+    Returns:
+        Costs by the names of resources. Empty if they are unknown.
     """
     header = read_header(saved)
     if header["arch"]:
         try:
             dense = build(Arch.from_json(header["arch"])).eval()
             return xprune.count_resources(dense, images.to("meta"))
-        except (XPruneError, NotImplementedError, RuntimeError):  # a forward that looks at values needs weights
+        except (XPruneError, NotImplementedError, RuntimeError):
+            # Without weights (device "meta") a forward that depends on values of tensors fails.
             pass
     measured = header["extra"].get("metrics", {}).get("dense", {})
-    first = header["extra"].get("plan") is None  # the run pruned the model that the header's plan begins with
+    # A model may be pruned twice. The measured costs are those of the model that the last run was given, so they are
+    # used only if that was the first model.
+    first = header["extra"].get("plan") is None
     found = {**measured, **measured.get("resources", {})}
     costs = {name: found[name] for name in registered("resources") if isinstance(found.get(name), (int, float))}
     return costs if first else {}
 
 
 def _argument(text: str) -> tuple[str, Any]:
-    """key=value, the value as JSON where it is JSON."""
+    """Splits "key=value". The value is read as JSON if it is JSON, otherwise it is a text."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise ModelError(f"--model-arg {text!r}: wanted key=value, for example num_classes=10.")
+        raise ModelError(f"--model-arg {text!r} is not of the form key=value. An example: num_classes=10.")
     try:
         return key, json.loads(value)
     except ValueError:
@@ -115,38 +140,55 @@ def _argument(text: str) -> tuple[str, Any]:
 
 
 def limited(text: str) -> tuple[str, float]:
-    """(resource, fraction) of "params=0.5"; BudgetError where the text is something else."""
+    """Splits "RESOURCE=FRACTION" into its two parts.
+
+    Raises:
+        BudgetError: The text has another form.
+
+    Example:
+        >>> limited("params=0.5")
+        ('params', 0.5)
+    """
     name, _, share = text.partition("=")
     try:
         return name.strip(), float(share)
     except ValueError as error:
-        raise BudgetError(f"--limit {text!r}: wanted RESOURCE=FRACTION, for example params=0.5.") from error
+        raise BudgetError(f"--limit {text!r} is not of the form RESOURCE=FRACTION. An example: params=0.5.") from error
 
 
 def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
-    """Data of that name to prune with, as the model wants them; ModelError where the model's head has other classes."""
+    """Loads the data for pruning, with images as the model expects them.
+
+    Raises:
+        DataError: There is no such data.
+        ModelError: The model's head has another number of classes.
+    """
     data = load_data(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers, seed=seed)
     _check_classes(name, model, data.classes)
     return data
 
 
 def measured_data(name: str, model: nn.Module, batch_size: int, workers: int) -> Measured:
-    """Data of that name to measure on, as the model wants them; ModelError where its head has other classes."""
+    """Loads the data for measuring, with images as the model expects them. Errors are those of `named_data`."""
     data = load_measured(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers)
     _check_classes(name, model, data.classes)
     return data
 
 
 def _check_classes(name: str, model: nn.Module, found: int) -> None:
+    """Raises ModelError if the model's head has another number of classes than the data."""
     classes = getattr(model, "num_classes", found)
     if classes != found:
         raise ModelError(
-            f"the model's head has {classes} classes, {name} has {found}. Give a model that was trained "
+            f"The model's head has {classes} classes, but {name} has {found}. Give a model that was trained "
             f"on these classes: --model-arg num_classes={found} with --checkpoint FILE."
         )
 
 
 def example_images(model: nn.Module, rows: int) -> torch.Tensor:
-    """Noise of the size that the model wants, float32 (rows, channels, height, width), the same at every call."""
+    """Returns noise of the size that the model expects, float32 (rows, channels, height, width).
+
+    The seed is fixed, so it is the same at each call.
+    """
     size = resolve_model_data_config(model)["input_size"]
     return torch.randn(rows, *size, generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,6 @@
-"""A grid of criteria, selections, budgets and seeds on the same terms, with its table and its picture.
+"""Comparisons: runs criteria, selections and budgets on the same model and data, and shows a table and a picture.
 
-May import: explain, pipeline and all below them. What a grid varies is a field of `grid.Grid`.
+May import: explain, pipeline and all below them. To vary one more thing, add a field to `grid.Grid`.
 """
 
 from xprune.comparison.table import Comparison

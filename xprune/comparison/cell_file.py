@@ -1,4 +1,4 @@
-"""CellFile: the file of a comparison, which holds each cell with what it was made of."""
+"""The file of a comparison. It holds each cell together with digests of all that the cell was made from."""
 
 import json
 import os
@@ -17,26 +17,35 @@ from xprune.modules.digest import digest_of
 from xprune.training.runtime import is_main_process
 
 Key = tuple[int, str, str, str]
-"""seed, criterion, selection, budget"""
+"""The key of a cell in a table: seed, criterion, selection and budget."""
 _NAMES = ("seed", "criterion", "selection", "budget")
 
 
 class CellFile:
-    """The cells in the file.
+    """The file of a comparison, with the cells that are shown and all others.
 
-    The file holds `rows`, which belong together, and `others`, which were made of something else: another model, other
-    sites, other data, other settings. `subjects` says of what, by the digest that a row has as its `subject`. Rows
-    without one are of older files. They are never taken for a cell of this comparison.
+    The file is JSON. Its "rows" belong to one comparison and are shown in one table. Its "others" were made from
+    something else, such as another model, other sites, other data or other settings. They are kept, because a later
+    comparison may be about them again.
+
+    Each row has a "subject": a digest of the model and the data that it was made from. "subjects" explains each
+    digest. Rows of older files have no subject. They are kept, but are never used for a cell.
 
     Args:
-        path: The file.
-        settings: Plain data that all its rows share.
+        path: The file. It may be missing.
+        settings: Plain data that all rows of the file have in common.
+
+    Attributes:
+        all_rows: All rows of the file, shown or not.
+        report: The content of the file for this comparison. Its "rows" are those that are shown.
+        subjects: Seed -> digest of its subject. None as a seed means all seeds.
 
     Raises:
         ArtefactError: The file is not a comparison, or has other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        # The way through JSON turns tuples into lists. Settings that are read from a file have lists too.
         self.path, settings = path, json.loads(json.dumps(settings))
         self.report: dict[str, Any] = {"settings": settings, "rows": []}
         self.report |= {"hardware": hardware(), "versions": versions()}
@@ -44,101 +53,130 @@ class CellFile:
             try:
                 found = json.loads(path.read_text())
                 same = found["settings"] == settings
+                # Raises KeyError or TypeError for a row that lacks a part of its key.
                 for row in (*found["rows"], *found.get("others", ())):
                     self._key(row)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ArtefactError(f"{path} is not a comparison: {error}. Choose another folder.") from error
             if not same:
                 raise ArtefactError(
-                    f"{path} was made with {found['settings']}, asked is {settings}: cells of the two cannot stand "
+                    f"{path} was made with {found['settings']}, asked is {settings}: cells of the two cannot be shown "
                     "in one table. Choose another folder, or the same settings."
                 )
             self.report = found
-        self.every: list[Row] = [*self.report.pop("others", []), *self.report["rows"]]
+        self.all_rows: list[Row] = [*self.report.pop("others", []), *self.report["rows"]]
+        # No row is shown before `set_subject` declares the model and the data.
         self.report["rows"] = []
         self.subjects: dict[int | None, str] = {}
 
-    def tell(self, seed: int | None, subject: Subject) -> None:
-        """Says what the cells of a seed are of, None: those of every seed. Rows of the same are shown from now on."""
+    def set_subject(self, seed: int | None, subject: Subject) -> None:
+        """Declares which model and data the cells of a seed are made from. Rows that match are shown from now on.
+
+        Prints how many rows do not match, and in which parts they differ.
+
+        Args:
+            seed: The seed. None: all seeds.
+            subject: The model and the data, as `xprune.comparison.keys.subject` describes them.
+        """
         subject = json.loads(json.dumps(subject))
         digest = self.subjects[seed] = digest_of(subject)
         known = self.report.setdefault("subjects", {})
-        strangers = [row for row in self.every if seed in (None, row["seed"]) and row.get("subject") != digest]
-        if strangers:
-            old = {row.get("subject") for row in strangers}
-            differ = {name for each in old for name in subject if known.get(each, {}).get(name) != subject[name]}
-            what = "were made by an older version" if old == {None} else f"have other {', '.join(sorted(differ))}"
+        of_seed = [row for row in self.all_rows if seed in (None, row["seed"])]
+        different = [row for row in of_seed if row.get("subject") != digest]
+        if different:
+            old = {row.get("subject") for row in different}
+            parts = {name for each in old for name in subject if known.get(each, {}).get(name) != subject[name]}
+            what = "were made by an older version" if old == {None} else f"have other {', '.join(sorted(parts))}"
             get_console().print(
-                f"{self.path}: {len(strangers)} rows {what}; they stay in the file and are not shown.",
+                f"{self.path}: {len(different)} rows {what}; they stay in the file and are not shown.",
                 highlight=False,
                 soft_wrap=True,
             )
         known[digest] = subject
-        mine = [row for row in self.every if seed in (None, row["seed"]) and row.get("subject") == digest]
-        latest = {self._key(row): row for row in mine}  # of several settings, those that were shown last
-        self.report["rows"] += [row for row in mine if latest[self._key(row)] is row]
+        same = [row for row in of_seed if row.get("subject") == digest]
+        # Rows of one key may have several settings. Those that were shown last come last, and are shown again.
+        latest = {self._key(row): row for row in same}
+        self.report["rows"] += [row for row in same if latest[self._key(row)] is row]
 
     def has(self, key: Key, cell: str) -> bool:
-        """Whether the cell is there, made of the same with the same settings; it is then the one that is shown."""
+        """Looks for a cell that was made from the same model and data with the same settings, and shows it if found.
+
+        Args:
+            key: The key of the cell.
+            cell: The digest of its settings.
+
+        Returns:
+            True if the file has the cell. False if it has to be run.
+        """
         wanted = self.subject(key[0])
-        for row in self.every:
+        for row in self.all_rows:
             if self._key(row) == key and (row.get("subject"), row.get("cell")) == (wanted, cell):
                 self._show(row)
                 return True
         return False
 
     def add(self, key: Key, cell: str, figures: Row) -> None:
-        """Writes the file anew with one more cell, which is shown in place of one that other settings made."""
+        """Adds a cell, and writes the file. The cell replaces one with the same key and other settings in the table.
+
+        Args:
+            key: The key of the cell.
+            cell: The digest of its settings.
+            figures: The results, as plain data.
+        """
         made_of = {"subject": self.subject(key[0]), "cell": cell}
         new = {**dict(zip(_NAMES, key, strict=True)), **made_of, **figures}
-        self.every.append(new)
+        self.all_rows.append(new)
         self._show(new)
         self.write()
 
     def hide(self, lines: Collection[tuple[str, str]], settings: Mapping[str, Mapping[str, str]]) -> None:
-        """Takes rows away whose criterion or selection has a name that now stands for other settings.
+        """Hides rows of criteria and selections whose names mean other settings now. They stay in the file.
 
-        A line of the table must not mix what two settings made.
+        Without this, a line of the table could mix the results of two settings.
 
         Args:
-            lines: (criterion, selection) of each line that is asked for now.
-            settings: "criterion" and "selection", each name -> a digest of what it stands for now.
+            lines: (criterion, selection) of each line of the present grid.
+            settings: For "criterion" and for "selection": name -> digest of the settings that the name means now.
         """
 
         def fits(row: Row) -> bool:
+            """Returns False if a name in the row meant other settings when the row was made."""
             if (row["criterion"], row["selection"]) not in lines:
                 return True
-            made_of = row.get("settings", {})
+            then = row.get("settings", {})
             now = {part: named.get(row[part]) for part, named in settings.items()}
-            return all(made_of.get(part) in (None, now[part]) or now[part] is None for part in now)
+            # None: the row or the grid has no such name, as the dense model has no criterion.
+            return all(then.get(part) in (None, now[part]) or now[part] is None for part in now)
 
         self.report["rows"] = [row for row in self.report["rows"] if fits(row)]
 
     def write(self) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file. If the write fails or is killed, the old file stays as it was."""
         if is_main_process():
             shown = {id(row) for row in self.report["rows"]}
-            others = [row for row in self.every if id(row) not in shown]
+            others = [row for row in self.all_rows if id(row) not in shown]
             report = {**self.report, **({"others": others} if others else {})}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            part.write_text(json.dumps(report, indent=1) + "\n")
-            os.replace(part, self.path)
+            # os.replace puts the whole new file in the place of the old one in a single step.
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(report, indent=1) + "\n")
+            os.replace(temporary, self.path)
 
     def comparison(self) -> Comparison:
-        """The rows that belong together. The file then holds these as its `rows`."""
+        """Writes the file, and returns the rows that are shown as a `Comparison`."""
         self.write()
         return Comparison(tuple(self.report["rows"]), self.report)
 
     def subject(self, seed: int) -> str | None:
-        """What a seed's cells are of, None where nobody has said."""
+        """Returns the digest of the model and the data of a seed. None if `set_subject` was not called for it."""
         return self.subjects.get(None, self.subjects.get(seed))
 
     def _key(self, row: Mapping[str, Any]) -> Key:
+        """Returns the key of a row. Raises KeyError if the row lacks a part of it."""
         return row["seed"], row["criterion"], row["selection"], row["budget"]
 
     def _show(self, new: Row) -> None:
-        """Puts a row in the place of the one with its key, or at the end."""
+        """Shows a row in place of the one with the same key. At the end of the table if there is none."""
         rows = self.report["rows"]
         for index, row in enumerate(rows):
             if self._key(row) == self._key(new):

@@ -1,4 +1,4 @@
-"""Cells: the rows of a comparison, and what pictures and tables ask of them."""
+"""The rows of a comparison, which tables and pictures are made from. A row holds the results of one cell."""
 
 import statistics
 from collections.abc import Iterable, Mapping
@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
+"""The results of one cell as plain data, see `Cells`."""
 STAGES = {"metric": "before fine-tuning", "tuned_metric": "after"}
-"""What was measured when, by the name that a row has it under."""
+"""Key of a metric in a row -> when it was measured, in words."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The rows of a grid.
+    """The rows of a comparison.
 
     Attributes:
-        rows: A cell each: seed, criterion, selection, budget, the settings of both; macs, params and other resources as
-            shares of the dense model's; metric and loss as cut; tuned_metric and tuned_loss after fine-tuning;
-            deletion_gap where it was asked for and the criterion is class-wise; seconds of each stage.
-        report: All that the file holds: rows, settings, hardware, versions.
+        rows: One row for each cell. Its keys are "seed", "criterion", "selection", "budget" and "made_by" (criterion
+            and selection with all settings). "macs", "params" and other resources are shares of the dense model's cost.
+            "metric" and "loss" are those after surgery, "tuned_metric" and "tuned_loss" those after fine-tuning.
+            "deletion_gap" is there if the grid asks for faithfulness and the criterion has class-wise scores. Keys that
+            end in "_seconds" hold the time of each stage. "failed" holds the error of a peer that failed.
+        report: The content of the file: rows, settings, hardware, versions.
     """
 
     rows: tuple[Row, ...]
@@ -26,11 +29,16 @@ class Cells:
 
     @property
     def budgets(self) -> list[str]:
-        """Budgets in the order they were run in."""
+        """The names of the budgets, in the order in which they were run."""
         return list(dict.fromkeys(row["budget"] for row in self.rows if row["budget"]))
 
     def lines(self) -> dict[tuple[str, str], list[Row]]:
-        """Rows by (criterion, selection), dense first."""
+        """Groups the rows into lines of the table.
+
+        Returns:
+            (criterion, selection) -> its rows, for all budgets and seeds. The dense model comes first, under
+            ("dense", "").
+        """
         found: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             found.setdefault((row["criterion"], row["selection"]), []).append(row)
@@ -38,6 +46,6 @@ class Cells:
 
 
 def spread(values: Iterable[float]) -> tuple[float, float | None]:
-    """(mean, standard deviation where there are two values and more)."""
+    """Returns the mean and the standard deviation of some values. The deviation of a single value is None."""
     values = list(values)
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -1,4 +1,4 @@
-"""The picture of a comparison: curves of accuracy against cost, or, of one budget, a line for each side."""
+"""The picture of a comparison: curves of accuracy against cost. With one budget: a line for each criterion."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SOFTWARE = "xprune compare"
+"""Written into each PNG. `is_drawn` reads it to know which files may be replaced."""
 
 
 def draw(comparison: Cells, path: str | Path, selections: Sequence[str] | None = None) -> Path:
-    """Writes the picture; see `Comparison.plot`."""
+    """Writes the picture of a comparison to a file. See `Comparison.plot`."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ModelError("a plot needs matplotlib: pip install 'xprune[report]'.") from error
     shown = selections or list(dict.fromkeys(s for _, s in comparison.lines() if s))
     stages = [stage for stage in STAGES if any(stage in row for row in comparison.rows)]
+    # A curve needs two points. With one budget there is only one.
     kind = _curves if len(comparison.budgets) > 1 else _lines
     figure = Figure(layout="constrained")
     kind(figure, comparison, shown, stages)
@@ -33,7 +35,7 @@ def draw(comparison: Cells, path: str | Path, selections: Sequence[str] | None =
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether the file is a PNG that `draw` wrote."""
+    """Returns True if the file is a PNG that `draw` wrote. False if it is another file, or none."""
     try:
         with Image.open(path) as picture:
             return picture.info.get("Software") == _SOFTWARE
@@ -42,7 +44,7 @@ def is_drawn(path: Path) -> bool:
 
 
 def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Sequence[str]) -> None:
-    """Metric against cost with its spread, a panel for each selection and stage."""
+    """Draws the metric against the cost with its standard deviation, in a panel for each selection and stage."""
     lines, limited = comparison.lines(), resource(comparison.budgets[0].split(" ")[0])
     names = list(dict.fromkeys(c for c, s in lines if s in shown))
     width = 0.8 + 3.4 * len(shown)
@@ -60,11 +62,25 @@ def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: S
         row[0].set_ylabel("accuracy, %")
     for axis in axes[-1]:
         axis.set_xlabel(f"{limited.label}, share of dense")
-    columns = max(1, min(len(handles), int(width / 2.4)))  # inches that a long name takes
+    # A long name takes about 2.4 inches.
+    columns = max(1, min(len(handles), int(width / 2.4)))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, index: int, cost: str) -> Any:
+    """Draws one curve with error bars.
+
+    Args:
+        axis: The matplotlib axes.
+        budgets: Names of the budgets, one for each point.
+        rows: The rows of one criterion and selection.
+        stage: The key of the metric.
+        index: The number of the curve, which gives its colour and marker.
+        cost: The key of the resource for the horizontal axis.
+
+    Returns:
+        The artist of matplotlib, for the legend.
+    """
     points = []
     for budget in budgets:
         here = [row for row in rows if row["budget"] == budget and stage in row]
@@ -84,7 +100,8 @@ def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, i
 
 
 def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Sequence[str]) -> None:
-    """A line for each side, the best one at the top, a panel for each stage: one budget has no curve."""
+    """Draws a line for each criterion, the best one at the top, in a panel for each stage."""
+    # Peers make their own selection. The name of the selection is left out if there is only one besides.
     own = [selection for selection in shown if selection != "its own"]
     sides = {
         criterion if len(own) < 2 or selection == "its own" else f"{criterion}, {selection}": rows
@@ -95,7 +112,8 @@ def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Se
         stage: {name: spread(r[stage] for r in rows if stage in r) for name, rows in sides.items()} for stage in stages
     }
     order = sorted(sides, key=lambda name: found[stages[-1]][name][0])
-    names = 0.065 * max(map(len, order))  # inches
+    # Inches that the longest name takes.
+    names = 0.065 * max(map(len, order))
     figure.set_size_inches(0.6 + names + 3.4 * len(stages), 1.2 + 0.26 * len(order))
     axes = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
     for axis, stage in zip(axes, stages, strict=True):
@@ -111,4 +129,5 @@ def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Se
 
 
 def _dense(comparison: Cells) -> float:
+    """Returns the mean metric of the dense model over seeds, in %."""
     return 100 * spread(row["metric"] for row in comparison.lines()["dense", ""])[0]

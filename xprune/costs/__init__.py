@@ -1,5 +1,9 @@
-"""What a model and each of its units cost, and how a budget is shared out over sites.
+"""What a model and each of its units cost, and how a selection spends a budget on the sites.
 
-May import: surgery, adapters, core, modules, errors. `resources/` is the table of what a budget can
-limit, one file each. `count` counts a model, `measure` what each unit of it costs.
+- `count` counts the MACs, parameters and other resources of one model. `latency` times it.
+- `measure` measures how the cost depends on the units that each site keeps.
+- `allocation` finds the numbers of units that meet a budget. `expected` does so for masks that are still learned.
+- `resources/` is the table of what a budget can limit, with one file for each resource.
+
+This folder may import surgery, adapters, core, modules and errors.
 """

@@ -1,4 +1,4 @@
-"""Allocation on a budget: which numbers of units are allowed, what fits, and filling up what is left over."""
+"""Allocation: decides how many units each site keeps, so that a plan meets a budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,26 @@ from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 
 NORMALISATIONS = {"site": "mean", "loss": "cost", "plan": "none"}
-"""How scores of each scale are made comparable across sites."""
+"""Scale of the scores -> how they are made comparable across sites, see `normalise`."""
 
 
 def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = None) -> list[Tensor]:
-    """Scores that can be compared across sites, float64 (units,) each; how=None: as their scale asks.
+    """Makes scores comparable across sites.
 
-    mean   score over the mean score of its site: a unit's share of its site, and so already per share of cost
-    cost   score per cost of the unit, of the first resource that the budget limits: per MAC where those are
-    none   as the criterion gave them
+    Args:
+        scores: The scores of a criterion.
+        costs: The costs of the units.
+        budget: The budget, for the resource that "cost" divides by.
+        how: None to choose by `scores.scale`, see NORMALISATIONS. Otherwise one of these:
+
+            - "mean": each score is divided by the mean absolute score of its site. The result says how a unit compares
+              with the others of its site. It is not divided by the cost.
+            - "cost": each score is divided by the cost of its unit, in the first resource that the budget limits, for
+              example MACs.
+            - "none": the scores stay as they are.
+
+    Returns:
+        For each site, float64 (units,).
     """
     how = how or NORMALISATIONS[scores.scale]
     values = [value.to(torch.float64) for value in scores.values]
@@ -31,17 +42,34 @@ def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = No
     if how == "cost":
         full = [site.size for site in costs.sites]
         cost = costs.of(next(iter(budget.shares)))
-        least = 1e-9 * cost.total(full)  # a unit that costs nothing has a score all the same
+        least = 1e-9 * cost.total(full)  # a unit may cost nothing, and nothing can be divided by 0
         return [value / max(unit, least) for value, unit in zip(values, cost.units(full), strict=True)]
     return values
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Sites with their units in order of score, and the limits that a plan has to meet.
+    """The sites of a model with their scores, and the limits that a plan has to meet. Selections build plans with it.
 
-    values   per site, comparable scores (units,)
-    counts   per site, every number of units that may be kept, ascending
+    The units of a site are kept in the order of their scores, best first. So a plan is given by a number of units for
+    each site. A budget with `round_to` allows only some numbers. The way from one allowed number to the next is a step.
+
+    Attributes:
+        costs: The costs of the units.
+        budget: The budget.
+        values: For each site, scores that can be compared across sites, (units,). See `normalise`.
+        counts: For each site, every number of units that it may keep, ascending.
+        limits: For each resource that the budget limits, its name, its cost and the cost allowed.
+
+    Example:
+        >>> from xprune import LinearCost, Site
+        >>> sites = (Site("a", "head", 3, 1, ("a.proj",)), Site("b", "head", 2, 1, ("b.proj",)))
+        >>> costs = Costs(sites, {"macs": LinearCost(base=0.0, fixed=(0.0, 0.0), unit=(10.0, 10.0))})
+        >>> scores = [torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.5, 4.0])]
+        >>> allocation = Allocation.on(costs, Budget(macs=0.6), scores)
+        >>> kept = allocation.one_threshold()  # the three best units of all five
+        >>> kept, allocation.plan(kept, "mine").keeps
+        ([2, 1], ((0, 2), (1,)))
     """
 
     costs: Costs
@@ -52,26 +80,37 @@ class Allocation:
 
     @staticmethod
     def on(costs: Costs, budget: Budget, values: Sequence[Tensor]) -> "Allocation":
-        """Raises BudgetError where the budget cannot be met."""
+        """Creates an allocation.
+
+        Args:
+            costs: The costs of the units.
+            budget: The budget to meet.
+            values: For each site, scores that can be compared across sites, (units,).
+
+        Raises:
+            BudgetError: Even the smallest model costs more than the budget allows.
+        """
         counts = tuple(tuple(budget.counts(site)) for site in costs.sites)
         return Allocation(costs, budget, tuple(values), counts, tuple(costs.limits(budget)))
 
     @property
     def full(self) -> list[int]:
-        """Every unit kept."""
+        """The number of units of each site, if all are kept."""
         return [site.size for site in self.costs.sites]
 
     @property
     def least(self) -> list[int]:
-        """As few units kept as the budget allows."""
+        """The least number of units that each site may keep."""
         return [counts[0] for counts in self.counts]
 
     def fits(self, kept: Sequence[int], remaining: float = 0.0) -> bool:
-        """True if every limit is met.
+        """Returns True if every limit is met, else False.
 
         Args:
-            kept: Units kept at each site.
-            remaining: Share of the way from the dense cost to the limit that may still lie ahead. 0: the limit holds.
+            kept: The number of units kept at each site.
+            remaining: Loosens the limits, for selections that approach the budget in steps. It is the fraction of the
+                way from the dense model's cost to the limit that need not be done yet. 0 for the limits themselves, 1
+                for the dense model's cost.
         """
         full = self.full
         return all(
@@ -80,11 +119,16 @@ class Allocation:
         )
 
     def order(self, index: int) -> Tensor:
-        """Units of a site, best first; equal scores in order of index."""
+        """Returns the units of the site at `index`, best first, int64 (units,). Equal scores: the lower unit first."""
         return torch.argsort(self.values[index], descending=True, stable=True)
 
     def steps(self, index: int) -> list[tuple[float, int, int]]:
-        """(mean score, from count, to count) of each step between allowed counts, best first."""
+        """Lists the steps of the site at `index` from the least to the full number of units.
+
+        Returns:
+            For each step, (mean score of the units that it adds, number of units before, number of units after). The
+            means fall, since better units are added first.
+        """
         ordered = self.values[index][self.order(index)].tolist()
         counts = self.counts[index]
         sums = [0.0]
@@ -94,7 +138,10 @@ class Allocation:
 
     @cached_property
     def _ascending(self) -> list[tuple[float, int, int]]:
-        """(mean score, site, from count) of all steps, worst first; equal scores: the fullest site first."""
+        """The steps of all sites as (mean score, site, number of units before), worst first.
+
+        Among equal scores, the site that keeps the largest fraction of its units comes first.
+        """
         full = self.full
         return sorted(
             ((value, index, a) for index in range(len(self.counts)) for value, a, _ in self.steps(index)),
@@ -102,39 +149,61 @@ class Allocation:
         )
 
     def one_threshold(self, remaining: float = 0.0) -> list[int]:
-        """Units kept at each site above the lowest threshold on all values that fits; remaining: see `fits`."""
+        """Finds the lowest threshold on the scores of all sites that meets the limits.
+
+        Args:
+            remaining: Loosens the limits, see `fits`.
+
+        Returns:
+            The number of units that each site keeps: those of all steps above the threshold.
+        """
         steps = self._ascending
-        low, high = 0, len(steps)  # removing all steps fits: `on` has checked it
+        # Bisection on the number of steps that are removed, worst first. All of them fit: `on` has checked it.
+        low, high = 0, len(steps)
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if self.fits(self._without(steps[:middle]), remaining) else (middle + 1, high)
         return self._without(steps[:low])
 
-    def _without(self, gone: Sequence[tuple[float, int, int]]) -> list[int]:
-        """Units kept at each site once these steps have gone."""
+    def _without(self, removed: Sequence[tuple[float, int, int]]) -> list[int]:
+        """Returns the number of units that each site keeps if these steps of `_ascending` are removed."""
         kept = self.full
-        for _, index, count in gone:
+        for _, index, count in removed:
             kept[index] = min(kept[index], count)
         return kept
 
     def fill(self, kept: Sequence[int], most: Sequence[int] | None = None) -> list[int]:
-        """Adds the best step that fits, again and again, up to `most` units a site, until none fits."""
+        """Spends what is left of the budget: adds steps, best first, as long as one fits.
+
+        Args:
+            kept: The number of units kept at each site so far.
+            most: The largest number of units that each site may keep. None for all.
+
+        Returns:
+            The number of units kept at each site afterwards.
+        """
         most, kept = list(most or self.full), list(kept)
         spent = {name: cost.total(kept) for name, cost, _ in self.limits}
         steps = [
             (value, index, a, b) for index in range(len(kept)) for value, a, b in self.steps(index) if a >= kept[index]
         ]
         full = self.full
+        # Among equal scores, the site that keeps the smallest fraction of its units comes first.
         for _, index, a, b in sorted(steps, key=lambda step: (-step[0], step[2] / full[step[1]], step[1])):
             if a != kept[index] or b > most[index]:
-                continue  # a step before it did not fit
+                continue  # an earlier step of this site did not fit, so this one has nothing to build on
             after = {name: spent[name] + cost.step(kept, index, b) for name, cost, _ in self.limits}
             if all(after[name] <= allowed * (1 + 1e-9) for name, _, allowed in self.limits):
                 kept[index], spent = b, after
         return kept
 
     def plan(self, kept: Sequence[int], selection: str) -> Plan:
-        """The best units of each site, so many as `kept` says."""
+        """Returns the plan that keeps the best units of each site.
+
+        Args:
+            kept: The number of units to keep at each site.
+            selection: The name of the selection, for `Plan.info`. The costs that are predicted are added to it.
+        """
         keeps = tuple(tuple(sorted(self.order(i)[:count].tolist())) for i, count in enumerate(kept))
         full = self.full
         achieved = {name: cost.total(kept) / cost.total(full) for name, cost, _ in self.limits}

@@ -1,4 +1,4 @@
-"""Counts: what one model costs of each resource. MACs by torch's FlopCounterMode."""
+"""Counts what one model costs of each resource. torch's FlopCounterMode counts the MACs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,18 +20,27 @@ from xprune.modules.undisturbed import undisturbed
 
 @undisturbed()
 def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None = None) -> int:
-    """Multiply-accumulates of one sample: FlopCounterMode over the real forward / 2, attention products included.
+    """Counts the multiply-accumulates (MACs) of a forward pass of one sample.
 
-    A sample is an image, a sentence; for a graph, a node. Message passing costs one for each feature of each edge that
-    is summed up, or two operations, as a matrix product with the adjacency would.
+    FlopCounterMode counts the operations of matrix products, convolutions and attention products on the real forward.
+    One MAC is two of these operations. A sample is an image or a sentence. For a graph it is a node. Message passing
+    costs one MAC for each feature of each edge that is summed up, as a matrix product with the adjacency would.
 
     Args:
         model: The model. It is not changed.
-        example_inputs: What it is called with.
-        batch_axis: Axis of the samples in the inputs. None: found by taking a sample away.
+        example_inputs: The inputs that the model is called with: a tensor, a tuple of arguments, or a dict of keyword
+            arguments.
+        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+
+    Returns:
+        The number of MACs, rounded to an integer.
 
     Raises:
-        ModelError: Where the forward fails, or where the axis of the samples cannot be told.
+        ModelError: The forward fails, or the axis of the samples cannot be found.
+
+    Example:
+        >>> count_macs(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(3, 4))
+        36
     """
     model = unwrap(model)
     samples = number_of_samples(model, example_inputs, batch_axis)
@@ -40,23 +49,32 @@ def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None 
     except XPruneError:
         raise
     except Exception as problem:
-        try_forward(model, example_inputs)
+        try_forward(model, example_inputs)  # raises the error of a forward that fails without gradients too
         raise ModelError(
-            f"MACs cannot be counted: the forward fails where gradients are on: {type(problem).__name__}: {problem}."
+            f"MACs cannot be counted: the forward fails if gradients are on: {type(problem).__name__}: {problem}."
         ) from problem
 
 
 def number_of_samples(model: nn.Module, example_inputs: Any, batch_axis: int | None) -> int:
-    """Samples in the example inputs; ModelError where they cannot be counted."""
+    """Finds the number of samples in the example inputs.
+
+    Args:
+        model: The model. It is not changed.
+        example_inputs: The inputs that the model is called with.
+        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+
+    Raises:
+        ModelError: No tensor has rows, the axis cannot be found, or no tensor has the axis given.
+    """
     if not any(tensor.dim() for tensor in tensors_in(example_inputs)):
-        raise ModelError("the example inputs hold no tensor with rows: MACs per sample cannot be counted.")
+        raise ModelError("the example inputs hold no tensor with rows, so MACs per sample cannot be counted.")
     if batch_axis is None:
         found = find_samples(model, example_inputs)
         if found is None:
-            try_forward(model, example_inputs)  # if that is why
+            try_forward(model, example_inputs)  # a forward that fails is the better explanation
             raise ModelError(
-                f"the axis of the samples in the inputs of {type(model).__name__} cannot be told, so that MACs per "
-                "sample cannot be counted: give batch_axis=, 0 where samples come first, 1 where tokens do."
+                f"the axis of the samples in the inputs of {type(model).__name__} cannot be found, so MACs per sample "
+                "cannot be counted: give batch_axis=, 0 if samples come first, 1 if tokens come first."
             )
         return found.count
     samples = samples_of(example_inputs, batch_axis)
@@ -66,7 +84,12 @@ def number_of_samples(model: nn.Module, example_inputs: Any, batch_axis: int | N
 
 
 def count_params(model: nn.Module) -> int:
-    """Parameters, tied ones once."""
+    """Counts the parameters of a model. Tied parameters count once.
+
+    Example:
+        >>> count_params(nn.Linear(4, 6))
+        30
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -74,19 +97,26 @@ def count_params(model: nn.Module) -> int:
 def count_resources(
     model: nn.Module, example_inputs: Any, resources: Iterable[str] = (), *, batch_axis: int | None = None
 ) -> dict[str, float]:
-    """What a model costs.
+    """Measures what a model costs of each resource.
 
     Args:
         model: The model. It is not changed.
-        example_inputs: What it is called with.
-        resources: Names of resources to measure beside those that every run measures.
-        batch_axis: Axis of the samples in the inputs. None: found by taking a sample away.
+        example_inputs: The inputs that the model is called with: a tensor, a tuple of arguments, or a dict of keyword
+            arguments.
+        resources: Names of resources to measure in addition to those that every run measures.
+        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
 
     Returns:
-        Name of a resource -> its cost, a whole number where it is a count.
+        Name of a resource -> its cost. The cost is a whole number if the resource has no unit, such as ms.
 
     Raises:
-        ModelError: Where the forward fails, or where the axis of the samples cannot be told.
+        ModelError: The forward fails, or the axis of the samples cannot be found.
+        BudgetError: A resource is unknown.
+        PluginError: A resource gives no finite number for the whole model.
+
+    Example:
+        >>> count_resources(nn.Linear(4, 6), torch.randn(3, 4))
+        {'macs': 24, 'params': 30}
     """
     model = unwrap(model)
     samples, found = number_of_samples(model, example_inputs, batch_axis), {}
@@ -97,9 +127,9 @@ def count_resources(
         except XPruneError:
             raise
         except Exception as problem:
-            try_forward(model, example_inputs)
+            try_forward(model, example_inputs)  # raises the error of a forward that fails without gradients too
             raise ModelError(
-                f"{resource.label} cannot be counted: the forward fails where gradients are on: "
+                f"{resource.label} cannot be counted: the forward fails if gradients are on: "
                 f"{type(problem).__name__}: {problem}."
             ) from problem
         found[resource.name] = cost if resource.unit else round(cost)
@@ -107,33 +137,57 @@ def count_resources(
 
 
 def by_module(resource: Resource, model: nn.Module, example_inputs: Any, samples: int) -> Mapping[str, float]:
-    """What a resource gives; PluginError where it has no number for the whole model."""
+    """Measures a model and its modules, and checks what the resource returns.
+
+    Args:
+        resource: The resource, which may come from another package.
+        model: A copy of the model. Its forward may write into it.
+        example_inputs: The inputs that the model is called with.
+        samples: The number of samples in the inputs.
+
+    Returns:
+        Path of a module -> its cost, "" for the whole model. See `Resource.by_module`.
+
+    Raises:
+        PluginError: The resource has no finite number for the whole model.
+    """
     counted = resource.by_module(model, example_inputs, samples)
     if not math.isfinite(counted.get("", math.nan)):
         raise PluginError(
-            f"the resource {resource.name!r} gave {counted.get('')!r} for the whole model: by_module has to give a "
-            "finite number under the path ''."
+            f"the resource {resource.name!r} gave {counted.get('')!r} for the whole model. Its by_module has to give "
+            "a finite number under the path ''."
         )
     return counted
 
 
 def macs_by_module(model: nn.Module, example_inputs: Any, samples: int) -> dict[str, float]:
-    """MACs of one of so many samples by module path; "" is the model. The model is consumed."""
+    """Counts the MACs of a forward pass of one sample.
+
+    Args:
+        model: A copy of the model, which may be on the meta device. Its forward may write into it.
+        example_inputs: The inputs that the model is called with. They are moved to the model's device and dtype.
+        samples: The number of samples in the inputs. Each gets an equal share of the MACs.
+
+    Returns:
+        Path of a module -> its MACs with those of all modules inside, "" for the whole model.
+    """
     device = reference_device(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs = map_tensors(example_inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
-    summed = {operation: _summed for operation in (torch.ops.aten.scatter_add_, torch.ops.aten.scatter_add)}
-    counter = FlopCounterMode(display=False, custom_mapping=summed)
-    # Without gradients nn.TransformerEncoder takes a path that counts as 0; torch <= 2.11 does not count the fused
-    # attention of CPUs.
+    # PyG sums up messages by these operations, which FlopCounterMode does not count.
+    message_sums = (torch.ops.aten.scatter_add_, torch.ops.aten.scatter_add)
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(message_sums, _summed_messages))
+    # Without gradients nn.TransformerEncoder takes a path that counts as 0. And torch up to 2.11 does not count the
+    # fused attention of CPUs.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         call(model, inputs)
     counts = {"": sum(counter.get_flop_counts().get("Global", {}).values()) / 2 / samples}
-    for name, ops in counter.get_flop_counts().items():
-        counts.setdefault(name.partition(".")[2], sum(ops.values()) / 2 / samples)
+    for name, operations in counter.get_flop_counts().items():
+        # Names begin with the class of the model: "ViT.blocks.0".
+        counts.setdefault(name.partition(".")[2], sum(operations.values()) / 2 / samples)
     return counts
 
 
-def _summed(_into: Any, _dim: Any, _index: Any, source: Sequence[int], **_: Any) -> int:
-    """FLOPs of messages of this shape, each weighted and added to its node."""
+def _summed_messages(_into: Any, _dim: Any, _index: Any, source: Sequence[int], **_: Any) -> int:
+    """Returns the FLOPs of messages of the shape `source`: each is multiplied by a weight and added to its node."""
     return 2 * math.prod(source)

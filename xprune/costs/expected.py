@@ -1,4 +1,7 @@
-"""Expected costs: what soft masks cost, and masks that are held at a budget while they learn."""
+"""Expected costs: what masks between 0 and 1 cost, and how masks are held at a budget while they learn.
+
+A mask is the probability that a unit is kept. So a model with masks has an expected cost, by which gradients can flow.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,30 +13,56 @@ from xprune.core.budget import Budget
 from xprune.core.costs import Costs, LinearCost
 
 TEMPERATURE = 0.5
-"""Of the sigmoid that turns logits into masks: the scale that learning rates of logits refer to."""
+"""The temperature of the sigmoid that turns logits into masks. Learning rates of logits are chosen for it."""
 
 
 _HALVINGS = 24
+"""Steps of the bisection that finds the shift of logits. Each halves the error."""
 
 
-_OPEN = 4.0  # logit, in temperatures, of a mask that nothing has pressed yet: 0.98
+_OPEN = 4.0
+"""The sigmoid's argument for a mask whose logit is 0, if only a penalty makes masks small: the mask is 0.98."""
 
 
 def remaining(progress: float) -> float:
-    """The share of the way from the dense model's cost to the budget's that is left, at a progress in (0, 1).
+    """Returns how much of the way from the dense model's cost to the budget is left at some progress of a run.
 
-    As in Zhu and Gupta (2017): the cost falls fast while there is much to spare, slowly at the end.
+    The schedule is cubic, as in Zhu and Gupta (2017): the cost falls fast while there is much to spare, and slowly at
+    the end.
+
+    Args:
+        progress: The progress, from 0 to 1. Larger values count as 1.
+
+    Returns:
+        (1 - progress)^3: 1 at the start, 0 at the end.
     """
     return (1 - min(progress, 1.0)) ** 3
 
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """What each unit adds to a model, as a share of the dense one, for each limit of a budget.
+    """The costs of all units of a model, as fractions of the dense model's cost, for each limit of a budget.
 
-    unit    (limits, units);  base   (limits,);  allowed   (limits,), or (rows, limits) where rows differ, see `at`
-    sizes   units of each site, of which `least` have to stay
-    pairs   (limits, sites, sites): what a unit of one site costs for each unit of another, half on either side
+    Masks and logits are (rows, units): the units of all sites side by side, in the order of the sites. Each row is a
+    model with masks of its own, for example the masks of one class.
+
+    Attributes:
+        unit: The cost that each unit adds alone, (limits, units). A cost that a site has beside its units is shared
+            out over them.
+        base: The cost of the model without any units, (limits,).
+        allowed: The cost that the budget allows, (limits,). Or (rows, limits) if it differs between rows, see `at`.
+        sizes: The number of units of each site.
+        least: The number of units that each site has to keep.
+        pairs: The cost of each pair of units of two sites, (limits, sites, sites). The entry [limit, i, j] holds one
+            half of it, and [limit, j, i] the other half.
+
+    Example:
+        >>> from xprune import Site
+        >>> costs = Costs((Site("mlp", "neuron", 9, 1, ("fc2",)),), {"macs": LinearCost(10.0, (0.0,), (10.0,))})
+        >>> unit_costs = UnitCosts.of(costs, Budget(macs=0.5), torch.device("cpu"))
+        >>> masks, _ = unit_costs.settle(torch.linspace(-1, 1, 9)[None])  # masks of 9 units that cost half
+        >>> round(float(masks.sum() * 10 + 10), 3)
+        50.0
     """
 
     unit: Tensor
@@ -45,17 +74,28 @@ class UnitCosts:
 
     @staticmethod
     def of(costs: Costs, budget: Budget, device: torch.device) -> "UnitCosts":
-        """What a site costs beside its units is shared out over them. Raises BudgetError for an impossible budget."""
+        """Creates the unit costs from measured costs.
+
+        Args:
+            costs: The measured costs. One that is not linear is replaced by a linear one, see `Cost.linear`.
+            budget: The budget, which says which resources are limited.
+            device: The device of the masks.
+
+        Raises:
+            BudgetError: Even the smallest model costs more than the budget allows.
+        """
         full = [site.size for site in costs.sites]
         limits = [(name, cost.linear(full), allowed) for name, cost, allowed in costs.limits(budget)]
 
         def shares(cost: LinearCost) -> Tensor:
+            """Returns the cost of each unit with its share of the site's fixed cost, (units,)."""
             each = [(u * n + f) / n for n, u, f in zip(full, cost.unit, cost.fixed, strict=True)]
             return torch.cat([torch.full((n,), value) for n, value in zip(full, each, strict=True)]) / cost.total(full)
 
         pairs = torch.zeros(len(limits), len(full), len(full), device=device)
         for limit, (_, cost, _) in enumerate(limits):
             for i, j, each in cost.pairs:
+                # A symmetric matrix, whose product with the kept units from both sides counts each pair once.
                 for a, b in ((i, j), (j, i)):
                     pairs[limit, a, b] += each / 2 / cost.total(full)
         return UnitCosts(
@@ -68,78 +108,123 @@ class UnitCosts:
         )
 
     def at(self, shares: Tensor) -> "UnitCosts":
-        """With a share (rows,) of all units allowed, and none that has to stay, whatever the budget."""
+        """Returns the same costs with other limits: each row may keep units up to a fraction of their whole cost.
+
+        Sites need not keep any unit then.
+
+        Args:
+            shares: The fraction for each row, (rows,).
+        """
         return replace(self, allowed=self.base + shares[:, None] * (1 - self.base), least=(0,) * len(self.sizes))
 
     @property
     def budget(self) -> dict[str, list[float]]:
-        """What is allowed, as plain data: a checkpoint of a run at another budget is not this one's."""
+        """The limits as plain data, for the fingerprint of a checkpoint: a run at another budget must not resume it."""
         return {"allowed": self.allowed.tolist(), "least": list(self.least)}
 
     def excess(self, masks: Tensor, progress: float = 1.0) -> Tensor:
-        """(rows, limits): expected cost of masks (rows, units) over what is allowed by then, see `remaining`."""
-        allowed = self.allowed + (1 - self.allowed) * remaining(progress)
-        return self.base + self._paired(masks) + masks @ self.unit.T - allowed
+        """Returns how much the expected cost is over what is allowed by now.
 
-    def _paired(self, masks: Tensor) -> Tensor:
-        """(rows, limits): expected cost of what sites share, their units being drawn apart from each other."""
+        Args:
+            masks: The probability that each unit is kept, (rows, units).
+            progress: The progress of the run, from 0 to 1. Before the end, more is allowed, see `remaining`.
+
+        Returns:
+            (rows, limits), as fractions of the dense model's cost. Negative if there is room.
+        """
+        allowed = self.allowed + (1 - self.allowed) * remaining(progress)
+        return self.base + self._of_pairs(masks) + masks @ self.unit.T - allowed
+
+    def _of_pairs(self, masks: Tensor) -> Tensor:
+        """Returns the expected cost of pairs of units, (rows, limits), as if all sites were drawn independently."""
         if not self.pairs.any():
             return masks.new_zeros(())
         kept = self._kept_units(masks)
         return torch.einsum("ri,lij,rj->rl", kept, self.pairs, kept)
 
     def _kept_units(self, masks: Tensor) -> Tensor:
-        """Expected units of each site (rows, sites)."""
+        """Returns the expected number of units kept at each site, (rows, sites)."""
         return torch.stack([part.sum(1) for part in masks.split(self.sizes, 1)], dim=1)
 
     @torch.no_grad()
-    def _marginal(self, masks: Tensor, limit: Tensor) -> Tensor:
-        """(rows, units): what a unit more costs each row beside its masks, by the limit (rows,) that binds it."""
+    def _cost_of_one_more(self, masks: Tensor, limit: Tensor) -> Tensor:
+        """Returns what one more unit costs each row, beside the units that its masks keep, (rows, units).
+
+        Args:
+            masks: The probability that each unit is kept, (rows, units).
+            limit: The index of the limit that binds each row, (rows,).
+        """
+        # The derivative of kept @ pairs @ kept is twice the product.
         shared = 2 * torch.einsum("rij,rj->ri", self.pairs[limit], self._kept_units(masks))  # (rows, sites)
         return self.unit[limit] + shared.repeat_interleave(torch.tensor(self.sizes, device=masks.device), dim=1)
 
     def free(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """As `settle`, for masks that a penalty alone makes small: about 1 at logits of 0."""
+        """Turns logits into masks without holding them at a budget: a penalty in the loss has to make them small.
+
+        Args:
+            logits: (rows, units). A logit of 0 gives a mask of about 1.
+
+        Returns:
+            (masks, costs), both (rows, units): the masks, and what one more unit costs by the first limit.
+        """
         masks = torch.sigmoid(logits / TEMPERATURE + _OPEN)
-        return masks, self._marginal(masks, torch.zeros(len(masks), dtype=torch.long, device=masks.device))
+        first_limit = torch.zeros(len(masks), dtype=torch.long, device=masks.device)
+        return masks, self._cost_of_one_more(masks, first_limit)
 
     def settle(self, logits: Tensor, progress: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(masks, costs): masks in (0, 1) that cost what is allowed, and what units cost by the binding limit.
+        """Turns logits into masks whose expected cost is what is allowed by now.
 
-        logits, masks, costs   (rows, units)
+        masks = sigmoid((logits - shift) / TEMPERATURE). Bisection finds the shift of each row. Without it, the weight
+        of a sparsity penalty would have to be tuned until the cost is right.
 
-        masks = sigmoid((logits - shift) / TEMPERATURE), with the shift of each row found by bisection: the sparsity
-        that a fixed weight on a penalty would have to be tuned for.
+        Args:
+            logits: (rows, units). The scores of the units.
+            progress: The progress of the run, from 0 to 1. Before the end, more is allowed, see `remaining`.
+
+        Returns:
+            (masks, costs), both (rows, units): masks in (0, 1), and 1 for units that always stay; and what one more
+            unit costs by the limit that binds its row.
         """
-        kept = self._kept(logits)
+        kept = self._always_kept(logits)
         with torch.no_grad():
             low, high = logits.min(1, keepdim=True).values - 10, logits.max(1, keepdim=True).values + 10
             for _ in range(_HALVINGS):
                 middle = (low + high) / 2
-                over = self.excess(self._held(logits, middle, kept), progress).amax(1, keepdim=True) > 0
+                over = self.excess(self._shifted(logits, middle, kept), progress).amax(1, keepdim=True) > 0
                 low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-            binding = self.excess(self._held(logits, high, kept), progress).argmax(1)
-        masks = self._held(logits, high, kept)
-        return masks, self._marginal(masks, binding)
+            # `high` is the end of the interval that meets the limits.
+            binding = self.excess(self._shifted(logits, high, kept), progress).argmax(1)
+        masks = self._shifted(logits, high, kept)
+        return masks, self._cost_of_one_more(masks, binding)
 
-    def _held(self, logits: Tensor, shift: Tensor, kept: Tensor) -> Tensor:
+    def _shifted(self, logits: Tensor, shift: Tensor, kept: Tensor) -> Tensor:
+        """Returns the masks of logits that are lowered by the shift of their row. Units that always stay have 1."""
         return torch.sigmoid((logits - shift) / TEMPERATURE).masked_fill(kept, 1.0)
 
     @torch.no_grad()
-    def _kept(self, logits: Tensor) -> Tensor:
-        """The units (rows, units) that stay whatever the budget, being the best of a site that has to keep some."""
+    def _always_kept(self, logits: Tensor) -> Tensor:
+        """Returns which units stay in any case, bool (rows, units): the best ones of each site, as many as `least`."""
         kept = torch.zeros_like(logits, dtype=torch.bool)
-        for part, whole, least in zip(logits.split(self.sizes, 1), kept.split(self.sizes, 1), self.least, strict=True):
-            whole.scatter_(1, part.topk(least, dim=1).indices, True)
+        for part, of_site, least in zip(
+            logits.split(self.sizes, 1), kept.split(self.sizes, 1), self.least, strict=True
+        ):
+            of_site.scatter_(1, part.topk(least, dim=1).indices, True)  # `split` gives views, so this fills `kept`
         return kept
 
 
 def hold_cost(logits: Tensor, masks: Tensor, cost: Tensor, sparsity: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Adds to the gradient of logits as much of the sparsity term's as keeps the expected cost what it is.
+    """Adds the gradient of a sparsity term to that of the loss, so that a gradient step keeps the expected cost.
 
-    With g the gradient of the loss, r that of the term and a that of the cost, each by logits (rows, units):
-    g + mu r, where mu solves (g + mu r) . a = 0. For sparsity = cost, that is the projection of g on the surface of
-    equal cost, and mu the multiplier of the budget, estimated by least squares.
+    Let g be the gradient of the loss by the logits, r that of the sparsity term and a that of the cost, each (rows,
+    units). The logits get the gradient g + mu r. For each row, mu solves (g + mu r) . a = 0. If the sparsity term is
+    the cost, this is the projection of g on the surface of equal cost. mu is then the multiplier of the budget,
+    estimated by least squares.
+
+    Args:
+        logits: The logits, (rows, units). They get a hook that changes their gradient.
+        masks: The masks made from these logits, (rows, units).
+        cost: The cost of one more unit, (rows, units).
+        sparsity: The sparsity term, a function of masks and cost.
     """
     if not masks.requires_grad:
         return

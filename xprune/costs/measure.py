@@ -1,4 +1,4 @@
-"""Measured costs: what the units of each site cost of each resource, by recounting smaller models."""
+"""Measures how the cost of a model depends on the units that each site keeps, by counting smaller models."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,23 +31,43 @@ def measure_costs(
     *,
     batch_axis: int | None = None,
 ) -> Costs:
-    """What the units of each site cost of each resource, by recounting.
+    """Measures what the units of each site cost of each resource.
 
-    The model is recounted as it is, with one unit less at every site, and with as few as can be; with one unit less at
-    each site whose units are not all that its module does; and all of these beside one channel less of each stream. It
-    is on the meta device where the forward runs there, so that this takes neither time nor memory.
+    These models are counted:
+
+    - the model as it is;
+    - with one unit less at every site;
+    - with as few units as possible at every site;
+    - with one unit less at one site, for each site that is only a part of its module;
+    - the models above except the smallest one, with one channel less of one residual stream, for each stream;
+    - with two thirds of all units. The costs found have to predict this count.
+
+    They are counted on the meta device if the forward runs there. This takes neither much time nor memory.
 
     Args:
         model: The model. It is not changed.
-        sites: Whose units are counted.
-        example_inputs: What the model is called with.
-        resources: Names of resources to measure beside those that every run measures: `budget.shares`.
-        batch_axis: Axis of the samples in the inputs. None: found by taking a sample away.
+        sites: The sites whose units are measured.
+        example_inputs: The inputs that the model is called with: a tensor, a tuple of arguments, or a dict of keyword
+            arguments.
+        resources: Names of resources to measure in addition to those that every run measures, such as
+            `budget.shares`.
+        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+
+    Returns:
+        The costs of each resource, as a function of the units that each site keeps.
 
     Raises:
-        ModelError: The forward fails, dense or with units gone; or the axis of the samples cannot be told; or a cost is
-            not what its resource says, linear in the units of each site and in pairs of sites that meet, which one more
-            recount tells.
+        ModelError: The forward fails, with all units or with fewer. Or the axis of the samples cannot be found. Or a
+            cost is not linear in the units of each site and in pairs of sites, although its resource says so.
+        BudgetError: A resource is unknown.
+
+    Example:
+        >>> import torch, xprune
+        >>> model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), nn.Linear(4, 2))
+        >>> x = torch.randn(3, 4)
+        >>> costs = measure_costs(model, xprune.find_sites(model, x), x)
+        >>> costs.macs.total([6]), costs.macs.total([3])  # with all 6 neurons, and with 3 of them
+        (56.0, 32.0)
     """
     model = unwrap(model)
     asked, samples = measured_resources(tuple(resources)), number_of_samples(model, example_inputs, batch_axis)
@@ -55,7 +75,7 @@ def measure_costs(
         return _measured(model, sites, example_inputs, samples, asked, "meta")
     except XPruneError:
         raise
-    except Exception:  # a forward that looks at values does not run on meta
+    except Exception:  # a forward that looks at values does not run on the meta device
         try_forward(model, example_inputs)
     try:
         return _measured(model, sites, example_inputs, samples, asked, None)
@@ -64,7 +84,7 @@ def measure_costs(
     except Exception as problem:
         raise ModelError(
             f"costs cannot be measured: with units gone the forward fails: {type(problem).__name__}: {problem}. Were "
-            "these sites found on this model? find_sites proves them, find_sites(..., exclude=) leaves some out."
+            "these sites found on this model? find_sites proves them, and find_sites(..., exclude=) leaves some out."
         ) from problem
 
 
@@ -77,10 +97,22 @@ def check_allocation(
     *,
     batch_axis: int | None = None,
 ) -> None:
-    """BudgetError where a recount of a plan whose costs cannot be told in advance finds more than the budget allows.
+    """Counts the pruned model of a plan if its costs cannot be predicted exactly, and checks the budget.
 
-    They cannot where a whole attention goes that has layers of its own over a stream, beside its heads, and where a
-    cost is no sum of products.
+    Two costs cannot be predicted. One is that of a resource whose cost is not linear. The other is that of an attention
+    that is removed as a whole, if it has more layers on a residual stream: what these save depends on the channels that
+    the stream keeps.
+
+    Args:
+        model: The dense model. It is not changed.
+        plan: The units that stay.
+        costs: The costs that the plan was made with.
+        budget: The budget that the plan has to meet.
+        example_inputs: The inputs that the model is called with.
+        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+
+    Raises:
+        BudgetError: The pruned model costs more than the budget allows.
     """
     limits = [limit for limit in costs.limits(budget) if _needs_recount(plan, limit[1])]
     if not limits:
@@ -88,38 +120,40 @@ def check_allocation(
     pruned = remove_units(shared_copy(model), plan, ADAPTERS)
     counted = count_resources(pruned, example_inputs, budget.shares, batch_axis=batch_axis)
     for name, _, allowed in limits:
-        if counted[name] > allowed * (1 + 1e-6) + 1:  # MACs of a sample are rounded
+        if counted[name] > allowed * (1 + 1e-6) + 1:  # the MACs of a sample are rounded
             raise BudgetError(
-                f"the plan was to cost at most {allowed:.0f} {name} and costs {counted[name]}. Ask for a little less, "
-                "or let no attention go as a whole: min_units=1."
+                f"the plan may cost at most {allowed:.0f} {name}, but the pruned model costs {counted[name]}. Give a "
+                "budget that is a little smaller, or keep a unit at each site: min_units=1."
             )
 
 
 def _needs_recount(plan: Plan, cost: Cost) -> bool:
+    """Returns True if the cost of this plan may differ from what was predicted, else False."""
     return not isinstance(cost, LinearCost) or any(unit_kind(site.kind).crosses for site in plan.sites)
 
 
 Meeting = tuple[int, int, str]
-"""Two sites, by their indices, and a tensor that both cut."""
-Counts = dict[str, float]
-"""What modules cost, by their paths, "" for the model; and what tensors of meetings do, of MACs their layer's."""
+"""A tensor that two sites cut along different axes: the indices of the two sites, and the path of the tensor."""
+CostByPath = dict[str, float]
+"""Path of a module -> its cost, "" for the whole model. For the tensors of meetings: path of the tensor -> its cost."""
 
 
 def _meetings(model: nn.Module, sites: Sequence[Site]) -> list[Meeting]:
-    """Every meeting of two streams, or of two sites that are none; both cut the tensor, along different axes.
+    """Finds the tensors that two sites cut, each along another axis, if both sites are streams or none is.
 
-    Streams overlap sites in several layers, so their joint cost is measured, not derived.
+    The cost of such a tensor grows with the product of the units that both sites keep. A stream and a site that is no
+    stream meet in many tensors. Their joint cost is measured, see `_linear`, and not derived from tensors.
     """
     by_tensor: dict[int, tuple[str, list[int]]] = {}
     for index, site in enumerate(sites):
         for cut in site.cuts:
             by_tensor.setdefault(id(tensor_at(model, cut.tensor)), (cut.tensor, []))[1].append(index)
-    pairs = [(met[0], met[1], name) for name, met in by_tensor.values() if len(met) == 2]
+    pairs = [(both[0], both[1], name) for name, both in by_tensor.values() if len(both) == 2]
     return [(i, j, name) for i, j, name in pairs if _crosses(sites[i]) == _crosses(sites[j])]
 
 
 def _crosses(site: Site) -> bool:
-    """True for a stream, whose units cross other sites' tensors."""
+    """Returns True for a residual stream, whose channels cut tensors of other sites, else False."""
     return unit_kind(site.kind).crosses
 
 
@@ -131,58 +165,78 @@ def _measured(
     resources: Sequence[Resource],
     device: str | None,
 ) -> Costs:
+    """Counts all smaller models on a device, and finds the costs that explain these counts.
+
+    Args:
+        model: The model. It is not changed.
+        sites: The sites.
+        example_inputs: The inputs that the model is called with.
+        samples: The number of samples in the inputs.
+        resources: The resources to measure.
+        device: "meta", or None for the model's device.
+
+    Raises:
+        ModelError: The costs do not predict one more count.
+    """
+
     def with_counts(kept: Sequence[int], device: str | None = None) -> nn.Module:
+        """Returns a copy of the model that keeps this number of units at each site. Which units makes no difference."""
         plan = Plan(tuple(sites), tuple(tuple(range(units)) for units in kept))
         return remove_units(shared_copy(model, requires_grad=True, device=device), plan, ADAPTERS)
 
-    own = {resource.name: resource.cost(sites, example_inputs, samples, with_counts) for resource in resources}
-    linear = [resource for resource in resources if own[resource.name] is None]
-    met, full = _meetings(model, sites), [site.size for site in sites]
+    # A resource may say itself how its cost depends on the units. All others are linear.
+    own_costs = {resource.name: resource.cost(sites, example_inputs, samples, with_counts) for resource in resources}
+    linear = [resource for resource in resources if own_costs[resource.name] is None]
+    meetings, full = _meetings(model, sites), [site.size for site in sites]
     streams = [index for index, site in enumerate(sites) if _crosses(site) and site.size > 1]
+    # Streams keep all channels in these two, and lose one of them in `and_thinner`.
     least = [site.size if _crosses(site) else 0 if site.module else 1 for site in sites]
-    less = [max(size - 1, low) for size, low in zip(full, least, strict=True)]
+    one_less = [max(size - 1, low) for size, low in zip(full, least, strict=True)]
 
-    def count(kept: Sequence[int]) -> dict[str, Counts]:
-        """What modules, and tensors that two sites cut, cost of each resource with so many units kept."""
+    def count(kept: Sequence[int]) -> dict[str, CostByPath]:
+        """Returns name of a resource -> costs of modules and of tensors of meetings, with these numbers of units."""
         smaller, found = with_counts(kept, device), {}
-        held = dict(smaller.named_parameters(remove_duplicate=False))  # what went as a whole is not there
+        tensors = dict(smaller.named_parameters(remove_duplicate=False))  # lacks those of removed modules
         for resource in linear:
             counted = by_module(resource, smaller, example_inputs, samples)
-            tensors = {name: resource.of_tensor(counted, name, held.get(name)) for _, _, name in met}
-            found[resource.name] = {**counted, **tensors}
+            of_tensors = {name: resource.of_tensor(counted, name, tensors.get(name)) for _, _, name in meetings}
+            found[resource.name] = {**counted, **of_tensors}
         return found
 
-    def row(kept: Sequence[int]) -> list[dict[str, Counts]]:
-        """With these units, and then with one channel less of each stream."""
+    def and_thinner(kept: Sequence[int]) -> list[dict[str, CostByPath]]:
+        """Counts with these numbers of units, and then with one channel less of one stream, for each stream."""
         return [count([n - (index == thinner) for index, n in enumerate(kept)]) for thinner in (None, *streams)]
 
-    whole, everywhere, none = row(full), row(less), count(least)
+    whole, everywhere, smallest = and_thinner(full), and_thinner(one_less), count(least)
+    # A site that is a whole module is seen in the cost of that module, so one count serves all such sites. Any other
+    # site is seen only in the cost of the whole model, and needs a count in which no other site changes.
     smaller = {
-        index: everywhere if site.module else row([*full[:index], less[index], *full[index + 1 :]])
+        index: everywhere if site.module else and_thinner([*full[:index], one_less[index], *full[index + 1 :]])
         for index, site in enumerate(sites)
         if not _crosses(site)
     }
-    told = count([max(1, (2 * size) // 3) for size in full])
+    two_thirds = [max(1, (2 * size) // 3) for size in full]
+    control = count(two_thirds)
     costs: dict[str, Cost] = {}
     for resource in resources:
-        name, mine = resource.name, own[resource.name]
-        if mine is not None:
-            costs[name] = mine
+        name, own = resource.name, own_costs[resource.name]
+        if own is not None:
+            costs[name] = own
             continue
         costs[name] = _linear(
             sites,
             streams,
-            met,
-            [counts[name] for counts in whole],
-            {index: [counts[name] for counts in found] for index, found in smaller.items()},
-            none[name],
+            meetings,
+            [counted[name] for counted in whole],
+            {index: [counted[name] for counted in found] for index, found in smaller.items()},
+            smallest[name],
         )
-        predicted, got = costs[name].total([max(1, (2 * size) // 3) for size in full]), told[name][""]
+        predicted, got = costs[name].total(two_thirds), control[name][""]
         if abs(predicted - got) > 1e-6 * got + 1:
             raise ModelError(
-                f"{resource.label} of smaller models cannot be told in advance here: {predicted:.0f} predicted, "
-                f"{got:.0f} counted. Leave kinds of unit that cross others, such as 'channel', out of units=. A "
-                "resource that is not linear in the kept units says how it depends on them in Resource.cost."
+                f"{resource.label} of smaller models cannot be predicted here: {predicted:.0f} predicted, {got:.0f} "
+                "counted. Leave kinds of unit that cross others, such as 'channel', out of units=. If the resource is "
+                "your own and not linear in the kept units, override Resource.cost."
             )
     return Costs(tuple(sites), costs)
 
@@ -190,32 +244,47 @@ def _measured(
 def _linear(
     sites: Sequence[Site],
     streams: Sequence[int],
-    met: Sequence[Meeting],
-    whole: Sequence[Counts],
-    smaller: Mapping[int, Sequence[Counts]],
-    least: Counts,
+    meetings: Sequence[Meeting],
+    whole: Sequence[CostByPath],
+    smaller: Mapping[int, Sequence[CostByPath]],
+    least: CostByPath,
 ) -> LinearCost:
-    """From what was counted: of the whole, with one unit less of each site that is no stream, with as few as can be.
+    """Finds the linear cost that explains the counts of one resource.
 
-    Of the whole and with a unit less, the first counts are with all channels, then with one less of each stream.
+    In the two lists of counts, the first count has all channels. The next ones have one channel less of one stream, in
+    the order of `streams`.
+
+    Args:
+        sites: The sites.
+        streams: The indices of the sites that are residual streams.
+        meetings: The tensors that two sites cut.
+        whole: Counts with all units.
+        smaller: For the index of each site that is no stream, counts with one unit less at this site.
+        least: The count with as few units as possible at each site that is no stream.
     """
     full, sizes = whole[0], [site.size for site in sites]
-    pairs = [(i, j, full[name] / (sizes[i] * sizes[j])) for i, j, name in met]
+    pairs = [(i, j, full[name] / (sizes[i] * sizes[j])) for i, j, name in meetings]
     unit, fixed = [0.0] * len(sites), [0.0] * len(sites)
     for index, fewer in smaller.items():
-        site, names = sites[index], [name for i, j, name in met if index in (i, j)]
+        site, names = sites[index], [name for i, j, name in meetings if index in (i, j)]
         owners = site.modules if site.module else ("",)
 
-        def alone(counts: Counts, owners: Sequence[str] = owners, names: Sequence[str] = names) -> float:
+        def alone(counts: CostByPath, owners: Sequence[str] = owners, names: Sequence[str] = names) -> float:
+            """Returns the cost of the site's modules, without the tensors that it shares with another site."""
             return sum(counts.get(path, 0) for path in owners) - sum(counts[name] for name in names)
 
+        # What one unit costs: with all channels, and with one channel less of each stream. If a stream's channel
+        # changes this, the unit and the channel meet in layers, and the change is the price of each such pair.
         step, *thinner = (alone(a) - alone(b) for a, b in zip(whole, fewer, strict=True))
         crossed = [(index, stream, step - less) for stream, less in zip(streams, thinner, strict=True) if step != less]
         pairs += crossed
         unit[index] = step - sum(each * sizes[stream] for _, stream, each in crossed)
+        # What is saved beyond the units once the module is removed as a whole, such as a norm that all heads share.
         fixed[index] = alone(full) - alone(least) - step * site.size if site.module else 0.0
+    # A channel costs what the model loses with it, except for the pairs that are known by now.
     shared = LinearCost(0.0, tuple(fixed), tuple(unit), tuple(pairs))
     for stream, thinner_whole in zip(streams, whole[1:], strict=True):
         unit[stream] = full[""] - thinner_whole[""] + shared.step(sizes, stream, sizes[stream] - 1)
+    # The rest of the model's cost depends on no unit.
     found = LinearCost(0.0, tuple(fixed), tuple(unit), tuple(pairs))
     return replace(found, base=full[""] - found.total(sizes))

@@ -1,7 +1,7 @@
-"""What decides which units go: each criterion scores units. `CRITERIA` is the table.
+"""Criteria: each computes a score for every unit. Units with higher scores stay. `CRITERIA` is the table of all.
 
-May import: costs, surgery, training and all below them. To add one: a file, and a line in the table. Another package
-uses the entry-point group `xprune.criteria`. `docs/own-criterion.md` shows an example.
+May import: costs, surgery, training and all below them. To add a criterion, write a file and add a line to the table.
+Another package adds criteria with the entry-point group `xprune.criteria`. `docs/own-criterion.md` shows an example.
 """
 
 from collections.abc import Mapping
@@ -17,4 +17,4 @@ from xprune.criteria.xpruner.criterion import XPruner
 CRITERIA: Mapping[str, type[Criterion]] = table(
     "criteria", (Random, Magnitude, Taylor, IntegratedGradients, XPruner), Criterion, classes=True
 )
-"""Criterion class by name."""
+"""Name of a criterion -> its class. Criteria that other packages add are in it too."""

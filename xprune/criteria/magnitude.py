@@ -1,4 +1,4 @@
-"""Weight magnitude: the L1 or L2 norm of every weight that leaves with the unit."""
+"""Weight magnitude: a unit's score is the L1 or L2 norm of all weights that are removed with the unit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,30 @@ from xprune.modules.paths import tensor_at
 
 @dataclass(frozen=True)
 class Magnitude(Criterion):
-    """(sum |w|^p)^(1/p) over all parameters that surgery removes with the unit: rows, columns, biases, tables.
+    """A criterion: the norm of a unit's weights, (sum of |w|^p)^(1/p). It looks at no data.
 
-    Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, for p = 1; there over the filter alone, here over
-    everything that goes.
+    The sum is over all parameters that surgery removes with the unit: rows of producers, columns of consumers, biases,
+    and entries of tables such as position biases.
 
-    p   1 or 2
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, for p = 1. The paper sums over the filter
+    only. We sum over everything that is removed.
+
+    Args:
+        p: 1 for the L1 norm, 2 for the L2 norm.
+
+    Raises:
+        PluginError: `p` is neither 1 nor 2.
+
+    Example:
+        >>> import torch, xprune
+        >>> from torch import nn
+        >>> mlp = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+        >>> model = nn.Sequential(nn.Flatten(), mlp)
+        >>> _ = nn.init.ones_(mlp[0].weight), nn.init.ones_(mlp[2].weight)
+        >>> mlp[0].weight.data[1] = 2.0  # neuron 1 has larger weights than neurons 0 and 2
+        >>> sites = xprune.find_sites(model, torch.randn(3, 4))
+        >>> xprune.score(model, sites, criterion="magnitude,p=1").values[0]
+        tensor([ 6., 10.,  6.])
     """
 
     p: int = 2
@@ -32,16 +50,28 @@ class Magnitude(Criterion):
             raise PluginError(f"magnitude: p={self.p!r}, allowed are 1 and 2.")
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
-        """A norm per unit; looks at no data."""
+        """Computes the norm of each unit.
+
+        Args:
+            context: Only its model is used.
+            sites: The sites to score.
+
+        Returns:
+            The scores. Scores of different sites are not comparable: `Scores.scale` is "site".
+        """
         values = tuple(self._norms(context.model, site) for site in sites)
         return Scores(tuple(sites), values, self.name, info={"p": self.p})
 
     @torch.no_grad()
     def _norms(self, model: nn.Module, site: Site) -> Tensor:
+        """Returns the norm of each unit of one site, float32 (units,)."""
+        # Sums of many small squares lose digits in float32 and more in float16, so they are taken in float64.
         total = torch.zeros(site.size, dtype=torch.float64)
         for cut in site.cuts:
             weight = tensor_at(model, cut.tensor)
+            # Buffers, such as running statistics, are cut too. They are no weights and do not count.
             if isinstance(weight, nn.Parameter):
-                parts = weight.detach().movedim(cut.axis, 0).reshape(cut.groups, site.size, -1)  # (groups, units, rest)
+                # (groups * units * width, rest) -> (groups, units, width * rest). A fused qkv weight has three groups.
+                parts = weight.detach().movedim(cut.axis, 0).reshape(cut.groups, site.size, -1)
                 total += parts.to(torch.float64).abs().pow(self.p).sum((0, 2)).cpu()
         return total.pow(1 / self.p).float()

@@ -1,6 +1,15 @@
-"""Units of modules that no adapter knows: proposed by structure, each proposal proved by cutting before it is taken.
+"""Finds units in attentions and MLPs of unknown classes: tries proposed sites and takes the first that is exact.
 
-What comes out is plain data, like an adapter's sites, so that nothing is searched when a plan is carried out again.
+Each module is handled in three steps:
+
+1. One forward of the whole model records the arguments of the module's first call, and the order in which it calls its
+   linear layers. The last of these is the consumer, the others are producers.
+2. `candidates.proposals` lists sites that would fit the shapes of the module.
+3. Each proposal is tried on the module alone, with the recorded arguments. Units are removed from a copy, and its
+   output has to be that of the module with gates at 0.
+
+A site that passes is plain data, as the sites of adapters are. Nothing is searched again when a plan is carried out.
+Modules of one class and shapes are searched once: the others try the result of the one before first.
 """
 
 import copy
@@ -24,12 +33,18 @@ from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
 
 TRIES = 48
-"""Proposals tried for a module at most."""
+"""The largest number of proposals that are tried for one module."""
 
 
 @dataclass
-class Call:
-    """What a module was given in its first call, and the linear layers it then called, in order."""
+class FirstCall:
+    """The record of the first call of a module in a forward pass.
+
+    Attributes:
+        args: The positional arguments of the call. None until the module is called.
+        kwargs: The keyword arguments of the call.
+        layers: Names of the module's linear layers in the order of their calls. A layer may occur several times.
+    """
 
     args: Any = None
     kwargs: Any = None
@@ -37,67 +52,94 @@ class Call:
 
 
 class Alone(nn.Module):
-    """A module by itself, called with what it was given inside the model; its first output."""
+    """A model that holds one module and calls it with the arguments that it had inside the larger model.
+
+    Surgery and proof work on whole models. This class makes a model of the module. The path of the module is "module".
+
+    Args:
+        module: The module.
+
+    Example:
+        >>> import torch
+        >>> alone = Alone(nn.Linear(2, 3))
+        >>> alone(args=(torch.zeros(4, 2),), kwargs={}).shape
+        torch.Size([4, 3])
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, args: Any, kwargs: Any) -> Tensor:
-        """The first tensor that the module gives, which may write into what it is given."""
-        args, kwargs = _fresh((args, kwargs))
+        """Returns the first tensor in the module's output. The arguments are copied, as the module may change them."""
+        args, kwargs = _copied((args, kwargs))
         return tensors_in(self.module(*args, **kwargs))[0]
 
 
-def _fresh(given: Any) -> Any:
-    """A copy of what a module is given, which it may write into: a key-value cache grows with every call."""
+def _copied(given: Any) -> Any:
+    """Returns a copy of a module's arguments. A module may write into them: a key-value cache grows at every call."""
     if isinstance(given, Tensor):
         return given.detach().clone()
+    # Named tuples and other subclasses are left to deepcopy, since their constructors may take other arguments.
     if isinstance(given, (tuple, list)) and type(given) in (tuple, list):
-        return type(given)(_fresh(item) for item in given)
+        return type(given)(_copied(item) for item in given)
     if type(given) is dict:
-        return {name: _fresh(item) for name, item in given.items()}
+        return {name: _copied(item) for name, item in given.items()}
+    # A module is not copied: it may be large, and the calls that we make leave it alone.
     if given is None or isinstance(given, (nn.Module, str, int, float, bool)):
         return given
     try:
         return copy.deepcopy(given)
-    except Exception:  # what cannot be copied is handed on as it is
+    except Exception:  # Some objects cannot be copied, such as locks. The module gets the object itself.
         return given
 
 
 def sites_by_structure(
     model: nn.Module, example_inputs: Any, known: Mapping[str, Site], structure: Structure
 ) -> tuple[dict[str, Site], dict[str, str]]:
-    """(sites proved, why there is none) by module path, for modules that look like attentions or like MLPs.
+    """Finds the sites of modules that look like those of a structure and belong to no known site.
 
-    known       sites that are there already (name -> site): their modules are left to them
-    structure   how modules look that hold such units
+    The model runs once, on a copy. All other forwards are of single modules.
 
-    One forward pass of the model, on a copy; everything else runs on the modules alone.
+    Args:
+        model: The model. It is not changed.
+        example_inputs: What the model is called with.
+        known: Site by name. The modules of these sites are skipped.
+        structure: What the modules look like.
+
+    Returns:
+        The proved sites, and the reasons for modules without one, both by the path of the module. Modules that turn out
+        not to hold such units have no reason.
+
+    Raises:
+        ModelError: The forward of the model fails.
     """
     paths = _candidates(model, known, structure)
     sites: dict[str, Site] = {}
     left: dict[str, str] = {}
-    alike: dict[Any, Site | str] = {}  # what was found for a module of the same class and shapes
-    for path, seen in _watch(model, example_inputs, paths).items() if paths else ():
+    # The result for the last module of each class and shapes. A deep model has many modules of one kind.
+    found_before: dict[Any, Site | str] = {}
+    for path, first_call in _record_first_calls(model, example_inputs, paths).items() if paths else ():
         module = model.get_submodule(path)
-        key = (type(module), tuple(seen.layers), *((n, t.shape) for n, t in tensors(module).items()))
-        found = alike[key] = _find(module, seen, structure, alike.get(key))
+        key = (type(module), tuple(first_call.layers), *((n, t.shape) for n, t in tensors(module).items()))
+        found = found_before[key] = _find(module, first_call, structure, found_before.get(key))
         if isinstance(found, Site):
-            sites[path] = _placed(found, path)
+            sites[path] = _at_path(found, path)
         elif found:
             left[path] = found
     return sites, left
 
 
 def _candidates(model: nn.Module, known: Mapping[str, Site], structure: Structure) -> list[str]:
-    """Paths of the innermost modules that look like attentions, or like MLPs, and are no known site's."""
+    """Returns the paths of the innermost modules that fit the structure and share no layer with a known site."""
+    # A site that can lose its whole module takes that module. Other sites take each layer that they cut or gate.
     taken = {
         path for site in known.values() for path in (site.modules if site.module else (*site.modules, *site.consumers))
     }
     found = []
     for path, module in model.named_modules():
         inside = any(path == other or path.startswith(f"{other}.") for other in taken)
+        # The lists are passed over as modules: nothing calls them, so they have no forward to try.
         if not path or inside or isinstance(module, (Removed, nn.ModuleList, nn.ModuleDict)):
             continue
         own_layers = {f"{path}.{name}" for name in linears_of(module)}
@@ -105,29 +147,37 @@ def _candidates(model: nn.Module, known: Mapping[str, Site], structure: Structur
             layer == other or layer.startswith(f"{other}.") for layer in own_layers for other in taken
         ):
             found.append(path)
-    around = () if structure.around else taken
-    return [path for path in found if not any(other.startswith(f"{path}.") for other in (*found, *around))]
+    # A block that contains an attention also has linear layers, but its units are those of the attention.
+    inner = found if structure.around else (*found, *taken)
+    return [path for path in found if not any(other.startswith(f"{path}.") for other in inner)]
 
 
 @torch.no_grad()
-def _watch(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[str, Call]:
-    """What happens in each module's first call in a forward pass; modules that are not called are left out."""
-    twin, calls = shared_copy(model), {path: Call() for path in paths}
-    open_: list[str] = []
+def _record_first_calls(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[str, FirstCall]:
+    """Runs a copy of the model and returns the first call of each module. Modules that are not called are left out."""
+    twin, calls = shared_copy(model), {path: FirstCall() for path in paths}
+    # The modules whose first call is going on. A layer counts only inside such a call.
+    running: list[str] = []
 
     def enter(path: str) -> Any:
+        """Makes a hook that keeps the arguments of the first call."""
+
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            # A module without arguments has args (), so None means that it was not called yet.
             if calls[path].args is None:
-                calls[path].args, calls[path].kwargs = _fresh((args, kwargs))
-                open_.append(path)
+                calls[path].args, calls[path].kwargs = _copied((args, kwargs))
+                running.append(path)
 
         return hook
 
+    # Hooks return None here: torch would take anything else for a new output.
     def leave(path: str) -> Any:
-        return lambda *_: open_.remove(path) if path in open_ else None
+        """Makes a hook for the end of the module's call."""
+        return lambda *_: running.remove(path) if path in running else None
 
     def step(path: str, name: str) -> Any:
-        return lambda *_: calls[path].layers.append(name) if path in open_ else None
+        """Makes a hook that notes the call of a linear layer."""
+        return lambda *_: calls[path].layers.append(name) if path in running else None
 
     for path in paths:
         module = twin.get_submodule(path)
@@ -136,65 +186,88 @@ def _watch(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[
             layer.register_forward_hook(step(path, name))
         module.register_forward_hook(leave(path))
     try_forward(twin, example_inputs)
-    return {path: seen for path, seen in calls.items() if seen.args is not None}
+    return {path: first_call for path, first_call in calls.items() if first_call.args is not None}
 
 
-def _find(module: nn.Module, seen: Call, structure: Structure, twin: Site | str | None) -> Site | str:
-    """The site of a module, its paths relative to `Alone`; or why there is none, "" where nothing looks like units.
+def _find(module: nn.Module, first_call: FirstCall, structure: Structure, before: Site | str | None) -> Site | str:
+    """Finds the site of one module.
 
-    twin   what was found for one like it: the first site to try, or the reason, which is not looked into again
+    Args:
+        module: The module. It is not changed.
+        first_call: How the model called it.
+        structure: What the module looks like.
+        before: The result for a module of the same class and shapes. A site is tried first. A reason is returned
+            as it is: the same search would fail again. None if this is the first such module.
+
+    Returns:
+        The site, with paths that start with "module". Or the reason why there is none. Or "" if the module does not
+        look like one with units after all.
     """
-    if isinstance(twin, str):
-        return twin
+    if isinstance(before, str):
+        return before
     linears = linears_of(module)
-    if len(set(seen.layers)) < 2:
-        return structure.too_few(module, len(set(seen.layers)))
-    consumer = seen.layers[-1]
+    if len(set(first_call.layers)) < 2:
+        return structure.too_few(module, len(set(first_call.layers)))
+    consumer = first_call.layers[-1]
     features = linears[consumer].in_features
     sizes = structure.sizes(module, features)
-    producers = [name for name in dict.fromkeys(seen.layers[:-1]) if name != consumer]
+    producers = [name for name in dict.fromkeys(first_call.layers[:-1]) if name != consumer]
     if not structure.plausible(features, [linears[name].out_features for name in producers]):
         return ""
     if sizes == [1]:
         return structure.only_one()
     if all(features % size for size in sizes):
-        return f"{consumer} reads {features} features, no multiple of {sizes[0]} heads"
+        return (
+            f"its layer {consumer} reads {features} features, which is no multiple of {sizes[0]} {structure.called}. "
+            f"If its {structure.called} differ in size, they cannot be pruned as one site."
+        )
+    # The weights get noise, so the copy must not share them with the caller's model.
     alone = unshare(shared_copy(Alone(module)), module)
     _randomise(alone)
-    inputs, tried, problems = (seen.args, seen.kwargs), 0, []
-    first = (replace(twin, module=""),) if twin else ()
+    inputs, tried, problems = (first_call.args, first_call.kwargs), 0, []
+    # Whether this module can go as a whole is tried anew: it depends on the arguments of its call.
+    first = (replace(before, module=""),) if before else ()
     for site in islice(chain(first, proposals(module, structure, consumer, producers, sizes)), TRIES):
         tried += 1
-        problem = _disproved(alone, site, inputs)
+        problem = _disproof(alone, site, structure.called, inputs)
         if problem is None:
-            return _whole(alone, site, inputs)
+            return _with_module(alone, site, inputs)
         problems.append(problem)
+    # A difference of outputs says more about the module than a forward that fails on wrong shapes.
     closest = next((p for p in problems if "forward fails" not in p), problems[0])
     try:
         random = exactness.randomness(alone, inputs)
-    except Exception as problem:  # whatever it raises where the model does not call it
-        return f"its forward fails when it is called by itself ({_first_line(problem)})"
+    except Exception as problem:  # The forward of any module runs here, and it may raise anything.
+        return (
+            f"{_fails_alone(problem)}, where xprune has to call a module of an unknown class. Write an adapter for its "
+            "class, see docs/adapters.md."
+        )
     if random:
-        return random
+        return f"{random}."
     return (
-        f"its {structure.called} cannot be cut out exactly, in none of {tried} ways tried: {closest}. Where its "
-        "forward takes them to fill the model's width, an adapter with a `pruned` forward serves it"
+        f"xprune tried {tried} ways to cut out its {structure.called}, and none is exact. One of them: {closest}. If "
+        f"the forward assumes that all {structure.called} are there, write an adapter with a `pruned` forward, see "
+        "docs/adapters.md."
     )
 
 
 @torch.no_grad()
 def _randomise(module: nn.Module) -> None:
-    """Weights under which every unit tells on the output: nothing is zero, as some are at the start of training."""
+    """Adds noise to all weights in place. With the noise, each unit changes the output.
+
+    Some weights are zero at the start of training, such as a last projection. They would hide a wrong cut.
+    """
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         if parameter.is_floating_point():
+            # For matrices, noise of this size keeps the outputs of a layer about as large as its inputs.
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.2
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.add_(noise * scale)
 
 
 def _plans(site: Site) -> Iterator[Plan]:
-    """One unit less, about half of them, one left."""
+    """Yields the plans that are tried: without the first unit, with a random half, with one unit in the middle."""
     chance = torch.Generator().manual_seed(0)
     half = torch.randperm(site.size, generator=chance)[: (site.size + 1) // 2].sort().values.tolist()
     every = tuple(range(site.size))
@@ -204,46 +277,65 @@ def _plans(site: Site) -> Iterator[Plan]:
 
 
 @torch.no_grad()
-def _disproved(alone: nn.Module, site: Site, inputs: Any) -> str | None:
-    """Why the site is not what the module has; None where every cut is exact and every gate tells."""
+def _disproof(alone: nn.Module, site: Site, called: str, inputs: Any) -> str | None:
+    """Returns why a proposed site is wrong, or None if each cut is exact and the gates have an effect.
+
+    Args:
+        alone: The module as a model, with noise on its weights.
+        site: The proposal.
+        called: Name of the units, for the reason.
+        inputs: Positional and keyword arguments of the module.
+    """
     for plan in _plans(site):
         try:
+            # These sites have no adapter, so surgery needs none.
             pruned = remove_units(shared_copy(alone), plan, {})
             problem = exactness.problem(alone, pruned, plan, inputs, thorough=False)
             if problem:
-                return f"with {plan.counts[0]} of {site.size} left {problem.splitlines()[0]}"
+                return f"with {plan.counts[0]} of {site.size} {called} kept, {problem.splitlines()[0]}"
+            # A gate without any effect makes the comparison empty: a cut of anything unused would pass.
             if len(plan.keeps[0]) == site.size - 1 and not exactness.changes(alone, plan, inputs):
-                return f"a gate on the input of {site.consumers[0].partition('.')[2]} does not change what it gives"
+                return f"a gate on the input of {site.consumers[0].partition('.')[2]} does not change the output"
         except XPruneError as refused:
-            return str(refused)
-        except Exception as problem:
-            return f"its forward fails when it is called by itself ({_first_line(problem)})"
+            return str(refused).rstrip(".")
+        except Exception as problem:  # The forward of any module runs here, and it may raise anything.
+            return _fails_alone(problem)
     return None
 
 
-def _first_line(problem: Exception) -> str:
-    """The first line of what an error says."""
-    return error_text(problem).splitlines()[0].removesuffix(": ")
+def _fails_alone(problem: Exception) -> str:
+    """Returns the reason for a module whose forward fails outside of the model, with the first line of the error."""
+    return f"its forward fails outside of the model ({error_text(problem).splitlines()[0].removesuffix(': ')})"
 
 
 @torch.no_grad()
-def _whole(alone: Any, site: Site, inputs: Any) -> Site:
-    """The site with its module, where nothing but the consumer's bias is left of that when all units go."""
+def _with_module(alone: Any, site: Site, inputs: Any) -> Site:
+    """Returns the site with `module` set if the module can be replaced once all its units are removed.
+
+    That is so if the module returns a single tensor, and if without units that tensor is the bias of the consumer.
+    Otherwise the site is returned as it is, and a plan has to keep one unit.
+    """
     whole = replace(site, module="module")
     plan = Plan((whole,), ((),))
     try:
-        args, kwargs = _fresh(inputs)
-        plain = isinstance(alone.module(*args, **kwargs), Tensor)
+        args, kwargs = _copied(inputs)
+        is_tensor = isinstance(alone.module(*args, **kwargs), Tensor)
         exact = exactness.problem(alone, remove_units(shared_copy(alone), plan, {}), plan, inputs) is None
-    except Exception:
+    except Exception:  # `Removed` takes its input as first argument. A call with keywords alone fails.
         return site
-    return whole if plain and exact else site
+    return whole if is_tensor and exact else site
 
 
-def _placed(site: Site, path: str) -> Site:
-    """The same site in the model, where its module stands at `path`."""
+def _at_path(site: Site, path: str) -> Site:
+    """Returns the site of a module as a site of the model, where the module is at `path`.
+
+    Args:
+        site: A site whose paths start with "module".
+        path: The path that replaces "module".
+    """
 
     def at(name: str) -> str:
+        """Returns a path in the model for a path that starts with "module", and "" for ""."""
         return path + name.removeprefix("module") if name else ""
 
     return replace(

@@ -1,4 +1,4 @@
-"""find_sites: where a model has units that can go."""
+"""Lists the sites of a model: the entry point of discovery."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,58 +31,85 @@ def find_sites(
     exclude: str | Sequence[str] = (),
     batch_axis: int | None = None,
 ) -> Sites:
-    """Finds the sites of a model, in its own order. `sites.left` says which attentions and MLPs gave none, and why.
+    """Finds the sites of a model: the places where units can be removed exactly.
 
-    Where no adapter serves a class, units are proposed by structure and each proposal is proved on the module by
-    cutting. Then all sites are proved once more, together and inside the model. The model is traced and not changed.
+    Adapters know the sites of common classes. Other sites are found in the dependency graph of the model or proposed by
+    the structure of a module. At the end, all sites are proved together: units are removed from a copy of the model,
+    and the outputs have to be those of the gated dense model. A site that fails is left out. The model is not changed.
 
     Args:
-        model: The model.
+        model: The model, in any mode and on any device but meta. It is probed in eval mode, on a copy.
         example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        units: Kinds of unit to look for, by their names in UNIT_KINDS: "head", "neuron", and "channel", the residual
-            streams' channels, or one that another package adds. None: those that are looked for unasked.
-        exclude: Patterns of site names to leave alone, as in `fnmatch`: "blocks.0.*", "*.mlp".
-        batch_axis: Axis of the samples in the inputs: 1 where tokens come first. None: found by taking a sample away.
+        units: Unit kinds to look for, by their names in the table UNIT_KINDS: "head", "neuron", "channel" (the channels
+            of residual streams), or a kind that another package adds. One name may be given without a list. None, the
+            default, means heads and neurons, and each further kind that sets `by_default`.
+        exclude: Patterns of site names to leave out, as `fnmatch` reads them: "blocks.0.*", "*.mlp". One pattern may be
+            given without a list.
+        batch_axis: The axis of the inputs along which samples lie: 0, or 1 where tokens come first. None, the default,
+            means that xprune finds it by running the model with one sample less.
+
+    Returns:
+        The sites as a tuple, in the order of the modules in the model. `sites.left` says for each module that looks
+        like an attention or MLP but gives no site why it was left alone: path of the module -> reason.
 
     Raises:
-        ModelError: Where the forward fails, where the model has no sites, where channels are asked for and none can be
-            pruned exactly, or where a pattern matches none (a typing error would prune what was to be left alone).
+        ModelError: The forward fails, or the model has no sites. `units` names an unknown kind. Channels are asked for,
+            and no stream can be pruned exactly. A pattern of `exclude` matches no site: a typing mistake would prune
+            what was meant to be left alone.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+        >>> sites = find_sites(model, torch.randn(4, 5, 8))
+        >>> [(site.name, site.kind, site.size) for site in sites]
+        [('0.self_attn', 'head', 2), ('0.linear2', 'neuron', 16)]
+        >>> sites.left
+        {}
     """
     model = unwrap(model)
     refuse_meta(model)
-    units = (units,) if isinstance(units, str) else units  # one name, or one pattern, may stand alone
+    units = (units,) if isinstance(units, str) else units
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     default = [name for name, kind in UNIT_KINDS.items() if kind.by_default]
     units = default if units is None else units
     unknown = sorted(set(units) - set(UNIT_KINDS))
     if unknown or not units:
-        raise ModelError(f"units={list(units)!r}: known kinds of unit are {', '.join(UNIT_KINDS)}.")
+        raise ModelError(
+            f"units={list(units)!r} is not a list of known unit kinds. Give one or more of: {', '.join(UNIT_KINDS)}."
+        )
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     known = _adapter_sites(model)
     search = Search(known, closed=known, model=model, example_inputs=example_inputs)
+    # The default kinds are searched even if the caller asks for others only. A later kind has to know which modules
+    # earlier kinds have taken, and what they say about modules without sites.
     for kind in _with_needed((*default, *units)):
         search = search.after(kind.find(search))
     found, left = search.sites, dict(search.left)
     wanted = [site for site in found.values() if site.kind in units]
-    sites = [_kept_where_shared(model, site) for site in _in_order(model, _closed(model, wanted, example_inputs, left))]
+    complete = _with_all_consumers(model, wanted, example_inputs, left)
+    sites = [_keep_one_unit_if_shared(model, site) for site in _in_model_order(model, complete)]
     for pattern in exclude:
         if not any(fnmatchcase(site.name, pattern) for site in sites):
-            raise ModelError(f"exclude={pattern!r} matches no site; sites: {_few([site.name for site in sites])}.")
+            names = _first_names([site.name for site in sites])
+            raise ModelError(f"exclude={pattern!r} matches no site. Correct the pattern. The sites are: {names}.")
+    # Excluded sites are dropped before the proof: a site that is not used cannot make others fail.
     sites = [site for site in sites if not any(fnmatchcase(site.name, pattern) for pattern in exclude)]
     if sites:
         layers = [site.consumers[0] for site in sites]
+        # The consumers of some classes are called only once the module has its gated class, see Adapter.gated.
         samples = find_samples(
             model, example_inputs, layers, batch_axis, prepare=lambda copy: with_gated_classes(copy, sites)
         )
         sites, wrong = proved(model, sites, example_inputs, samples)
         sites, left = [_with_batch_axis(site, samples) for site in sites], {**wrong, **left}
     if not sites:
-        raise ModelError(_nothing(model, units, left))
+        raise ModelError(_no_sites(model, units, left))
     return Sites(sites, left)
 
 
 def _with_needed(names: Sequence[str]) -> list[UnitKind]:
-    """The kinds of these names, each behind those that it needs."""
+    """Returns the unit kinds of these names, each after the kinds that it needs, without repeats."""
     found: dict[str, UnitKind] = {}
     for name in names:
         kind = UNIT_KINDS[name]
@@ -91,9 +118,14 @@ def _with_needed(names: Sequence[str]) -> list[UnitKind]:
 
 
 def _adapter_sites(model: nn.Module) -> dict[str, Site]:
+    """Returns the sites of all modules that an adapter knows, by site name.
+
+    Modules inside such a module are skipped, and so is the model itself, which has no path.
+    """
     sites: dict[str, Site] = {}
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{other}.") for other in sites)
+        # What replaces a module without units (Adapter.removed) may be of a class that the adapter serves, too.
         for adapter in ADAPTERS.values() if path and not inside and not isinstance(module, Removed) else ():
             site = adapter.site(path, module) if adapter.serves(module) else None
             if site is not None:
@@ -103,30 +135,45 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
 
 
 def _with_batch_axis(site: Site, samples: Samples | None) -> Site:
-    """The site with the axis of the samples in its layer's input, -1 where that is not known."""
+    """Returns the site with the sample axis of its first consumer's input, or -1 if that axis is not known."""
     return replace(site, batch=samples.layers.get(site.consumers[0], -1) if samples else -1)
 
 
-def _closed(model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]) -> list[Site]:
-    """The sites with all that their units feed; those of which that cannot be told are put into `left`, with why."""
+def _with_all_consumers(
+    model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]
+) -> list[Site]:
+    """Returns the sites with all their consumers, where an adapter could not know them.
+
+    Such an adapter marks an unknown consumer with "". A site whose consumers cannot be found is put into `left`, with
+    the reason.
+    """
     found = []
     for site in sites:
         try:
             found.append(with_consumers(model, site, example_inputs) if "" in site.consumers else site)
         except ModelError as reason:
             left[site.name] = str(reason)
-        except Exception as problem:  # whatever a forward raises while it is probed
-            left[site.name] = f"its forward fails while it is probed: {type(problem).__name__}: {problem}"
+        except Exception as problem:  # The forward of any model runs here, and it may raise anything.
+            left[site.name] = (
+                "its consumers are unknown: the model's forward fails while we look for the layers that read its "
+                f"output, with {type(problem).__name__}: {problem}. Check that the model runs on the example inputs, "
+                "or write an adapter that names the consumers."
+            )
     return found
 
 
-def _in_order(model: nn.Module, sites: list[Site]) -> list[Site]:
+def _in_model_order(model: nn.Module, sites: list[Site]) -> list[Site]:
+    """Sorts sites by the place of their first consumer among the modules of the model."""
     order = {path: place for place, (path, _) in enumerate(model.named_modules(remove_duplicate=False))}
     return sorted(sites, key=lambda site: order[site.consumers[0]])
 
 
-def _kept_where_shared(model: nn.Module, site: Site) -> Site:
-    """The site, of which one unit has to stay where its module stands at several places: one of them would remain."""
+def _keep_one_unit_if_shared(model: nn.Module, site: Site) -> Site:
+    """Returns the site without `module` if its module is used under several paths.
+
+    A module that loses all units is replaced under one path only. The other paths would keep the old module. Without
+    `module`, a plan has to keep at least one unit.
+    """
     if not site.module:
         return site
     module = model.get_submodule(site.module)
@@ -134,19 +181,20 @@ def _kept_where_shared(model: nn.Module, site: Site) -> Site:
     return replace(site, module="") if places > 1 else site
 
 
-def _nothing(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) -> str:
-    """Why a model has no sites, the reason first."""
-    reasons = [f"{path}, {why}" for path, why in left.items()]
+def _no_sites(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) -> str:
+    """Returns the message for a model without sites: the first reason, then up to two more."""
+    reasons = [f"{path}: {why.rstrip('.')}." for path, why in left.items()]
     first, *others = reasons or [
-        "it has no attention that says its number of heads, and no hidden layer that layers of one module write and a "
-        "linear layer or 1x1 convolution of it reads"
+        "it has no attention with an attribute for the number of heads, such as num_heads, and no hidden layer: "
+        "features that one layer of a module produces and a linear layer or 1x1 convolution of the same module reads."
     ]
-    also = "".join(f" Left alone too: {reason}." for reason in others[:2])
+    also = "".join(f" Also left alone: {reason}" for reason in others[:2])
     return (
-        f"{type(model).__name__} has no sites of units {', '.join(units)}: {first.rstrip('.')}.{also} "
-        "See docs/adapters.md on adding an architecture."
+        f"{type(model).__name__} has no sites of units {', '.join(units)}: {first}{also} "
+        "See docs/adapters.md on how to add an architecture."
     )
 
 
-def _few(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
+    """Returns the first six names, and how many more there are."""
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,22 +1,26 @@
-"""The proof of all sites at once, inside the model: what is true of a module alone may be wrong where it stands.
+"""Proves all sites together, inside the model.
 
-A site can be exact by itself and wrong in the model: a second output that a later module takes, a tensor that another
-module holds too, a reshape to a fixed width outside of it. So units of all sites go at once, and the pruned model has
-to give what the gated one gives, in every output.
+A site can be exact in its module and wrong in the model. A later module may use a second output of the attention,
+another module may hold the same weight, the model may reshape to a fixed number of features. So units are removed at
+all sites at once, and each output of the pruned model is compared with the gated dense model.
 
-Why a wrong site does not pass by chance:
+A wrong site must not pass by chance:
 
-- Weights as given may hide it. A projection or a layer scale that starts at zero lets nothing through, and biases and
-  norms that are all alike look right in any order. So the proof runs on a copy with noise on these (`with_noise`).
-- About half of the units go, drawn at random: a wrong order would have to map those that stay onto themselves. An odd
-  number stays: to turn the order of an even number around, or to swap neighbours, leaves no odd number in place.
-- Where the gates of a site change nothing, the cut has to change nothing either. A cut of other units would.
+- The weights may hide a mistake. A projection or a layer scale that starts at zero lets nothing through. Biases and
+  norms whose entries are all equal look right in any order. So the proof runs on a copy with noise on these tensors,
+  see `with_noise`.
+- About half of the units are removed, drawn at random. A wrong order of the units would have to map those that stay
+  onto themselves. An odd number of units stays: a reversed order, or swapped neighbours, could leave an even number in
+  place.
+- If the gates of a site change nothing, the cut has to change nothing either. A cut of the wrong units would change
+  something.
 
-Where sites have many units, most of these go from both sides first (`_thinned`). What is left is a model of the same
-forward that costs a fraction, and the same comparison is made on it. Where that fails, the whole model is looked at.
+The comparison costs time, so it starts small. Where sites have many units, most units are first removed from both
+models (`_thinned`). The rest is a model with the same forward at a fraction of the cost, and one sample is enough. Only
+if this comparison fails is the whole model compared.
 
-What may still pass is a site whose units count for nothing on the example inputs, and a forward that goes another way
-for few units than for many. `apply` proves each plan again, on the model as it is.
+Two mistakes may still pass: a site whose units have no effect on the example inputs, and a forward that treats few
+units in another way than many. `apply` therefore proves each plan again, on the model as it is.
 """
 
 from collections.abc import Sequence
@@ -37,142 +41,185 @@ from xprune.modules.samples import Samples
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
 
-FEW, LEAST = 64, 4
-"""Features, and units, that are looked at of sites that have many; one unit in sixteen, where that is more."""
+FEW_FEATURES, FEW_UNITS = 64, 4
+"""How much of a large site stays in a thinned model: at least so many features, and at least so many units.
+
+At least one unit in sixteen stays, too.
+"""
 
 
 def proved(
     model: nn.Module, sites: Sequence[Site], example_inputs: Any, samples: Samples | None
 ) -> tuple[list[Site], dict[str, str]]:
-    """Proves all sites at once, and finds the culprits where that fails.
+    """Proves all sites at once. If that fails, finds the sites that are wrong.
 
     Args:
         model: The model. It is not changed.
-        sites: The sites proposed.
+        sites: The proposed sites.
         example_inputs: What the model is called with.
-        samples: Where its samples lie: one of them is enough where the model runs on one. None: not known.
+        samples: Where the samples of the inputs lie. If the model runs on one sample, one is enough. None if it is not
+            known.
 
     Returns:
-        The sites that are exact together, in the order given, and for each other site the reason, by its name.
+        The sites that are exact together, in the order given, and the reason for each other site, by its name.
 
     Raises:
-        ModelError: Where the model does not equal itself: its outputs are not finite, or differ from call to call.
+        ModelError: The model does not equal itself: its outputs are not finite, or differ from call to call.
     """
-    held, left = _without_conflicts(model, sites)
-    if not held:
+    unshared, left = _without_conflicts(model, sites)
+    if not unshared:
         return [], left
     one = samples.take(example_inputs, [0]) if samples and samples.count > 1 else example_inputs
-    thin = _thinned(model, held)
-    if thin is not None and _Prover(thin[0], one).why(thin[1], own=True) is None:
-        return held, left
+    thin = _thinned(model, unshared)
+    if thin is not None and _Prover(thin[0], one).why_wrong(thin[1], own=True) is None:
+        return unshared, left
+    # The small comparison failed. The reason may be the model: some do not run on one sample, or on few units.
     prover = _Prover(with_noise(model), example_inputs)
-    if prover.why(held) is None:
-        return held, left  # it does not run on one sample alone, or on few units
-    if prover.why_not_itself(held) is not None:
-        prover = _Prover(model, example_inputs)  # the noise is at fault: with it the model does not equal itself
-        if prover.why(held) is None:
-            return held, left
-        why = prover.why_not_itself(held)
+    if prover.why_wrong(unshared) is None:
+        return unshared, left
+    if prover.why_not_itself(unshared) is not None:
+        # With noise, the model does not even equal itself. So the noise is at fault, and the proof runs without it.
+        prover = _Prover(model, example_inputs)
+        if prover.why_wrong(unshared) is None:
+            return unshared, left
+        why = prover.why_not_itself(unshared)
         if why is not None:
-            raise ModelError(f"{type(model).__name__} cannot be compared with itself, with every unit kept: {why}.")
+            raise ModelError(
+                f"{type(model).__name__} cannot be compared with itself, with every unit kept: {why.rstrip('.')}. A "
+                "proof needs a forward with finite outputs, the same at each call in eval mode."
+            )
+    # At least one site is wrong. Sites that are likely to be right or wrong together are tried together.
     good: list[Site] = []
-    for _, alike in groupby(sorted(held, key=_likeness), key=_likeness):
-        good = prover.grown(good, list(alike), left)
+    for _, similar in groupby(sorted(unshared, key=_similarity), key=_similarity):
+        good = prover.with_exact(good, list(similar), left)
     names = {site.name for site in good}
-    return [site for site in held if site.name in names], left
+    return [site for site in unshared if site.name in names], left
 
 
 class _Prover:
-    """Compares the model without units with the model behind gates."""
+    """Compares a model without some units with the same model behind gates."""
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.model, self.inputs = model, inputs
 
-    def why(self, sites: Sequence[Site], own: bool = False) -> str | None:
-        """Why these sites are not exact together; None where they are. `own`: the model is not looked at again."""
-        plan = _plan(sites)
+    def why_wrong(self, sites: Sequence[Site], own: bool = False) -> str | None:
+        """Returns why these sites are not exact together, or None if they are.
+
+        Args:
+            sites: The sites.
+            own: True if nobody uses the model afterwards. The comparison then makes fewer copies.
+        """
+        plan = _half_plan(sites)
         try:
             pruned = remove_units(shared_copy(self.model), plan, ADAPTERS)
         except XPruneError as refused:
             return str(refused)
-        except Exception as problem:  # a tensor that is not what the site takes it for
-            return f"its units cannot be cut out: {type(problem).__name__}: {problem}"
+        except Exception as problem:  # A tensor of the site has another form than the site says.
+            return f"the cut of its tensors fails with {type(problem).__name__}: {problem}"
         return exactness.problem(self.model, pruned, plan, self.inputs, own=own)
 
     def why_not_itself(self, sites: Sequence[Site]) -> str | None:
-        """Why the model is not equal to itself, with every unit kept; None where it is."""
+        """Returns why the model with all its units differs from itself behind gates of 1, or None if it does not."""
         return exactness.problem(self.model, shared_copy(self.model), Plan.full(sites), self.inputs)
 
-    def grown(self, good: list[Site], more: list[Site], left: dict[str, str]) -> list[Site]:
-        """`good` with those of `more` that are exact together with it. The others go into `left`, by halves."""
-        why = self.why([*good, *more])
+    def with_exact(self, good: list[Site], more: list[Site], left: dict[str, str]) -> list[Site]:
+        """Adds to `good` those of `more` that are exact together with it.
+
+        If all of them together fail, each half is tried. This takes few comparisons when few sites are wrong.
+
+        Args:
+            good: Sites that are exact together.
+            more: Sites to try.
+            left: Gets the reason for each site that fails.
+
+        Returns:
+            A new list, or `good` itself if none can be added.
+        """
+        why = self.why_wrong([*good, *more])
         if why is None:
             return [*good, *more]
         if len(more) == 1:
-            left[more[0].name] = f"{_tied(self.model, more[0])}Without some of its units, {why}"
+            left[more[0].name] = (
+                f"{_note_on_ties(self.model, more[0])}we removed some of its units inside the model, and "
+                f"{why.rstrip('.')}. Some other part of the model may depend on the number or order of these units. An "
+                "adapter may help, see docs/adapters.md."
+            )
             return good
         half = len(more) // 2
-        return self.grown(self.grown(good, more[:half], left), more[half:], left)
+        return self.with_exact(self.with_exact(good, more[:half], left), more[half:], left)
 
 
-def _plan(sites: Sequence[Site]) -> Plan:
-    """About half of the units of each site, an odd number of them, drawn at random."""
-    return _drawn(sites, [max(1, min(site.size // 2 | 1, site.size - 1)) for site in sites])
+def _half_plan(sites: Sequence[Site]) -> Plan:
+    """Returns a plan that keeps about half of the units of each site, an odd number, drawn at random."""
+    # `size // 2 | 1` is the next odd number. A site of two units keeps one, a site of one unit keeps it.
+    return _random_plan(sites, [max(1, min(site.size // 2 | 1, site.size - 1)) for site in sites])
 
 
-def _drawn(sites: Sequence[Site], counts: Sequence[int]) -> Plan:
-    """So many units of each site, drawn at random."""
+def _random_plan(sites: Sequence[Site], counts: Sequence[int]) -> Plan:
+    """Returns a plan that keeps so many units of each site, drawn at random with a fixed seed."""
     chance = torch.Generator().manual_seed(0)
     orders = [torch.randperm(site.size, generator=chance).tolist() for site in sites]
     return Plan(tuple(sites), tuple(tuple(sorted(order[:n])) for order, n in zip(orders, counts, strict=True)))
 
 
 def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[Site]] | None:
-    """(a noisy copy with few units at each site that has many, the sites of the copy). None if that fails.
+    """Removes most units of large sites from a noisy copy of the model.
 
-    A site of a class that changes once units have gone is left whole: the class before has to be looked at too.
+    Sites whose module changes its class when it is pruned or gated keep all units. The original class has to be
+    compared with the new one, too, and a thinned model no longer has it.
+
+    Returns:
+        The copy and the sites of the copy. None if the cut fails.
     """
     changes = {name for name, adapter in ADAPTERS.items() if adapter.pruned or adapter.gated}
-    enough = [max(LEAST, -(-FEW // site.width), site.size // 16) for site in sites]
+    # -(-a // b) rounds a / b up: enough units to hold FEW_FEATURES features.
+    enough = [max(FEW_UNITS, -(-FEW_FEATURES // site.width), site.size // 16) for site in sites]
     counts = [s.size if s.adapter in changes else min(s.size, few) for s, few in zip(sites, enough, strict=True)]
     try:
-        thin = remove_units(with_noise(model), _drawn(sites, counts), ADAPTERS)
-    except Exception:  # a site that is wrong, which the whole model will tell
+        thin = remove_units(with_noise(model), _random_plan(sites, counts), ADAPTERS)
+    except Exception:  # A wrong site. The comparison of the whole model finds it and has the reason.
         return None
     return thin, [replace(site, size=count) for site, count in zip(sites, counts, strict=True)]
 
 
-def _likeness(site: Site) -> tuple[Any, ...]:
-    """The same for modules that are likely to be of one class, so that they are tried together."""
+def _similarity(site: Site) -> tuple[Any, ...]:
+    """Returns a key that is equal for sites whose modules are likely to be of one class."""
     cuts = tuple((cut.tensor.removeprefix(site.owner), cut.axis, cut.groups, cut.width) for cut in site.cuts)
     return unit_kind(site.kind).order, site.kind, site.adapter, len(site.cuts), str(cuts)
 
 
 def _without_conflicts(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], dict[str, str]]:
-    """(sites that cut no tensor along the same axis as another, why not for the others by name).
+    """Splits off sites that cut the same tensor along the same axis as another site.
 
-    Each of two such sites would spoil the other's indices.
+    After the first of two such cuts, the indices of the second one are wrong.
+
+    Returns:
+        The other sites, and the reason for each site that is split off, by its name.
     """
-    held = tensors(model)
-    takers: dict[tuple[int, int], dict[str, None]] = {}
+    by_name = tensors(model)
+    # Tensors are compared by identity: a tied tensor has several names.
+    sites_of: dict[tuple[int, int], dict[str, None]] = {}
     for site in sites:
         for cut in site.cuts:
-            takers.setdefault((id(held[cut.tensor]), cut.axis), {})[site.name] = None
+            sites_of.setdefault((id(by_name[cut.tensor]), cut.axis), {})[site.name] = None
     left: dict[str, str] = {}
     for site in sites:
         for cut in site.cuts:
-            for other in takers[id(held[cut.tensor]), cut.axis]:
+            for other in sites_of[id(by_name[cut.tensor]), cut.axis]:
                 if other != site.name:
-                    left[site.name] = f"it shares the tensor {cut.tensor} with {other}, so that neither can lose units"
+                    left[site.name] = (
+                        f"it shares the tensor {cut.tensor} with {other}, so a cut for one of them would spoil the "
+                        "other. Give each module a separate tensor if you want to prune them."
+                    )
     return [site for site in sites if site.name not in left], left
 
 
-def _tied(model: nn.Module, site: Site) -> str:
-    """A sentence about a tensor of the site that another layer holds too; "" where there is none."""
-    held = tensors(model)
+def _note_on_ties(model: nn.Module, site: Site) -> str:
+    """Returns a sentence about a tensor of the site that another layer holds, too, or "" if there is none."""
+    by_name = tensors(model)
     for cut in site.cuts:
         layer = model.get_submodule(cut.tensor.rpartition(".")[0])
-        for name, tensor in held.items():
-            if tensor is held[cut.tensor] and model.get_submodule(name.rpartition(".")[0]) is not layer:
+        for name, tensor in by_name.items():
+            if tensor is by_name[cut.tensor] and model.get_submodule(name.rpartition(".")[0]) is not layer:
                 return f"{cut.tensor} is tied to {name}. "
     return ""

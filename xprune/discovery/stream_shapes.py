@@ -1,4 +1,7 @@
-"""What of a module lies along a residual stream, where no adapter says: told from the units' cuts and the shapes."""
+"""Guesses which tensors of a module hold the channels of a residual stream, from their shapes.
+
+It is used for attentions and MLPs whose adapter does not say it. `channels` proves the guess before it is used.
+"""
 
 from torch import nn
 
@@ -7,21 +10,33 @@ from xprune.modules.paths import is_linear
 
 
 def stream_parts_by_shape(path: str, module: nn.Module, site: Site, size: int) -> StreamParts:
-    """Every axis of `size`, or several times that for what the layers read, that is not the units' own.
+    """Returns every axis with as many entries as the stream has channels, except the axes of the module's units.
 
-    path, module   the module, as it is before anything is cut
-    site           its units, whose cuts say which axes are theirs
-    size           channels of the stream
+    Along the first axis of the consumer, the module writes to the stream. Along any other such axis, it reads.
 
-    A guess, which whoever asks has to prove.
+    Args:
+        path: The path of the module in the model.
+        module: The module before anything is cut.
+        site: The site of its units. The cuts of the site say which axes are of units.
+        size: The number of channels of the stream.
+
+    Example:
+        >>> from xprune.core.site import Cut
+        >>> mlp = nn.Sequential(nn.Linear(8, 3, bias=False), nn.ReLU(), nn.Linear(3, 8, bias=False))
+        >>> cuts = (Cut("mlp.0.weight", 0), Cut("mlp.2.weight", 1))
+        >>> site = Site("mlp", "neuron", size=3, width=1, consumers=("mlp.2",), cuts=cuts)
+        >>> parts = stream_parts_by_shape("mlp", mlp, site, size=8)
+        >>> parts.reads, parts.writes, parts.consumers
+        ((('mlp.0.weight', 1),), (('mlp.2.weight', 0),), (('mlp.0', -1),))
     """
-    own = {(cut.tensor, cut.axis) for cut in site.cuts}
+    unit_axes = {(cut.tensor, cut.axis) for cut in site.cuts}
     writes, reads, consumers = [], [], []
     for name, layer in module.named_modules(prefix=path):
         is_layer = isinstance(layer, nn.Conv2d) or is_linear(layer)
         for part, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
             for axis, length in enumerate(tensor.shape):
-                if length != size or (f"{name}.{part}", axis) in own or (is_layer and axis > 1):
+                # Axes 2 and 3 of a convolution's weight are the height and width of its kernel.
+                if length != size or (f"{name}.{part}", axis) in unit_axes or (is_layer and axis > 1):
                     continue
                 if name == site.consumers[0] and axis == 0:
                     writes.append((f"{name}.{part}", axis))

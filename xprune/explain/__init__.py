@@ -1,6 +1,6 @@
-"""Which class needs which unit, and a measurement of how true such a statement is.
+"""Explanations: which class needs which unit, and a measurement of whether class-wise scores say so correctly.
 
-May import: pipeline and all below it. A new measurement is a file here and a name in this list.
+May import: pipeline and all below it. To add a measurement, write a file here and add its name to `__all__`.
 """
 
 from xprune.explain.curves import Curves, Faithfulness

@@ -1,4 +1,4 @@
-"""Curves: what `faithfulness` found, as numbers, as a table and as a picture."""
+"""The results of `faithfulness`: curves as numbers, as a table and as a picture."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +12,22 @@ from xprune.errors import ModelError
 
 @dataclass(frozen=True)
 class Curves:
-    """The metric of each class and of the samples of all others, behind the gates of that class.
+    """The metric of a model while units are removed in the order in which a class needs them.
 
-    own, others   [fraction][class], the metric; NaN where no sample was measured
-    dense         [class], the metric of its samples with every unit there
-    others_dense  [class], that of the samples that `others` is measured on
+    For each class c and each fraction, the gates remove that fraction of the units that c needs most. Two groups of
+    samples are measured with these gates: samples of c, and samples of other classes.
+
+    Attributes:
+        own: The metric of samples of the class, [fraction][class]. NaN if no sample was measured.
+        others: The metric of samples of other classes, with the gates of the class, [fraction][class]. NaN if no sample
+            was measured.
+        dense: The metric of samples of the class with all units, [class].
+        others_dense: The metric with all units of the samples that `others` was measured on, [class].
+
+    Example:
+        >>> curves = Curves(own=((0.5, 1.0),), others=((0.75, 1.0),), dense=(1.0, 1.0), others_dense=(1.0, 1.0))
+        >>> curves.gaps  # class 0 loses 0.5, the others lose 0.25 with its gates
+        ((0.25, 0.0),)
     """
 
     own: tuple[tuple[float, ...], ...]
@@ -26,7 +37,7 @@ class Curves:
 
     @property
     def gaps(self) -> tuple[tuple[float, ...], ...]:
-        """[fraction][class]: what the class loses beyond what the others lose."""
+        """How much more the class loses than the others lose, [fraction][class]."""
         drops = []
         for own, others in zip(self.own, self.others, strict=True):
             cells = zip(self.dense, own, self.others_dense, others, strict=True)
@@ -35,19 +46,34 @@ class Curves:
 
     @property
     def gap(self) -> float:
-        """Mean gap over fractions and classes: the area between the two drops."""
+        """The mean gap over all fractions and classes: the area between the curves of the two losses."""
         return _mean(value for row in self.gaps for value in row)
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What `faithfulness` returns.
+    """The result of `faithfulness`: curves for the order to test, and for the orders to compare it with.
 
-    deletion    the share `fractions` of each site's units is gone, those that the class needs most first
-    insertion   only that share is there; None where it was not asked for. A model that always answers the class
-                does well here: read it beside the deletion
-    chance      deletion in random orders, one for each class and seed
-    agnostic    deletion in the order of `scores.values`, the same for all classes: its gap is 0 but for sampling
+    Attributes:
+        criterion: The name of the criterion.
+        order: "scores" or "contrast", see `faithfulness`.
+        metric_name: The name of the metric.
+        samples: The number of samples that were measured.
+        fractions: The fractions of each site's units that were removed.
+        deletion: These fractions are removed, units that the class needs most first.
+        insertion: Only these fractions are kept. None if it was not measured. A model that gives the same class as
+            its answer to every sample does well here for that class. So read it together with the deletion.
+        chance: Deletion in random orders. Each has a separate order for each class.
+        agnostic: Deletion in the order of `scores.values`, which is the same for all classes. None if it was not
+            measured. Its gap is 0 except for random variation.
+
+    Example:
+        >>> curves = Curves(own=((0.5, 1.0),), others=((0.75, 1.0),), dense=(1.0, 1.0), others_dense=(1.0, 1.0))
+        >>> found = Faithfulness("taylor", "scores", "accuracy", 40, (0.1,), curves, None, (), None)
+        >>> found.gap
+        0.125
+        >>> found.means()
+        {'fractions': [0.0, 0.1], 'own': [1.0, 0.75], 'others': [1.0, 0.875]}
     """
 
     criterion: str
@@ -62,28 +88,36 @@ class Faithfulness:
 
     @property
     def gap(self) -> float:
-        """Mean deletion gap; 0: classes do not differ in what they need, as far as the scores know."""
+        """The mean deletion gap. Near 0: the scores know no difference between the classes."""
         return self.deletion.gap
 
     @property
     def insertion_gap(self) -> float | None:
-        """Mean of what the others lose beyond what the class loses, where only the units it needs most are there."""
+        """How much more the others lose than the class, if only the units that the class needs most are kept.
+
+        The mean over all fractions and classes. None if insertion was not measured.
+        """
         return None if self.insertion is None else -self.insertion.gap
 
     def means(self) -> dict[str, list[float]]:
-        """Deletion, means over classes: "fractions" from 0 on, metric of the class's "own" samples and of "others"."""
+        """Returns the deletion curves as means over all classes.
+
+        Returns:
+            "fractions": the fractions, with 0 in front. "own": the metric of samples of the class, one number for each
+            fraction. "others": the metric of samples of other classes.
+        """
         own, others = (self.deletion.dense, self.deletion.own), (self.deletion.others_dense, self.deletion.others)
         return {"fractions": [0.0, *self.fractions], "own": _line(*own), "others": _line(*others)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with the mean gaps; what was not measured is None."""
+        """Returns all curves and the mean gaps as plain data for JSON. Curves that were not measured are None."""
         gaps = {"deletion": self.gap, "insertion": self.insertion_gap, "chance": [c.gap for c in self.chance]}
         gaps["agnostic"] = self.agnostic.gap if self.agnostic else None
         found: dict[str, Any] = _plain({**asdict(self), "gaps": gaps})
         return found
 
     def table(self) -> Table:
-        """A row for each fraction: the class's metric and the others', deleted and inserted, beside chance."""
+        """Returns a table with a row for each fraction, and two columns for each curve: the class and the others."""
         table = Table(title=f"{self.criterion}, order of {self.order}, {self.samples} samples", title_justify="left")
         blocks = [("deleted", self.deletion)]
         blocks += [(name, curves) for name, curves in self._more() if curves is not None]
@@ -97,9 +131,16 @@ class Faithfulness:
         return table
 
     def plot(self, axes: Any = None) -> Any:
-        """Deletion curves on matplotlib axes, which are returned: the class, the others, both by chance.
+        """Draws the deletion curves: the class, the other classes, and the class for random orders.
 
-        Needs matplotlib: pip install xprune[report].
+        Args:
+            axes: The matplotlib axes to draw on. None: new axes on a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModelError: matplotlib is not installed. `pip install 'xprune[report]'` installs it.
         """
         if axes is None:
             try:
@@ -114,29 +155,34 @@ class Faithfulness:
         axes.plot(xs, means["own"], color="C3", marker="o", markersize=3, label="the class")
         axes.plot(xs, means["others"], color="C0", marker="o", markersize=3, label="other classes")
         if self.chance:
+            # One entry in the legend for all random orders.
             axes.plot([], [], color="0.7", label="chance")
         axes.set(xlabel="units deleted, % of each site", ylabel=self.metric_name, title=self.criterion)
         axes.legend(frameon=False)
         return axes
 
     def _more(self) -> tuple[tuple[str, Curves | None], ...]:
+        """Returns the curves that may be missing, each with its name."""
         return ("insertion", self.insertion), ("agnostic", self.agnostic)
 
 
 Named = Mapping[str, Faithfulness | Mapping[str, Sequence[float]]]
-"""What a report draws, by name: results, or curves as `Faithfulness.means` gives them."""
+"""Name -> curves that a report draws under it: a result, or curves in the form that `Faithfulness.means` returns."""
 
 
 def _line(dense: Sequence[float], rows: Sequence[Sequence[float]]) -> list[float]:
+    """Returns means over classes: first without any unit removed, then for each fraction."""
     return [_mean(dense), *(_mean(row) for row in rows)]
 
 
 def _mean(values: Iterable[float]) -> float:
+    """Returns the mean of the values that are not NaN. NaN if there are none."""
     seen = [value for value in values if not math.isnan(value)]
     return sum(seen) / len(seen) if seen else math.nan
 
 
 def _plain(value: Any) -> Any:
+    """Returns the value with lists for tuples and None for NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):

@@ -1,7 +1,10 @@
-"""One HTML page that says what was cut and why. It is readable without network, on a phone and on paper.
+"""The report: one HTML page that shows which units were removed, and why. It needs no network.
 
-May import: explain, artefact, core and all below them. A new section is facts in `collect`, a chart in `charts` and a
-place in the template. `text` holds the tables for the terminal, `plots` the pictures for papers.
+`collect` gathers the facts of a result. `findings` turns them into headings, `charts` into figures, and `page` puts all
+of them into the template. `text` holds the tables for the terminal, and `plots` the pictures for papers.
+
+May import: explain, artefact, core and all below them. To add a section, add its facts to `collect`, its chart to
+`charts` and its place to the template.
 """
 
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ from xprune.errors import ModelError
 from xprune.explain.curves import Named
 
 NEEDED = ("jinja2", "matplotlib", "plotly")
+"""Packages that a report needs, which the extra `report` installs."""
 
 
 def write(
@@ -23,33 +27,36 @@ def write(
     classes: Sequence[str] | None = None,
     faithfulness: Named | None = None,
 ) -> Path:
-    """Writes the page of a result.
+    """Writes the HTML page of a result.
 
-    Pictures of inputs need the dense model and the data in the result. A section whose data is not there is left out,
-    or says why.
+    Pictures of inputs need the dense model and the data, which `Pruner.run` puts into its result. A section without
+    data is left out, or says why it is empty.
 
     Args:
         result: The result of a run.
-        path: The file to write. A page that xprune wrote there before is replaced, any other file is refused.
-        classes: Names by index. None: numbers.
-        faithfulness: By name (a criterion, an order) what `xprune.explain.faithfulness` gave; or curves: "fractions" of
-            units deleted, the accuracy of a class on its "own" samples and on the "others", one a fraction each.
+        path: The file to write. A page that xprune wrote is replaced. Any other file is refused.
+        classes: Names of the classes, by index. None: "class 0", "class 1" and so on.
+        faithfulness: Curves to draw, each under a name such as "xpruner, contrast". A curve is a result of
+            `xprune.explain.faithfulness`, or a mapping with three lists of one length: "fractions" of units deleted,
+            and for each of them the accuracy of a class on its "own" samples and on the samples of "others".
 
     Returns:
-        The path.
+        The path of the file.
 
     Raises:
-        ModelError: The extra `report` is not installed, or names or curves do not fit.
-        ArtefactError: Another file is there.
+        ModelError: A package of the extra `report` is not installed, or the class names or curves do not fit.
+        ArtefactError: A file that xprune did not write is there.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise ModelError(f"a report needs {', '.join(missing)}: pip install 'xprune[report]'.")
+        raise ModelError(f"A report needs {', '.join(missing)}: pip install 'xprune[report]'.")
+    # Imported here, because both need the packages of the extra.
     from xprune.report.collect import collect
     from xprune.report.page import render
 
     path = Path(path)
     check_file(path, is_stamped)
+    # Rendered in full before the file is opened: an error leaves the old page as it was.
     page = render(collect(result, classes, faithfulness))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(stamped(page), encoding="utf-8")

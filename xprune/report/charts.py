@@ -1,4 +1,4 @@
-"""The charts of a report: facts to plotly figures, as the JSON that plotly.js draws."""
+"""The charts of a report. Each function turns facts into a plotly figure, as the JSON that plotly.js draws."""
 
 import json
 from collections.abc import Sequence
@@ -15,19 +15,20 @@ from xprune.report.classmap import ClassMap
 from xprune.report.collect import Facts, short
 
 KEPT, REMOVED, INK = "#0b5394", "#b8520a", "#1c2733"
-"""Blue and orange, which all kinds of colour vision tell apart, of different lightness for grey print."""
+"""Blue and orange: all kinds of colour vision tell them apart, and they differ in lightness when printed in grey."""
 BLUES = [[0, "#f2f6fa"], [0.5, "#7fb0d8"], [1, "#08306b"]]
 ORANGES = [[0, "#fdf4ec"], [0.5, "#f0a765"], [1, "#8c3a00"]]
 ROWS = 40
-"""Classes that a chart with a row each holds; of more, the ones that lost most."""
+"""The most classes with a row each. Of more, those that lost most are drawn."""
 FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK}
 
 
 def class_map(facts: Facts, found: ClassMap) -> dict[str, Any]:
-    """Heat map: a row for each class, a column for each unit or bin; blue stayed, orange went."""
+    """Makes a heat map with a row for each class and a column for each unit or bin. Kept is blue, removed is orange."""
     values, kept = found.values.numpy(), np.asarray(found.kept)
     names = [_text(facts.classes[index]) for index in found.classes]
     figure = go.Figure()
+    # Two layers, each with NaN where the other one has a colour. The script shows their names below the map.
     for title, shown, scale in (("kept", kept, BLUES), ("removed", ~kept, ORANGES)):
         figure.add_heatmap(
             z=np.where(shown, values, np.nan).astype(np.float32),
@@ -60,7 +61,10 @@ def class_map(facts: Facts, found: ClassMap) -> dict[str, Any]:
 
 
 def accuracy(facts: Facts) -> dict[str, Any]:
-    """Dumb-bells: accuracy of a class before and after, the greatest loss on top."""
+    """Makes a chart with a row for each class: its accuracy before and after, and a line between the two.
+
+    The class with the greatest loss is on top.
+    """
     rows = facts.accuracy[:ROWS]
     names = [f"{_text(facts.classes[row.index])}" for row in rows]
     figure = go.Figure()
@@ -91,6 +95,7 @@ def accuracy(facts: Facts) -> dict[str, Any]:
         height=110 + 24 * len(rows),
         xaxis={"title": {"text": "accuracy, %"}, "fixedrange": True, "automargin": True},
         yaxis={
+            # From bottom to top, so that the first row is on top.
             "range": [len(rows) - 0.4, -0.6],
             "automargin": True,
             "fixedrange": True,
@@ -103,7 +108,7 @@ def accuracy(facts: Facts) -> dict[str, Any]:
 
 
 def losses(facts: Facts) -> dict[str, Any]:
-    """All classes in order of the change of their accuracy, a point each."""
+    """Makes a chart with a point for each class: the change of its accuracy. Classes are in order of this change."""
     rows = facts.accuracy
     figure = go.Figure(
         go.Scatter(
@@ -125,9 +130,12 @@ def losses(facts: Facts) -> dict[str, Any]:
 
 
 def training(facts: Facts) -> dict[str, Any]:
-    """Rate and threshold of each site over the steps; a line for each site, the darker the deeper."""
+    """Makes charts of the share kept and of the threshold of each site, over the steps.
+
+    There is one chart for each unit kind and quantity. Each site has a line: the darker, the deeper in the network.
+    """
     kinds = kinds_of(facts.sites)
-    titles = [f"{what}, {kind.plural}" for what in ("share kept", "threshold") for kind in kinds]
+    titles = [f"{quantity}, {kind.plural}" for quantity in ("share kept", "threshold") for kind in kinds]
     figure = make_subplots(rows=2 * len(kinds), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.07)
     steps = [record["step"] + 1 for record in facts.history]
     for line, (field, kind) in enumerate(((f, k) for f in ("rates", "thresholds") for k in kinds), start=1):
@@ -147,6 +155,7 @@ def training(facts: Facts) -> dict[str, Any]:
                 row=line,
                 col=1,
             )
+            # A diamond behind the end of each line: what the plan keeps. The rates end near it, not on it.
             if field == "rates":
                 figure.add_scatter(
                     x=[steps[-1] * 1.03],
@@ -169,7 +178,10 @@ def training(facts: Facts) -> dict[str, Any]:
 
 
 def faithfulness(facts: Facts) -> dict[str, Any]:
-    """Accuracy of a class on its own samples and on the others while the units that it is said to use go."""
+    """Makes a chart of accuracy over the share of units deleted, with two lines for each curve.
+
+    One line is the accuracy of a class on its own samples, the other that on the samples of all other classes.
+    """
     figure = go.Figure()
     colours = [KEPT, REMOVED, "#1b7f5c", "#7b4fa3", "#a08500", "#555f6b", "#c0398b", "#2b9fc4"]
     for index, (name, curve) in enumerate(facts.faithfulness.items()):
@@ -193,7 +205,7 @@ def faithfulness(facts: Facts) -> dict[str, Any]:
 
 
 def figure_layout() -> dict[str, Any]:
-    """The layout that every chart starts from, also those that the page makes itself."""
+    """Returns the layout that all charts share, also the charts that the page's script makes."""
     axis = {"gridcolor": "#e6eaee", "zerolinecolor": "#c5ccd3", "linecolor": "#c5ccd3", "ticks": ""}
     return {
         "font": FONT,
@@ -208,23 +220,25 @@ def figure_layout() -> dict[str, Any]:
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
+    """Returns a figure as plain data, with the shared layout instead of plotly's long default template."""
     figure.update_layout(template=go.layout.Template(layout=figure_layout()))
     found: dict[str, Any] = json.loads(figure.to_json())
     return found
 
 
 def _text(name: str) -> str:
-    """A name from outside: plotly reads a few HTML tags in its labels."""
+    """Escapes a name that the user gave, because plotly reads some HTML tags in its labels."""
     return escape(name, quote=False)
 
 
 def _pattern(names: Sequence[str]) -> str:
-    """blocks.N.attn for the blocks.0.attn, blocks.1.attn, ... of which `short` leaves the numbers."""
+    """Returns the names as one pattern: blocks.N.attn for blocks.0.attn, blocks.1.attn and so on."""
     first, label = names[0], short(names)[0]
     return first if label == first else first.replace(label, "N", 1)
 
 
 def _class_ticks(names: Sequence[str]) -> dict[str, Any]:
+    """Returns the ticks of an axis of classes: all names, or about ten of them if there are more than ROWS."""
     if len(names) <= ROWS:
         return {"tickvals": list(range(len(names))), "ticktext": list(names)}
     shown = list(range(0, len(names), max(1, len(names) // 10)))
@@ -232,12 +246,14 @@ def _class_ticks(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(x: float) -> dict[str, Any]:
+    """Returns a vertical line over the whole height of a chart, between two sites."""
     return {"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1} | {
         "line": {"color": INK, "width": 0.8}
     }
 
 
 def _depths(count: int) -> list[str]:
+    """Returns a colour for each of so many sites, from light for the first to dark for the last."""
     positions = [0.9 - 0.85 * i / max(count - 1, 1) for i in range(count)]
     shades: list[str] = sample_colorscale("Cividis", positions)
     return shades

@@ -1,4 +1,7 @@
-"""Class x unit maps: how much each class uses each unit, as percentiles that can be compared between criteria."""
+"""Maps of classes and units: how much each class uses each unit, as percentiles.
+
+Scores of two criteria have different units of measurement. Percentiles do not, so maps of two criteria can be compared.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +14,25 @@ from xprune.core.scores import LowRank, Scores
 from xprune.core.unit_kind import UnitKind, kinds_of
 
 CLASSES = 1000
-"""Rows at most: of more classes, as many spread evenly over the indices."""
+"""The most rows of a map. With more classes, this many are shown, spread evenly over the indices."""
 TOP, BINS = 6, 6
-"""Of a site's units that are too many, kept and removed: the best ones a column each, the rest in so many bins."""
+"""For units that are too many for a column each: the best TOP units have a column, the rest share BINS columns.
+
+Kept and removed units of a site are counted separately.
+"""
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Percentiles 0 to 100 of units for each class, float32 (classes, columns), NaN for a class that was not seen.
+    """How much each class uses the units of one kind.
 
-    kind      name of the unit kind
-    classes   index of each row's class
-    labels    of each column
-    kept      whether the units of the column stayed
-    sites     (name, first column, one after the last) of each site
+    Attributes:
+        kind: Name of the unit kind.
+        classes: Index of the class of each row.
+        labels: Text for each column: the site and the unit, or the site and the number of units in the column.
+        kept: For each column True if its units were kept, False if they were removed.
+        sites: (name, first column, one after the last column) of each site.
+        values: Percentiles from 0 to 100, float32 (classes, columns). A class without scores has a row of NaN.
     """
 
     kind: str
@@ -36,21 +44,30 @@ class ClassMap:
 
 
 def comparable(scores: Scores) -> list[Tensor]:
-    """Scores float32 (units,) that can be compared across sites, as far as the criterion's scale allows it."""
+    """Returns the scores of each site, float32 (units,), in a form that is comparable across sites.
+
+    Scores with the scale "site" are divided by the mean of their site. Other scores are returned as they are.
+    """
     if scores.scale != "site":
         return list(scores.values)
     return [value / value.abs().mean().clamp_min(1e-30) for value in scores.values]
 
 
 def maps(result: Record) -> tuple[ClassMap, ...]:
-    """A map for each unit kind of the plan, those whose units are drawn one by one first."""
+    """Returns a map for each unit kind of the plan that has class-wise scores.
+
+    Kinds whose units have a column each, such as heads, come first.
+    """
     kinds = sorted(kinds_of(result.plan.sites), key=lambda kind: not kind.singly)
     found = (single_map(result, kind) if kind.singly else binned_map(result, kind) for kind in kinds)
     return tuple(filter(None, found))
 
 
 def single_map(result: Record, kind: UnitKind) -> ClassMap | None:
-    """All units of a kind, a column each: percentiles among all of them. None without class-wise scores or units."""
+    """Returns the map of a kind with a column for each unit, or None if there are no units or class-wise scores.
+
+    A percentile is the rank of the unit among all units of this kind, for one class.
+    """
     chosen = _sites(result, kind)
     if not chosen:
         return None
@@ -58,6 +75,7 @@ def single_map(result: Record, kind: UnitKind) -> ClassMap | None:
     for i in chosen:
         table = _table(result.scores, i)
         per_site = result.scores.scale == "site"
+        # Scores with the scale "site" say nothing across sites. Here each is a multiple of its site's mean.
         tables.append(table / table.abs().mean(1, keepdim=True).clamp_min(1e-30) if per_site else table)
     labels, kept, spans, start = [], [], [], 0
     for i in chosen:
@@ -70,7 +88,11 @@ def single_map(result: Record, kind: UnitKind) -> ClassMap | None:
 
 
 def binned_map(result: Record, kind: UnitKind) -> ClassMap | None:
-    """The best kept and removed units of each site, the rest in bins: percentiles among the site's units."""
+    """Returns the map of a kind with too many units for a column each, or None as `single_map` does.
+
+    Each site has columns for its best kept units, then bins of its other kept units, then the same for removed units.
+    The order is that of the scores. A percentile is the rank among the units of the site, and a bin shows the mean.
+    """
     chosen = _sites(result, kind)
     if not chosen:
         return None
@@ -83,12 +105,12 @@ def binned_map(result: Record, kind: UnitKind) -> ClassMap | None:
         order = result.scores.values[i].argsort(descending=True, stable=True)
         first = len(labels)
         for stays in (True, False):
-            units = order[keep[order] == stays]
+            units = order[keep[order] == stays]  # kept or removed, best first
             groups = [units[j : j + 1] for j in range(min(TOP, len(units)))]
             groups += [part for part in units[TOP:].tensor_split(BINS) if len(part)]
             for group in groups:
-                what = f"{kind.name} {int(group[0])}" if len(group) == 1 else f"mean of {kind.many(len(group))}"
-                labels.append(f"{site.name}, {what}")
+                unit_label = f"{kind.name} {int(group[0])}" if len(group) == 1 else f"mean of {kind.many(len(group))}"
+                labels.append(f"{site.name}, {unit_label}")
                 kept.append(stays)
                 columns.append(uses[:, group].mean(1))
         spans.append((site.name, first, len(labels)))
@@ -96,9 +118,23 @@ def binned_map(result: Record, kind: UnitKind) -> ClassMap | None:
 
 
 def percentiles(table: Tensor) -> Tensor:
-    """Ranks within each row of (rows, columns) as 0 to 100, equal values alike, NaN where a row is."""
+    """Returns the ranks within each row of a table as percentiles.
+
+    Args:
+        table: Numbers, float (rows, columns).
+
+    Returns:
+        A table of the same shape: 0 for the smallest of a row, 100 for the largest. Equal values get the mean of their
+        ranks. NaN stays NaN.
+
+    Example:
+        >>> percentiles(torch.tensor([[3.0, 1.0, 2.0], [5.0, 5.0, 0.0]]))
+        tensor([[100.,   0.,  50.],
+                [ 75.,  75.,   0.]])
+    """
     ordered, order = table.sort(1)
     ranks = torch.empty_like(table).scatter_(1, order, torch.arange(table.shape[1]).to(table).expand_as(table))
+    # Binary search is slow on large tables, so it is only used if there are equal values.
     if bool((ordered.diff(dim=1) == 0).any()):
         below = torch.searchsorted(ordered, table.contiguous())
         upto = torch.searchsorted(ordered, table.contiguous(), right=True)
@@ -108,21 +144,24 @@ def percentiles(table: Tensor) -> Tensor:
 
 
 def _sites(result: Record, kind: UnitKind) -> list[int]:
+    """Returns the indices of the sites of a kind. Empty if there are no class-wise scores."""
     if result.scores.classwise is None:
         return []
     return [i for i, site in enumerate(result.plan.sites) if site.kind == kind.name]
 
 
 def _table(scores: Scores, index: int) -> Tensor:
-    """Class-wise scores of a site, float32 (classes, units)."""
+    """Returns the class-wise scores of a site, float32 (classes, units)."""
     assert scores.classwise is not None
     table = scores.classwise[index]
+    # A LowRank holds factors. Indexing with all rows multiplies them.
     return (table[torch.arange(table.shape[0])] if isinstance(table, LowRank) else table).float().cpu()
 
 
 def _build(
     kind: UnitKind, labels: Sequence[str], kept: Sequence[bool], spans: Sequence[tuple[str, int, int]], values: Tensor
 ) -> ClassMap:
+    """Returns the map, with at most CLASSES rows."""
     rows = len(values)
     shown = torch.linspace(0, rows - 1, min(rows, CLASSES)).round().long()
     return ClassMap(kind.name, tuple(shown.tolist()), tuple(labels), tuple(kept), tuple(spans), values[shown])

@@ -1,4 +1,4 @@
-"""What a report tells, gathered as plain data from a result: no chart, no HTML."""
+"""The facts that a report shows, gathered from a result as plain data. Charts and HTML are made from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,22 @@ from xprune.report.classmap import ClassMap, comparable, maps
 from xprune.report.pictures import Pictures, look
 
 TOP = 10
-"""Classes that are named for a unit."""
+"""How many classes are named for a unit: those that use it most."""
 
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """A site: its block and name there, units kept of units there were, and the rule that a unit went by.
+    """The facts of one site.
 
-    cut       the lowest score that was kept, None where nothing was
-    learned   the learned threshold on ranks in (0, 1), None where there is none
+    Attributes:
+        name: Name of the site, such as "blocks.3.attn".
+        block: Path of the block around it, "blocks.3". "" if there is none.
+        part: Last part of the name, "attn".
+        kind: Name of the unit kind.
+        size: Number of units of the dense model.
+        kept: Indices of the units that were kept.
+        cut: The lowest score of the kept units. None if no unit was kept.
+        learned: The learned threshold on ranks from 0 to 1. None if no threshold was learned.
     """
 
     name: str
@@ -39,10 +46,19 @@ class SiteFacts:
 
 @dataclass(frozen=True)
 class UnitFacts:
-    """A unit of a kind that is drawn one by one: where it is, whether it stayed, its score, its ranks (1 is the best).
+    """The facts of one unit, of a kind whose units are drawn one by one.
 
-    classes   the classes that use it most: (class, percentile of this unit among all of its kind for that class),
-              highest first
+    Attributes:
+        site: Index of its site.
+        unit: Index of the unit in the site.
+        kept: True if the unit was kept, False if it was removed.
+        score: Its score.
+        rank: Its rank among the units of the site. 1 is the best.
+        rank_all: Its rank among all units of its kind. 1 is the best.
+        of_all: Number of units of its kind.
+        share: Its rank within the site, from 0 (worst) to 1 (best), to compare with a learned threshold.
+        classes: The classes that use the unit most, highest first: (index of the class, percentile of the unit among
+            all units of its kind for that class). Empty without class-wise scores.
     """
 
     site: int
@@ -58,7 +74,14 @@ class UnitFacts:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """Accuracy of a class before and after, on its samples."""
+    """The accuracy of one class.
+
+    Attributes:
+        index: Index of the class.
+        samples: Number of samples of the class.
+        before: Accuracy of the dense model on these samples, 0 to 1.
+        after: Accuracy of the last model on these samples: the fine-tuned one if there is one, else the pruned one.
+    """
 
     index: int
     samples: int
@@ -68,9 +91,23 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the page shows. `classes` are names by index; an absent part is empty or None.
+    """All facts that the page shows. A part without data is empty.
 
-    units   the units of kinds that are drawn one by one, such as heads
+    Attributes:
+        metrics: Metrics by stage: "dense", "pruned" and, after fine-tuning, "finetuned".
+        criterion: Name of the criterion.
+        scale: Whether scores of two sites can be compared, see `Scores.scale`.
+        settings: Settings of the run.
+        info: Seconds, samples and settings of the criterion, see `Scores.info`.
+        unseen: Indices of the classes without class-wise scores.
+        sites: Facts of each site, in the order of the plan.
+        units: Facts of each unit, of the kinds whose units are drawn one by one, such as heads.
+        classes: Names of the classes, by index.
+        maps: Maps of classes and units, one for each unit kind.
+        accuracy: Accuracy of each class, the greatest loss first.
+        history: Rates and thresholds of the sites while they were learned, one entry for each recorded step.
+        faithfulness: Curves by their names.
+        pictures: Pictures of inputs, or a sentence that says why there are none.
     """
 
     metrics: Mapping[str, Metrics]
@@ -94,7 +131,7 @@ def collect(
     classes: Sequence[str] | None = None,
     faithfulness: Named | None = None,
 ) -> Facts:
-    """The facts of a result; see `xprune.report.write`."""
+    """Gathers the facts of a result. Arguments and errors are those of `xprune.report.write`."""
     by_kind = {found.kind: found for found in maps(result)}
     single = [kind for kind in kinds_of(result.plan.sites) if kind.singly]
     names = names_of(result, classes)
@@ -117,7 +154,7 @@ def collect(
 
 
 def sites(result: Record) -> tuple[SiteFacts, ...]:
-    """One for each site of the plan, in its order."""
+    """Returns the facts of each site, in the order of the plan."""
     thresholds = result.plan.info.get("thresholds")
     found = []
     for index, (site, keep) in enumerate(zip(result.plan.sites, result.plan.keeps, strict=True)):
@@ -130,21 +167,29 @@ def sites(result: Record) -> tuple[SiteFacts, ...]:
 
 
 def short(names: Sequence[str]) -> list[str]:
-    """Names without the dotted parts that all of them start and end with: blocks.3.attn among its like is 3."""
+    """Removes the dotted parts that all names start and end with, so that labels are short.
+
+    Example:
+        >>> short(["blocks.0.attn", "blocks.1.attn"])
+        ['0', '1']
+    """
     parts = [name.split(".") for name in dict.fromkeys(names)]
     if len(parts) < 2:
         return list(names)
-    first, last = _alike(parts), _alike([part[::-1] for part in parts])
+    first, last = _common_start(parts), _common_start([part[::-1] for part in parts])
     return [".".join(name.split(".")[first : len(name.split(".")) - last]) or name for name in names]
 
 
-def _alike(parts: Sequence[Sequence[str]]) -> int:
-    """How many elements all sequences start with."""
+def _common_start(parts: Sequence[Sequence[str]]) -> int:
+    """Returns the number of elements that all sequences start with."""
     return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
 
 
 def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
-    """Accuracy of each class that has samples, dense and last model, the greatest loss first; empty where not known."""
+    """Returns the accuracy of each class that has samples, before and after, the greatest loss first.
+
+    Empty if the accuracy of classes was not measured.
+    """
     first, last = next(iter(metrics.values())), list(metrics.values())[-1]
     pairs = enumerate(zip(first.by_class, last.by_class, strict=False))
     found = [ClassFacts(index, a[1], a[0], b[0]) for index, (a, b) in pairs if a[1]]
@@ -152,17 +197,20 @@ def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
 
 
 def history(result: Record) -> tuple[Mapping[str, Any], ...]:
-    """Records of rates and thresholds while they learned, of a selection that keeps them."""
+    """Returns the records of rates and thresholds while they were learned. Empty if the selection keeps no records."""
     records = result.plan.info.get("history") or ()
+    # Records of another plan, or without thresholds, cannot be drawn against the sites of this plan.
     return tuple(
         r for r in records if len(r.get("rates", ())) == len(r.get("thresholds", ())) == len(result.plan.sites)
     )
 
 
 def _units(result: Record, kind: UnitKind, classmap: ClassMap | None) -> list[UnitFacts]:
+    """Returns the facts of all units of a kind, site by site."""
     chosen = [i for i, site in enumerate(result.plan.sites) if site.kind == kind.name]
     values = comparable(result.scores)
     every = torch.cat([values[i] for i in chosen])
+    # The map has a column for each unit, in the same order as this loop.
     ranks, column = _ranks(every).tolist(), 0
     found = []
     for i in chosen:
@@ -178,29 +226,36 @@ def _units(result: Record, kind: UnitKind, classmap: ClassMap | None) -> list[Un
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """1 for the highest, equal scores in order of index, int64 (units,)."""
+    """Returns ranks, int64 (units,): 1 for the highest score. Equal scores are ranked by index."""
     return values.argsort(descending=True, stable=True).argsort() + 1
 
 
 def _top(classmap: ClassMap | None, column: int) -> tuple[tuple[int, float], ...]:
+    """Returns the classes that use the unit of a column most, as (class, percentile), highest first."""
     if classmap is None:
         return ()
-    uses = classmap.values[:, column].nan_to_num(-1.0)
+    uses = classmap.values[:, column].nan_to_num(-1.0)  # classes without scores come last and are left out
     best = uses.argsort(descending=True, stable=True)[:TOP]
     return tuple((classmap.classes[int(i)], float(uses[i])) for i in best if uses[i] >= 0)
 
 
 def names_of(result: Record, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns a name for each class: those that are given, or "class 0", "class 1" and so on.
+
+    Raises:
+        ModelError: Fewer names are given than there are classes.
+    """
     first = next(iter(result.metrics.values()))
     count = len(first.by_class)
     for table in result.scores.classwise or ():
         count = max(count, table.shape[0])
     if given is not None and len(given) < count:
-        raise ModelError(f"{len(given)} class names were given, the model has {count} classes: give a name for each.")
+        raise ModelError(f"classes= has {len(given)} names, but there are {count} classes. Give a name for each class.")
     return tuple(str(name) for name in given) if given is not None else tuple(f"class {i}" for i in range(count))
 
 
 def _curves(given: Named) -> dict[str, dict[str, list[float]]]:
+    """Returns the curves as lists of numbers, by name. Raises ModelError if a list is missing or has another length."""
     found = {}
     for name, curve in given.items():
         try:
@@ -208,10 +263,13 @@ def _curves(given: Named) -> dict[str, dict[str, list[float]]]:
             lists = {key: [float(x) for x in curve[key]] for key in ("fractions", "own", "others")}
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"faithfulness[{name!r}] wants the lists fractions, own and others ({type(error).__name__}: {error})."
+                f"faithfulness[{name!r}] needs three lists of numbers: fractions, own and others "
+                f"({type(error).__name__}: {error})."
             ) from error
         if not lists["fractions"] or len({len(values) for values in lists.values()}) > 1:
             lengths = ", ".join(f"{key} {len(values)}" for key, values in lists.items())
-            raise ModelError(f"faithfulness[{name!r}]: the lists are to be of one length above 0, got {lengths}.")
+            raise ModelError(
+                f"faithfulness[{name!r}]: the three lists must have one length, not 0. Their lengths: {lengths}."
+            )
         found[str(name)] = lists
     return found

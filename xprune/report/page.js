@@ -1,4 +1,5 @@
 "use strict";
+// The script of the report. It draws the charts that the page holds as JSON, explains the chosen unit, and reads out the maps.
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const figures = read("figures"), units = read("units"), { layout, colours } = read("style");
 const config = {
@@ -6,9 +7,10 @@ const config = {
   displaylogo: false,
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
 };
-const PAPER = 670; // pixels of a line on A4, inside its margins
-const drawn = [];
+const PAPER = 670; // width in pixels of A4 inside the margins
+const drawn = []; // the elements that hold a chart, for printing
 
+// Draws a chart in the element with this id, or changes the chart that is there.
 function draw(id, data, own) {
   const place = document.getElementById(id);
   const done = Plotly.react(place, data, own, config);
@@ -16,44 +18,49 @@ function draw(id, data, own) {
   return done;
 }
 
+// plotly reads some HTML tags in labels. Names of classes are text from outside.
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+// The shared layout with the settings of one chart.
 const own = (more) => ({
   ...layout, ...more, xaxis: { ...layout.xaxis, ...more.xaxis }, yaxis: { ...layout.yaxis, ...more.yaxis },
 });
+// A number with three digits.
 const figure = (x) => Number(x.toPrecision(3)).toString();
 
+// Shows why the unit with this index was kept or removed: heading, sentences, and charts of scores and classes.
 function why(index) {
   const unit = units.units[index], site = units.sites[unit.site];
   const near = units.units.map((each, i) => [each, i]).filter(([each]) => each.site === unit.site);
   const says = [
     site.cut === null
-      ? `Its score is ${figure(unit.score)}; the site kept no ${site.kind} at all.`
-      : `Its score is ${figure(unit.score)}; the lowest that the site kept is ${figure(site.cut)}.`,
+      ? `Its score is ${figure(unit.score)}. The site kept no ${site.kind}.`
+      : `Its score is ${figure(unit.score)}. The lowest score that the site kept is ${figure(site.cut)}.`,
     `It ranks ${unit.rank} of ${site.size} in its site, where ${site.kept} stayed, and ${unit.rank_all} of ` +
-      `${unit.of_all} among all ${site.kinds}${units.comparable ? "" : " (scores over their site's mean)"}.`,
+      `${unit.of_all} among all ${site.kinds}${units.comparable ? "" : ", with scores divided by the mean of their site"}.`,
   ];
   if (site.learned !== null) {
-    says.push(`On ranks from 0 to 1 it stands at ${figure(unit.share)}; the site's learned threshold is ` +
+    says.push(`Its rank from 0 (worst) to 1 (best) is ${figure(unit.share)}. The learned threshold of the site is ` +
       `${figure(site.learned)}, before the shift that all sites share.`);
   }
   if (unit.classes.length) {
     const names = unit.classes.slice(0, 3).map(([name, use]) => `${name} (${Math.round(use)})`).join(", ");
-    says.push(`It is used most by ${names}: percentiles among all ${site.kinds}.`);
+    says.push(`The classes that use it most are ${names}. The numbers are percentiles among all ${site.kinds}.`);
   }
+  // textContent, not innerHTML: names of classes are text from outside.
   document.getElementById("why-text").replaceChildren(...says.map((line) => {
     const item = document.createElement("li");
     item.textContent = line;
     return item;
   }));
   document.getElementById("why-title").textContent =
-    `Why ${site.kind} ${unit.unit} of ${site.name} ${unit.kept ? "stayed" : "went"}: it ranks ${unit.rank} of ${site.size} in its site`;
+    `Why ${site.kind} ${unit.unit} of ${site.name} ${unit.kept ? "stayed" : "was removed"}: it ranks ${unit.rank} of ${site.size} in its site`;
   document.getElementById("unit").value = String(index);
   for (const button of document.querySelectorAll("button[data-unit]")) {
     const chosen = Number(button.dataset.unit) === index;
     button.classList.toggle("chosen", chosen);
     button.setAttribute("aria-pressed", String(chosen));
   }
-  const row = [...near].sort(([a], [b]) => a.score - b.score); // labels at two heights, so that neighbours can be read
+  const row = [...near].sort(([a], [b]) => a.score - b.score); // labels alternate between two heights, so they do not overlap
   const groups = [true, false].map((kept) => near.filter(([each]) => each.kept === kept));
   const lines = site.cut === null ? [] : [{
     type: "line", x0: site.cut, x1: site.cut, yref: "paper", y0: 0, y1: 0.5, line: { color: "#1c2733", width: 1.2, dash: "dot" },
@@ -93,6 +100,7 @@ function why(index) {
   }
 }
 
+// Writes the cell of a map that the pointer is on into the line below the map.
 function readout(id, titles) {
   const place = document.getElementById(id), line = document.getElementById(id + "-readout");
   place.on("plotly_hover", ({ points: [point] }) => {
@@ -101,8 +109,10 @@ function readout(id, titles) {
   });
 }
 
+// Lets the browser react to the reader before the script goes on.
 const pause = () => new Promise((done) => setTimeout(done, 0));
 
+// Makes the choice of a unit work, then draws all charts one after the other.
 async function start() {
   if (units.units.length) {
     const choice = document.getElementById("unit");
@@ -117,7 +127,7 @@ async function start() {
   }
   performance.mark("opened");
   for (const [id, { data, layout: its }] of Object.entries(figures)) {
-    await pause(); // the page can be read while charts are being drawn
+    await pause(); // the page can be read while the charts are drawn
     await draw(id, data, its);
     if (units.maps[id]) readout(id, units.maps[id]);
   }
@@ -125,6 +135,7 @@ async function start() {
   document.body.dataset.ready = "true";
 }
 
+// Charts have the width of the window. On paper they get the width of the paper.
 addEventListener("beforeprint", () => drawn.forEach((place) => Plotly.relayout(place, { width: PAPER })));
 addEventListener("afterprint", () => drawn.forEach((place) => Plotly.relayout(place, { width: null, autosize: true })));
 start();

@@ -1,4 +1,4 @@
-"""The page: facts and charts through one template, with headings that say the finding."""
+"""The HTML of the page: facts, headings and charts in one template."""
 
 import base64
 import io
@@ -22,18 +22,19 @@ from xprune.report.pictures import Pictures
 from xprune.report.text import amount, measured
 
 STAGES = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned and fine-tuned"}
+"""Names of the stages on the page."""
 SIDE = 192
-"""Pixels of a picture's longer side, at least."""
+"""The least number of pixels of a picture's longer side. Smaller pictures are enlarged."""
 
 
 def render(facts: Facts) -> str:
-    """The HTML of the page."""
+    """Returns the HTML of the page. It holds everything that it shows, plotly.js too."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("xprune.report", ""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a name that the template lacks is an error, not an empty text
     )
     figures = _figures(facts)
     metrics = list(facts.metrics.values())
@@ -43,6 +44,7 @@ def render(facts: Facts) -> str:
         "figures": figures,
         "layout": charts.figure_layout(),
         "colours": {"kept": charts.KEPT, "removed": charts.REMOVED},
+        # The browser would end the script element at any "</script" inside it.
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
         "rows": [_row(name, row, facts) for name, row in facts.metrics.items()],
         "resources": measured(facts.metrics),
@@ -63,7 +65,7 @@ def render(facts: Facts) -> str:
 
 
 def _figures(facts: Facts) -> dict[str, Any]:
-    """Charts by the id of their place on the page; those without data are left out."""
+    """Returns the charts by the id of their place on the page. Charts without data are left out."""
     found = {f"map-{each.kind}": charts.class_map(facts, each) for each in facts.maps}
     if facts.accuracy:
         found["accuracy"] = charts.accuracy(facts)
@@ -77,6 +79,7 @@ def _figures(facts: Facts) -> dict[str, Any]:
 
 
 def _row(name: str, metrics: Metrics, facts: Facts) -> dict[str, Any]:
+    """Returns the cells of one row of the table of metrics, as text."""
     dense = next(iter(facts.metrics.values()))
     metric = findings.percent(metrics.metric) if metrics.metric_name == "accuracy" else f"{metrics.metric:.4g}"
     return {
@@ -92,7 +95,7 @@ def _row(name: str, metrics: Metrics, facts: Facts) -> dict[str, Any]:
 
 
 def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
-    """Sites by block, in order, each with its index."""
+    """Returns the blocks in order, each with a list of its sites as (index, site)."""
     found: dict[str, list[tuple[int, SiteFacts]]] = {}
     for index, site in enumerate(facts.sites):
         found.setdefault(site.block or site.name, []).append((index, site))
@@ -100,7 +103,7 @@ def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
 
 
 def _by_site(facts: Facts) -> dict[int, list[tuple[int, Any]]]:
-    """Units that are drawn one by one, by the index of their site, each with its own index."""
+    """Returns for the index of each site its units as (index, unit), if its units are drawn one by one."""
     found: dict[int, list[tuple[int, Any]]] = {}
     for index, unit in enumerate(facts.units):
         found.setdefault(unit.site, []).append((index, unit))
@@ -108,13 +111,13 @@ def _by_site(facts: Facts) -> dict[int, list[tuple[int, Any]]]:
 
 
 def _chosen(facts: Facts) -> int:
-    """The unit that the page opens with: of those removed, the one with the best rank."""
-    gone = [i for i, unit in enumerate(facts.units) if not unit.kept]
-    return min(gone or range(len(facts.units)), key=lambda i: facts.units[i].rank_all, default=0)
+    """Returns the index of the unit that the page opens with: the removed unit with the best rank."""
+    removed = [i for i, unit in enumerate(facts.units) if not unit.kept]
+    return min(removed or range(len(facts.units)), key=lambda i: facts.units[i].rank_all, default=0)
 
 
 def _units(facts: Facts) -> dict[str, Any]:
-    """What the page's script needs to say of a unit that is drawn by itself."""
+    """Returns the data with which the page's script explains a unit. The keys are read in `page.js`."""
     sites = {
         index: {
             "name": site.name,
@@ -137,20 +140,22 @@ def _units(facts: Facts) -> dict[str, Any]:
 
 
 def _settings(facts: Facts) -> list[tuple[str, str]]:
-    """Provenance as rows of (what, value)."""
-    first, told = next(iter(facts.metrics.values())), dict(facts.settings)
+    """Returns the provenance as rows (name, value). Rows without a value are left out."""
+    first, settings = next(iter(facts.metrics.values())), dict(facts.settings)
     rows = [("criterion", facts.criterion), ("criterion, settings", _flat(facts.info))]
     for name in ("selection", "budget", "finetune"):
-        if told.get(name):
-            rows.append((name, _flat(told.pop(name))))
+        if settings.get(name):
+            rows.append((name, _flat(settings.pop(name))))
     rows.append(("classes without scores", f"{len(facts.unseen):,}" if facts.unseen else ""))
-    trained = told.pop("training_samples", None)
-    rows.append(("data", f"{first.samples} {first.data} samples" + (f", {trained} to learn from" if trained else "")))
-    rows += [(name.replace("_", " "), _flat(value)) for name, value in told.items()]
+    trained = settings.pop("training_samples", None)
+    training = f", {trained} training samples" if trained else ""
+    rows.append(("data", f"{first.samples} {first.data} samples{training}"))
+    rows += [(name.replace("_", " "), _flat(value)) for name, value in settings.items()]
     return [(name, value) for name, value in rows if value]
 
 
 def _flat(value: Any) -> str:
+    """Returns plain data as one line of text. A pair becomes "a to b"."""
     if isinstance(value, Mapping):
         parts = [f"{key} {_flat(each)}" for key, each in value.items() if each not in (None, [], ())]
         return ", ".join(part.removeprefix("name ") for part in parts)
@@ -160,30 +165,39 @@ def _flat(value: Any) -> str:
 
 
 def _examples(facts: Facts) -> list[dict[str, Any]]:
+    """Returns the inputs with their pictures, as the template reads them."""
     assert isinstance(facts.pictures, Pictures)
     found = []
     for example in facts.pictures.examples:
-        says = {
+        answers = {
             name: f"{facts.classes[index] if index < len(facts.classes) else index} ({findings.percent(chance, 0)})"
             for name, (index, chance) in (("dense", example.dense), ("pruned", example.pruned))
         }
         label = facts.classes[example.label] if example.label < len(facts.classes) else f"class {example.label}"
         pictures = [("input", _png(example.image))]
         pictures += [(title, _png(example.image, values)) for title, values in example.maps.items()]
-        found.append({"label": label, "broken": example.pruned[0] != example.label, "says": says, "pictures": pictures})
+        broken = example.pruned[0] != example.label
+        found.append({"label": label, "broken": broken, "answers": answers, "pictures": pictures})
     return found
 
 
 def _png(image: Tensor, values: Tensor | None = None) -> str:
-    """A data address of the image, or of the map over the greyed image; a square for each patch."""
+    """Returns a data address of a picture as PNG: the image, or a map over the grey image.
+
+    Args:
+        image: Float (height, width) or (height, width, 3), 0 to 1.
+        values: A map, float (rows, columns) of patches, 0 to 1. None for the image alone.
+    """
     rgb = image[..., None].expand(*image.shape, 3) if image.dim() == 2 else image
     side = max(rgb.shape[:2])
     if side < SIDE:
-        factor = -(-SIDE // side)
+        # Whole squares of pixels, not a smooth enlargement: patches and pixels keep their sharp edges.
+        factor = -(-SIDE // side)  # rounded up
         rgb = rgb.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
     pixels = rgb.numpy()
     if values is not None:
         height, width = pixels.shape[:2]
+        # Index of the patch of each pixel row and column.
         rows = torch.arange(height) * values.shape[0] // height
         columns = torch.arange(width) * values.shape[1] // width
         heat = colormaps["inferno"](values[rows][:, columns].numpy())[..., :3]

@@ -1,4 +1,7 @@
-"""What the models look at: a few inputs, attention of a kept and a removed head, relevance dense beside pruned."""
+"""Pictures of a few inputs, with maps that show where the models look.
+
+The maps are the attention of a kept and of a removed head, and the relevance of the patches for both models.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +19,19 @@ from xprune.modules.copies import reference_device, shared_copy
 from xprune.report.attention import attention
 
 INPUTS, BATCHES = 4, 8
+"""How many inputs are shown, and from how many batches of the data they are chosen."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An input, float32 (height, width) or (height, width, 3) in 0 to 1; its class and what each model says of it.
+    """One input with its maps.
 
-    dense, pruned   (class, probability)
-    maps            by title, float32 (height, width) of patches, 0 to 1
+    Attributes:
+        image: The input, float32 (height, width) or (height, width, 3), 0 to 1.
+        label: Index of its class.
+        dense: Answer of the dense model: (class, probability).
+        pruned: Answer of the pruned model: (class, probability).
+        maps: Maps by their titles, each float32 (rows, columns) of patches, 0 to 1.
     """
 
     image: Tensor
@@ -35,12 +43,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Examples, and what their maps are of.
+    """The inputs that a report shows, and where their maps come from.
 
-    site           the attention of the two heads, "" where no map could be had
-    kept, removed  the heads
-    from_token     True: what the class token attends to; False: the mean over all tokens
-    block          at whose input relevance was taken
+    Attributes:
+        examples: The inputs.
+        site: Name of the attention of the two heads. "" if there are no attention maps.
+        kept: Index of the head that was kept.
+        removed: Index of the head that was removed.
+        from_token: True if the maps show what the class token attends to. False if they show the mean over all tokens.
+        block: Path of the block at whose input relevance was measured.
     """
 
     examples: tuple[Example, ...]
@@ -52,9 +63,12 @@ class Pictures:
 
 
 def look(result: Record) -> Pictures | str:
-    """Pictures of a few inputs, or why there are none."""
+    """Returns pictures of a few inputs, or a sentence that says why there are none."""
     if result.dense is None or result.data is None or result.task is None:
-        return "Pictures need the dense model and the data, which are not saved; `xprune report` takes them."
+        return (
+            "Pictures need the dense model and the data. A saved result does not hold them: give `--model` and "
+            "`--data` to `xprune report`."
+        )
     device = reference_device(result.dense)
     models = {
         "dense": shared_copy(result.dense, requires_grad=True).to(device),
@@ -63,15 +77,16 @@ def look(result: Record) -> Pictures | str:
     chosen = _choose(result, models, device)
     if isinstance(chosen, str):
         return chosen
-    inputs, labels, says = chosen
+    inputs, labels, answers = chosen
     last = _last(result)
     if last is None:
-        return "No attention of the model kept a head, so that no token is looked at."
+        return "No attention inside a block of the model kept a head, so there is nothing to show."
     grid, block = _grid(models["dense"]), last.name.rpartition(".")[0]
     titles = {}
     site, kept, removed, weights = _pair(result, models["dense"], inputs)
     prefix = 0
     if weights is not None:
+        # A class token and registers come before the patches.
         prefix, grid = _tokens(models["dense"], weights.shape[-1], grid)
     if weights is not None and grid:
         for title, head in ((f"kept head {kept}", kept), (f"removed head {removed}", removed)):
@@ -82,12 +97,12 @@ def look(result: Record) -> Pictures | str:
     for name, model in models.items():
         found = _relevance(model, last, inputs, labels, grid)
         if found is None:
-            return f"Tokens at the input of {block} are no grid of patches, so that maps of them cannot be drawn."
+            return f"The tokens at the input of {block} are not a grid of patches, so no maps can be drawn."
         titles[f"relevance, {name}"] = found
     examples = []
     for i in range(len(inputs)):
         maps = {title: _to_one(maps[i]) for title, maps in titles.items()}
-        dense, pruned = (says[name][i] for name in ("dense", "pruned"))
+        dense, pruned = (answers[name][i] for name in ("dense", "pruned"))
         examples.append(Example(_picture(inputs[i]), int(labels[i]), dense, pruned, maps))
     return Pictures(tuple(examples), site.name if site else "", kept, removed, prefix > 0, block)
 
@@ -96,41 +111,58 @@ def look(result: Record) -> Pictures | str:
 def _choose(
     result: Record, models: Mapping[str, nn.Module], device: torch.device
 ) -> tuple[Tensor, Tensor, dict[str, list[tuple[int, float]]]] | str:
-    """(inputs, labels, what each model says): one that pruning broke, where there is one, and some of other classes."""
+    """Chooses the inputs to show.
+
+    The first is one that only the pruned model gets wrong, if there is such an input. Then come inputs of other classes
+    that both models get right, then any.
+
+    Returns:
+        Inputs (rows, channels, height, width), labels (rows,), and for each model its answer to each input as (class,
+        probability). Or a sentence that says why there are no pictures.
+    """
     assert result.data is not None and result.task is not None
     rows: list[tuple[bool, Tensor, int, dict[str, tuple[int, float]]]] = []
+    # A loader that shuffles draws random numbers. The caller's generator stays as it was.
     with torch.random.fork_rng(devices=[]):
         stream = list(islice(iter(result.data), BATCHES))
     for batch in stream:
         inputs, targets = result.task.unpack(batch)
         if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
-            return "The inputs are not images, so that there is nothing to draw."
+            return "The inputs are not images, so there is nothing to draw."
         outputs = {name: result.task.forward(model, inputs.to(device)) for name, model in models.items()}
         found = result.task.classes(outputs["dense"], targets)
         if found is None or any(not isinstance(out, Tensor) or out.dim() != 2 for out in outputs.values()):
-            return "The task has no classes whose relevance could be drawn."
+            return "The task has no classes, so there is no relevance to draw."
         chances = {name: out.float().softmax(-1).max(-1) for name, out in outputs.items()}
         for i, label in enumerate(found[0].tolist()):
-            says = {name: (int(best.indices[i]), float(best.values[i])) for name, best in chances.items()}
-            right = says["dense"][0] == label
-            rows.append((right and says["pruned"][0] != label, inputs[i], label, says))
+            answers = {name: (int(best.indices[i]), float(best.values[i])) for name, best in chances.items()}
+            right = answers["dense"][0] == label
+            rows.append((right and answers["pruned"][0] != label, inputs[i], label, answers))
     broken = [row for row in rows if row[0]][:1]
+    # Reversed, so that the first input of a class replaces the later ones.
     first = {row[2]: row for row in reversed(rows) if row[3]["dense"][0] == row[3]["pruned"][0] == row[2]}
     others = [first[label] for label in sorted(first) if not broken or label != broken[0][2]]
     chosen = (broken + others + rows)[:INPUTS]
-    told = {name: [row[3][name] for row in chosen] for name in models}
-    return torch.stack([row[1] for row in chosen]).to(device), torch.tensor([row[2] for row in chosen]), told
+    by_model = {name: [row[3][name] for row in chosen] for name in models}
+    return torch.stack([row[1] for row in chosen]).to(device), torch.tensor([row[2] for row in chosen]), by_model
 
 
 def _last(result: Record) -> Site | None:
-    """The last attention within a block that kept a head: behind it, patches have nothing to say to a class token."""
+    """Returns the last attention inside a block that kept a head, or None.
+
+    Later blocks do not mix tokens, so the patches cannot influence a class token there.
+    """
     pairs = zip(result.plan.sites, result.plan.keeps, strict=True)
     found = [site for site, keep in pairs if unit_kind(site.kind).attends and keep and "." in site.name]
     return found[-1] if found else None
 
 
 def _pair(result: Record, dense: nn.Module, inputs: Tensor) -> tuple[Site | None, int, int, Tensor | None]:
-    """(site, its best kept head, its worst removed head, attention): the last site that has both and a map."""
+    """Returns the last attention that has a kept head, a removed head and a map.
+
+    Returns:
+        (site, its best kept head, its worst removed head, maps of all heads). (None, 0, 0, None) if there is none.
+    """
     for i in reversed(range(len(result.plan.sites))):
         site, keep, scores = result.plan.sites[i], set(result.plan.keeps[i]), result.scores.values[i]
         if unit_kind(site.kind).attends and 0 < len(keep) < site.size:
@@ -143,13 +175,16 @@ def _pair(result: Record, dense: nn.Module, inputs: Tensor) -> tuple[Site | None
 
 
 def _grid(model: nn.Module) -> tuple[int, int] | None:
-    """(rows, columns) of patches, of a model that says so."""
+    """Returns the grid (rows, columns) of patches if the model stores it, as timm's do, otherwise None."""
     size = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     return (int(size[0]), int(size[1])) if size is not None and len(size) == 2 else None
 
 
 def _tokens(model: nn.Module, tokens: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
-    """(tokens before the patches, grid); a grid of None where patches cannot be told."""
+    """Returns how many tokens come before the patches, and the grid of patches.
+
+    A grid of None means that the tokens do not fit a grid. Without a known grid the largest square is tried.
+    """
     if grid is None:
         side = int(tokens**0.5)
         grid = (side, side)
@@ -160,11 +195,19 @@ def _tokens(model: nn.Module, tokens: int, grid: tuple[int, int] | None) -> tupl
 def _relevance(
     model: nn.Module, last: Site, inputs: Tensor, labels: Tensor, grid: tuple[int, int] | None
 ) -> Tensor | None:
-    """Gradient x activation of the label's logit at the input of a site's block, positive, (inputs, rows, columns)."""
+    """Returns the relevance of each patch for the label, or None if the tokens are not a grid of patches.
+
+    Relevance is gradient x activation of the label's logit at the input of the block of a site. It is summed over the
+    features, and negative sums become 0.
+
+    Returns:
+        Float32 (inputs, rows, columns).
+    """
     method = LayerGradientXActivation(model, model.get_submodule(last.name.rpartition(".")[0]))
     found: Any = method.attribute(inputs, target=labels.to(inputs.device), attribute_to_layer_input=True)
     found = (found[0] if isinstance(found, tuple) else found).detach().float()
-    if found.dim() == 4:  # (inputs, rows, columns, features), channels first where a convolution follows
+    # Maps are (inputs, rows, columns, features). With convolutions they are (inputs, features, rows, columns).
+    if found.dim() == 4:
         return found.sum(last.axes[0]).clamp_min(0)
     if found.dim() != 3:
         return None
@@ -173,12 +216,15 @@ def _relevance(
 
 
 def _to_one(values: Tensor) -> Tensor:
-    """Scaled so that the largest is 1."""
+    """Scales a map so that its largest value is 1."""
     return (values / values.max().clamp_min(1e-12)).cpu()
 
 
 def _picture(image: Tensor) -> Tensor:
-    """Colours scaled to 0 to 1, channels last, one channel without an axis."""
+    """Returns an input (channels, height, width) as a picture.
+
+    Its values are scaled to 0 to 1. A picture in colour is (height, width, 3), a grey one (height, width).
+    """
     low, high = image.min(), image.max()
     image = ((image - low) / (high - low).clamp_min(1e-12)).float().cpu()
     return image[0] if len(image) == 1 else image.permute(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Pictures for papers: `plot(result, kind)` draws on matplotlib axes and returns them."""
+"""Pictures for papers, drawn with matplotlib: `plot(result, kind)` draws on axes and returns them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,33 +15,54 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEPT, REMOVED = "#0b5394", "#b8520a"
+"""Blue and orange, the colours of the report."""
 LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
+"""Words for matplotlib's line styles, for the label of an axis."""
 ROWS = 40
+"""The most classes with a row each. Of more, those that lost most are drawn."""
 
 
 def plot(result: Record, kind: str, ax: "Axes | None" = None, classes: Sequence[str] | None = None) -> "Axes":
-    """The picture of that kind on the axes given, or on new ones; `ax.figure.savefig(...)` writes it.
+    """Draws a picture of a result. `ax.figure.savefig(...)` writes it to a file.
 
-    kind      "units": share kept of each site; "classes": class x head map, removed heads in orange; "training": share
-              kept of each site while thresholds learned; "accuracy": accuracy of each class before and after
-    classes   names by index; None: numbers
+    Args:
+        result: The result of a run.
+        kind: "units" shows the share of units that each site keeps. "classes" shows how much each class uses each head,
+            with removed heads in orange. "training" shows the share that each site keeps while thresholds are learned.
+            "accuracy" shows the accuracy of each class before and after.
+        ax: The axes to draw on. None: new axes.
+        classes: Names of the classes, by index. None: "class 0", "class 1" and so on.
 
-    Raises ModelError for another kind, where the result has no such data, and where matplotlib is not installed.
+    Returns:
+        The axes.
+
+    Raises:
+        ModelError: The kind is unknown, the result has no such data, or matplotlib is not installed.
+
+    Example:
+        >>> import torch, xprune
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+        >>> batches = [(torch.randn(6, 4), torch.arange(6) % 3)]
+        >>> result = xprune.Pruner(model, "magnitude", finetune=None, latency=False).run(batches)
+        >>> plot(result, "units").get_xlabel()
+        'units kept, %'
     """
     if kind not in KINDS:
-        raise ModelError(f"kind={kind!r}, allowed are {', '.join(KINDS)}.")
+        raise ModelError(f"kind={kind!r} is unknown. Give one of {', '.join(KINDS)}.")
     names = names_of(result, classes)
     if ax is None:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ModelError("a plot needs matplotlib: pip install 'xprune[report]'.") from error
+            raise ModelError("A plot needs matplotlib: pip install 'xprune[report]'.") from error
+        # A Figure of its own, not one of pyplot: pyplot keeps every figure in memory and may open a window.
         ax = Figure(figsize=(6.4, 4.0), layout="constrained").add_subplot()
     KINDS[kind](result, ax, names)
     return ax
 
 
 def _units(result: Record, ax: Any, names: Sequence[str]) -> None:
+    """Draws a bar for each site: the share of its units that was kept."""
     sites = [site.name for site in result.plan.sites]
     shares = [100 * n / site.size for n, site in zip(result.plan.counts, result.plan.sites, strict=True)]
     places = range(len(sites))
@@ -58,13 +79,15 @@ def _units(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
+    """Draws the map of classes and units, of the first kind whose units are drawn one by one."""
     found = next((each for each in maps(result) if unit_kind(each.kind).singly), None)
     if found is None:
         raise ModelError(
-            f"kind='classes' needs class-wise scores of heads, or of other units that are drawn one by one, which "
-            f"{result.scores.criterion} did not give here."
+            f"kind='classes' needs class-wise scores of heads, or of another kind whose units are drawn one by one. "
+            f"This result of {result.scores.criterion} has none."
         )
     values, kept = found.values.numpy(), np.asarray(found.kept)
+    # Two layers, each with NaN where the other one has a colour.
     for shown, colours in ((kept, "Blues"), (~kept, "Oranges")):
         ax.imshow(np.where(shown, values, np.nan), cmap=colours, vmin=0, vmax=100, aspect="auto", interpolation="none")
     for _, start, _ in found.sites[1:]:
@@ -76,11 +99,16 @@ def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
+    """Draws a line for each site: the share of its units that its threshold keeps, over the steps."""
     records = history(result)
     if not records:
-        raise ModelError("kind='training' needs a history, which the selection 'learned' keeps; this result has none.")
+        raise ModelError(
+            "kind='training' needs the history of learned thresholds, and this result has none. Prune with "
+            "selection='learned'."
+        )
     from matplotlib import colormaps
 
+    # The darker, the deeper in the network. The lightest yellow of the scale is left out: it cannot be seen on white.
     shades = colormaps["cividis"](np.linspace(0.9, 0.05, len(result.plan.sites)))
     for index, site in enumerate(result.plan.sites):
         rates = [100 * record["rates"][index] for record in records]
@@ -92,9 +120,10 @@ def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _accuracy(result: Record, ax: Any, names: Sequence[str]) -> None:
+    """Draws the accuracy of each class before and after, the greatest loss on top."""
     rows = by_class(result.metrics)[:ROWS]
     if not rows:
-        raise ModelError("kind='accuracy' needs the accuracy of each class, which was not measured in this run.")
+        raise ModelError("kind='accuracy' needs the accuracy of each class, and this run did not measure it.")
     places = range(len(rows))
     before, after = [100 * row.before for row in rows], [100 * row.after for row in rows]
     ax.hlines(places, before, after, color="0.8", linewidth=2, zorder=0)
@@ -112,4 +141,4 @@ KINDS: Mapping[str, Callable[[Record, Any, Sequence[str]], None]] = {
     "training": _training,
     "accuracy": _accuracy,
 }
-"""What draws each kind."""
+"""The function that draws each kind."""

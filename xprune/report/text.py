@@ -1,4 +1,4 @@
-"""The tables of a result as text: metrics, what went where, what was left alone."""
+"""The tables for the terminal: metrics, units kept at each site, sites found, modules left alone."""
 
 from collections.abc import Mapping
 
@@ -15,12 +15,18 @@ from xprune.core.unit_kind import unit_kind
 
 
 def metrics_table(metrics: Mapping[str, Metrics], dense: Mapping[str, float] | None = None) -> Table:
-    """One row per model: metric, loss, each resource that was measured, latency.
+    """Makes a table with a row for each model: metric, loss, cost of each measured resource, latency.
 
     Args:
-        metrics: By the model's name.
-        dense: What the dense model costs, by the names of resources, which shares are of. A resource that is not there
-            is shown without a share. None: what the first row costs.
+        metrics: Metrics by the name of the model.
+        dense: Costs of the dense model by the names of resources. Shares in percent are relative to these costs. A
+            resource that is missing here is shown without a share. None: the costs of the first row.
+
+    Example:
+        >>> dense, pruned = Metrics(0.9, 0.31, 100, macs=2_000_000), Metrics(0.8, 0.54, 100, macs=1_000_000)
+        >>> table = metrics_table({"dense": dense, "pruned": pruned})
+        >>> [list(column.cells) for column in table.columns[:4]]
+        [['dense', 'pruned'], ['0.9000', '0.8000'], ['0.3100', '0.5400'], ['2 M (100.0%)', '1 M (50.0%)']]
     """
     first, resources = next(iter(metrics.values())), measured(metrics)
     whole = first.costs if dense is None else dense
@@ -41,14 +47,14 @@ def metrics_table(metrics: Mapping[str, Metrics], dense: Mapping[str, float] | N
 
 
 def measured(metrics: Mapping[str, Metrics]) -> list[Resource]:
-    """The resources that some model was measured in, in the order of their table."""
+    """Returns the resources that were measured for any of the models, in the order of `xprune.RESOURCES`."""
     names = {name for row in metrics.values() for name in row.costs}
     return [resource for name, resource in registered("resources").items() if name in names]
 
 
 def sites_table(plan: Plan) -> Table:
-    """One row per site: units kept of units there were, with a bar."""
-    table = Table(title="what went where", title_justify="left")
+    """Makes a table with a row for each site: how many units it keeps, with a bar of 20 characters."""
+    table = Table(title="units kept at each site", title_justify="left")
     for heading in ("site", "units", "kept", "of", ""):
         table.add_column(heading, justify="right" if heading in ("kept", "of") else "left")
     for site, count in zip(plan.sites, plan.counts, strict=True):
@@ -60,10 +66,13 @@ def sites_table(plan: Plan) -> Table:
 
 
 def found_tables(sites: Sites) -> tuple[Table, ...]:
-    """One row per site that was found; and, where modules were left alone, one row for each reason."""
-    table = Table(title="what can go", title_justify="left")
-    for heading in ("module", "units", "of features", "known by"):
-        table.add_column(heading, justify="right" if heading == "of features" else "left", overflow="fold")
+    """Makes a table with a row for each site that was found.
+
+    If modules were left alone, a second table has a row for each reason, with the modules that it holds for.
+    """
+    table = Table(title="sites: units that can be removed", title_justify="left")
+    for heading in ("site", "units", "features per unit", "found by"):
+        table.add_column(heading, justify="right" if heading == "features per unit" else "left", overflow="fold")
     for site in sites:
         kind = unit_kind(site.kind)
         table.add_row(site.name, kind.many(site.size), str(site.width), site.adapter or kind.found_by)
@@ -72,27 +81,34 @@ def found_tables(sites: Sites) -> tuple[Table, ...]:
         reasons.setdefault(why, []).append(path)
     if not reasons:
         return (table,)
-    left = Table("modules", "why", title="what is left alone", title_justify="left", show_lines=True)
-    left.columns[0].overflow = "fold"
+    left = Table("modules", "reason", title="modules left alone", title_justify="left", show_lines=True)
+    left.columns[0].overflow = "fold"  # a path that is cut off cannot be copied
     for why, paths in reasons.items():
         left.add_row("\n".join(paths), why)
     return table, left
 
 
 def unseen(scores: Scores) -> str:
-    """How many classes have no scores of their own, and what to do; empty where all have."""
+    """Returns a sentence on the classes without class-wise scores, and what to do. "" if all classes have scores."""
     classes = scores.unseen
     if not classes or scores.classwise is None:
         return ""
     names = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
     return (
-        f"{len(classes):,} of {scores.classwise[0].shape[0]:,} classes have no class-wise scores ({names}): no sample "
-        "told of them. More steps or more data reach them.\n"
+        f"{len(classes):,} of {scores.classwise[0].shape[0]:,} classes have no class-wise scores ({names}): the "
+        "criterion saw no sample of them. Use more steps or more data.\n"
     )
 
 
 def render(*tables: Table) -> str:
-    """Tables as plain text."""
+    """Returns tables as plain text, 110 characters wide.
+
+    Example:
+        >>> table = Table("site", "kept")
+        >>> table.add_row("blocks.0.attn", "3")
+        >>> "blocks.0.attn" in render(table)
+        True
+    """
     console = Console(width=110, no_color=True, force_terminal=False)
     with console.capture() as capture:
         for table in tables:
@@ -101,10 +117,14 @@ def render(*tables: Table) -> str:
 
 
 def amount(costs: Mapping[str, float], dense: Mapping[str, float], resource: Resource) -> str:
-    """What a model costs of a resource, and its share of what the dense model costs, where that is known; else "-"."""
+    """Returns the cost of a model with its share of the dense model's cost, as text.
+
+    The share is left out if the cost of the dense model is unknown. "-" if the cost was not measured.
+    """
     value, whole = costs.get(resource.name), dense.get(resource.name)
     if value is None:
         return "-"
+    # Three digits with the prefix that fits: 1.26 G, 22.1 M.
     scale, prefix = next((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")) if value >= s or s == 1)
     number = f"{value / scale:.3g} {prefix}{resource.unit}".rstrip()
     return f"{number} ({value / whole:.1%})" if whole else number

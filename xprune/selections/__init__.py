@@ -1,7 +1,7 @@
-"""How scores become a plan that meets the budget. `SELECTIONS` is the table.
+"""Selections: each turns scores into a plan that meets the budget. `SELECTIONS` is the table of all.
 
-May import: costs, surgery, training and all below them. To add one: a file, and a line in the table. Another package
-uses the entry-point group `xprune.selections`.
+May import: costs, surgery, training and all below them. To add a selection, write a file and add a line to the table.
+Another package adds selections with the entry-point group `xprune.selections`.
 """
 
 from collections.abc import Mapping
@@ -15,4 +15,4 @@ from xprune.selections.uniform import Uniform
 SELECTIONS: Mapping[str, type[Selection]] = table(
     "selections", (Uniform, Global, LearnedThresholds), Selection, classes=True
 )
-"""Selection class by name."""
+"""Name of a selection -> its class. Selections that other packages add are in it too."""

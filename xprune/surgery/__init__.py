@@ -1,6 +1,12 @@
-"""Gates on units, the removal of units, and the proof that both give the same outputs.
+"""Surgery: gates on units, the removal of units, and the proof that both give the same outputs.
 
-May import: adapters, core, modules, errors. What counts as exact is decided in `exactness` and nowhere else.
+- `gates` multiplies units by factors while the model runs. The weights stay as they are.
+- `cut` removes units from the weights. It checks shapes, but it proves nothing.
+- `outputs` runs the dense, the gated and the pruned model under the same conditions.
+- `exactness` compares their outputs. The tolerance and the comparison are defined there and nowhere else.
+- `apply` cuts a model and hands it out only if the proof succeeds.
+
+This folder may import adapters, core, modules and errors.
 """
 
 from xprune.surgery.apply import apply

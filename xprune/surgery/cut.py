@@ -1,4 +1,8 @@
-"""Cutting: units removed from a model's tensors and counts, not yet proved. Needs neither data nor a trace."""
+"""Cuts units out of a model's tensors and updates its attributes. Proves nothing, and needs no data.
+
+A site lists every tensor that loses entries (`Site.cuts`) and every attribute that holds the number of units
+(`Site.attributes`). So a cut carries out a list. `apply` and discovery prove the result afterwards.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,32 +21,46 @@ from xprune.modules.paths import attribute_at, is_linear, set_attribute, tensor_
 from xprune.modules.removed import Removed
 
 
-def _taken(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
-    """The indices along an axis that stay, in a tensor of its own."""
+def _selected(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Returns the entries of a tensor at these indices along an axis, as a tensor with memory of its own."""
     return tensor.detach().index_select(axis, index)
 
 
 Take = Callable[[Tensor, int, Tensor], Tensor]
-"""(tensor, axis, indices that stay) to the tensor that is left."""
+"""(tensor, axis, indices that stay) -> the smaller tensor."""
 
 
-def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter], take: Take = _taken) -> nn.Module:
-    """Carries the plan out on `model` in place: cuts tensors, sets counts, replaces what is wholly gone.
+def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter], take: Take = _selected) -> nn.Module:
+    """Removes the units that a plan does not keep from `model`, in place.
 
     Args:
-        model: The model, which is changed. Where the plan does not fit, it is left partly cut: give a copy.
-        plan: The units that stay.
-        adapters: Adapters by name, for what is left to do on the modules that they know.
-        take: What makes a smaller tensor: a real one, or `xprune.modules.sliced.slice_of` for one without memory.
+        model: The model. It is changed. If the plan does not fit, some sites may be cut already: give a copy.
+        plan: The units that stay at each site.
+        adapters: Adapter by name. They finish the modules that they serve, for example with another class.
+        take: Makes each smaller tensor. `xprune.modules.sliced.slice_of` makes tensors that take no memory.
 
     Returns:
         The same model.
 
     Raises:
         PlanError: The plan does not fit the model.
+
+    Example:
+        >>> import xprune, torch
+        >>> from xprune.modules.copies import shared_copy
+        >>> model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), nn.Linear(4, 2))
+        >>> plan = Plan(xprune.find_sites(model, torch.randn(3, 4)), keeps=((0, 2, 5),))
+        >>> remove_units(shared_copy(model), plan, xprune.ADAPTERS)[0]
+        Sequential(
+          (0): Linear(in_features=4, out_features=3, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=4, bias=True)
+        )
     """
     owners = _owners(model)
     pairs = zip(plan.sites, plan.keeps, strict=True)
+    # Channels are cut before heads and neurons: a module that is removed as a whole leaves the bias of its last layer,
+    # and this bias must have lost its channels by then.
     for site, keep in sorted(pairs, key=lambda pair: unit_kind(pair[0].kind).order):
         check_fit(model, site, adapters)
         unit_kind(site.kind).cut(model, site, keep, partial(_by_cuts, model, site, keep, owners, adapters, take))
@@ -57,79 +75,109 @@ def _by_cuts(
     adapters: Mapping[str, Adapter],
     take: Take,
 ) -> None:
-    """Removes the units of one site as its cuts say, or its whole module where no unit is kept."""
-    empties = bool(site.adapter) and adapters[site.adapter].empties
+    """Carries out the cuts of one site. Replaces the whole module if no unit is kept.
+
+    Args:
+        model: The model, which is changed.
+        site: The site.
+        keep: The units that stay.
+        owners: For the id of each tensor, the places that hold it, see `_owners`. It is updated.
+        adapters: Adapter by name.
+        take: Makes each smaller tensor.
+    """
+    empties = bool(site.adapter) and adapters[site.adapter].empties  # the module itself runs without any units
     if not keep and not empties:
-        left = adapters[site.adapter].removed if site.adapter else None
+        removed = adapters[site.adapter].removed if site.adapter else None
         parts = model.get_submodule(site.consumers[0]), model.get_submodule(site.module)
         parent, _, child = site.module.rpartition(".")
-        setattr(model.get_submodule(parent), child, (left or Removed)(*parts))
+        setattr(model.get_submodule(parent), child, (removed or Removed)(*parts))
     elif len(keep) < site.size:
+        # An attribute may belong to a layer that `_cut_tensors` updates too. So all are read before the cut.
         before = {path: attribute_at(model, path) for path in site.attributes}
-        _cut(model, site, keep, owners, take)
+        _cut_tensors(model, site, keep, owners, take)
         _set_attributes(model, {path: value * len(keep) // site.size for path, value in before.items()})
-        for adapter, path in _resized(model, site, adapters):
+        for adapter, path in _adapters_to_resize(model, site, adapters):
             adapter.resize(model.get_submodule(path), site, keep)
 
 
-def _resized(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> list[tuple[Adapter, str]]:
-    """The adapters of the modules that have lost units or channels, with the modules' paths."""
+def _adapters_to_resize(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> list[tuple[Adapter, str]]:
+    """Returns each adapter that has to finish a module after a cut, with the path of that module.
+
+    That is the adapter of the site. A stream has none, but it crosses modules of many adapters: each of them resizes
+    its module.
+    """
     if site.adapter:
         return [(adapters[site.adapter], site.owner)]
-    touched = dict.fromkeys(prefix for cut in site.cuts for prefix in _prefixes(cut.tensor))
+    touched = dict.fromkeys(path for cut in site.cuts for path in _ancestors(cut.tensor))
     found = []
     for path in touched if unit_kind(site.kind).crosses else ():
         module = model.get_submodule(path)
-        ours = (a for a in adapters.values() if a.serves(module) and a.stream_parts(path, module) is not None)
-        found += [(adapter, path) for adapter in islice(ours, 1)]
+        serving = (a for a in adapters.values() if a.serves(module) and a.stream_parts(path, module) is not None)
+        found += [(adapter, path) for adapter in islice(serving, 1)]
     return found
 
 
-def _prefixes(path: str) -> list[str]:
+def _ancestors(path: str) -> list[str]:
+    """Returns the paths of all modules that contain a tensor, the model ("") first."""
     parts = path.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts))]
+    return [".".join(parts[:length]) for length in range(len(parts))]
 
 
 def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> None:
-    """PlanError where the site's modules or tensors are not in the model, or have other shapes."""
+    """Checks that a site belongs to this model.
+
+    Args:
+        model: The model. It is not changed.
+        site: The site. A saved plan may bring it from another model.
+        adapters: Adapter by name.
+
+    Raises:
+        PlanError: A module or tensor of the site is not in the model, or a tensor has another shape. Or an attribute is
+            no multiple of the number of units. Or the adapter is unknown or does not serve the module.
+    """
     if site.adapter and site.adapter not in adapters:
-        raise PlanError(f"{site.name}: no adapter {site.adapter!r} here; known: {', '.join(adapters)}.")
+        raise PlanError(
+            f"{site.name}: there is no adapter {site.adapter!r} here. Known adapters: {', '.join(adapters)}. Install "
+            "the package that adds it, or add it to xprune.ADAPTERS."
+        )
     try:
         for path in (*site.consumers, site.module, *site.norms):
             model.get_submodule(path)
         tensors = [tensor_at(model, cut.tensor) for cut in site.cuts]
         uneven = [path for path in site.attributes if attribute_at(model, path) % site.size]
         if uneven:
-            raise AttributeError(f"{uneven[0]} is {attribute_at(model, uneven[0])}, no multiple of {site.size}")
+            raise AttributeError(f"{uneven[0]} is {attribute_at(model, uneven[0])}, not a multiple of {site.size}")
         if site.adapter and not adapters[site.adapter].serves(model.get_submodule(site.owner)):
-            raise AttributeError(f"{site.owner} is a {type(model.get_submodule(site.owner)).__name__}")
+            kind = type(model.get_submodule(site.owner)).__name__
+            raise AttributeError(f"{site.owner} is a {kind}, which the adapter {site.adapter!r} does not serve")
     except AttributeError as error:
         raise PlanError(f"{site.name}: the plan does not fit this model: {error}.") from error
     for cut, tensor in zip(site.cuts, tensors, strict=True):
         wanted = cut.groups * site.size * cut.width
         if cut.axis >= tensor.dim() or tensor.shape[cut.axis] != wanted:
             raise PlanError(
-                f"{site.name}: the plan does not fit this model: {cut.tensor} is {tuple(tensor.shape)}, "
-                f"the plan wants {wanted} along axis {cut.axis}."
+                f"{site.name}: the plan does not fit this model: {cut.tensor} has the shape {tuple(tensor.shape)}, "
+                f"but the plan was made for {wanted} entries along axis {cut.axis}."
             )
 
 
-def _cut(
+def _cut_tensors(
     model: nn.Module,
     site: Site,
     keep: tuple[int, ...],
     owners: dict[int, list[tuple[nn.Module, str]]],
     take: Take,
 ) -> None:
+    """Replaces each tensor of a site by a smaller one, and updates the sizes that layers and norms hold."""
     for cut in site.cuts:
         old = tensor_at(model, cut.tensor)
         new = take(old, cut.axis, cut.index(keep, site.size).to(old.device))
         value = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         places = owners.pop(id(old))
-        for module, name in places:  # a tied tensor has several owners and stays tied
+        for module, name in places:  # all owners of a tied tensor get the same new one, so it stays tied
             setattr(module, name, value)
-            _sync(module)
-        owners[id(value)] = places
+            _update_sizes(module)
+        owners[id(value)] = places  # a later cut may go along another axis of this tensor
     for path in site.norms:
         norm: Any = model.get_submodule(path)
         if hasattr(norm, "normalized_shape"):
@@ -139,34 +187,39 @@ def _cut(
 
 
 def _set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:
+    """Sets attributes by their paths. An attribute of a layer, such as `groups`, changes what its sizes mean."""
     for path, value in values.items():
-        _sync(set_attribute(model, path, value))
+        _update_sizes(set_attribute(model, path, value))
 
 
-def _sync(module: Any) -> None:
-    """Sets the counts that a layer keeps beside its weight."""
+def _update_sizes(module: Any) -> None:
+    """Sets the sizes that a layer holds beside its weight, such as `in_features`, to those of its weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
-        if module.groups > 1:  # whole groups go, with their inputs: all of depthwise convolutions, heads of others
+        # A convolution with groups loses whole groups with their inputs: channels of a depthwise one, heads of others.
+        if module.groups > 1:
             module.groups = module.groups * module.weight.shape[0] // module.out_channels
+        # The weight is (out_channels, in_channels / groups, height, width).
         module.out_channels, module.in_channels = (
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
     elif isinstance(module, nn.ConvTranspose2d):
+        # Here the weight is (in_channels, out_channels / groups, height, width).
         if module.groups > 1:
             module.groups = module.groups * module.weight.shape[0] // module.in_channels
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
-    elif is_linear(module):
+    elif is_linear(module):  # a linear layer of another library that calls its features channels
         module.out_channels, module.in_channels = tensor_at(module, "weight").shape
     elif isinstance(module, _BatchNorm):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Returns the id of each tensor -> the places that hold it, as (module, name). Tied tensors have several places."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):

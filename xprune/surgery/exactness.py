@@ -1,13 +1,35 @@
-"""Exactness: the one tolerance and the one comparison of a pruned model with the gated dense one.
+"""The proof that a pruned model is exact: the one comparison with the gated dense model, and the one tolerance.
 
-Every check that a cut is exact, in surgery, discovery and the conformance tests, ends up here. A proof is
+What is proved: a unit reaches the outputs only through its consumers. If its gate is 0, the consumers read zeros in its
+place. Cutting the unit out of the weights takes these zeros away and changes nothing else. So the gated dense model and
+the pruned model have to give the same outputs, up to rounding.
 
-- one forward of the dense model with the removed units' gates at 0, and one of the pruned model;
-- on the same inputs, with the same random numbers, in eval mode;
-- at float32 or better, whatever the caller allows for products and whatever dtype the model has;
-- each output judged by its own size, down to TOLERANCE of it.
+Why this finds errors: the gated model uses the original weights and a few hooks. The pruned model uses smaller weights
+and no hooks. If surgery takes a wrong index, forgets a tensor, or leaves a wrong number of heads behind, their outputs
+differ.
 
-Where float32 finds a difference, float64 has the last word: rounding vanishes there, a wrong cut does not.
+What is not proved: that the pruned model is accurate. Both models have lost the same units. And the proof sees only the
+example inputs. It cannot see a forward that takes another branch for longer sequences.
+
+How it is proved:
+
+1. One forward of the gated dense model and one of the pruned model, on the same example inputs.
+2. Both in eval mode, which switches dropout off, and with the same random numbers, for models that draw some anyway.
+3. Both in float32, also if the model is in bfloat16 or float16, and in float64 if the whole model is in float64. TF32
+   and autocast are off.
+4. Each tensor that the model returns is compared by itself, so that a large output hides no error in a small one. An
+   error may be at most TOLERANCE times the size of the output, see `Difference.scale`. Integers have to be equal.
+5. `verify` calls each model a second time and compares the second outputs too, since a cache may hold features of
+   removed units. The other checks do so only if a forward leaves traces in the model.
+6. If an adapter gives the gated model another class (`Adapter.gated`), the dense model is compared with that class with
+   gates of 1. Otherwise that class and the pruned class could be wrong in the same way.
+7. If float32 finds an error, everything is computed again in float64. An error by rounding almost vanishes there. A
+   wrong cut gives the same error as before.
+8. If the error remains, the dense model is examined. If it returns NaN or differs from call to call, no pruned model
+   could be compared with it, and this is the reason given.
+
+All checks of surgery, discovery and the conformance tests end up in this file. `verify` raises an error, `problem`
+returns the reason as text, and `prove` returns both numbers and text.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,28 +49,41 @@ from xprune.surgery.cut import remove_units
 from xprune.surgery.outputs import OTHER_SEED, SECOND, SEED, Outputs, Runs
 
 TOLERANCE = 1e-4
-"""The largest error allowed in an output, as a share of the output's own size.
+"""The largest error that an output may have, as a fraction of the output's size.
 
-See `Difference.scale` for the size. Where float32 finds a larger error, float64 decides, down to NOISE.
+See `Difference.scale` for the size. If float32 finds a larger error, float64 decides, and NOISE is allowed there too.
 """
 FLOOR = 1e-2
-"""Least size of numbers that are all alike, as a share of their largest absolute value: years, prices, temperatures."""
-NOISE = 2.0**-29 * 1000
-"""The largest error allowed in float64, as a share of what rounding to float32 does to the output.
+"""The least size of an output, as a fraction of its largest absolute value.
 
-float64 has 29 bits more. An output that is nothing but rounding (a difference of equal numbers) has no size of its own
-to be judged by.
+It matters for outputs whose numbers are nearly equal, such as years, prices or temperatures.
+"""
+NOISE = 2.0**-29 * 1000
+"""The largest error in float64 that passes as rounding, as a fraction of the error that float32 makes in this output.
+
+float64 has 29 more bits than float32, so rounding shrinks by 2**-29. The factor 1000 leaves room. Some outputs are
+nothing but rounding, for example the difference of two equal numbers. Their own size says nothing about the error that
+is allowed in them.
 """
 
 
 class Difference(NamedTuple):
-    """How far an output of the pruned model is from that of the gated one.
+    """How much an output of the pruned model differs from the same output of the gated model.
 
     Args:
-        error: The largest absolute difference; infinite where numbers that cannot be rounded differ, NaN where one is.
-        scale: The size of the numbers that differ: how far they lie apart, but at most their largest absolute value and
-            at least FLOOR of it. Numbers that are equal to the last bit, such as the -1e9 of a mask, do not count.
-        output: Where the output stands in what the model returns.
+        error: The largest absolute difference. Infinite if integers, booleans or infinities differ. NaN if a number is
+            NaN.
+        scale: The size of the output, which the error is judged by. Only the numbers that differ count, so that the
+            -1e9 of a mask does not hide an error beside it. The size is how far these numbers are apart (largest minus
+            smallest), but at most their largest absolute value and at least FLOOR times that value. So an offset that
+            all numbers share hides no error.
+        output: Where the output is in the returned value, such as "['logits']". "" if the model returns one tensor.
+
+    Example:
+        >>> Difference(error=1e-6, scale=2.0).exact, Difference(error=0.5, scale=2.0).exact
+        (True, False)
+        >>> print("the pruned model", Difference(0.5, 2.0, "['logits']"))
+        the pruned model is off by 5.00e-01 in its output ['logits'] (outputs up to 2.00e+00)
     """
 
     error: float = 0.0
@@ -57,12 +92,12 @@ class Difference(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """True where the error is within the tolerance."""
+        """True if the error is within TOLERANCE. False if it is larger or NaN."""
         return self.error <= TOLERANCE * self.scale
 
     @property
     def relative(self) -> float:
-        """The error as a share of the scale, infinite where it is NaN."""
+        """The error as a fraction of the scale. Infinite if the error is NaN."""
         if self.error != self.error:
             return float("inf")
         return self.error / self.scale if self.scale else float("inf" if self.error else 0.0)
@@ -77,12 +112,12 @@ class Difference(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a proof found.
+    """The result of a proof.
 
     Args:
-        difference: The worst of the outputs.
-        problem: Why the pruned model is not exact, in one sentence without a full stop; "" where it is.
-        of_model: True where the dense model is the reason, so that no site is to blame.
+        difference: The difference of the output that has the largest error for its size.
+        problem: Why the pruned model is not exact, in one sentence without a full stop. "" if it is exact.
+        of_model: True if the dense model is the reason, so that no site is to blame. False otherwise.
     """
 
     difference: Difference = Difference()
@@ -100,28 +135,65 @@ def prove(
     twice: bool = False,
     own: bool = False,
 ) -> Finding:
-    """Compares the pruned model with the gated dense one; see `problem` and `Runs` for the arguments.
+    """Compares the pruned model with the gated dense model, and explains a difference.
 
-    First in the model's arithmetic, then in float64; then it looks for a reason in the dense model.
+    Args:
+        model: The dense model. It is not changed unless `own` is True.
+        pruned: The model that the plan was carried out on. It is not changed unless `own` is True.
+        plan: The units that stayed.
+        example_inputs: The inputs that both models are called with.
+        thorough: True to compute again in float64 after an error in float32, and to look for a reason in the dense
+            model. False takes less time, but may refuse an exact model whose outputs are tiny.
+        twice: True to call each model a second time in any case. False to do so only if a forward left traces.
+        own: True if the caller uses neither model afterwards. They are then run themselves, not copies of them.
+
+    Returns:
+        The finding. A failed forward of the pruned model is a finding, not an exception.
+
+    Raises:
+        SurgeryError: The model returns no tensor.
+        ModelError: The dense model is on the meta device or cannot be copied.
+
+    Example:
+        >>> from xprune import find_sites
+        >>> model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), nn.Linear(4, 2))
+        >>> x = torch.randn(3, 4)
+        >>> plan = Plan(find_sites(model, x), keeps=((0, 2, 5),))
+        >>> pruned = remove_units(shared_copy(model), plan, ADAPTERS)
+        >>> prove(model, pruned, plan, x).problem
+        ''
+        >>> pruned[0][2].weight.data += 1  # what a wrong cut could look like
+        >>> prove(model, pruned, plan, x).difference.exact
+        False
     """
     runs = Runs(model, example_inputs, twice=twice, own=own)
-    found = _once(runs, pruned, plan)
+    found = _compare(runs, pruned, plan)
     if not found.problem or not thorough:
         return found
-    if found.difference.error:  # something was measured, which may be rounding
-        again = _in_float64(runs, pruned, plan)
-        if again is not None:
-            return Finding(again)
+    if found.difference.error:  # 0 if a forward failed or shapes differ: float64 would not change that
+        in_float64 = _in_float64(runs, pruned, plan)
+        if in_float64 is not None:
+            return Finding(in_float64)
     of_model = _reason_in_dense(runs)
     return Finding(found.difference, of_model, True) if of_model else found
 
 
 def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> float:
-    """The error of the pruned against the gated dense model, of the output that is worst for its size.
+    """Raises an error unless the pruned model is exact. Each model is called twice.
+
+    Args:
+        model: The dense model. It is not changed.
+        pruned: The model that the plan was carried out on. It is not changed.
+        plan: The units that stayed.
+        example_inputs: The inputs that both models are called with.
+
+    Returns:
+        The largest absolute difference in the output that has the largest error for its size.
 
     Raises:
-        SurgeryError: The pruned model is not exact. The message names the sites to blame, or says what of the dense
-            model makes a comparison impossible.
+        SurgeryError: The pruned model is not exact. The message names the sites that are to blame, or says why nothing
+            can be compared with the dense model.
+        ModelError: The dense model is on the meta device or cannot be copied.
     """
     found = prove(model, pruned, plan, example_inputs, twice=True)
     if found.of_model:
@@ -140,16 +212,19 @@ def problem(
     thorough: bool = True,
     own: bool = False,
 ) -> str | None:
-    """Why the pruned model is not exact, in one sentence; None where it is.
+    """Returns why the pruned model is not exact, in one sentence. None if it is exact.
+
+    Discovery calls this for each proposed site, so a refused model is a reason too and no exception.
 
     Args:
-        model: The dense model. It is not changed.
-        pruned: The model that the plan was carried out on. It is not changed.
+        model: The dense model. It is not changed unless `own` is True.
+        pruned: The model that the plan was carried out on. It is not changed unless `own` is True.
         plan: The units that stayed.
-        example_inputs: What both are called with.
-        thorough: Look again in float64 where float32 finds a difference, and look for a reason in the dense model.
-            Without it a search over many proposals takes less time, but may refuse honest outputs that are tiny.
-        own: Both models are nobody else's, and are not looked at afterwards. It saves copies.
+        example_inputs: The inputs that both models are called with.
+        thorough: True to compute again in float64 after an error in float32, and to look for a reason in the dense
+            model. False takes less time in a search over many proposals, but may refuse an exact model whose outputs
+            are tiny.
+        own: True if the caller uses neither model afterwards. They are then run themselves, not copies of them.
     """
     try:
         return prove(model, pruned, plan, example_inputs, thorough, own=own).problem or None
@@ -158,92 +233,123 @@ def problem(
 
 
 def compare(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> tuple[float, float]:
-    """(largest |gated - pruned|, largest |gated|) of the output that is worst for its size, in float32 or better.
+    """Measures how far the pruned model is from the gated dense model, in float32 or better.
+
+    Args:
+        model: The dense model. It is not changed.
+        pruned: The model that the plan was carried out on. It is not changed.
+        plan: The units that stayed.
+        example_inputs: The inputs that both models are called with.
+
+    Returns:
+        (error, scale) of the output that has the largest error for its size, see `Difference`.
 
     Raises:
         SurgeryError: A forward fails, or the outputs have other shapes.
     """
     found = prove(model, pruned, plan, example_inputs)
-    if found.problem and found.difference.exact:  # no difference was measured
+    if found.problem and found.difference.exact:  # there is a problem, but no difference was measured
         raise SurgeryError(f"{found.problem}.")
     return found.difference.error, found.difference.scale
 
 
 def close(expected: Tensor, got: Tensor) -> bool:
-    """True where two tensors of one shape are equal up to TOLERANCE of the expected one's size."""
-    return Difference(*_apart(expected, got)).exact
+    """Returns True if two tensors of one shape are equal up to TOLERANCE of the expected tensor's size, else False."""
+    return Difference(*_error_and_scale(expected, got)).exact
 
 
 def gated_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> list[Tensor]:
-    """Outputs of the dense model with the gates of removed units at 0, at float32 or better, in eval mode."""
+    """Returns all outputs of the dense model with the gates of removed units at 0, in eval mode, float32 or better."""
     return list(Runs(model, example_inputs).gated(plan).values())
 
 
 def effect(model: nn.Module, plan: Plan, example_inputs: Any) -> Difference:
-    """What closing the gates of the units that the plan lets go does to the outputs."""
+    """Measures how much closing the gates of the removed units changes the outputs.
+
+    Args:
+        model: The dense model. It is not changed.
+        plan: The units that stay. The gates of all other units are closed.
+        example_inputs: The inputs that the model is called with.
+
+    Returns:
+        The difference of the output that changes most for its size. No error means that the units do nothing.
+    """
     return _effect(Runs(model, example_inputs), plan)
 
 
 def _effect(runs: Runs, plan: Plan) -> Difference:
+    """Returns `effect` in the arithmetic of these runs."""
     full = Plan.full(plan.sites)
-    return _worst(*_alike(lambda twice: runs.gated(full, twice), lambda twice: runs.gated(plan, twice)))
+    return _worst(*_with_same_calls(lambda twice: runs.gated(full, twice), lambda twice: runs.gated(plan, twice)))
 
 
 def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
-    """True where the gates of the units that the plan lets go change an output by more than rounding does."""
-    for dtype, rounding in ((None, 1e-5), (torch.float64, 1e-10)):  # a change may be small and still be one
+    """Returns True if closing the gates of the removed units changes an output by more than rounding, else False.
+
+    A proof of units that change nothing proves nothing: any cut of them gives the same outputs.
+    """
+    # A change may be smaller than the rounding of float32. Then float64 shows it.
+    for dtype, rounding in ((None, 1e-5), (torch.float64, 1e-10)):
         if _effect(Runs(model, example_inputs, dtype), plan).relative > rounding:
             return True
     return False
 
 
 def randomness(model: nn.Module, example_inputs: Any) -> str:
-    """Why the model's outputs cannot be compared with those of another call, in one sentence; "" where they can."""
+    """Returns why two forwards of the model cannot be compared, in one sentence. "" if they can."""
     return _randomness(Runs(model, example_inputs))
 
 
 class _ForwardFailed(Exception):
-    """Which forward failed, and with what."""
+    """A forward of one of the compared models failed. The message says which forward, and with which error."""
 
 
 def _comparisons(runs: Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[str, Outputs, Outputs]]:
-    """All that has to be equal: what is judged, what it should give, what it gives.
+    """Runs all models of a proof, and yields the pairs of outputs that have to be equal.
 
-    That is the pruned model and the gated one; and, where gates need another class of a module, the dense model with
-    gates of 1 and the dense model: that class and the pruned one may be wrong alike.
+    Yields:
+        (name of the model that is judged, outputs that it should give, outputs that it gives). First the pruned model
+        against the gated one. Then, if gates need another class of a module, the dense model with gates of 1 against
+        the dense model.
     """
 
     def run(what: str, forward: Callable[[bool], Outputs]) -> Callable[[bool], Outputs]:
+        """Returns the forward, with its errors turned into `_ForwardFailed`."""
+
         def named(twice: bool) -> Outputs:
             try:
                 return forward(twice)
             except XPruneError:
                 raise
             except Exception as failure:
-                raise _ForwardFailed(f"{what} fails with {_said(failure)}") from failure
+                raise _ForwardFailed(f"{what} fails with {_in_words(failure)}") from failure
 
         return named
 
     gated = run("the model's forward with gates on it", lambda twice: runs.gated(plan, twice))
     cut = run("the pruned forward", lambda twice: runs.pruned(pruned, twice))
-    yield "the pruned model", *_alike(gated, cut)
+    yield "the pruned model", *_with_same_calls(gated, cut)
     swapped = tuple(s for s in plan.sites if s.adapter in ADAPTERS and ADAPTERS[s.adapter].gated)
     if swapped:
         dense = run("the model's forward", lambda twice: runs.dense(SEED, twice))
         whole = run("the model's forward with gates on it", lambda twice: runs.gated(Plan.full(swapped), twice))
-        yield "the dense model with gates of 1", *_alike(dense, whole)
+        yield "the dense model with gates of 1", *_with_same_calls(dense, whole)
 
 
-def _alike(first: Callable[[bool], Outputs], second: Callable[[bool], Outputs]) -> tuple[Outputs, Outputs]:
-    """What two models return, of a second call too where one of them left traces of the first."""
+def _with_same_calls(first: Callable[[bool], Outputs], second: Callable[[bool], Outputs]) -> tuple[Outputs, Outputs]:
+    """Returns the outputs of two models, each called equally often.
+
+    A model is called again if its first forward left traces. One of two models alone may do so: a removed attention has
+    no cache left. Then both are called twice.
+    """
     a, b = first(False), second(False)
     if any(name.endswith(SECOND.strip()) for name in {*a} ^ {*b}):
         return first(True), second(True)
     return a, b
 
 
-def _once(runs: Runs, pruned: nn.Module, plan: Plan) -> Finding:
-    """One comparison of all that has to be equal."""
+def _compare(runs: Runs, pruned: nn.Module, plan: Plan) -> Finding:
+    """Makes all comparisons in the arithmetic of these runs. Stops at the first one that fails."""
     worst = Difference()
     try:
         for what, expected, got in _comparisons(runs, pruned, plan):
@@ -258,53 +364,63 @@ def _once(runs: Runs, pruned: nn.Module, plan: Plan) -> Finding:
     return Finding(worst)
 
 
-def _said(failure: Exception) -> str:
+def _in_words(failure: Exception) -> str:
+    """Returns the class and the message of an error, without a full stop at the end."""
     return error_text(failure).rstrip(".: \n")
 
 
 def _shapes(outputs: Outputs) -> Any:
-    """The shapes of the outputs, by name where there are several."""
+    """Returns the shapes of the outputs by name. If there is one output without a name, only its shape."""
     found = {name: tuple(tensor.shape) for name, tensor in outputs.items()}
     return found if len(found) > 1 or "" not in found else found[""]
 
 
 def _worst(expected: Outputs, got: Outputs) -> Difference:
-    """The output that differs most for its size."""
-    found = [Difference(*_apart(expected[name], got[name]), name) for name in expected]
+    """Returns the difference of the output that has the largest error for its size."""
+    found = [Difference(*_error_and_scale(expected[name], got[name]), name) for name in expected]
     return max(found, key=lambda difference: difference.relative, default=Difference())
 
 
-def _apart(expected: Tensor, got: Tensor) -> tuple[float, float]:
-    """(error, scale) of one output, see `Difference`."""
+def _error_and_scale(expected: Tensor, got: Tensor) -> tuple[float, float]:
+    """Returns (error, scale) of one output, see `Difference`."""
     if expected.is_complex() and got.is_complex():
+        # Real and imaginary parts are compared as two real numbers.
         expected, got = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(got.resolve_conj())
     if not (expected.is_floating_point() and got.is_floating_point()):
         return (0.0, 0.0) if torch.equal(expected, got) else (float("inf"), 0.0)
     if expected.isnan().any() or got.isnan().any():
         return float("nan"), 0.0
+    # Numbers that are equal to the last bit do not count for the size. Equal infinities are left out here too.
     differ = expected != got
     expected, got = expected[differ], got[differ].to(expected.device)
     if not expected.numel():
         return 0.0, 0.0
     if expected.isinf().any() or got.isinf().any():
         return float("inf"), 0.0
-    return float((expected - got).abs().max()), _size(expected)
+    return float((expected - got).abs().max()), _scale(expected)
 
 
-def _size(numbers: Tensor) -> float:
-    """How large numbers are that are compared: how far they lie apart, since an offset says nothing of what varies.
+def _scale(numbers: Tensor) -> float:
+    """Returns the size of the numbers that differ, see `Difference.scale`.
 
-    At least FLOOR of the largest absolute value, which float32 can tell apart.
+    The size is their spread: an offset, such as that of a year, says nothing about how much a model's answers vary. It
+    is at least FLOOR of the largest number, since float32 cannot tell apart numbers that are much closer.
     """
-    largest, apart = float(numbers.abs().max()), float(numbers.max() - numbers.min())
-    return max(min(apart, largest), FLOOR * largest) if apart else largest
+    largest, spread = float(numbers.abs().max()), float(numbers.max() - numbers.min())
+    return max(min(spread, largest), FLOOR * largest) if spread else largest
 
 
 def _in_float64(runs: Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
-    """The worst difference in float64, None where the pruned model is not exact there either or does not run."""
+    """Makes all comparisons again in float64, where rounding is 2**29 times smaller.
+
+    Returns:
+        The difference of the output that has the largest error for its size, if all errors are within TOLERANCE or
+        NOISE. None if the pruned model is not exact in float64 either, or if the model does not run in float64.
+    """
     if runs.dtype is torch.float64:
-        return None
-    wide, worst = Runs(runs.model, runs.given, torch.float64, twice=runs.twice), Difference()
+        return None  # the first comparison was in float64
+    wide = Runs(runs.model, runs.example_inputs, torch.float64, twice=runs.twice)
+    worst = Difference()
     try:
         pairs = list(zip(_comparisons(runs, pruned, plan), _comparisons(wide, pruned, plan), strict=True))
     except Exception:  # not every operation has a float64 version
@@ -313,36 +429,49 @@ def _in_float64(runs: Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
         if coarse.keys() != fine.keys() or _shapes(fine) != _shapes(got):
             return None
         for name in fine:
-            found = Difference(*_apart(fine[name], got[name]), name)
-            if not (found.exact or found.error <= NOISE * _noise(coarse[name], fine[name], got[name])):
+            found = Difference(*_error_and_scale(fine[name], got[name]), name)
+            if not (found.exact or found.error <= NOISE * _rounding(coarse[name], fine[name], got[name])):
                 return None
             worst = max(worst, found, key=lambda difference: difference.relative)
     return worst
 
 
-def _noise(coarse: Tensor, fine: Tensor, got: Tensor) -> float:
-    """What rounding to float32 does to the numbers of a float64 output that are in dispute; 0 for whole numbers."""
+def _rounding(coarse: Tensor, fine: Tensor, got: Tensor) -> float:
+    """Measures how much rounding to float32 changes an output, at the numbers that differ between two models.
+
+    Args:
+        coarse: The output of the expected model, computed in float32.
+        fine: The same output, computed in float64.
+        got: The output of the judged model, computed in float64.
+
+    Returns:
+        The largest absolute change. 0 if it is not finite, or if the numbers are not real floating-point numbers.
+    """
     differ = fine != got
     found = float((coarse[differ].to(fine.dtype) - fine[differ]).abs().max()) if fine.is_floating_point() else 0.0
     return found if found < float("inf") else 0.0
 
 
 def _reason_in_dense(runs: Runs) -> str:
-    """Why no pruned model can be compared with this dense one, "" where the dense one is fine."""
+    """Returns why no pruned model can be compared with this dense model. "" if one can."""
     try:
         outputs = runs.dense()
     except Exception as failure:
-        return f"the model's own forward fails on the example inputs, with {_said(failure)}"
+        return f"the model's own forward fails on the example inputs, with {_in_words(failure)}"
     bad = next((n for n, t in outputs.items() if t.is_floating_point() and bool(t.isnan().any())), None)
     if bad is not None:
-        held = [n for n, t in tensors(runs.model).items() if t.is_floating_point() and bool(t.isnan().any())]
+        with_nan = [n for n, t in tensors(runs.model).items() if t.is_floating_point() and bool(t.isnan().any())]
         where = f" in its output {bad}" if bad else ""
-        weights = f": {', '.join(held[:3])}{' and others hold' if len(held) > 3 else ' holds'} NaN" if held else ""
+        weights = ""
+        if with_nan:
+            weights = f": {', '.join(with_nan[:3])}{' and others hold' if len(with_nan) > 3 else ' holds'} NaN"
         return f"the dense model itself gives NaN{where} on the example inputs{weights}"
     return _randomness(runs)
 
 
 def _randomness(runs: Runs) -> str:
+    """Returns why two forwards of the dense model cannot be compared. "" if they can."""
+    # With the same seed first: a model that differs even then draws from a source that no seed reaches.
     for seed, why in (
         (SEED, "its forward gives other outputs at each call, with the same inputs and the same random numbers"),
         (OTHER_SEED, "its forward draws random numbers"),
@@ -350,14 +479,14 @@ def _randomness(runs: Runs) -> str:
         first, second = runs.dense(), runs.dense(seed)
         if _shapes(first) != _shapes(second) or not _worst(first, second).exact:
             return (
-                f"{why}, so that a pruned model cannot be compared with it: switch off in eval mode what is random, "
-                "or give the random numbers as inputs"
+                f"{why}, so a pruned model cannot be compared with it: switch off in eval mode what is random, or give "
+                "the random numbers as inputs"
             )
     return ""
 
 
 def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
-    """Which sites fail when they are cut alone, and what to do about it."""
+    """Cuts each site of a failed plan alone. Returns which sites fail and how to leave them out, in sentences."""
     bad = []
     for site, keep in zip(plan.sites, plan.keeps, strict=True):
         alone = Plan((site,), (keep,))
@@ -366,7 +495,7 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
                 model, remove_units(shared_copy(model), alone, ADAPTERS), alone, example_inputs, thorough=False
             )
         except Exception as failure:
-            wrong = _said(failure)
+            wrong = _in_words(failure)
         if wrong:
             shapes = ", ".join(f"{cut.tensor} {tuple(tensor_at(model, cut.tensor).shape)}" for cut in site.cuts[:4])
             bad.append(f"{site.name} ({len(keep)} of {unit_kind(site.kind).many(site.size)} kept; {shapes})")
@@ -374,6 +503,6 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
         return "No site fails alone; together they do. Your model is untouched."
     names = [entry.split(" ")[0] for entry in bad]
     return (
-        f"Not exact: {'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}. Your model is untouched. Leave them out: "
-        f"find_sites(..., exclude={names[:5]}), or write an adapter for their class."
+        f"Not exact: {'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}. Your model is untouched. Leave these sites "
+        f"out: find_sites(..., exclude={names[:5]}), or write an adapter for their class."
     )

@@ -1,4 +1,4 @@
-"""Outputs: what the dense, the gated and the pruned model give, computed alike for one proof."""
+"""Runs the dense, the gated and the pruned model under the same conditions, and collects all tensors they return."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -20,27 +20,42 @@ from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gates
 
 SEED, OTHER_SEED = 0, 1
+"""The seed of the random numbers of every forward, and another seed, which shows whether a forward draws any."""
 
 
 SECOND = " of the second call"
+"""The end of the name of an output that comes from the second call of a model."""
 
 
 Outputs = dict[str, Tensor]
-"""Every tensor that a model returns, by where it stands in what is returned: "" for the only one, "['logits']"."""
+"""Every tensor that a model returns, by its place in the returned value: "['logits']", "[0].mean".
+
+The name is "" if the model returns one tensor.
+"""
 
 
 class Runs:
-    """The forwards of one proof: every one in the same arithmetic and with the same random numbers.
+    """Runs the forwards of one proof, each in the same dtype and with the same random numbers.
+
+    Each forward runs on a copy that shares the weights of the model, in eval mode. The arithmetic is as exact as its
+    dtype, see `exact_arithmetic`. A model in a narrower dtype is not converted. Each of its operations computes in the
+    wider dtype, see `lifted`. Only if that fails, copies of the whole models are converted.
 
     Args:
-        model: The dense model, which decides what is computed in: float64 where all of it is that, else float32.
-        example_inputs: What the models are called with.
-        dtype: Compute in this dtype instead.
-        twice: Call each model a second time, whatever it seems to remember of the first.
-        own: The models are nobody else's, and are not looked at afterwards: no copies are made.
+        model: The dense model.
+        example_inputs: The inputs that the models are called with. They are cloned before each call, since a forward
+            may write into them.
+        dtype: The dtype to compute in. None for float64 if all floating-point tensors of the model are in float64, else
+            float32.
+        twice: True to call each model a second time in any case. False to do so only if its forward left traces.
+        own: True if the caller uses the models no more. They are then run themselves, not copies of them.
 
     Raises:
-        ModelError: The model has no values: it is on the meta device.
+        ModelError: The model has no values, because it is on the meta device.
+
+    Example:
+        >>> Runs(nn.Linear(4, 2).to(torch.bfloat16), torch.ones(3, 4)).dense()[""].dtype
+        torch.float32
     """
 
     def __init__(
@@ -52,29 +67,37 @@ class Runs:
         twice: bool = False,
         own: bool = False,
     ) -> None:
-        self.model, self.given, self.twice, self.own = model, example_inputs, twice, own
+        self.model, self.example_inputs, self.twice, self.own = model, example_inputs, twice, own
         refuse_meta(model)
-        held = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
-        self.dtype = dtype or (torch.float64 if held == {torch.float64} else torch.float32)
-        self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in held) or dtype is not None
-        self.copies = False  # convert whole copies, where the model does not run while operations are lifted
+        dtypes = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
+        self.dtype = dtype or (torch.float64 if dtypes == {torch.float64} else torch.float32)
+        self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in dtypes) or dtype is not None
+        self.copies = False  # True once lifting has failed: whole copies are converted instead
         device = reference_device(model)
         self.inputs = map_tensors(example_inputs, lambda t: t.to(device, self.dtype if t.is_floating_point() else None))
 
     def dense(self, seed: int = SEED, twice: bool = False) -> Outputs:
-        """What the dense model returns. `twice`: in a second call too, even where the first left no traces."""
-        return self._first(Plan((), ()), seed, twice)
+        """Returns the outputs of the dense model.
+
+        Args:
+            seed: The seed of all random numbers.
+            twice: True to add the outputs of a second call in any case.
+        """
+        return self._run_dense(Plan((), ()), seed, twice)
 
     def gated(self, plan: Plan, twice: bool = False) -> Outputs:
-        """What the dense model returns with the gates of removed units at 0."""
-        return self._first(plan, SEED, twice)
+        """Returns the outputs of the dense model with the gates of removed units at 0, see `dense`."""
+        return self._run_dense(plan, SEED, twice)
 
     def pruned(self, model: nn.Module, twice: bool = False) -> Outputs:
-        """What a pruned model returns."""
+        """Returns the outputs of a pruned model, see `dense`. Call `dense` or `gated` first, see `_run_dense`."""
         return self._run(model, Plan((), ()), SEED, twice)
 
-    def _first(self, plan: Plan, seed: int, twice: bool) -> Outputs:
-        """A forward of the dense model, which also finds out how it can be computed in the wanted dtype."""
+    def _run_dense(self, plan: Plan, seed: int, twice: bool) -> Outputs:
+        """Runs the dense model, and finds out whether it runs while its operations are lifted.
+
+        If it does not, this and all later runs convert whole copies. If it fails there too, the first error is raised.
+        """
         try:
             return self._run(self.model, plan, seed, twice)
         except XPruneError:
@@ -90,7 +113,12 @@ class Runs:
                 raise failure from None
 
     def _run(self, model: nn.Module, plan: Plan, seed: int, twice: bool) -> Outputs:
-        with torch.inference_mode(False):  # what is copied can then be written to
+        """Runs a model with gates of 0 on the units that the plan removes. Returns all that it returns.
+
+        Raises:
+            SurgeryError: The model returns no tensor.
+        """
+        with torch.inference_mode(False):  # a forward may write into its buffers, which inference tensors refuse
             copy = model.eval() if self.own else shared_copy(model)
         if self.copies:
             copy = fill(copy).to(self.dtype)
@@ -104,26 +132,27 @@ class Runs:
             stack.enter_context(seeded(seed))
             stack.enter_context(slow_path())
             stack.enter_context(Gates(plan.sites, values).attached(copy))
-            before = _marks(copy)
-            with self._lifted():
+            before = _traces(copy)
+            with self._lifting():
                 found = dict(_named(self._call(copy)))
-            # What it remembers of a call may hold units: then the next call shows them.
-            if twice or self.twice or _marks(copy) != before:
-                with self._lifted():
+            # What a forward leaves in the model may hold features of units. The next call uses it, so it is compared.
+            if twice or self.twice or _traces(copy) != before:
+                with self._lifting():
                     found |= {f"{name}{SECOND}".strip(): t for name, t in _named(self._call(copy))}
         if not found:
             raise SurgeryError(
-                "the model returns no tensor that could be compared. Return tensors; they may stand in tuples, lists, "
+                "the model returns no tensor that could be compared. Return tensors. They may be inside tuples, lists, "
                 "mappings and objects."
             )
         return found
 
     def _call(self, model: nn.Module) -> Any:
-        """What the model returns; it may write into its inputs."""
+        """Returns what the model returns for a fresh copy of the inputs, into which it may write."""
         return call(model, map_tensors(self.inputs, Tensor.clone))
 
     @contextmanager
-    def _lifted(self) -> Iterator[None]:
+    def _lifting(self) -> Iterator[None]:
+        """Computes each operation in the wider dtype, if the model is narrower and not converted as a whole."""
         if self.lifts and not self.copies:
             with lifted(self.dtype):
                 yield
@@ -132,25 +161,30 @@ class Runs:
 
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+"""Types whose objects are compared by value. All others are compared by identity."""
 
 
-def _marks(model: nn.Module) -> list[Any]:
-    """What changes where a forward leaves something behind in the model: values, and tensors that it wrote into.
+def _traces(model: nn.Module) -> list[Any]:
+    """Returns a list that changes if a forward leaves something in the model.
 
-    Lists and mappings are looked into, and objects too. Things are held, so that no new one gets an old one's identity.
+    For the attributes and buffers of all modules, the list has plain values and the identities of other objects. For a
+    tensor, it has the version too, which rises when something writes into the tensor. Containers and objects are
+    followed to a depth of 4. The list holds the objects themselves, so that no new object gets the identity of an old
+    one.
     """
     found: list[Any] = []
     seen: set[int] = set()
 
     def mark(value: Any, depth: int) -> None:
+        """Adds a value and what it contains."""
         if isinstance(value, _PLAIN):
             found.append(value)
             return
         found.append(_Same(value))
         if isinstance(value, Tensor):
-            found.append(None if value.is_inference() else value._version)
+            found.append(None if value.is_inference() else value._version)  # inference tensors have no version
         elif id(value) not in seen and not isinstance(value, (type, nn.Module)) and depth < 4:
-            seen.add(id(value))
+            seen.add(id(value))  # objects may refer to each other in circles
             items = vars(value) if hasattr(value, "__dict__") else value
             if isinstance(value, Mapping):
                 items = value
@@ -161,17 +195,22 @@ def _marks(model: nn.Module) -> list[Any]:
 
     for module in model.modules():
         for name, value in vars(module).items():
+            # Weights and hooks do not change in a forward. Buffers may.
             if name not in _OWN or name == "_buffers":
                 mark(value, 0)
     return found
 
 
 _OWN = set(vars(nn.Module()))
-"""What every module has: its tensors, parts and hooks."""
+"""The attributes of every module: its dictionaries of tensors, children and hooks."""
 
 
 class _Same:
-    """Equal where it stands for the same thing."""
+    """Compares equal to another instance only if both hold the same object.
+
+    Args:
+        thing: The object.
+    """
 
     def __init__(self, thing: object) -> None:
         self.thing = thing
@@ -183,10 +222,16 @@ class _Same:
 
 
 def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor, and every number that is not whole, in what a model returns, with its place in it.
+    """Yields each tensor in what a model returns, with its place as its name.
 
-    Whole numbers, texts and generators are left out, and caches of keys and values too: with fewer heads there are
-    fewer of them.
+    Arrays, floats and complex numbers count as tensors. Tuples, lists, mappings and the attributes of objects are
+    searched. Left out are Python's integers, texts and generators. The caches of keys and values of transformers are
+    left out too, since fewer heads leave fewer of them.
+
+    Args:
+        value: The returned value, or a part of it.
+        name: The place of `value` in the returned value.
+        inside: The ids of the objects that contain `value`. Objects may refer back to their owners.
     """
     if isinstance(value, Tensor):
         if value.is_nested:
@@ -197,25 +242,23 @@ def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fciub":
         yield name, torch.from_numpy(np.array(value))
     elif isinstance(value, (float, complex)):
-        yield (
-            name,
-            torch.tensor(value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64, device="cpu"),
-        )
+        dtype = torch.complex128 if isinstance(value, complex) else torch.float64
+        yield name, torch.tensor(value, dtype=dtype, device="cpu")
     elif isinstance(value, (str, bytes, type, nn.Module)) or id(value) in inside or _is_cache(value):
         return
-    elif isinstance(value, (set, frozenset)) and len(value) == 1:  # several have no order to be compared in
+    elif isinstance(value, (set, frozenset)) and len(value) == 1:  # the order of several items says nothing
         yield from _named(next(iter(value)), f"{name}{{}}", (*inside, id(value)))
     elif isinstance(value, (Mapping, tuple, list, deque)):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _named(item, f"{name}[{key!r}]", (*inside, id(value)))
     else:
-        held = {key: getattr(value, key) for key in slots_of(type(value)) if hasattr(value, key)}
-        for key, item in {**held, **getattr(value, "__dict__", {})}.items():
+        attributes = {key: getattr(value, key) for key in slots_of(type(value)) if hasattr(value, key)}
+        for key, item in {**attributes, **getattr(value, "__dict__", {})}.items():
             yield from _named(item, f"{name}.{key}", (*inside, id(value)))
 
 
 def _is_cache(value: object) -> bool:
-    """True for the caches of transformers: `DynamicCache` and its kin."""
+    """Returns True for the key-value caches of transformers, such as `DynamicCache`. Does not import transformers."""
     return any(
         f"{kind.__module__}.{kind.__qualname__}" == "transformers.cache_utils.Cache" for kind in type(value).__mro__
     )

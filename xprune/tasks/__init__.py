@@ -1,4 +1,5 @@
-"""How to read a batch, and what its loss and metric are: for classes, tokens, pixels, nodes and graphs.
+"""Tasks: how a batch is read, and what loss and metric are, for classes, tokens, pixels, nodes and graphs.
 
-May import: core, modules, errors. To add one: a subclass of `core.task.Task` in a file of its own.
+To add a task, write a subclass of `core.task.Task` in a file of its own. This folder may import core, modules and
+errors.
 """

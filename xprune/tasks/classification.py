@@ -1,4 +1,4 @@
-"""Classification: one label for each sample."""
+"""The task of classification: one label for each sample."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,29 +13,39 @@ if TYPE_CHECKING:
 
 
 class Classification(Task):
-    """Single-label classification: labels int64 (batch,), logits (batch, classes). The metric is the accuracy.
+    """Classification with one label for each sample. The metric is the accuracy.
 
-    A batch is (inputs, labels), or a mapping of what the model's forward takes and "labels", as Hugging Face has it.
+    A batch is a pair (inputs, labels), or a mapping with the key "labels" whose other entries are the keyword arguments
+    of the model, as in Hugging Face libraries. Labels are int64 (batch,). The model returns logits (batch, classes).
 
     Args:
-        batch_axis: The axis of the samples in the inputs, 1 for sequence-first models. Logits and labels have them
-            along axis 0 all the same.
+        batch_axis: The axis of the samples in the inputs: 0, or 1 for sequence-first models. Logits and labels have
+            their samples along axis 0 in both cases.
+
+    Example:
+        >>> import torch
+        >>> task = Classification()
+        >>> inputs, labels = task.unpack((torch.randn(2, 4), torch.tensor([0, 2])))
+        >>> logits = torch.tensor([[5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
+        >>> task.metric(logits, labels)  # the first sample is right
+        tensor([1., 0.])
     """
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """(inputs, labels); DataError where the batch is something else."""
+        """Returns (inputs, labels). Raises DataError if the batch has another form. See Task.unpack."""
         inputs, labels = unpacked(batch)
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
             raise DataError(
-                "labels have to be an integer tensor of shape (batch,); for other targets give a task=xprune.Task."
+                "labels have to be an integer tensor of shape (batch,). For other targets give a task=xprune.Task."
             )
         return inputs, labels.long()
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """DataError where outputs are not (batch, classes) or a label is out of range."""
+        """Raises DataError if outputs are not (batch, classes) or a label is out of range. See Task.check."""
         if not isinstance(outputs, Tensor) or outputs.dim() != 2:
             raise DataError(
-                "the model does not return logits of shape (batch, classes); give a task=xprune.Task that reads it."
+                "the model does not return logits of shape (batch, classes). Give a task=xprune.Task that reads its "
+                "outputs."
             )
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= outputs.shape[1]:
@@ -45,22 +55,22 @@ class Classification(Task):
             )
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy in float32."""
+        """Returns the cross-entropy, the mean over samples, in float32. See Task.loss."""
         return F.cross_entropy(outputs.float(), targets, label_smoothing=label_smoothing)
 
     def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """1 where the largest logit is the label's."""
+        """Returns 1 for each sample whose largest logit is that of its label, else 0. See Task.metric."""
         return (outputs.argmax(-1) == targets).float()
 
     def new_metric(self, outputs: Any) -> "Metric":
-        """The accuracy: correct samples over all."""
+        """Returns an empty accuracy: the fraction of all samples that are right. See Task.new_metric."""
         from torchmetrics.classification import MulticlassAccuracy
 
         from xprune.core.metric import in_double
 
-        # `check` has looked at the labels, and a head of one class is one that torchmetrics refuses
+        # Without validation: `check` has looked at the labels, and torchmetrics refuses a head of one class.
         return in_double(MulticlassAccuracy(outputs.shape[-1], average="micro", validate_args=False), outputs)
 
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
-        """The labels, and the width of the head."""
+        """Returns (labels, number of classes of the head). See Task.classes."""
         return targets, outputs.shape[-1]

@@ -1,4 +1,7 @@
-"""Tasks of PyTorch Geometric: a class for each node of a graph, or for each graph of a batch. PyG is not imported."""
+"""The tasks of PyTorch Geometric (PyG): a class for each node of a graph, or for each graph of a batch.
+
+PyG itself is not imported. The tasks read the attributes of its `Data` and `Batch` objects.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,95 +18,126 @@ from xprune.tasks.pointwise import Pointwise
 
 @dataclass(frozen=True)
 class NodeClassification(Pointwise):
-    """A class for each node. A batch is a PyG `Data`, or (data, mask): one graph, which is one sample.
+    """A class for each node. The metric is the accuracy over the nodes that count.
 
-    fields   attributes of the data that the model is called with, in this order
-    mask     attribute that says which nodes count, bool (nodes,); a mask given beside the data takes its place
+    A batch is a PyG `Data` object, or a pair (data, mask). It holds one graph, which is one sample. Labels are
+    `data.y`, int64 (nodes,). The model returns logits (nodes, classes).
 
-    For a graph in one piece, loaders are lists: train on [data], which counts the nodes of `train_mask`, measure on
-    [(data, data.test_mask)]. Outputs are (nodes, classes), labels `data.y` int64 (nodes,); the metric is the accuracy
-    over the nodes that count.
+    For a graph in one piece, a loader is a list. Train on `[data]`, which uses the nodes of `data.train_mask`. Measure
+    on `[(data, data.test_mask)]`.
+
+    Args:
+        fields: The attributes of the data that the model is called with, in this order.
+        mask: The attribute that says which nodes count, bool (nodes,). A mask in the batch replaces it.
+
+    Example:
+        >>> from types import SimpleNamespace  # in place of torch_geometric.data.Data
+        >>> graph = SimpleNamespace(x=torch.randn(3, 8), edge_index=torch.tensor([[0, 1], [1, 2]]))
+        >>> graph.y, graph.train_mask = torch.tensor([0, 1, 1]), torch.tensor([True, True, False])
+        >>> task = NodeClassification()
+        >>> inputs, targets = task.unpack(graph)  # the model is called with x and edge_index
+        >>> task.labels(targets)[0]
+        tensor([0, 1])
     """
 
     fields: tuple[str, ...] = ("x", "edge_index")
     mask: str = "train_mask"
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """(the fields, (labels, mask)); DataError where the batch is something else."""
+        """Returns (the fields, (labels, mask)). Raises DataError if the batch has another form. See Task.unpack."""
         data, mask = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
         inputs = _fields(data, (*self.fields, "y"), "data or (data, mask)")
         mask = mask if mask is not None else getattr(data, self.mask, None)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != inputs[-1].shape[:1]:
             raise DataError(
-                f"which nodes count? Wanted data.{self.mask}, bool (nodes,), or a batch of (data, mask); "
-                f"the data has {len(inputs[-1])} labels."
+                f"which nodes count? Give data.{self.mask}, a bool tensor of shape (nodes,), or a batch (data, mask). "
+                f"The data has {len(inputs[-1])} labels."
             )
         if inputs[-1].dim() != 1 or inputs[-1].is_floating_point():
             raise DataError(f"data.y has to be integers of shape (nodes,), got {tuple(inputs[-1].shape)}.")
         return inputs[:-1], (inputs[-1].long(), mask)
 
     def size(self, targets: Any) -> int:
-        """One: the graph."""
+        """Returns 1: the graph is one sample."""
         return 1
 
     def example(self, inputs: Any, samples: int | None = None) -> Any:
-        """The whole graph."""
+        """Returns the whole graph, since it is one sample. See Task.example."""
         return inputs
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """DataError where outputs are not (nodes, classes), no node counts, or a label is out of range."""
+        """Raises DataError if outputs are not (nodes, classes), no node counts, or a label is out of range."""
         if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(targets[0]):
             raise DataError(f"the model does not return logits of shape (nodes, classes) for {len(targets[0])} nodes.")
         super().check(outputs, targets)
 
     def points(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """See Pointwise.points: the nodes of the mask."""
+        """Returns logits, labels and samples of the nodes of the mask. See Pointwise.points."""
         return outputs[targets[1]], *self.labels(targets)
 
     def labels(self, targets: Any) -> tuple[Tensor, Tensor]:
-        """See Pointwise.labels."""
+        """Returns the labels of the nodes of the mask, and 0 as the sample of each. See Pointwise.labels."""
         labels = targets[0][targets[1]]
         return labels, torch.zeros_like(labels)
 
     def width(self, outputs: Any) -> int:
-        """See Pointwise.width."""
+        """Returns the number of classes. See Pointwise.width."""
         return int(outputs.shape[1])
 
     def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """Share of the nodes that are right, float (1,)."""
+        """Returns the fraction of the nodes that are right, float (1,), since the graph is one sample."""
         logits, labels, _ = self.points(outputs, targets)
         return (logits.argmax(-1) == labels).float().mean()[None]
 
 
 @dataclass(frozen=True)
 class GraphClassification(Classification):
-    """A class for each graph. A batch is a PyG `Batch`, as its `DataLoader` makes them: a sample is a graph.
+    """A class for each graph. The metric is the accuracy.
 
-    fields   attributes of the batch that the model is called with, in this order; `batch`, int64 (nodes,), is the
-             graph of each node and has to be one of them
+    A batch is a PyG `Batch` object, as PyG's `DataLoader` makes them. A sample is a graph. Labels are `batch.y`, int64
+    (graphs,). The model returns logits (graphs, classes). A row of a layer's input is a node or, after pooling, a
+    graph. The gates of a graph apply to all of its nodes.
 
-    Outputs are (graphs, classes), labels `batch.y` int64 (graphs,). A row of a layer's input is a node and belongs to
-    its graph, or it is a graph.
+    Args:
+        fields: The attributes of the batch that the model is called with, in this order. One of them has to be `batch`,
+            int64 (nodes,), the graph of each node.
+
+    Raises:
+        DataError: `batch` is not one of the fields.
+
+    Example:
+        >>> from types import SimpleNamespace  # in place of torch_geometric.data.Batch
+        >>> graphs = SimpleNamespace(x=torch.randn(3, 8), edge_index=torch.tensor([[0], [1]]))
+        >>> graphs.batch, graphs.y = torch.tensor([0, 0, 1]), torch.tensor([1, 0])  # 2 nodes, and 1 node
+        >>> inputs, labels = GraphClassification().unpack(graphs)
+        >>> len(inputs), labels
+        (3, tensor([1, 0]))
     """
 
     fields: tuple[str, ...] = ("x", "edge_index", "batch")
 
     def __post_init__(self) -> None:
         if "batch" not in self.fields:
-            raise DataError(f"fields={self.fields}: a model of graphs is called with `batch`, the graph of each node.")
+            raise DataError(
+                f"fields={self.fields}: a model of graphs is called with `batch`, the graph of each node. Add it."
+            )
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """(the fields, labels); DataError where the batch is something else."""
+        """Returns (the fields, labels). Raises DataError if the batch has another form. See Task.unpack."""
         inputs = _fields(batch, (*self.fields, "y"), "a PyG Batch")
         _, labels = super().unpack((inputs, inputs[-1].view(-1)))
         return inputs[:-1], labels
 
     def example(self, inputs: Any, samples: int | None = None) -> Any:
-        """The whole batch: rows of nodes and of edges cannot be cut alike."""
+        """Returns the whole batch: the first rows of its nodes and of its edges would not fit together."""
         return inputs
 
     def rows(self, site: Site, inputs: Tensor, samples: int, given: Given) -> Tensor | None:
-        """The graph of each node, or None where a row is a graph; GateError for rows of another kind."""
+        """Returns the graph of each node, or None if each row is a graph. See Task.rows.
+
+        Raises:
+            GateError: There are neither as many rows as nodes nor as many as graphs.
+        """
         graph: Tensor = given.args[self.fields.index("batch")]
         if len(inputs) == len(graph):
             return graph
@@ -116,11 +150,12 @@ class GraphClassification(Classification):
 
 
 def _fields(data: Any, names: tuple[str, ...], wanted: str) -> tuple[Tensor, ...]:
+    """Returns the tensors of these attributes. Raises DataError if one is missing. `wanted` says what a batch is."""
     found = [getattr(data, name, None) for name in names]
     missing = [name for name, value in zip(names, found, strict=True) if not isinstance(value, Tensor)]
     if missing:
         raise DataError(
-            f"a batch is a {type(data).__name__} without the tensor {missing[0]}; wanted {wanted} with "
-            f"{', '.join(names)}. Name what your model takes in fields=."
+            f"a batch is a {type(data).__name__} without the tensor {missing[0]}. Give {wanted} with "
+            f"{', '.join(names)}. Name the attributes that your model takes in fields=."
         )
     return tuple(value for value in found if isinstance(value, Tensor))

@@ -1,4 +1,4 @@
-"""Pointwise: tasks that label every point of a sample, the nodes of a graph or the pixels of an image."""
+"""The base of tasks that label each point of a sample: the nodes of a graph, or the pixels of an image."""
 
 from abc import abstractmethod
 from typing import Any
@@ -12,65 +12,89 @@ from xprune.errors import DataError
 
 
 class Pointwise(Task):
-    """A label for each point. ONE class is drawn for each sample, never one for each point.
+    """A task with a label for each point. Learned masks get one class for each sample, not one for each point.
 
-    A point sees its neighbours, so that a row of masks picked by the labels of points would tell them their labels.
+    Points see their neighbours. If the masks of a point depended on its label, they would tell the label to the points
+    around it.
+
+    A subclass implements `points`, `labels` and `width`. "Points that count" are those that have a label and are not
+    masked or ignored.
+
+    Example:
+        >>> from xprune import Segmentation
+        >>> targets = torch.tensor([[[0, 2], [2, 255]]])  # an image of 4 pixels, one of them ignored
+        >>> Segmentation().labels(targets)
+        (tensor([0, 2, 2]), tensor([0, 0, 0]))
+        >>> Segmentation().present(targets, classes=3)
+        tensor([[ True, False,  True]])
     """
 
     @abstractmethod
     def points(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the points that count: logits (points, classes), labels int64 (points,), samples int64 (points,)."""
+        """Returns the points that count.
+
+        Args:
+            outputs: The outputs of the model.
+            targets: The targets, as `unpack` returns them.
+
+        Returns:
+            Logits (points, classes), labels int64 (points,), and the sample of each point, int64 (points,).
+        """
 
     @abstractmethod
     def labels(self, targets: Any) -> tuple[Tensor, Tensor]:
-        """Of the points that count: labels int64 (points,), samples int64 (points,)."""
+        """Returns the labels of the points that count, int64 (points,), and the sample of each, int64 (points,)."""
 
     @abstractmethod
     def width(self, outputs: Any) -> int:
-        """Classes that the outputs tell apart."""
+        """Returns the number of classes that the outputs have logits for."""
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """DataError where no point counts, or a label is out of range."""
+        """Raises DataError if no point counts or a label is out of range. See Task.check."""
         labels, _ = self.labels(targets)
         if not len(labels):
-            raise DataError("no point of the batch has a label: every one is masked or to be ignored.")
+            raise DataError("no point of the batch has a label: all of them are masked or ignored.")
         low, high, classes = int(labels.min()), int(labels.max()), self.width(outputs)
         if low < 0 or high >= classes:
             raise DataError(
                 f"labels go from {low} to {high}, but the model's head has {classes} classes: 0 to {classes - 1}. "
-                "Remap the labels, mark what is no class by ignore_index or a mask, or give the head the right size."
+                "Remap the labels, mark points without a class by ignore_index or a mask, or give the model a head of "
+                "the right size."
             )
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy in float32, the mean over points."""
+        """Returns the cross-entropy in float32, the mean over all points that count. See Task.loss."""
         logits, labels, _ = self.points(outputs, targets)
         return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
     def present(self, targets: Any, classes: int) -> Tensor:
-        """Which classes are in each sample, bool (batch, classes)."""
+        """Returns which classes each sample has points of, bool (batch, classes)."""
         labels, samples = self.labels(targets)
         found = torch.zeros(self.size(targets), classes, dtype=torch.bool, device=labels.device)
         found[samples, labels] = True
         return found
 
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
-        """(a class that is in the sample, by chance, int64 (batch,); how many there are)."""
+        """Returns (a random class of each sample that it has points of, int64 (batch,); number of classes)."""
         classes = self.width(outputs)
         return _one_of(self.present(targets, classes)), classes
 
     def other(self, targets: Any, own: Tensor, classes: int) -> Tensor:
-        """A class that is not in the sample, by chance; where all are, any but `own`."""
+        """Returns a random class for each sample that it has no points of, int64 (batch,). See Task.other.
+
+        If a sample has points of all classes, any class except `own` is drawn.
+        """
         absent = ~self.present(targets, classes)
         rest = ~F.one_hot(own, classes).bool()
         return _one_of(torch.where(absent.any(1, keepdim=True), absent, rest))
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
-        """See Task.one_vs_rest, the mean over points, each with the class drawn for its sample."""
+        """Returns the mean over points, each with the class drawn for its sample. See Task.one_vs_rest."""
         logits, labels, samples = self.points(outputs, targets)
         return one_vs_rest(logits, labels, drawn[samples], gone)
 
     def class_scores(self, outputs: Any, targets: Any, own: Tensor) -> Tensor:
-        """Mean of log p of the class over the sample's points of that class, (batch,)."""
+        """Returns log p of the class `own` of each sample, the mean over its points of that class, (batch,)."""
         logits, labels, samples = self.points(outputs, targets)
         here = labels == own[samples]
         logs = logits[here].float().log_softmax(-1).gather(1, labels[here][:, None])[:, 0]
@@ -79,5 +103,13 @@ class Pointwise(Task):
 
 
 def _one_of(allowed: Tensor) -> Tensor:
-    """An index by chance among those allowed, int64 (batch,), for bool (batch, classes); of none: any."""
+    """Draws one allowed index for each row.
+
+    Args:
+        allowed: Which indices are allowed, bool (batch, classes).
+
+    Returns:
+        int64 (batch,). Any index for a row that allows none.
+    """
+    # Random numbers from 0 to 1, plus 1 where allowed: the largest is an allowed one.
     return torch.rand(allowed.shape, device=allowed.device).add(allowed).argmax(1)

@@ -1,4 +1,4 @@
-"""Tasks of models that give logits for every token."""
+"""The tasks of models that return logits for each token: token classification and language models."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -11,94 +11,123 @@ from xprune.core.task import Task, unpacked
 from xprune.errors import DataError
 
 IGNORED = -100
-"""The label of a token that has none, as in torch and transformers."""
+"""The label of a token that does not count, as in torch and transformers."""
 
 
 class TokenClassification(Task):
-    """A label for each token, int64 (batch, tokens), -100 for none; logits (batch, tokens, classes).
+    """A label for each token. The metric is the fraction of right tokens, the mean over samples.
 
-    Batches as for `Classification`. Masked language models are served too, and pairs (tokens, next tokens). Loss and
-    metric are means over each sample's labelled tokens, then over samples: no sample weighs more for being longer.
+    A batch is as for `Classification`. Labels are int64 (batch, tokens), -100 for a token that does not count. The
+    model returns logits (batch, tokens, classes). Masked language models and pairs (tokens, next tokens) fit too. Loss
+    and metric are means over the labelled tokens of each sample, and then over the samples. So a longer sample does not
+    weigh more.
 
     Args:
-        batch_axis: The axis of the samples in inputs, labels and logits: 1 for sequence-first models, where they are
-            (tokens, batch), (tokens, batch) and (tokens, batch, classes).
+        batch_axis: The axis of the samples in inputs, labels and logits: 0, or 1 for sequence-first models. Then inputs
+            and labels are (tokens, batch), and logits are (tokens, batch, classes).
+
+    Example:
+        >>> import torch
+        >>> task = TokenClassification()
+        >>> inputs, labels = task.unpack((torch.tensor([[7, 8, 9]]), torch.tensor([[1, 0, -100]])))
+        >>> logits = torch.tensor([[[0.0, 5.0], [0.0, 5.0], [0.0, 5.0]]])
+        >>> task.metric(logits, labels)  # the first of two labelled tokens is right
+        tensor([0.5000])
     """
 
     metric_name: ClassVar[str] = "token accuracy"
     shift: ClassVar[int] = 0
-    """How many tokens ahead of its logits a label stands."""
+    """The logits of a token are compared with the label of the token this many places later."""
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """(inputs, labels (batch, tokens)); DataError where the batch is something else."""
+        """Returns (inputs, labels (batch, tokens)). Raises DataError if the batch has another form. See Task.unpack."""
         inputs, labels = unpacked(batch)
         if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
-            raise DataError("labels have to be an integer tensor of shape (batch, tokens), -100 where there is none.")
+            raise DataError(
+                "labels have to be an integer tensor of shape (batch, tokens), with -100 for tokens that do not count."
+            )
         return inputs, labels.long().movedim(self.batch_axis, 0)
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """The model's logits (batch, tokens, classes)."""
+        """Returns the model's logits, (batch, tokens, classes) for sequence-first models too. See Task.forward."""
         outputs = super().forward(model, inputs)
-        fits = isinstance(outputs, Tensor) and outputs.dim() > self.batch_axis  # else `check` says what is wrong
-        return outputs.movedim(self.batch_axis, 0) if fits else outputs
+        has_axis = isinstance(outputs, Tensor) and outputs.dim() > self.batch_axis  # else `check` says what is wrong
+        return outputs.movedim(self.batch_axis, 0) if has_axis else outputs
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """DataError where outputs are not (batch, tokens, classes), a label is out of range or a sample has none."""
+        """Raises DataError if outputs are not (batch, tokens, classes), or labels do not fit. See Task.check.
+
+        Labels do not fit if one is out of range, or if a sample has none.
+        """
         if not isinstance(outputs, Tensor) or outputs.dim() != 3 or outputs.shape[:2] != targets.shape:
             raise DataError(
-                f"the model does not return logits of shape {(*targets.shape, 'classes')}, one row for each label; "
-                "give a task=xprune.Task that reads it."
+                f"the model does not return logits of shape {(*targets.shape, 'classes')}, one row for each label. "
+                "Give a task=xprune.Task that reads its outputs."
             )
-        found = targets[:, self.shift :]
-        if not bool((found != IGNORED).any(1).all()):
-            raise DataError(f"a sample has no labels to score: all of them are {IGNORED}, or it is too short.")
-        wrong = (found != IGNORED) & ((found < 0) | (found >= outputs.shape[2]))
+        labels = targets[:, self.shift :]
+        if not bool((labels != IGNORED).any(1).all()):
+            raise DataError(
+                f"a sample has no labels to score: all of its labels are {IGNORED}, or it has too few tokens."
+            )
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= outputs.shape[2]))
         if bool(wrong.any()):
             raise DataError(
-                f"the label {int(found[wrong][0])} is out of range: the model has {outputs.shape[2]} classes, "
-                f"0 to {outputs.shape[2] - 1}; {IGNORED} stands for no label."
+                f"the label {int(labels[wrong][0])} is out of range: the model has {outputs.shape[2]} classes, "
+                f"0 to {outputs.shape[2] - 1}. Use {IGNORED} for tokens that do not count."
             )
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy in float32."""
-        made, wanted = self._aligned(outputs, targets)
-        each = F.cross_entropy(
-            made.float().transpose(1, 2),
-            wanted,
+        """Returns the cross-entropy in float32: the mean over a sample's tokens, then over samples. See Task.loss."""
+        logits, labels = self._aligned(outputs, targets)
+        of_tokens = F.cross_entropy(
+            logits.float().transpose(1, 2),  # cross_entropy wants (batch, classes, tokens)
+            labels,
             ignore_index=IGNORED,
             label_smoothing=label_smoothing,
             reduction="none",
         )
-        return _means(each, wanted).mean()
+        return _means(of_tokens, labels).mean()
 
     def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """The share of a sample's labelled tokens whose largest logit is the label's."""
-        made, wanted = self._aligned(outputs, targets)
-        return _means((made.argmax(-1) == wanted).float(), wanted)
+        """Returns the fraction of each sample's labelled tokens that are right, float (batch,). See Task.metric."""
+        logits, labels = self._aligned(outputs, targets)
+        return _means((logits.argmax(-1) == labels).float(), labels)
 
     def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
-        """See Task.distillation; mean over all tokens."""
+        """Returns the mean divergence over all tokens, those without labels too. See Task.distillation."""
         return super().distillation(outputs.flatten(0, 1), teacher.flatten(0, 1), temperature)
 
     def _aligned(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the logits and labels that belong together. The last logits of a shifted task have no label."""
         return outputs[:, : outputs.shape[1] - self.shift], targets[:, self.shift :]
 
 
 class LanguageModel(TokenClassification):
-    """The next token. A batch is a mapping of what the model's forward takes, with "input_ids" (batch, tokens).
+    """Prediction of the next token. The metric is the fraction of tokens that are right, the mean over samples.
 
-    Labels are "labels" where the batch has them, not shifted, as transformers has it; else the input's own tokens
-    where "attention_mask" is not 0.
+    A batch is a mapping with "input_ids", int64 (batch, tokens), and other keyword arguments of the model. If it has
+    "labels", they are used. They are not shifted, as in transformers: `labels[:, 1]` belongs to the logits of the first
+    token. Without "labels", the tokens of the input are the labels, except those whose "attention_mask" is 0.
+
+    Args:
+        batch_axis: The axis of the samples in inputs, labels and logits, see `TokenClassification`.
+
+    Example:
+        >>> import torch
+        >>> ids, mask = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])
+        >>> inputs, labels = LanguageModel().unpack({"input_ids": ids, "attention_mask": mask})
+        >>> labels
+        tensor([[   5,    6, -100]])
     """
 
     shift: ClassVar[int] = 1
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """(inputs, labels); DataError where the batch is something else."""
+        """Returns (inputs, labels). Raises DataError if the batch has another form. See Task.unpack."""
         if not isinstance(batch, Mapping) or "input_ids" not in batch:
             raise DataError(
-                f"a batch is a {type(batch).__name__}, wanted a mapping with 'input_ids'; for pairs (tokens, next "
-                "tokens) give task=xprune.TokenClassification()."
+                f"a batch is a {type(batch).__name__}, but a language model needs a mapping with 'input_ids'. For "
+                "pairs (tokens, next tokens) give task=xprune.TokenClassification()."
             )
         labels = batch.get("labels", batch["input_ids"])
         if "labels" not in batch and "attention_mask" in batch:
@@ -107,6 +136,6 @@ class LanguageModel(TokenClassification):
 
 
 def _means(values: Tensor, targets: Tensor) -> Tensor:
-    """Means over each sample's labelled tokens: (batch, tokens) to (batch,)."""
+    """Returns the mean of each sample's values over its labelled tokens: (batch, tokens) to (batch,)."""
     labelled = targets != IGNORED
     return (values * labelled).sum(1) / labelled.sum(1).clamp_min(1)

@@ -1,7 +1,7 @@
-"""The private names of Accelerate that this package uses. Read from accelerate 1.15.0; a test fails when they move.
+"""The private names of Accelerate that this package uses, read from accelerate 1.15.0. A test fails when they move.
 
 Accelerate keeps its settings in dictionaries that every `Accelerator` of the process shares. Its public names can
-neither start a second one with other settings nor put the first one's back.
+neither start a second `Accelerator` with other settings nor bring back the settings of the first one.
 """
 
 from collections.abc import Iterator
@@ -16,45 +16,51 @@ READ_FROM = "1.15.0"
 
 
 def forget() -> None:
-    """Lets the next `Accelerator` have its own precision and accumulation. The processes stay as they are."""
+    """Lets the next `Accelerator` have other settings of precision and accumulation. The processes stay as they are."""
     _shared(AcceleratorState).clear()
     _shared(GradientState).clear()
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Puts the caller's Accelerate back at the end of the block, also after an exception.
+    """Puts the caller's Accelerate back at the end of a `with` block, also after an exception.
 
-    Without an Accelerate of the caller's, the next one starts as if the block had not been, but for a process group
-    that the block has opened: it stays open, and Accelerate keeps what it knows of it.
+    If the caller has no `Accelerator` yet, the next one starts as if there had been no block. There is one exception: a
+    process group that the block opens stays open, and Accelerate still knows it.
     """
-    before = {kind: _Copy(_shared(kind)) for kind in (AcceleratorState, GradientState)}
+    before = {kind: _Snapshot(_shared(kind)) for kind in (AcceleratorState, GradientState)}
     fresh = not _shared(PartialState)
     try:
         yield
     finally:
-        for copy in before.values():
-            copy.put_back()
+        for snapshot in before.values():
+            snapshot.put_back()
         if fresh and not torch.distributed.is_initialized():
             _shared(PartialState).clear()
 
 
-class _Copy:
-    """What a dictionary held, with what its lists held: `GradientState` notes in one which loaders are being read."""
+class _Snapshot:
+    """The contents of a dictionary and of the lists in it, to put back later.
+
+    `GradientState` notes in a list which loaders are being read. So lists have to be put back too.
+
+    Args:
+        shared: The dictionary.
+    """
 
     def __init__(self, shared: dict[str, Any]) -> None:
         self.shared, self.items = shared, dict(shared)
         self.lists = [(value, list(value)) for value in shared.values() if isinstance(value, list)]
 
     def put_back(self) -> None:
-        """Makes the dictionary hold it again."""
+        """Gives the dictionary and its lists their old contents."""
         self.shared.clear()
         self.shared.update(self.items)
-        for each, held in self.lists:
-            each[:] = held
+        for each, contents in self.lists:
+            each[:] = contents
 
 
 def _shared(kind: Any) -> dict[str, Any]:
-    """The dictionary that all instances of a class of Accelerate's share."""
+    """Returns the dictionary that all instances of a class of Accelerate share."""
     found: dict[str, Any] = kind._shared_state
     return found

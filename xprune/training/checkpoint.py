@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a loop as safetensors + JSON, written to a temporary name and renamed."""
+"""Checkpoints: the state of a loop in one safetensors file, with the plain values as JSON in its header. No pickle."""
 
 import json
 import os
@@ -15,38 +15,59 @@ from xprune.modules.digest import digest_of
 
 _NAME = "checkpoint.safetensors"
 FORMAT = 2
-"""What a file's state means. 1, which no file names: kept after whole passes, with random numbers of another kind."""
+"""The version of the format. Files of version 1 do not name it.
+
+They were written after whole epochs, by runs that drew their random numbers in another way.
+"""
 
 
 def write(folder: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> Path:
-    """Writes a nest of dicts, lists, tensors and plain values; `fingerprint` names the run it belongs to.
+    """Writes a checkpoint, in place of an older one in the same folder.
 
-    One file, so that a kill leaves the old checkpoint or the new one.
+    The file is written under a temporary name and then renamed. So a process that is killed leaves either the old
+    checkpoint or the new one.
+
+    Args:
+        folder: The folder. It is created if it is missing.
+        state: The state: dicts, lists, tensors and plain values, inside each other.
+        fingerprint: Plain values that identify the run, such as its settings.
+
+    Returns:
+        The file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    plain = _strip(state, "", tensors)
-    path, temporary = folder / _NAME, folder / f".{_NAME}.{os.getpid()}"
+    plain = _without_tensors(state, "", tensors)
+    file, temporary = folder / _NAME, folder / f".{_NAME}.{os.getpid()}"
     header = {"format": str(FORMAT), "state": json.dumps(plain), "fingerprint": json.dumps(fingerprint)}
     temporary.write_bytes(save(tensors, {**header, "digest": _digest(header, tensors)}))
-    os.replace(temporary, path)
-    return path
+    os.replace(temporary, file)
+    return file
 
 
 def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
-    """The state last written, None where there is none.
+    """Reads the checkpoint of a run.
 
-    Raises TrainingError where the file is damaged, of an older xprune, or of a run with another fingerprint.
+    Args:
+        folder: The folder.
+        fingerprint: Plain values that identify the run. They have to equal those that the checkpoint was written with.
+
+    Returns:
+        The state, or None if there is no checkpoint.
+
+    Raises:
+        TrainingError: The file is damaged, was written by an older xprune, or belongs to another run.
     """
-    path = folder / _NAME
-    if not path.exists():
+    file = folder / _NAME
+    if not file.exists():
         return None
-    data = path.read_bytes()
+    data = file.read_bytes()
     try:
+        # A safetensors file begins with the length of its JSON header, in 8 bytes.
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if header.get("format") != str(FORMAT) and "state" in header:
             raise TrainingError(
-                f"{path} was written by another version of xprune, whose runs draw other random numbers. Finish the "
+                f"{file} was written by another version of xprune, whose runs draw other random numbers. Finish the "
                 "run with that version, or delete the file to start anew."
             )
         tensors = load(data)
@@ -54,14 +75,15 @@ def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
             raise ValueError("its contents have changed since it was written")
         state, theirs = json.loads(header["state"]), json.loads(header["fingerprint"])
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingError(f"{path} is no checkpoint or is damaged ({error}); delete it to start anew.") from error
-    ours = json.loads(json.dumps(fingerprint))
+        raise TrainingError(f"{file} is no checkpoint or is damaged ({error}). Delete it to start anew.") from error
+    ours = json.loads(json.dumps(fingerprint))  # as JSON returns it: tuples become lists
     if theirs != ours:
         other = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
         raise TrainingError(
-            f"{path} is of another run: {', '.join(other)} differ. Give another checkpoint_dir, or delete it."
+            f"{file} belongs to another run: {', '.join(other)} differ. Give another checkpoint_dir, or delete the "
+            "file."
         )
-    return _restore(state, tensors)
+    return _with_tensors(state, tensors)
 
 
 def clear(folder: Path) -> None:
@@ -70,25 +92,34 @@ def clear(folder: Path) -> None:
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """A name for all that the file holds, so that a damaged one is not gone on from."""
+    """Returns a short name for all contents of a file. It shows a damaged file that still can be parsed."""
     return digest_of([sorted(header.items()), sorted(tensors.items())])
 
 
-def _strip(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """The nest with its tensors moved to `tensors`; dicts become lists of pairs, so that integer keys survive."""
+def _without_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    """Returns a state as JSON data, with a key in place of each tensor.
+
+    Args:
+        value: The state, or a part of it.
+        key: The place of `value` in the state.
+        tensors: Gets each tensor under its key.
+    """
     if isinstance(value, Tensor):
-        tensors[key] = value.detach().cpu().contiguous().clone()  # tied ones apart: a checkpoint holds values
+        # Each tensor is cloned, since safetensors refuses tied ones. A checkpoint holds values only.
+        tensors[key] = value.detach().cpu().contiguous().clone()
         return {"tensor": key}
     if isinstance(value, Mapping):
-        return {"dict": [[name, _strip(item, f"{key}/{name}", tensors)] for name, item in value.items()]}
+        # A list of pairs, since JSON would turn integer keys into strings.
+        return {"dict": [[name, _without_tensors(item, f"{key}/{name}", tensors)] for name, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {"list": [_strip(item, f"{key}/{index}", tensors) for index, item in enumerate(value)]}
+        return {"list": [_without_tensors(item, f"{key}/{index}", tensors) for index, item in enumerate(value)]}
     return {"plain": value}
 
 
-def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns the state from what `_without_tensors` made of it."""
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "dict" in value:
-        return {name: _restore(item, tensors) for name, item in value["dict"]}
-    return [_restore(item, tensors) for item in value["list"]] if "list" in value else value["plain"]
+        return {name: _with_tensors(item, tensors) for name, item in value["dict"]}
+    return [_with_tensors(item, tensors) for item in value["list"]] if "list" in value else value["plain"]

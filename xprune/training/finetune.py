@@ -1,4 +1,4 @@
-"""finetune: trains a pruned model, in one process or many, and resumes where it was killed."""
+"""finetune: trains a pruned model, in one process or several. A run that is killed can be resumed."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,18 +22,32 @@ from xprune.training.runtime import accelerator, check_loader, stage
 
 @dataclass(frozen=True)
 class Finetune:
-    """Settings of fine-tuning: AdamW, cosine decay after a linear warm-up.
+    """Settings of fine-tuning. The optimizer is AdamW, with a linear warm-up and then a cosine down to 0.
 
-    epochs            passes over the training loader
-    lr                peak learning rate
-    weight_decay      on weights of two axes and more; none on biases, norms and tables of one axis
-    warmup            fraction of all steps
-    label_smoothing   of the task's loss
-    clip              largest norm of the gradient, None for none
-    mixed_precision   "no", "fp16", "bf16"; None: as `accelerate launch` was told
-    distill           weight of the divergence from the dense model's outputs against the task's loss, 0 to 1
-    temperature       of that divergence
-    ema               decay of an exponential moving average of the weights, which is then returned; None for none
+    Args:
+        epochs: Epochs over the training loader, at least 1.
+        lr: The peak of the learning rate, more than 0.
+        weight_decay: The decay of parameters with two or more axes. Biases, weights of norms and other parameters with
+            one axis do not decay.
+        warmup: The length of the warm-up, as a fraction of all steps, from 0 to less than 1.
+        label_smoothing: The label smoothing of the task's loss, from 0 to less than 1.
+        clip: The largest norm of the gradient, more than 0. None for no clipping.
+        mixed_precision: "no", "fp16" or "bf16". None for the choice of `accelerate launch`.
+        distill: The weight of distillation, from 0 to 1. The loss is (1 - distill) times the task's loss plus distill
+            times the divergence from the dense model's outputs.
+        temperature: The temperature of the divergence, more than 0.
+        ema: The decay of an exponential moving average of the weights, between 0 and 1. The averaged weights are
+            returned. None for no average.
+
+    Raises:
+        TrainingError: A value is out of range.
+
+    Example:
+        >>> import xprune
+        >>> model, loader = nn.Linear(4, 3), [(torch.randn(8, 4), torch.arange(8) % 3)]
+        >>> tuned = xprune.finetune(model, loader, Finetune(epochs=10, lr=0.01))
+        >>> xprune.evaluate(tuned, loader).loss < xprune.evaluate(model, loader).loss
+        True
     """
 
     epochs: int = 5
@@ -61,7 +75,7 @@ class Finetune:
         }
         for name in (name for name, fine in checks.items() if not fine):
             raise TrainingError(
-                f"Finetune({name}={getattr(self, name)!r}) is out of range; see the docstring of Finetune."
+                f"Finetune({name}={getattr(self, name)!r}) is out of range. help(xprune.Finetune) says what is allowed."
             )
 
 
@@ -78,23 +92,40 @@ def finetune(
     taken: int = 0,
     what: str = "fine-tuning",
 ) -> nn.Module:
-    """A trained copy of the model, in eval mode and on the model's device; the model given is not changed.
+    """Trains a copy of a model.
+
+    With several processes (`accelerate launch`, `torchrun`), a batch of the loader is the global batch and is split
+    over the processes. If the last batch cannot be split evenly, it is completed with samples of the first batch.
 
     Args:
-        model: What to train.
-        loader: Training batches, with a length.
-        settings: None: `Finetune()`.
-        teacher: The dense model, needed where settings.distill > 0.
-        task: How to read a batch, and the loss. None: classification of (inputs, labels).
-        seed: Of the order of batches, dropout and drop path.
-        checkpoint_dir: Where the state is kept, after each epoch and every five minutes in between. A run that was
-            killed goes on from there to the same result. One that ended removes it.
-        taken: Updates that the weights have had already, while thresholds learned. As many less are taken here.
-        what: Names the training in the progress bar and in errors.
+        model: The model to train. It is not changed.
+        loader: Training batches, with a length: a DataLoader, or a list of batches.
+        settings: The settings. None for `Finetune()`.
+        teacher: The dense model. It is needed if `settings.distill` is more than 0. It is not changed.
+        task: How to read a batch, and the loss. None for classification of (inputs, labels).
+        seed: The seed of the order of batches, of dropout and of drop path.
+        checkpoint_dir: The folder that keeps the state of the run, after each epoch and every five minutes. A run that
+            was killed continues from there and ends with the same weights as without the interruption. A run that ends
+            removes the checkpoint. None to keep nothing.
+        taken: Updates that the weights have had already, while thresholds learned. The training here is shorter by as
+            many.
+        what: The name of the training in the progress bar and in errors.
 
-    Under several processes (`accelerate launch`, `torchrun`) a batch of the loader is the global batch and is split
-    over them; a last batch that cannot be split is completed from the first. Raises TrainingError for a loss that is
-    not finite, naming the step and the last good checkpoint, and DataError for a loader that does not fit.
+    Returns:
+        The trained copy, in eval mode and on the device of `model`.
+
+    Raises:
+        TrainingError: The loss is not finite, and the message names the step and the last checkpoint. Or a teacher is
+            missing. Or a checkpoint is damaged or belongs to another run.
+        DataError: The loader has no length, is empty, or does not fit the task.
+
+    Example:
+        >>> loader = [(torch.randn(8, 4), torch.arange(8) % 3)]
+        >>> dense = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+        >>> pruned = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3))
+        >>> tuned = finetune(pruned, loader, Finetune(epochs=2, distill=0.5), teacher=dense)
+        >>> tuned.training
+        False
     """
     settings, task = settings or Finetune(), task or Classification()
     check_loader(loader)
@@ -106,7 +137,9 @@ def finetune(
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     model = unwrap(model)
     student = unshare(shared_copy(model), model)
-    unused = any(isinstance(part, Removed) for part in student.modules())  # nobody reads the norm in front of it
+    # Where an attention or MLP was removed as a whole, nothing reads the norm in front of it. Its weights get no
+    # gradient, and DistributedDataParallel has to be prepared for that.
+    unused = any(isinstance(part, Removed) for part in student.modules())
     runner = accelerator(settings.mixed_precision, even_batches=True, unused=unused)
     with seeded(seed):
         loop = Loop(runner, task, loader, what, steps, seed)
@@ -116,7 +149,15 @@ def finetune(
 
 
 class _Run:
-    """One fine-tuning run: what it trains, and how a step goes."""
+    """The student, teacher, optimizer and schedule of one fine-tuning run.
+
+    Args:
+        student: The model to train. It is changed.
+        settings: The settings.
+        loop: The loop that calls `step`.
+        teacher: The dense model. None if there is none.
+        folder: The folder for checkpoints. None to keep nothing.
+    """
 
     def __init__(
         self, student: nn.Module, settings: Finetune, loop: Loop, teacher: nn.Module | None, folder: Path | None
@@ -127,7 +168,7 @@ class _Run:
         )
         self.ema = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
         optimizer = torch.optim.AdamW(decayed(student, settings.weight_decay), lr=settings.lr)
-        start = Weights(student).digest()
+        start = Weights(student).digest()  # before a checkpoint is loaded: names the weights that the run began with
         self.model, self.optimizer = self.runner.prepare(student, optimizer)
         self.schedule = cosine(optimizer, loop.steps, settings.warmup)
         parts: dict[str, Stateful] = {
@@ -144,15 +185,16 @@ class _Run:
 
     @property
     def result(self) -> nn.Module:
-        """The trained model: the moving average where there is one."""
+        """The trained model. With `settings.ema`, the moving average of its weights."""
         trained: nn.Module = (
             self.ema.module if self.ema else self.runner.unwrap_model(self.model, keep_fp32_wrapper=False)
         )
-        vars(trained).pop("forward", None)  # Accelerate leaves a bound method, which a deep copy would share
+        # Accelerate leaves a bound method on the model. A deep copy would call the forward of the original.
+        vars(trained).pop("forward", None)
         return trained
 
     def step(self, inputs: Any, targets: Any) -> None:
-        """One update of the weights."""
+        """Updates the weights once, from the inputs and targets of a batch."""
         task, share = self.loop.task, self.settings.distill
         with self.runner.autocast():
             outputs = task.forward(self.model, inputs)

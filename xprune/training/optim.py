@@ -1,4 +1,4 @@
-"""Optimisation that learners share: which weights decay, and the learning rate over time."""
+"""Parts of optimisation that several learners share: weight decay, and the learning rate over time."""
 
 import math
 from typing import Any
@@ -9,7 +9,20 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: weights of two axes and more decay, biases, norms and tables of one axis do not."""
+    """Groups the trained parameters of a model by weight decay.
+
+    Args:
+        model: The model.
+        weight_decay: The decay of parameters with two or more axes. Biases, weights of norms and other parameters with
+            one axis do not decay.
+
+    Returns:
+        Parameter groups for an optimizer.
+
+    Example:
+        >>> [(len(group["params"]), group["weight_decay"]) for group in decayed(nn.Linear(4, 2), 0.05)]
+        [(1, 0.05), (1, 0.0)]
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
@@ -19,10 +32,17 @@ def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def cosine(optimizer: Optimizer, steps: int, warmup: float) -> LambdaLR:
-    """Linear warm-up over that fraction of the steps, then half a cosine to 0."""
+    """Returns a schedule with a linear warm-up and then half a cosine down to 0.
+
+    Args:
+        optimizer: The optimizer. Its learning rate is the peak.
+        steps: The number of all steps.
+        warmup: The length of the warm-up, as a fraction of all steps.
+    """
     warm = int(warmup * steps)
 
     def rate(step: int) -> float:
+        """Returns the factor on the learning rate at a step."""
         if step < warm:
             return (step + 1) / (warm + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
@@ -31,15 +51,19 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float) -> LambdaLR:
 
 
 class Position:
-    """The step a schedule has reached, as its whole state: what it computes from it is code."""
+    """The position of a schedule as its state for a checkpoint. The rest of a schedule is code.
+
+    Args:
+        schedule: The schedule.
+    """
 
     def __init__(self, schedule: LambdaLR) -> None:
         self.schedule = schedule
 
     def state_dict(self) -> dict[str, Any]:
-        """The step."""
+        """Returns the step that the schedule has reached."""
         return {"last_epoch": self.schedule.last_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from that step."""
+        """Sets the schedule to a step."""
         self.schedule.last_epoch = state["last_epoch"]

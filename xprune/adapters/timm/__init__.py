@@ -1,7 +1,11 @@
-"""What is known of timm's classes: entries by family, and new forwards for classes that assume all heads are there.
+"""The adapters of timm: entries by family, and forwards for classes whose own forward assumes all heads.
 
-`plain` has ViT and Swin, `vit` their variants, `hybrid` the families with convolutions, `streams` what reads or writes
-the residual stream. May import: `adapters.declarative`, core, modules, errors. A new family is a file and a line here.
+`plain` holds ViT and Swin, `vit` their variants, and `hybrid` the families with convolutions. `streams` holds modules
+that have no units but depend on the hidden size. The `*_forwards` files hold the classes that a module gets after heads
+were removed.
+
+May import: `adapters.declarative`, core, modules, errors. To add a family, write a file and add its table to
+`TIMM_ALL`.
 """
 
 from xprune.adapters.timm.hybrid import TIMM_HYBRID

@@ -1,4 +1,8 @@
-"""The steps that timm's attentions share, for as many heads as a module has left; nothing assumes the model's width."""
+"""The steps that the replacement forwards of timm's attentions share.
+
+timm's forwards reshape to the hidden size, so they assume that the heads fill it: heads x head size = hidden size.
+These steps take the number of heads from the module and the head size from the tensors.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,23 +13,52 @@ from torch.nn import functional as F
 
 
 def split(x: Tensor, heads: int, groups: int = 1) -> Any:
-    """(..., tokens, groups * heads * width) as `groups` tensors (..., heads, tokens, width)."""
+    """Splits the output of a projection into heads.
+
+    Args:
+        x: Tensor (..., tokens, groups * heads * width), in this order, where width is the head size.
+        heads: Number of heads.
+        groups: Number of tensors: 3 for a fused q, k and v.
+
+    Returns:
+        A tuple of `groups` tensors (..., heads, tokens, width).
+
+    Example:
+        >>> q, k, v = split(torch.zeros(1, 5, 3 * 2 * 4), heads=2, groups=3)
+        >>> q.shape
+        torch.Size([1, 2, 5, 4])
+    """
+    # (..., tokens, groups, heads, width) -> (groups, ..., tokens, heads, width) -> (groups, ..., heads, tokens, width)
     return x.unflatten(-1, (groups, heads, -1)).movedim(-3, 0).transpose(-3, -2).unbind(0)
 
 
 def merge(x: Tensor) -> Tensor:
-    """(..., heads, tokens, width) as (..., tokens, heads * width)."""
+    """Joins the heads (..., heads, tokens, width) to (..., tokens, heads * width)."""
     return x.transpose(-3, -2).flatten(-2)
 
 
 def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False) -> Tensor:
-    """Attention (..., heads, tokens, width), fused where `module` has it so; `bias`: mask or addend of scores."""
-    drop = getattr(module, "attn_drop", None)
+    """Computes attention, with torch's fused function unless the module says otherwise.
+
+    Args:
+        module: timm's attention. Its `attn_drop`, `fused_attn` and `scale` are used where it has them.
+        q: Queries (..., heads, targets, width).
+        k: Keys (..., heads, sources, width).
+        v: Values (..., heads, sources, width).
+        bias: A boolean mask, True where a target may attend, or an addend of the scores. It broadcasts to (..., heads,
+            targets, sources). None for neither.
+        causal: True if no target attends to later sources, otherwise False. As in timm, `bias` has to be None then.
+
+    Returns:
+        The heads' outputs (..., heads, targets, width).
+    """
+    drop = getattr(module, "attn_drop", None)  # DaViT has none
     if getattr(module, "fused_attn", True):
         p = drop.p if drop is not None and module.training else 0.0
+        # Scales by 1 / sqrt(width), the width of the tensors. That is the head size, as in timm.
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, is_causal=causal)
     scores = (q * module.scale) @ k.transpose(-2, -1)
-    if causal:
+    if causal:  # lower triangle: each target attends to itself and to earlier sources
         bias = scores.new_ones(scores.shape[-2:]).tril().bool()
     if bias is not None:
         scores = scores + bias if bias.is_floating_point() else scores.masked_fill(~bias, float("-inf"))
@@ -34,12 +67,18 @@ def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = N
 
 
 def project(module: Any, x: Tensor) -> Tensor:
-    """The consumer and its dropout, on heads side by side."""
+    """Applies the consumer `proj` and its dropout, if there is one, to joined heads (..., heads * width)."""
     out: Tensor = module.proj(x)
     drop = getattr(module, "proj_drop", None)
     return out if drop is None else drop(out)
 
 
 def keep_heads(x: Tensor | None, index: Sequence[int] | None, axis: int) -> Any:
-    """Of something made for every head that was built, along `axis`, the part of those that are left."""
+    """Selects the entries of the heads that are left from a tensor for all heads of the dense model.
+
+    Args:
+        x: A tensor from outside of the module, such as a position bias for all blocks. None is returned as None.
+        index: Indices of the heads that are left, see `Forwards.built`. None if no head was removed: x is returned.
+        axis: Axis of the heads.
+    """
     return x if x is None or index is None else x.index_select(axis, torch.tensor(index, device=x.device))

@@ -1,9 +1,10 @@
-"""timm's attentions and MLPs, an entry for each class. Names are timm's; `Units` says what each field means."""
+"""The adapters of timm's ViT, Swin and gated MLPs: an entry for each class. `Units` explains the fields."""
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Forwards
 from xprune.adapters.timm.plain_forwards import PrunedWindowAttentionV2
 
+# Rows of qkv: queries of all heads, then keys of all heads, then values of all heads.
 QKV = (("qkv", 3),)
 
 TIMM = (
@@ -11,13 +12,15 @@ TIMM = (
         "timm-attention",
         ("timm.layers.attention.Attention",),
         QKV,
+        # Both are optional. `gate` is a linear layer that makes a factor for each feature of the heads' output. `norm`
+        # runs over the features of all heads. An nn.Identity in its place has no tensors, so it adds no cut.
         also=Also(layers=("gate",), norm="norm", attributes=("attn_dim",)),
     ),
     Units(
         "timm-swin",
         ("timm.models.swin_transformer.WindowAttention",),
         QKV,
-        also=Also(tensors=(("relative_position_bias_table", 1),)),
+        also=Also(tensors=(("relative_position_bias_table", 1),)),  # (positions, heads)
     ),
     Units(
         "timm-swinv2",
@@ -25,8 +28,9 @@ TIMM = (
         QKV,
         also=Also(
             tensors=(
-                ("logit_scale", 0),
-                ("cpb_mlp.2.weight", 0),
+                ("logit_scale", 0),  # (heads, 1, 1)
+                ("cpb_mlp.2.weight", 0),  # the last layer of the MLP that computes each head's position bias
+                # The biases of qkv are parameters of the attention, not of the layer.
                 ("q_bias", 0),
                 ("k_bias", 0),  # a buffer of zeros
                 ("v_bias", 0),
@@ -35,7 +39,9 @@ TIMM = (
         forwards=Forwards(pruned=PrunedWindowAttentionV2),
     ),
     Units(
-        "timm-glu",  # SwiGLUPacked: fc1 holds values and gates; the graph finds the SwiGLU whose layers are apart
+        # SwiGLUPacked. A neuron is a pair of a value and a gate: a row in each half of fc1. timm's SwiGLU, with a layer
+        # for each half, needs no entry: its neurons are found in the graph.
+        "timm-glu",
         ("timm.layers.mlp.GluMlp",),
         (("fc1", 2),),
         consumer="fc2",

@@ -1,4 +1,4 @@
-"""Forwards of timm's attentions whose heads need not fill the model's width, where timm's own assume that they do."""
+"""The replacement forward of timm's SwinV2 attention, for any number of heads."""
 
 import math
 from typing import Any
@@ -10,7 +10,10 @@ from torch.nn import functional as F
 
 
 class PrunedWindowAttentionV2(WindowAttention):
-    """SwinV2 window attention whose heads need not fill the model's width (timm's forward assumes they do).
+    """SwinV2's window attention with any number of heads.
+
+    timm's forward reshapes the joined heads to (rows, tokens, C), where C is the size of the input. So it assumes that
+    the heads fill the hidden size. This forward takes the size of the joined heads from the tensor.
 
     Cosine attention with a log-spaced continuous position bias: Liu et al., Swin Transformer V2, CVPR 2022, section 3.
     """
@@ -19,9 +22,18 @@ class PrunedWindowAttentionV2(WindowAttention):
     relative_position_index: Tensor
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (windows * batch, tokens, dim), mask (windows, tokens, tokens) or None."""
+        """Computes attention within windows.
+
+        Args:
+            x: Windows (batch * windows, tokens, dim).
+            mask: Addend of the scores (windows, tokens, tokens) for a shifted map, or None.
+
+        Returns:
+            Tensor (batch * windows, tokens, dim).
+        """
         rows, tokens, _ = x.shape
-        biases: Any = (self.q_bias, self.k_bias, self.v_bias)  # k_bias is a buffer of zeros
+        # k_bias is a buffer of zeros. All three are None if the model was built without a bias.
+        biases: Any = (self.q_bias, self.k_bias, self.v_bias)
         bias = None if self.q_bias is None else torch.cat(biases)
         qkv = F.linear(x, self.qkv.weight, bias).reshape(rows, tokens, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (rows, heads, tokens, width)
@@ -31,6 +43,7 @@ class PrunedWindowAttentionV2(WindowAttention):
         )  # (rows, heads, tokens, tokens)
         scores = scores + self._position_bias()
         if mask is not None:
+            # Rows are sample-major: all windows of the first sample, then those of the second.
             windows = mask.shape[0]
             scores = scores.view(-1, windows, self.num_heads, tokens, tokens) + mask[:, None]
             scores = scores.view(-1, self.num_heads, tokens, tokens)
@@ -38,7 +51,8 @@ class PrunedWindowAttentionV2(WindowAttention):
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(rows, tokens, -1)))
 
     def _position_bias(self) -> Tensor:
+        """Returns the position bias (heads, tokens, tokens), from the MLP over log-spaced coordinates."""
         area = self.window_size[0] * self.window_size[1]
-        table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
+        table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)  # (positions, heads)
         bias = table[self.relative_position_index.view(-1)].view(area, area, -1)
         return 16 * bias.permute(2, 0, 1).sigmoid()  # (heads, tokens, tokens)

@@ -1,6 +1,8 @@
-"""Forwards of timm's attentions over windows, maps and pyramids whose heads need not fill the model's width.
+"""The replacement forwards of timm's attentions over windows, maps and pyramids, for any number of heads.
 
-Each computes what its base class computes; `xprune.adapters.timm.attend` has the steps they share.
+timm's own forwards assume that the heads fill the hidden size: they reshape to C or C // num_heads, where C is the size
+of the input. These forwards take the head size from the tensors. Each computes the same as its base class as long as no
+head was removed. `xprune.adapters.timm.attend` has the steps that they share.
 """
 
 import math
@@ -22,36 +24,40 @@ from xprune.modules.removed import Removed
 
 
 class RemovedHieraAttention(Removed):
-    """What is left of an attention that pools its queries, `q_stride` to one."""
+    """Replaces Hiera's attention without heads. That attention returns one token for each `q_stride` tokens."""
 
     def __init__(self, layer: Any, module: Any) -> None:
         super().__init__(layer)
         self.q_stride = module.q_stride
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x (batch, tokens, features) to (batch, tokens / q_stride, out_features)."""
+        """Takes tokens (batch, tokens, features) and returns (batch, tokens / q_stride, out_features)."""
+        # All tokens of the output are the same bias, so any tokens of the right number will do.
         return super().forward(x[:, : x.shape[1] // self.q_stride])
 
 
 class RemovedHieraDetAttention(Removed):
-    """What is left of an attention on maps that pools its queries."""
+    """Replaces the attention of SAM 2's Hiera without heads. That attention may make its map smaller."""
 
     def __init__(self, layer: Any, module: Any) -> None:
         super().__init__(layer)
         self.q_pool = module.q_pool
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x (batch, height, width, features) to the pooled height and width, out_features."""
+        """Takes maps (batch, height, width, features) and returns (batch, new height, new width, out_features)."""
         if self.q_pool is not None:
             x = self.q_pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return super().forward(x)
 
 
 class PrunedPvtAttention(PvtAttention):
-    """PVT v2 attention, whose keys and values come from a smaller map."""
+    """PVT v2's attention with any number of heads, whose keys and values come from a smaller map.
+
+    timm's forward reshapes the joined heads to the hidden size. This forward takes their size from the tensor.
+    """
 
     def forward(self, x: Tensor, feat_size: Any) -> Tensor:
-        """x (batch, tokens, dim), feat_size (height, width)."""
+        """Takes tokens (batch, tokens, dim) of maps of feat_size (height, width), and returns the same shape."""
         (q,) = split(self.q(x), self.num_heads)
         if self.sr is not None:
             image = x.transpose(1, 2).unflatten(2, tuple(feat_size))  # (batch, dim, height, width)
@@ -62,10 +68,14 @@ class PrunedPvtAttention(PvtAttention):
 
 
 class PrunedGlobalSubSampleAttn(GlobalSubSampleAttn):
-    """Twins' attention to a smaller map."""
+    """Twins' attention to a smaller map, with any number of heads.
+
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors.
+    """
 
     def forward(self, x: Tensor, size: Any) -> Tensor:
-        """x (batch, tokens, dim), size (height, width)."""
+        """Takes tokens (batch, tokens, dim) of maps of that size (height, width), and returns the same shape."""
         (q,) = split(self.q(x), self.num_heads)
         if self.sr is not None:
             x = self.sr(x.transpose(1, 2).unflatten(2, tuple(size))).flatten(2).transpose(1, 2)
@@ -74,111 +84,176 @@ class PrunedGlobalSubSampleAttn(GlobalSubSampleAttn):
 
 
 class PrunedLocallyGroupedAttn(LocallyGroupedAttn):
-    """Twins' attention within windows of ws x ws."""
+    """Twins' attention within windows of ws x ws tokens, with any number of heads.
+
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors.
+    """
 
     def forward(self, x: Tensor, size: Any) -> Tensor:
-        """x (batch, tokens, dim), size (height, width)."""
+        """Takes tokens (batch, tokens, dim) of maps of that size (height, width), and returns the same shape."""
         (height, width), side = size, self.ws
         x = x.unflatten(1, (height, width))
+        # Whole windows: zeros at the right and the bottom.
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
         rows, columns = x.shape[1] // side, x.shape[2] // side
+        # (batch, rows, side, columns, side, dim) -> (batch, windows, tokens, dim)
         x = x.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         x = merge(attend(self, *split(self.qkv(x), self.num_heads, 3)))  # (batch, windows, ws * ws, heads * width)
+        # (batch, rows, columns, side, side, heads * width) -> (batch, height, width, heads * width)
         x = x.unflatten(2, (side, side)).unflatten(1, (rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return project(self, x[:, :height, :width].flatten(1, 2))
 
 
 class PrunedVoloAttention(VoloAttention):
-    """VOLO's attention over a map."""
+    """VOLO's attention over a map, with any number of heads.
+
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, height, width, dim)."""
+        """Takes maps (batch, height, width, dim) and returns the same shape."""
         out = merge(attend(self, *split(self.qkv(x.flatten(1, 2)), self.num_heads, 3)))
         return project(self, out.unflatten(1, x.shape[1:3]))
 
 
 class PrunedOutlookAttention(OutlookAttention):
-    """Outlook attention: a token says how its neighbours attend to each other (Yuan et al., arXiv 2106.13112)."""
+    """Outlook attention with any number of heads (Yuan et al., arXiv 2106.13112).
+
+    Each token computes from its own features how the tokens of its neighbourhood attend to each other. timm's forward
+    takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This forward takes
+    both from the tensors.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, height, width, dim)."""
+        """Takes maps (batch, height, width, dim) and returns the same shape."""
+        # `kernel` is the number of tokens in a neighbourhood. With a stride there are fewer places than tokens.
         size, heads, kernel = x.shape[1:3], self.num_heads, self.kernel_size**2
         channels_first = x.permute(0, 3, 1, 2)
         v = self.unfold(self.v(x).permute(0, 3, 1, 2))  # (batch, heads * width * kernel, places)
         v = v.unflatten(1, (heads, -1, kernel)).permute(0, 1, 4, 3, 2)  # (batch, heads, places, kernel, width)
+        # (batch, places, heads * kernel * kernel)
         maps = self.attn(self.pool(channels_first).permute(0, 2, 3, 1)).flatten(1, 2)
         maps = maps.unflatten(2, (heads, kernel, kernel)).transpose(1, 2)  # (batch, heads, places, kernel, kernel)
         maps = self.attn_drop((maps * self.scale).softmax(dim=-1))
-        out = (maps @ v).permute(0, 1, 4, 3, 2).flatten(1, 3)
+        out = (maps @ v).permute(0, 1, 4, 3, 2).flatten(1, 3)  # (batch, heads * width * kernel, places)
+        # Adds up the outputs of all neighbourhoods that a token is in: (batch, heads * width, map height, map width).
         out = F.fold(out, size, kernel_size=self.kernel_size, padding=self.padding, stride=self.stride)
         return project(self, out.permute(0, 2, 3, 1))
 
 
 class PrunedNestAttention(NestAttention):
-    """Attention within image blocks, whose heads are interleaved in what it hands on."""
+    """NesT's attention within blocks of an image, with any number of heads.
+
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors. As in timm, the heads are joined with the head axis last ("width-major").
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, blocks, tokens, dim)."""
-        q, k, v = (t.transpose(1, 2) for t in split(self.qkv(x), self.num_heads, 3))  # (batch, heads, blocks, ...)
+        """Takes tokens (batch, blocks, tokens, dim) and returns the same shape."""
+        # each (batch, heads, blocks, tokens, width)
+        q, k, v = (t.transpose(1, 2) for t in split(self.qkv(x), self.num_heads, 3))
+        # (batch, blocks, tokens, width, heads) -> (batch, blocks, tokens, width * heads)
         return project(self, attend(self, q, k, v).permute(0, 2, 3, 4, 1).flatten(3))
 
 
 class PrunedDavitWindowAttention(WindowAttention):
-    """DaViT's attention within windows."""
+    """DaViT's attention within windows, with any number of heads.
+
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (windows * batch, tokens, dim)."""
+        """Takes windows (batch * windows, tokens, dim) and returns the same shape."""
         return project(self, merge(attend(self, *split(self.qkv(x), self.num_heads, 3))))
 
 
 class PrunedChannelAttention(ChannelAttention):
-    """DaViT's attention of channels to channels."""
+    """DaViT's attention of channels to channels, with any number of heads.
+
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, dim)."""
-        q, k, v = split(self.qkv(x), self.num_heads, 3)
+        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        q, k, v = split(self.qkv(x), self.num_heads, 3)  # each (batch, heads, tokens, width)
+        # As in timm, the map is made of keys and values, and the queries are what is mixed.
         weights = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)  # (batch, heads, width, width)
         return project(self, merge(q @ weights.transpose(-2, -1)))
 
 
 class PrunedChannelAttentionV2(ChannelAttentionV2):
-    """The channel attention of later DaViTs, whose scale may depend on the number of tokens."""
+    """The channel attention of later DaViTs, with any number of heads.
+
+    timm's forward takes the head size as hidden size / groups and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors. Its scale depends on the number of tokens if `dynamic_scale` is True.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, dim)."""
-        q, k, v = split(self.qkv(x), self.groups, 3)
+        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        q, k, v = split(self.qkv(x), self.groups, 3)  # each (batch, heads, tokens, width)
         scale = (x.shape[1] if self.dynamic_scale else self.head_dim) ** -0.5
         weights = ((q * scale).transpose(-2, -1) @ k).softmax(dim=-1)  # (batch, heads, width, width)
         return project(self, merge(v @ weights.transpose(-2, -1)))
 
 
 class PrunedWindowAttentionCr(WindowMultiHeadAttention):
-    """SwinV2's cosine attention within windows, as timm's `swinv2_cr` has it."""
+    """The cosine attention of timm's `swinv2_cr` within windows, with any number of heads.
+
+    timm's forward takes the head size as hidden size / num_heads. This forward takes it from the tensor.
+    """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (batch * windows, tokens, dim), mask (windows, tokens, tokens) or None."""
-        q, k, v = split(self.qkv(x), self.num_heads, 3)
-        scale = self.logit_scale.view(-1, 1, 1).clamp(max=math.log(100.0)).exp()
+        """Computes attention within windows.
+
+        Args:
+            x: Windows (batch * windows, tokens, dim).
+            mask: Addend of the scores (windows, tokens, tokens) for a shifted map, or None.
+
+        Returns:
+            Tensor (batch * windows, tokens, dim).
+        """
+        q, k, v = split(self.qkv(x), self.num_heads, 3)  # each (batch * windows, heads, tokens, width)
+        scale = self.logit_scale.view(-1, 1, 1).clamp(max=math.log(100.0)).exp()  # (heads, 1, 1)
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
         scores = scores + self._relative_positional_encodings()
         if mask is not None:
+            # One mask for each window of a map, the same for all samples and heads.
             scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
         return project(self, merge(self.attn_drop(scores.softmax(dim=-1)) @ v))
 
 
 class PrunedWindowAttentionGlobal(WindowAttentionGlobal):
-    """GCViT's attention within windows, whose queries may come from outside, for the heads of all blocks of a stage."""
+    """GCViT's attention within windows, with any number of heads.
 
-    fused_attn = False  # as in timm
+    In every other block the queries come from outside: the stage makes them once, for all heads that its blocks were
+    built with. timm's forward reshapes them to the heads that the module has, and the joined heads to the hidden size.
+    This forward selects the queries of the heads that are left, and takes the size of the joined heads from the tensor.
+    """
+
+    # As in timm, which computes the map itself here. The class attribute is read by `attend`.
+    fused_attn = False
     built: tuple[int, ...] | None = None
+    """Indices of the heads that are left, see `Forwards.built`. None if no head was removed."""
 
     def forward(self, x: Tensor, q_global: Tensor | None = None) -> Tensor:
-        """x (batch * windows, tokens, dim), q_global (batch, height, width, heads built * head_dim)."""
+        """Computes attention within windows.
+
+        Args:
+            x: Windows (batch * windows, tokens, dim).
+            q_global: Queries of one window (batch, height, width, heads of the dense model * head_dim), or None.
+
+        Returns:
+            Tensor (batch * windows, tokens, dim).
+        """
         if self.use_global and q_global is not None:
             k, v = split(self.qkv(x), self.num_heads, 2)
-            q: Any = (
-                q_global.flatten(1, -2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            )  # (batch, heads built, tokens, width)
+            # (batch, heads of the dense model, tokens, width)
+            q: Any = q_global.flatten(1, -2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            # All windows of a sample use the same queries, and rows are sample-major.
             q = keep_heads(q, self.built, 1).repeat_interleave(len(x) // len(q), dim=0)
         else:
             q, k, v = split(self.qkv(x), self.num_heads, 3)

@@ -1,6 +1,6 @@
-"""timm's ViT-like attentions, an entry for each class. Names are timm's; `Units` says what each field means.
+"""The adapters of timm's ViT-like attentions: an entry for each class. `Units` explains the fields.
 
-Left alone: the parameter-free `AttentionPoolPrr`, whose heads are parts of the stream itself.
+`AttentionPoolPrr` is left alone. It has no parameters: its heads are parts of the residual stream.
 """
 
 from xprune.adapters.declarative import Units
@@ -8,22 +8,25 @@ from xprune.adapters.parts import Also, Features, Forwards, Stream
 from xprune.adapters.timm import pyramid_forwards as pyramid
 from xprune.adapters.timm import vit_forwards as forwards
 
-QKV = (("qkv", 3),)
+QKV = (("qkv", 3),)  # rows: queries of all heads, then keys of all heads, then values of all heads
 APART = (("q_proj", 1), ("k_proj", 1), ("v_proj", 1))
+# Keys and values come from a smaller map, which a strided convolution `sr` and a norm make. Input and output of `sr`
+# have the channels of the residual stream, so its weight shrinks along both axes.
 REDUCTION = (("sr.weight", 0), ("sr.weight", 1), ("sr.bias", 0), ("norm.weight", 0), ("norm.bias", 0))
 BIASES = (("q_bias", 0), ("k_bias", 0), ("v_bias", 0))  # k_bias is a buffer of zeros
 
 TIMM_VIT = (
     Units(
-        "timm-rope",  # a unit is a head of keys and values with all the queries that share it
+        "timm-rope",  # a unit is one head of keys and values, with all query heads that share it
         ("timm.layers.attention.AttentionRope",),
-        (*QKV, *APART),
+        (*QKV, *APART),  # a module has either the fused layer or the three others
         count="num_kv_heads",
+        # num_heads counts query heads, a multiple of num_kv_heads.
         also=Also(layers=("gate",), norm="norm", attributes=("num_heads", "attn_dim", "kv_dim")),
         forwards=Forwards(built="built", pruned=forwards.PrunedAttentionRope),
     ),
     Units(
-        "timm-diff",
+        "timm-diff",  # a head has two queries, two keys and one value of twice their size
         ("timm.layers.diff_attention.DiffAttention",),
         QKV,
         also=Also(norm="norm"),
@@ -33,6 +36,7 @@ TIMM_VIT = (
         "timm-eva",
         ("timm.models.eva.EvaAttention",),
         (*QKV, *APART),
+        # With the fused layer the biases are parameters of the attention.
         also=Also(tensors=BIASES, layers=("gate",), norm="norm"),
         forwards=Forwards(built="built", pruned=forwards.PrunedEvaAttention),
     ),
@@ -40,7 +44,7 @@ TIMM_VIT = (
         "timm-beit",
         ("timm.models.beit.Attention",),
         QKV,
-        also=Also(tensors=(*BIASES, ("relative_position_bias_table", 1))),
+        also=Also(tensors=(*BIASES, ("relative_position_bias_table", 1))),  # the table is (positions, heads)
         forwards=Forwards(built="built", pruned=forwards.PrunedBeitAttention),
     ),
     Units(
@@ -48,12 +52,13 @@ TIMM_VIT = (
         ("timm.models.vision_transformer_relpos.RelPosAttention",),
         QKV,
         also=Also(
+            # The bias is a table (positions, heads), or an MLP whose last layer has a row for each head.
             tensors=(
                 ("rel_pos.relative_position_bias_table", 1),
                 ("rel_pos.mlp.fc2.weight", 0),
                 ("rel_pos.mlp.fc2.bias", 0),
             ),
-            attributes=("rel_pos.num_heads", "rel_pos.bias_shape.2"),
+            attributes=("rel_pos.num_heads", "rel_pos.bias_shape.2"),  # bias_shape: (targets, sources, heads)
         ),
         forwards=Forwards(built="built", pruned=forwards.PrunedRelPosAttention),
     ),
@@ -63,8 +68,9 @@ TIMM_VIT = (
         QKV,
     ),
     Units(
-        "timm-gemma4",  # as for timm-rope
+        "timm-gemma4",  # a unit is one head of keys and values, as for timm-rope
         ("timm.models.gemma4_vit.Gemma4Attention",),
+        # The projections are modules with a linear layer in them.
         tuple((f"{name}.linear", groups) for name, groups in APART),
         consumer="o_proj.linear",
         count="num_kv_heads",
@@ -80,7 +86,7 @@ TIMM_VIT = (
         "timm-xcit",
         ("timm.models.xcit.XCA",),
         QKV,
-        also=Also(tensors=(("temperature", 0),)),
+        also=Also(tensors=(("temperature", 0),)),  # (heads, 1, 1)
         forwards=Forwards(pruned=forwards.PrunedXCA),
     ),
     Units(
@@ -99,6 +105,7 @@ TIMM_VIT = (
         "timm-convit-gpsa",
         ("timm.models.convit.GPSA",),
         (("qk", 2), ("v", 1)),
+        # The position score of each head, and the gate between content and position of each head.
         also=Also(tensors=(("pos_proj.weight", 0), ("pos_proj.bias", 0), ("gating_param", 0))),
         forwards=Forwards(pruned=forwards.PrunedGPSA),
     ),
@@ -117,13 +124,13 @@ TIMM_VIT = (
     Units(
         "timm-volo-outlook",
         ("timm.models.volo.OutlookAttention",),
-        (("v", 1), ("attn", 1)),
+        (("v", 1), ("attn", 1)),  # the rows of `attn` are a map of weights for each head
         forwards=Forwards(pruned=pyramid.PrunedOutlookAttention),
     ),
     Units(
         "timm-volo-class",
         ("timm.models.volo.ClassAttention",),
-        (("q", 1), ("kv", 2)),
+        (("q", 1), ("kv", 2)),  # kv: keys of all heads, then values of all heads
         forwards=Forwards(removed=forwards.RemovedClassAttention),
     ),
     Units(
@@ -150,6 +157,7 @@ TIMM_VIT = (
         "timm-nest",
         ("timm.models.nest.Attention",),
         QKV,
+        # timm joins the heads with the head axis last: feature 0 of all heads, then feature 1 of all heads.
         features=Features(layout="width-major"),
         forwards=Forwards(pruned=pyramid.PrunedNestAttention),
     ),
@@ -159,7 +167,9 @@ TIMM_VIT = (
         QKV,
     ),
     Units(
-        "timm-visformer-mlp",  # a unit is a group of the grouped convolution, where there is one
+        # A unit is a group of neurons: a group of the convolution between the first and the last layer. Without that
+        # convolution the attribute `conv2.groups` is missing, and the graph finds the neurons.
+        "timm-visformer-mlp",
         ("timm.models.visformer.SpatialMlp",),
         (("conv1", 1), ("conv2", 1)),
         consumer="conv3",
@@ -172,7 +182,7 @@ TIMM_VIT = (
         ("timm.models.hiera.MaskUnitAttention",),
         QKV,
         count="heads",
-        also=Also(attributes=("dim_out",)),
+        also=Also(attributes=("dim_out",)),  # to which timm reshapes the joined heads
         forwards=Forwards(removed=pyramid.RemovedHieraAttention),
     ),
     Units(
@@ -189,8 +199,9 @@ TIMM_VIT = (
         forwards=Forwards(pruned=pyramid.PrunedWindowAttentionCr),
     ),
     Units(
-        "timm-gcvit",  # queries of every other block come from outside: then qkv makes keys and values only
+        "timm-gcvit",
         ("timm.models.gcvit.WindowAttentionGlobal",),
+        # Every other block gets its queries from outside. Its `qkv` makes keys and values only: 2 groups instead of 3.
         (("qkv", 0),),
         also=Also(tensors=(("rel_pos.relative_position_bias_table", 1),), attributes=("rel_pos.bias_shape.2",)),
         forwards=Forwards(built="built", pruned=pyramid.PrunedWindowAttentionGlobal),

@@ -1,6 +1,8 @@
-"""Forwards of timm's ViT-like attentions whose heads need not fill the model's width, where timm's own assume it.
+"""The replacement forwards of timm's ViT-like attentions, for any number of heads.
 
-Each computes what its base class computes; `xprune.adapters.timm.attend` has the steps they share.
+timm's own forwards assume that the heads fill the hidden size: they reshape to C or C // num_heads, where C is the size
+of the input. These forwards take the head size from the tensors. Each computes the same as its base class as long as no
+head was removed. `xprune.adapters.timm.attend` has the steps that they share.
 """
 
 from typing import Any
@@ -24,22 +26,42 @@ from xprune.modules.removed import Removed
 
 
 class RemovedClassAttention(Removed):
-    """What is left of an attention of the class token, which comes first and is all that it gives."""
+    """Replaces an attention of the class token that lost all its heads.
+
+    The class token is the first token. Such an attention returns that token only.
+    """
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x (batch, tokens, features) to (batch, 1, out_features)."""
+        """Takes tokens (batch, tokens, features) and returns the bias of the consumer (batch, 1, out_features)."""
         return super().forward(x[:, :1])
 
 
 class PrunedAttentionRope(AttentionRope):
-    """Attention whose rotary embedding may be made outside, one for each of the heads (mixed RoPE)."""
+    """timm's rotary attention with any number of heads.
+
+    timm's forward works with any number of heads, except for mixed RoPE. There the model makes rotary embeddings for
+    each block, one for each head that the block was built with. This forward selects those of the heads that are left,
+    and leaves the rest to timm.
+    """
 
     built: tuple[int, ...] | None = None
+    """Indices of the units that are left, see `Forwards.built`. None if no unit was removed."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """x (batch, tokens, dim), rope (tokens, width) or (heads built, tokens, width)."""
+        """Computes attention.
+
+        Args:
+            x: Tokens (batch, tokens, dim).
+            rope: Rotary embedding (tokens, width) for all heads, or (query heads of the dense model, tokens, width).
+            attn_mask: Mask or addend of the scores, or None.
+            is_causal: True if no token attends to later ones.
+
+        Returns:
+            Tensor (batch, tokens, dim).
+        """
+        # A unit is a head of keys and values. `rope` has an entry for each query head: `groups` of them per unit.
         groups = self.num_kv_groups
         heads = self.built and [groups * i + j for i in self.built for j in range(groups)]
         per_head = rope is not None and rope.dim() > 2
@@ -48,70 +70,124 @@ class PrunedAttentionRope(AttentionRope):
 
 
 class PrunedEvaAttention(EvaAttention):
-    """EVA attention, with rotary embeddings that may be made outside, one for each of the heads."""
+    """EVA's attention with any number of heads.
+
+    timm's forward reshapes the joined heads to the hidden size. It also expects as many rotary embeddings as it has
+    heads, where the model may pass one for each head that it was built with. This forward takes the size of the joined
+    heads from the tensor, and selects the embeddings of the heads that are left.
+    """
 
     built: tuple[int, ...] | None = None
+    """Indices of the heads that are left, see `Forwards.built`. None if no head was removed."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """x (batch, tokens, dim), rope (tokens, width) or (heads built, tokens, width)."""
-        parts: Any = self
+        """Computes attention.
+
+        Args:
+            x: Tokens (batch, tokens, dim).
+            rope: Rotary embedding (tokens, width) for all heads, or (heads of the dense model, tokens, width).
+            attn_mask: Mask or addend of the scores, or None.
+            is_causal: True if no token attends to later ones.
+
+        Returns:
+            Tensor (batch, tokens, dim).
+        """
+        parts: Any = self  # for mypy, to which timm's layers are tensors or modules
         if self.qkv is not None:
             bias = None if self.q_bias is None else torch.cat((parts.q_bias, parts.k_bias, parts.v_bias))
             q, k, v = split(F.linear(x, parts.qkv.weight, bias), self.num_heads, 3)
         else:
             q, k, v = (split(layer(x), self.num_heads)[0] for layer in (parts.q_proj, parts.k_proj, parts.v_proj))
+        # each (batch, heads, tokens, width)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            turn: Any = keep_heads(rope, self.built, -3) if rope.dim() > 2 else rope
-            first, half = self.num_prefix_tokens, getattr(self, "rotate_half", False)
-            turned = [apply_rot_embed_cat(t[:, :, first:], turn, half=half) for t in (q, k)]
+            rotation: Any = keep_heads(rope, self.built, -3) if rope.dim() > 2 else rope
+            # Class and register tokens come first and have no position.
+            prefix, half = self.num_prefix_tokens, getattr(self, "rotate_half", False)
+            rotated = [apply_rot_embed_cat(t[:, :, prefix:], rotation, half=half) for t in (q, k)]
             q, k = (
-                torch.cat([t[:, :, :first], after], dim=2).type_as(v) for t, after in zip((q, k), turned, strict=True)
+                torch.cat([t[:, :, :prefix], after], dim=2).type_as(v) for t, after in zip((q, k), rotated, strict=True)
             )
         out = self.norm(merge(attend(self, q, k, v, attn_mask, causal=is_causal)))
         return project(self, out if self.gate is None else out * self.gate(x).sigmoid())
 
 
 class PrunedDiffAttention(DiffAttention):
-    """Differential attention: two maps a head, one subtracted from the other (Ye et al., arXiv 2410.05258)."""
+    """Differential attention with any number of heads (Ye et al., arXiv 2410.05258).
+
+    Each head has two attention maps, and subtracts one from the other. timm's forward splits the output of `qkv` and
+    joins the heads by the hidden size. This forward uses the number of heads.
+    """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """x (batch, tokens, dim)."""
-        q, k, v = split(self.qkv(x), self.num_heads, 3)  # (batch, heads, tokens, 2 * width)
+        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        q, k, v = split(self.qkv(x), self.num_heads, 3)  # each (batch, heads, tokens, 2 * width)
+        # Pairs (first half of the queries, first half of the keys), then the same of the second halves.
         halves = (self._halves(t, norm) for t, norm in ((q, self.q_norm), (k, self.k_norm)))
         one, two = (attend(self, a, b, v, attn_mask, causal=is_causal) for a, b in zip(*halves, strict=True))
         out = self.sub_norm(one - self._compute_lambda().type_as(v) * two) * (1 - self.lambda_init)
         return project(self, self.norm(merge(out)))
 
     def _halves(self, x: Tensor, norm: nn.Module) -> Any:
+        """Splits (batch, heads, tokens, 2 * width) into two normalised tensors (batch, heads, tokens, width)."""
         return norm(x.unflatten(-1, (2, -1))).unbind(-2)
 
 
 class PrunedBeitAttention(BeitAttention):
-    """BEiT attention, with a position bias of its own, one made outside for the heads of all blocks, or both."""
+    """BEiT's attention with any number of heads.
+
+    timm's forward reshapes the joined heads to the hidden size. The position bias is the attention's own, or comes from
+    the model for the heads that the model was built with, or both. This forward takes the size of the joined heads from
+    the tensor, and selects the model's bias for the heads that are left.
+    """
 
     built: tuple[int, ...] | None = None
+    """Indices of the heads that are left, see `Forwards.built`. None if no head was removed."""
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """x (batch, tokens, dim), shared_rel_pos_bias (heads built, tokens, tokens)."""
+        """Computes attention.
+
+        Args:
+            x: Tokens (batch, tokens, dim).
+            shared_rel_pos_bias: Position bias (heads of the dense model, tokens, tokens), or None.
+
+        Returns:
+            Tensor (batch, tokens, dim).
+        """
         parts: Any = self
         bias = None if self.q_bias is None else torch.cat((parts.q_bias, parts.k_bias, parts.v_bias))
         q, k, v = split(F.linear(x, self.qkv.weight, bias), self.num_heads, 3)
         position = keep_heads(shared_rel_pos_bias, self.built, -3)
         if self.relative_position_bias_table is not None:
+            # The table lost the columns of the removed heads already.
             position = self._get_rel_pos_bias() + (0 if position is None else position)
         return project(self, merge(attend(self, q, k, v, position)))
 
 
 class PrunedRelPosAttention(RelPosAttention):
-    """Attention with a relative position bias of its own, or else one made outside for the heads of all blocks."""
+    """timm's attention with relative positions, with any number of heads.
+
+    timm's forward reshapes the joined heads to the hidden size. The position bias is the attention's own, or else comes
+    from the model for the heads that the model was built with. This forward takes the size of the joined heads from the
+    tensor, and selects the model's bias for the heads that are left.
+    """
 
     built: tuple[int, ...] | None = None
+    """Indices of the heads that are left, see `Forwards.built`. None if no head was removed."""
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
-        """x (batch, tokens, dim), shared_rel_pos (1, heads built, tokens, tokens)."""
+        """Computes attention.
+
+        Args:
+            x: Tokens (batch, tokens, dim).
+            shared_rel_pos: Position bias (1, heads of the dense model, tokens, tokens), or None. It is not used if the
+                attention has a bias itself.
+
+        Returns:
+            Tensor (batch, tokens, dim).
+        """
         q, k, v = split(self.qkv(x), self.num_heads, 3)
         q, k = self.q_norm(q), self.k_norm(k)
         own: Any = self.rel_pos
@@ -120,22 +196,33 @@ class PrunedRelPosAttention(RelPosAttention):
 
 
 class PrunedClassAttn(ClassAttn):
-    """CaiT's attention of the class token to all tokens."""
+    """CaiT's attention of the class token to all tokens, with any number of heads.
+
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, dim) to (batch, 1, dim)."""
+        """Takes tokens (batch, tokens, dim) and returns the class token (batch, 1, dim)."""
+        # q (batch, heads, 1, width), k and v (batch, heads, tokens, width)
         q, k, v = (split(t, self.num_heads)[0] for t in (self.q(x[:, :1]), self.k(x), self.v(x)))
         return project(self, merge(attend(self, q, k, v)))
 
 
 class PrunedXCA(XCA):
-    """Cross-covariance attention: channels attend to channels (El-Nouby et al., arXiv 2106.09681, section 3.2)."""
+    """Cross-covariance attention with any number of heads (El-Nouby et al., arXiv 2106.09681, section 3.2).
+
+    Channels attend to channels. timm's forward takes the head size as hidden size / num_heads and reshapes the joined
+    heads to the hidden size. This forward takes both from the tensors.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, dim)."""
-        q, k, v = (t.transpose(-2, -1) for t in split(self.qkv(x), self.num_heads, 3))  # (..., heads, width, tokens)
+        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        # Channels take the place of tokens: each (batch, heads, width, tokens).
+        q, k, v = (t.transpose(-2, -1) for t in split(self.qkv(x), self.num_heads, 3))
         q, k = F.normalize(q, dim=-1) * self.temperature, F.normalize(k, dim=-1)
         if self.fused_attn:
+            # scale=1.0: the temperature replaces 1 / sqrt(width). As in timm, there is no dropout here.
             out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         else:
             out = self.attn_drop((q @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
@@ -143,37 +230,53 @@ class PrunedXCA(XCA):
 
 
 class PrunedCrossAttention(CrossAttention):
-    """CrossViT's attention of one branch's class token to the other branch's tokens."""
+    """CrossViT's attention of one branch's class token to the other branch's tokens, with any number of heads.
 
-    fused_attn = False  # as in timm
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors.
+    """
+
+    # As in timm, which computes the map itself here. The class attribute is read by `attend`.
+    fused_attn = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, dim) to (batch, 1, dim)."""
+        """Takes the class token and the other branch's tokens (batch, tokens, dim), and returns (batch, 1, dim)."""
+        # q (batch, heads, 1, width), k and v (batch, heads, tokens, width)
         q, k, v = (split(t, self.num_heads)[0] for t in (self.wq(x[:, :1]), self.wk(x), self.wv(x)))
         return project(self, merge(attend(self, q, k, v)))
 
 
 class PrunedMHSA(MHSA):
-    """ConViT's plain attention."""
+    """ConViT's plain attention with any number of heads.
 
-    fused_attn = False  # as in timm
+    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
+    forward takes both from the tensors.
+    """
+
+    # As in timm, which computes the map itself here. The class attribute is read by `attend`.
+    fused_attn = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, dim)."""
+        """Takes tokens (batch, tokens, dim) and returns the same shape."""
         return project(self, merge(attend(self, *split(self.qkv(x), self.num_heads, 3))))
 
 
 class PrunedGPSA(GPSA):
-    """ConViT's attention gated between content and position (d'Ascoli et al., ICML 2021, equation 5)."""
+    """ConViT's gated positional attention with any number of heads (d'Ascoli et al., ICML 2021, equation 5).
+
+    A gate of each head weighs content against position. timm's forward takes the head size as hidden size / num_heads
+    and reshapes the joined heads to the hidden size. This forward takes both from the tensors.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, dim)."""
+        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        # As in timm: relative positions are made again when the number of tokens changes.
         if self.rel_indices is None or self.rel_indices.shape[1] != x.shape[1]:
             self.rel_indices = self.get_rel_indices(x.shape[1])
         return project(self, merge(self.get_attention(x) @ split(self.v(x), self.num_heads)[0]))
 
     def get_attention(self, x: Tensor) -> Tensor:
-        """The map (batch, heads, tokens, tokens)."""
+        """Returns the attention map (batch, heads, tokens, tokens)."""
         q, k = split(self.qk(x), self.num_heads, 2)
         content = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
         position = self.pos_proj(self.rel_indices).permute(0, 3, 1, 2).softmax(dim=-1)  # (1, heads, tokens, tokens)

@@ -1,4 +1,4 @@
-"""timm: a model is a name and keyword arguments of timm.create_model."""
+"""Saves models of timm: a model is a name and keyword arguments of timm.create_model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,21 +18,41 @@ _FORBIDDEN = {
     "pretrained",
     "pretrained_strict",
 }
+"""Arguments that make timm load weights, from the hub or from a file."""
 
 
 def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Builds a model without weights from a file, see Library.build."""
+    # timm.create_model also takes names such as "hf-hub:...", for which it downloads. They are no models of timm.
     if not isinstance(name, str) or not timm.is_model(name):
-        raise ArtefactError(f"{name!r} is no timm architecture; wanted a name that timm.list_models() gives.")
+        raise ArtefactError(f"{name!r} is no timm architecture. Give a name from timm.list_models().")
     for key, value in kwargs.items():
         if key in _FORBIDDEN or not isinstance(key, str):
-            raise ArtefactError(f"{name}: the argument {key!r} is not allowed in a saved model: it can load weights.")
+            raise ArtefactError(
+                f"{name}: the argument {key!r} is not allowed in a saved model, because it can load weights."
+            )
         if not plain(value):
-            raise ArtefactError(f"{name}: the argument {key}={value!r} is not a number, string, or list of these.")
+            raise ArtefactError(
+                f"{name}: the argument {key}={value!r} is not allowed. Give a number, a string, or a list of these."
+            )
     return create(name, **kwargs)
 
 
 def create(name: str, **kwargs: Any) -> nn.Module:
-    """timm.create_model; img_size and in_chans, if given, are noted where timm looks up what images a model wants."""
+    """Calls timm.create_model, and notes the size of the images in the config of the model.
+
+    timm reads the size and channels of images from `pretrained_cfg["input_size"]`, and create_model leaves it as it is
+    for other sizes.
+
+    Args:
+        name: The name of the architecture.
+        **kwargs: Its arguments. `img_size` and `in_chans` are noted if they are given.
+
+    Example:
+        >>> model = create("test_vit", img_size=32)
+        >>> model.pretrained_cfg["input_size"]
+        (3, 32, 32)
+    """
     model: Any = timm.create_model(name, **kwargs)
     cfg = getattr(model, "pretrained_cfg", None)
     if isinstance(cfg, Mapping) and cfg.get("input_size"):
@@ -44,8 +64,11 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     return model
 
 
-def _carried(model: nn.Module) -> Arch | None:
-    """timm records a name and the head's size; other arguments are for the caller to name."""
+def _arch_of(model: nn.Module) -> Arch | None:
+    """Returns the name and number of classes that timm wrote on a model, or None for any other model.
+
+    timm does not write down other arguments. If there were any, the proof fails, and the caller has to name them.
+    """
     cfg = getattr(model, "pretrained_cfg", None)
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
     if not isinstance(name, str) or not timm.is_model(name):
@@ -55,4 +78,4 @@ def _carried(model: nn.Module) -> Arch | None:
     return Arch(name, tuple(kwargs.items()))
 
 
-TIMM = Library("timm", _build, _carried, frozenset({"grad_checkpointing", "fused_attn"}))
+TIMM = Library("timm", _build, _arch_of, frozenset({"grad_checkpointing", "fused_attn"}))

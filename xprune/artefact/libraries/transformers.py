@@ -1,4 +1,4 @@
-"""Hugging Face transformers: a model is the name of a class there and its config, as plain data."""
+"""Saves models of Hugging Face transformers: a model is the name of a class there and its config, as plain data."""
 
 import importlib
 import json
@@ -13,6 +13,8 @@ from xprune.errors import ArtefactError
 
 _BASE = "transformers.modeling_utils.PreTrainedModel"
 _ATTENTION = ("eager", "sdpa")
+"""Implementations of attention that a config may name. Other names may load code from the hub."""
+
 _FORBIDDEN = {
     "auto_map": "it names code to run",
     "custom_pipelines": "it names code to run",
@@ -24,30 +26,40 @@ _FORBIDDEN = {
     "experts_implementation": "it can name code to run",
     "name_or_path": "it names weights to load",
 }
-"""Keys that a config may not set, at any depth, and why."""
+"""Keys that a config may not set, at any depth, with the reason."""
 
 
 def _build(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """Builds a model from its config, without weights from a file, see Library.build."""
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
-        raise ArtefactError(f"{name} is a model of transformers: pip install 'xprune[hf]'.") from error
+        raise ArtefactError(
+            f"{name} is a model of transformers, which is not installed. Run: pip install 'xprune[hf]'."
+        ) from error
     kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     if not (isinstance(kind, type) and _known(kind)):
-        raise ArtefactError(f"{name!r} is no model class of transformers, such as ViTForImageClassification.")
+        raise ArtefactError(
+            f"{name!r} is no model class of transformers. An example of one is ViTForImageClassification."
+        )
     _check(name, config)
+    # The detour through JSON makes a copy, which the config may keep or change, and turns tuples into lists.
     model: nn.Module = kind(kind.config_class.from_dict(json.loads(json.dumps(config))))  # type: ignore[attr-defined]
     return model
 
 
 def _known(kind: type) -> bool:
-    """True for transformers' own models. Its wrappers of timm's are none: they load what a name says."""
+    """Returns True for a model class of transformers. False for its wrappers of timm models, which load weights."""
     ours = kind.__module__.startswith("transformers.models.") and ".timm_" not in kind.__module__
     return ours and any(f"{base.__module__}.{base.__qualname__}" == _BASE for base in kind.__mro__)
 
 
 def _check(name: str, config: Any) -> None:
-    """ArtefactError for a config, or one inside it, that is not plain or could load weights or code."""
+    """Checks a config and the configs inside it.
+
+    Raises:
+        ArtefactError: A value is not plain data, or a key could load weights or code.
+    """
     if isinstance(config, (list, tuple)):
         for item in config:
             _check(name, item)
@@ -55,31 +67,34 @@ def _check(name: str, config: Any) -> None:
         for key, value in config.items():
             why = _FORBIDDEN.get(key) if value else None
             if not isinstance(key, str) or key.startswith("_"):
-                why = "it is no setting"
+                why = "it is no setting of a model"
             if key == "attn_implementation" and value not in _ATTENTION:
-                why = f"allowed are {' and '.join(_ATTENTION)}"
+                why = f"the allowed values are {' and '.join(_ATTENTION)}"
             if why:
-                raise ArtefactError(f"{name}: {key!r}: {value!r} is not allowed in a saved config: {why}.")
+                raise ArtefactError(f"{name}: {key!r}: {value!r} is not allowed in a saved config, because {why}.")
             _check(name, value)
     elif not plain(config):
-        raise ArtefactError(f"{name}: the config holds {config!r}, which is no plain data.")
+        raise ArtefactError(f"{name}: the config holds {config!r}. Only numbers, strings, lists and dicts are allowed.")
 
 
-def _carried(model: nn.Module) -> Arch | None:
+def _arch_of(model: nn.Module) -> Arch | None:
+    """Returns the class and config of a model, or None for a model of another library."""
     if not _known(type(model)):
         return None
     config: Any = model.config
     try:
         data = json.loads(json.dumps(config.to_dict(), allow_nan=False))
-    except (TypeError, ValueError):  # holds what is no plain data
+    except (TypeError, ValueError):
+        # The config holds an object, or a number such as infinity, that JSON does not know.
         return None
+    # to_dict leaves out how attention is computed.
     if config._attn_implementation in _ATTENTION:
         data["attn_implementation"] = config._attn_implementation
     return Arch(type(model).__name__, tuple(_settings(data).items()), "transformers")
 
 
 def _settings(data: Any) -> Any:
-    """The data without private keys, which say where a model came from, at any depth."""
+    """Returns the data without private keys, at any depth. They say where a model was loaded from."""
     if isinstance(data, list):
         return [_settings(item) for item in data]
     if not isinstance(data, dict):
@@ -87,10 +102,10 @@ def _settings(data: Any) -> Any:
     return {key: _settings(value) for key, value in data.items() if not key.startswith("_")}
 
 
-# Swin sets its windows in every forward pass, from the size of the image.
+# Swin sets `shift_size` and `window_size` in every forward pass, from the size of the image.
 TRANSFORMERS = Library(
     "transformers",
     _build,
-    _carried,
+    _arch_of,
     frozenset({"name_or_path", "gradient_checkpointing", "shift_size", "window_size"}),
 )

@@ -1,4 +1,4 @@
-"""Parameters: what is stored and loaded."""
+"""The resource "params": parameters, which are stored and loaded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +10,20 @@ from xprune.costs.count import count_params
 
 
 class Params(Resource):
-    """Parameters of the model; what is tied counts once."""
+    """Parameters of the model; tied ones count once.
+
+    Example:
+        >>> Params().by_module(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), None, samples=1)
+        {'': 44, '0': 30, '1': 14}
+    """
 
     name = "params"
     label = "parameters"
 
     def by_module(self, model: nn.Module, example_inputs: Any, samples: int) -> Mapping[str, float]:
-        """See Resource.by_module."""
+        """Counts the parameters of each module. Neither inputs nor samples matter. See Resource.by_module."""
         return {path: count_params(module) for path, module in model.named_modules()}
 
     def of_tensor(self, by_module: Mapping[str, float], path: str, tensor: Tensor | None) -> float:
-        """The entries of the tensor."""
+        """Returns the number of entries of the tensor, 0 if it was removed. See Resource.of_tensor."""
         return 0.0 if tensor is None else tensor.numel()

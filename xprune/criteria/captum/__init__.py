@@ -1,5 +1,5 @@
-"""Captum's attribution methods as criteria, over gates or at layers. `methods` makes a class for each name.
+"""Criteria from Captum's attribution methods, applied to gates or to layers. `methods` makes a class for each name.
 
-May import: what `criteria` may. A new class of Captum is found by itself; one that cannot score units gets a line in
-`methods.REFUSED` that says why.
+May import: the same as `criteria`. A new attribution class of Captum becomes a criterion without a change here. If it
+cannot score units, it needs a line in `methods.REFUSED` that says why.
 """

@@ -1,4 +1,7 @@
-"""Captum's attributions over gates: the gates are the input of a function whose output is the score of the class."""
+"""Captum's attributions over gates.
+
+To Captum, the gates are the input of a function. Its output is the log probability of a sample's own class.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,43 +26,54 @@ FORWARDS: Mapping[str, Callable[[int, Any], int]] = {
     "KernelShap": lambda features, own: own.n_samples,
     "Lime": lambda features, own: own.n_samples,
 }
-"""Forward passes over a batch that a perturbation method takes, by the number of features."""
+"""Name of a perturbation method -> the number of forward passes for a batch, from the number of features."""
 MOST = 100_000
+"""The largest number of forward passes for a batch that is not refused."""
 
 
 @dataclass(frozen=True)
 class GateMethod(CaptumMethod):
-    """Attributions to gates of 1, from gates of `baseline` (0: unit gone), of the log probability of the own class.
+    """Attributions of the log probability of the own class to gates of 1, compared with gates of `baseline`.
 
-    groups   features of a site at most, of a method that needs a forward pass for each: where a site has more units,
-             units that the gradient ranks alike are one feature. A unit's attribution is then its share of the
-             feature's, plus what the gradient says it differs by from the feature's mean; None: a feature a unit
+    A method with baselines has a field `baseline`. Its default 0 means that the unit is removed.
+
+    A method that needs a forward pass for each feature has a field `groups`: the largest number of features of a site.
+    If a site has more units, units with similar gradients form one feature. A unit's attribution is then an equal part
+    of its feature's attribution, plus the difference between the unit's gradient and the mean gradient of the feature.
+    None: each unit is a feature.
     """
 
     def passes(self, sites: Sequence[Site]) -> int:
-        """Of a perturbation method; PluginError for more than can be waited for, or fewer than can be solved."""
+        """Returns the number of forward passes for one batch of a perturbation method. 0 for other methods.
+
+        Raises:
+            PluginError: The number is above `MOST`, or too small for KernelShap, which solves for all features at once.
+        """
         features = sum(self._counts([site.size for site in sites]))
         passes = FORWARDS.get(self.attribution.__name__, lambda features, own: 0)(features, self)
+        # KernelShap fits a linear model with a coefficient for each feature, so it needs more samples than features.
         few = self.attribution is captum.attr.KernelShap and passes < features + 2
         if few or passes > MOST:
             why = f"cannot tell {features} features apart" if few else f"a batch for {features} features are too many"
+            advice = " (fewer) or n_samples (twice the features)" if few else " or n_samples (fewer)"
             raise PluginError(
                 f"{self.name}: {passes} forward passes {why}. Score heads alone (find_sites(..., units=('head',))), "
-                f"or change groups{' (fewer) or n_samples (twice the features)' if few else ' or n_samples (fewer)'}."
+                f"or change groups{advice}."
             )
         return passes
 
     def _counts(self, sizes: Sequence[int]) -> list[int]:
-        """Features of each site."""
+        """Returns the number of features of each site."""
         return [min(getattr(self, "groups", None) or size, size) for size in sizes]
 
     def attributions(self, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
-        """Captum's attributions to the gates of all sites, (samples, units)."""
+        """Computes the attributions to the gates of all sites. See `CaptumMethod.attributions`."""
         gates, sizes = Gates(sites, rows=batch.task.rows), [site.size for site in sites]
         low = getattr(self, "baseline", 0.0)
         ones = torch.ones(len(batch.index), sum(sizes), device=batch.index.device)
 
         def scored(values: Tensor, index: Tensor) -> Tensor:
+            """Returns the log probabilities of samples with the gates that Captum chooses, one row of gates each."""
             gates.values = values.split(sizes, dim=1)
             return batch.scores(index)
 
@@ -73,33 +87,56 @@ class GateMethod(CaptumMethod):
             given: dict[str, Any] = {"additional_forward_args": batch.index, **self.given(self.attribution.attribute)}
             names = signature(self.attribution.attribute).parameters
             if "baselines" in names:
+                # GradientShap draws from a distribution of baselines, and wants a tensor with a row for each of them.
                 given["baselines"] = low * ones[:1] if self.attribution is captum.attr.GradientShap else low
-            if "internal_batch_size" in names:  # one point of the path at a time
+            if "internal_batch_size" in names:
+                # By default, Captum takes all points of the integration path as one huge batch.
                 given["internal_batch_size"] = len(ones)
             tool = self.attribution(scored, **self.given(self.attribution.__init__))
             if "feature_mask" not in names:
                 found = tool.attribute(ones, **given)
             else:
+                # A gate moves from `low` to 1, so a linear model would change by the gradient times 1 - low.
                 slope = self._slope(scored, ones, batch.index) * (1 - low)
                 mask = self._mask(slope, sizes)
                 found = tool.attribute(ones, feature_mask=mask[None], **given)
-                found = _shared(found.float(), slope, mask)
+                found = _shared_out(found.float(), slope, mask)
         return found.detach(), incompleteness(found.detach(), difference)
 
     def _slope(self, scored: Callable[..., Tensor], ones: Tensor, index: Tensor) -> Tensor:
+        """Returns the gradient of each sample's log probability by its gates, at gates of 1, (samples, units)."""
         ones = ones.clone().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(scored(ones, index).sum(), ones)[0]
 
     def _mask(self, slope: Tensor, sizes: list[int]) -> Tensor:
-        """The feature of each unit, int64 (units,)."""
+        """Groups units with similar gradients into features.
+
+        Args:
+            slope: Gradients (samples, units).
+            sizes: The number of units of each site.
+
+        Returns:
+            The feature of each unit, int64 (units,). Features are numbered through all sites.
+        """
         counts = self._counts(sizes)
+        # `accumulate` gives the first feature of each site, and one number more at the end: hence not strict.
         parts = zip(slope.mean(0).split(sizes), sizes, counts, accumulate(counts, initial=0), strict=False)
-        return torch.cat([at + part.argsort().argsort() * n // size for part, size, n, at in parts])
+        # The second argsort turns the order into the rank of each unit, 0 to size - 1.
+        return torch.cat([first + part.argsort().argsort() * n // size for part, size, n, first in parts])
 
 
-def _shared(found: Tensor, slope: Tensor, mask: Tensor) -> Tensor:
-    """Attributions (samples, units) that repeat each feature's for its units, shared out: their sum stays."""
+def _shared_out(found: Tensor, slope: Tensor, mask: Tensor) -> Tensor:
+    """Divides the attribution of each feature among its units.
+
+    Args:
+        found: Attributions (samples, units), where each unit has the whole attribution of its feature.
+        slope: Gradients (samples, units).
+        mask: The feature of each unit, int64 (units,).
+
+    Returns:
+        Attributions (samples, units). Those of the units of a feature add up to the attribution of the feature.
+    """
     units = mask.bincount()
     mean = torch.zeros(len(slope), len(units), device=slope.device).index_add_(1, mask, slope) / units
     return found / units[mask] + slope - mean[:, mask]

@@ -1,4 +1,4 @@
-"""Captum's attributions to a layer's input, summed over the features and tokens of a unit."""
+"""Captum's attributions to the input of consumers, summed over the features and tokens of each unit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +17,26 @@ from xprune.surgery.gates import Gates
 
 @dataclass(frozen=True)
 class LayerMethod(CaptumMethod):
-    """Attributions to the input of the layers that units feed, of the log probability of the own class.
+    """Attributions of the log probability of the own class to the input of each consumer.
 
-    Baselines, where the method has them, are model inputs of `baseline` everywhere. Attributions of different layers
-    do not add up to anything: what flows past a layer is not in its share.
+    A method with baselines has a field `baseline`. The baseline is a model input that has this value everywhere.
+
+    Attributions of different layers do not add up to a total, because information also flows around a layer.
     """
 
     def passes(self, sites: Sequence[Site]) -> int:
-        """Of a method that takes steps, at one layer after the other."""
+        """Returns the number of forward passes for one batch: the steps of the method, times the number of layers."""
         return getattr(self, "n_steps", 0) * sum(len(site.consumers) for site in sites)
 
     def attributions(self, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
-        """Captum's attributions to the layers of all sites, (samples, units)."""
+        """Computes the attributions to the consumers of all sites. See `CaptumMethod.attributions`.
+
+        Raises:
+            DataError: An input of the model is not a float tensor. Captum needs gradients of inputs.
+        """
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         if not all(isinstance(each, Tensor) and each.is_floating_point() for each in inputs):
-            raise DataError(f"{self.name} wants float tensors as inputs of the model; use a method over gates instead.")
+            raise DataError(f"{self.name} wants float tensors as inputs of the model. Use a method over gates instead.")
         scored = _ClassScores(batch.context, len(inputs) > 1)
         names = signature(self.attribution.attribute).parameters
         given: dict[str, Any] = {"attribute_to_layer_input": True, **self.given(self.attribution.attribute)}
@@ -42,33 +47,50 @@ class LayerMethod(CaptumMethod):
         if "internal_batch_size" in names:
             given["internal_batch_size"] = len(batch.index)
         gates, columns = Gates(sites, rows=batch.task.rows), []
-        with gates.attached(batch.context.model):  # gives modules the forward that calls the layer
+        # The gates stay at 1. They are attached because some modules, such as torch's attention, compute the output
+        # projection without calling it. With gates, the modules get a forward that does call it.
+        with gates.attached(batch.context.model):
             for site in sites:
                 total = torch.zeros(len(batch.index), site.size, device=batch.index.device)
                 for path, axis in zip(site.consumers, site.axes, strict=True):
                     layer = batch.context.model.get_submodule(path)
                     tool = self.attribution(scored, layer, **self.given(self.attribution.__init__))
                     found = tool.attribute(inputs, **given)
+                    # The input of a layer may be a tuple. Its first entry holds the units.
                     found = found[0] if isinstance(found, tuple) else found
                     total += _by_unit(site, axis, found.detach().float(), gates, len(batch.index))
                 columns.append(total)
+        # These methods have no completeness error.
         return torch.cat(columns, dim=1), torch.zeros(len(batch.index), device=batch.index.device)
 
 
 class _ClassScores(nn.Module):
-    """Inputs -> log probabilities (samples, classes): some of Captum's methods want a module."""
+    """A module that returns log probabilities (samples, classes). Some of Captum's methods accept no function."""
 
     def __init__(self, context: Context, several: bool) -> None:
         super().__init__()
         self.model, self.task, self.several = context.model, context.task, several
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """Returns the log probabilities of the model for its inputs, which Captum passes one by one."""
         logs: Tensor = self.task.forward(self.model, inputs if self.several else inputs[0]).float().log_softmax(-1)
         return logs
 
 
 def _by_unit(site: Site, axis: int, found: Tensor, gates: Gates, samples: int) -> Tensor:
-    """Attributions as the layer's input has them -> (samples, units)."""
+    """Sums the attributions to a layer's input over tokens and features.
+
+    Args:
+        site: The site of the units.
+        axis: The feature axis of the layer's input.
+        found: Attributions, in the shape of the layer's input.
+        gates: The gates of the sites. They know which sample each row of the input belongs to.
+        samples: The number of samples.
+
+    Returns:
+        Attributions (samples, units).
+    """
+    # In a Swin attention each window of an image is a row, so there may be more rows than samples.
     rows = gates._rows(site, found, samples)
     flat = found.movedim(axis, -1).reshape(len(found), -1, site.size * site.width).sum(1)  # (rows, features)
     unit_major = site.layout == "unit-major"

@@ -1,4 +1,4 @@
-"""captum:NAME -> a criterion, for every attribution class of Captum that units can be scored by."""
+"""The criteria "captum:<class>": one for every attribution class of Captum that can score units."""
 
 from collections.abc import Mapping
 from dataclasses import make_dataclass
@@ -16,9 +16,12 @@ from xprune.errors import PluginError
 
 PREFIX = "captum:"
 COMPLETE = ("IntegratedGradients", "GradientShap", "ShapleyValueSampling", "ShapleyValues", "KernelShap")
+"""Methods whose attributions add up to the effect of all units together."""
 DEFAULTS: Mapping[str, Any] = {"n_steps": 16}
-"""Where Captum's own are dearer than units need."""
-_RULES = "its rules know ReLU and its kin, but no gate, LayerNorm, GELU or attention: over gates it would be {}"
+"""Settings whose default in Captum costs more time than scores of units need."""
+_RULES = (
+    "its rules know ReLU and similar functions, but no gate, LayerNorm, GELU or attention: over gates it would be {}"
+)
 REFUSED: Mapping[str, str] = {
     "DeepLift": _RULES.format("captum:InputXGradient under another name"),
     "DeepLiftShap": _RULES.format("captum:InputXGradient under another name"),
@@ -29,18 +32,20 @@ REFUSED: Mapping[str, str] = {
     "LayerFeaturePermutation": "it permutes single features of a token, not units; use captum:FeatureAblation",
     "LayerFeatureAblation": "it ablates single features of a token, not units; use captum:FeatureAblation",
     "LayerDeepLiftShap": "it wants a distribution of baseline inputs; use captum:LayerDeepLift",
-    "LayerGradCam": "it sums over the features that units are told apart by; use captum:LayerGradientXActivation",
+    "LayerGradCam": "it sums over the features that distinguish units; use captum:LayerGradientXActivation",
     "Occlusion": "it slides a window over neighbours, and units have none; use captum:FeatureAblation",
     "GuidedGradCam": "it explains inputs, not units",
     "NoiseTunnel": "it wraps another method; captum:GradientShap adds noise to gates (stdevs=0.1)",
     "DataLoaderAttribution": "it wraps another method, and batches are read here already",
     "LimeBase": "it is built from functions, not from settings; use captum:Lime",
 }
+"""Name of an attribution class that cannot score units -> the reason, and a better choice."""
 
 
 def served() -> dict[str, Any]:
-    """Captum's attribution classes that are criteria, by name."""
+    """Returns the attribution classes of Captum that can score units: name -> class."""
     found: dict[str, Any] = {}
+    # Neuron attributions explain one neuron, and LLM attributions explain tokens: neither scores units.
     for name in captum.attr.__all__:
         kind = getattr(captum.attr, name)
         fits = isclass(kind) and issubclass(kind, Attribution) and not issubclass(kind, NeuronAttribution)
@@ -51,15 +56,26 @@ def served() -> dict[str, Any]:
 
 @cache
 def member(name: str) -> type[CaptumMethod]:
-    """The criterion "captum:NAME", a frozen dataclass whose fields are the plain arguments of the Captum class.
+    """Makes the criterion of one attribution class of Captum.
 
-    Raises PluginError where there is no such class, or where it cannot score units, with the reason.
+    Args:
+        name: "captum:" and the name of the class, such as "captum:Saliency".
+
+    Returns:
+        A frozen dataclass. Its fields are the arguments of the Captum class that have plain values.
+
+    Raises:
+        PluginError: Captum has no such class, or the class cannot score units. The message gives the reason.
+
+    Example:
+        >>> member("captum:Saliency")()
+        Saliency(batches=None, abs=True)
     """
     short, known = name.removeprefix(PREFIX), served()
     if short in REFUSED:
         raise PluginError(f"{name} cannot score units: {REFUSED[short]}.")
     if short not in known:
-        raise PluginError(f"unknown criterion {name!r}; of Captum's, these score units: {', '.join(sorted(known))}.")
+        raise PluginError(f"unknown criterion {name!r}; known from Captum: {', '.join(sorted(known))}.")
     kind = known[short]
     given = {**settings(kind.__init__), **settings(kind.attribute)}
     names = signature(kind.attribute).parameters
@@ -68,11 +84,15 @@ def member(name: str) -> type[CaptumMethod]:
     fields = [(key, type(value), DEFAULTS.get(key, value)) for key, value in {**given, **more}.items()]
     base = LayerMethod if issubclass(kind, LayerAttribution) else GateMethod
     about = f"Captum's {short} of the class's log probability, {'at layers' if base is LayerMethod else 'over gates'}."
+    # `member` lets `xprune.core.registry.resolve` make the other criteria from any one of them.
     space = {"name": name, "attribution": kind, "complete": short in COMPLETE, "member": staticmethod(member)}
-    space |= {"__doc__": f"{about} {base.__doc__}", "__module__": __name__}
+    space |= {"__doc__": f"{about}\n\n    {base.__doc__}", "__module__": __name__}
     found: type[CaptumMethod] = make_dataclass(short, fields, bases=(base,), namespace=space, frozen=True)
     return found
 
 
 IntegratedGradients = member("captum:IntegratedGradients")
-"""Sundararajan et al., ICML 2017. In the table of criteria it stands for all of Captum's."""
+"""Integrated gradients (Sundararajan et al., ICML 2017).
+
+It is the only criterion from Captum in the table of criteria. The others are found through it, by its method `member`.
+"""

@@ -1,6 +1,7 @@
-"""The table of unit kinds: what can be removed. One file each; entry points of the group `xprune.unit_kinds` add more.
+"""The table of unit kinds, one file each: heads, neurons, channels.
 
 May import: discovery, core. To add a kind, write a subclass of `UnitKind` in a file here and name it in the table.
+Another package adds a kind through the entry-point group `xprune.unit_kinds`.
 """
 
 from collections.abc import MutableMapping
@@ -12,4 +13,4 @@ from xprune.discovery.kinds.head import Head
 from xprune.discovery.kinds.neuron import Neuron
 
 UNIT_KINDS: MutableMapping[str, UnitKind] = table("unit_kinds", (Head(), Neuron(), Channel()), UnitKind)
-"""Unit kind by name. A script adds its own here; a package, through an entry point."""
+"""Unit kind by name. A script adds a kind by assignment, a package through an entry point."""

@@ -1,22 +1,49 @@
-"""Channels: the features of residual streams, found in the dependency graph and proved."""
+"""The unit kind "channel": features of residual streams, found in the dependency graph and proved."""
 
 from xprune.core.unit_kind import Found, Search, UnitKind
 from xprune.discovery.kinds.neuron import Neuron
 
 
 class Channel(UnitKind):
-    """Channels: features of a residual stream, which every layer on the stream reads and writes."""
+    """Channels: features of a residual stream, which the blocks read from and add to.
+
+    A channel is removed from every layer, norm and embedding on the stream. `find_sites` looks for channels only if
+    `units` names them.
+
+    Example:
+        >>> import torch
+        >>> import xprune
+        >>> from torch import nn
+        >>> block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> model = nn.Sequential(nn.Linear(3, 8), block, nn.Linear(8, 2))
+        >>> sites = xprune.find_sites(model, torch.randn(4, 5, 3), units="channel")
+        >>> [(site.name, site.size, site.consumers) for site in sites]
+        [('stream:0', 8, ('1.self_attn', '1.linear1', '2'))]
+    """
 
     name = "channel"
     plural = "channels"
     needs = ("head", "neuron")
-    order = -1  # a module that goes as a whole afterwards leaves a bias, which has to have lost its channels by then
+    # Channels are cut before heads and neurons. A module that loses all its units is replaced by the bias of its last
+    # layer, and that bias has to have lost its channels by then.
+    order = -1
     crosses = True
     found_by = "the graph"
 
     def find(self, search: Search) -> Found:
-        """Finds the streams between the modules that adapters and heads have taken."""
-        from xprune.discovery.channels import channel_sites  # needs torch-pruning, which loading does not
+        """Finds the residual streams that connect the modules found so far.
+
+        Args:
+            search: The model and the sites so far. The hidden features of its neuron sites are not taken for a stream.
+
+        Returns:
+            The streams, each as one site.
+
+        Raises:
+            ModelError: No stream can be pruned exactly.
+        """
+        # This imports torch-pruning, which `xprune.load` does not need.
+        from xprune.discovery.channels import channel_sites
 
         hidden = [site for site in search.sites.values() if site.kind == Neuron.name]
         found = channel_sites(search.model, search.example_inputs, search.closed, hidden)

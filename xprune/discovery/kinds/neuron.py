@@ -1,4 +1,4 @@
-"""Neurons: the hidden features of MLPs, found in the dependency graph, or proposed by structure and proved."""
+"""The unit kind "neuron": hidden features of MLPs, found in the dependency graph or proposed by structure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,17 @@ from xprune.discovery.candidates import Structure, heads_of, linears_of
 
 
 class Neuron(UnitKind):
-    """Neurons: hidden features of an MLP, between its layers."""
+    """Neurons: hidden features of an MLP, between its first and its last layer.
+
+    Example:
+        >>> import torch
+        >>> import xprune
+        >>> from torch import nn
+        >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        >>> (site,) = xprune.find_sites(nn.Sequential(mlp, nn.Linear(4, 2)), torch.randn(3, 4), units="neuron")
+        >>> site.name, site.size, site.consumers
+        ('0', 6, ('0.2',))
+    """
 
     name = "neuron"
     plural = "neurons"
@@ -19,26 +29,48 @@ class Neuron(UnitKind):
     found_by = "the graph, or proof"
 
     def find(self, search: Search) -> Found:
-        """Finds neurons outside the modules that adapters and heads have taken."""
-        from xprune.discovery.by_structure import sites_by_structure  # both need torch-pruning, which loading does not
+        """Finds neurons outside the modules that adapters and heads have taken.
+
+        The dependency graph comes first. Modules that it does not explain are then tried by structure, for example an
+        MLP whose first layer makes gate and value in one weight.
+
+        Args:
+            search: The model, the sites so far, and the modules not to look into.
+
+        Returns:
+            The sites, and the reason for each MLP or layer that gives none.
+        """
+        # This imports torch-pruning, which `xprune.load` does not need.
+        from xprune.discovery.by_structure import sites_by_structure
         from xprune.discovery.dependency_graph import CannotTraceError
         from xprune.discovery.neurons import neuron_sites
 
         model, inputs = search.model, search.example_inputs
-        in_graph, followed = list[Site](), dict[str, str]()
+        in_graph, graph_left = list[Site](), dict[str, str]()
         try:
-            in_graph, followed = neuron_sites(model, inputs, search.closed)
-        except CannotTraceError as reason:  # it runs, so what is known of its modules still holds
-            followed = {type(model).__name__: str(reason)}
-        seen = {site.name: site for site in in_graph}
-        proved, left = sites_by_structure(model, inputs, {**search.sites, **seen}, MlpStructure())
-        found, known = {**search.sites, **seen, **proved}, {**search.left, **left}
-        more = {path: why for path, why in followed.items() if not _covered(path, found, known)}
-        return Found({**seen, **proved}, {**left, **more})
+            in_graph, graph_left = neuron_sites(model, inputs, search.closed)
+        except CannotTraceError as reason:
+            # The model runs, it only cannot be traced. Sites from adapters and by structure need no trace.
+            graph_left = {type(model).__name__: str(reason)}
+        from_graph = {site.name: site for site in in_graph}
+        by_structure, structure_left = sites_by_structure(model, inputs, {**search.sites, **from_graph}, MlpStructure())
+        found = {**search.sites, **from_graph, **by_structure}
+        known_reasons = {**search.left, **structure_left}
+        more = {path: why for path, why in graph_left.items() if not _is_explained(path, found, known_reasons)}
+        return Found({**from_graph, **by_structure}, {**structure_left, **more})
 
 
 class MlpStructure(Structure):
-    """A module without heads that has two or more linear layers of its own."""
+    """An MLP as its structure shows it: a module without heads that has two or more linear layers.
+
+    Example:
+        >>> from torch import nn
+        >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        >>> MlpStructure().fits(mlp)
+        True
+        >>> MlpStructure().sizes(mlp, features=6)
+        [6]
+    """
 
     kind = "neuron"
     called = "hidden neurons"
@@ -46,27 +78,27 @@ class MlpStructure(Structure):
     around = True
 
     def fits(self, module: nn.Module) -> bool:
-        """See Structure.fits."""
+        """Returns True if the module has two or more linear layers and no attribute for a number of heads."""
         return heads_of(module) is None and len(linears_of(module)) > 1
 
     def sizes(self, module: nn.Module, features: int) -> list[int]:
-        """See Structure.sizes."""
+        """Returns one size: each feature that the last layer reads is a neuron, see Structure.sizes."""
         return [features]
 
     def too_few(self, module: nn.Module, layers: int) -> str:
-        """See Structure.too_few."""
+        """Returns "": a module that calls fewer than two linear layers is not an MLP, see Structure.too_few."""
         return ""
 
     def only_one(self) -> str:
-        """See Structure.only_one."""
+        """Returns "": a single hidden feature needs no explanation, see Structure.only_one."""
         return ""
 
-    def plausible(self, features: int, made: Sequence[int]) -> bool:
-        """See Structure.plausible."""
-        return any(rows % features == 0 for rows in made)
+    def plausible(self, features: int, produced: Sequence[int]) -> bool:
+        """Returns True if a layer makes `features` features or a multiple of them, see Structure.plausible."""
+        return any(rows % features == 0 for rows in produced)
 
 
-def _covered(path: str, found: Mapping[str, Site], left: Mapping[str, str]) -> bool:
-    """True for a layer that belongs to a site, or to a module that has a reason of its own."""
-    ours = any(path in site.consumers or path in site.modules for site in found.values())
-    return ours or any(path == other or path.startswith(f"{other}.") for other in left)
+def _is_explained(path: str, found: Mapping[str, Site], left: Mapping[str, str]) -> bool:
+    """Returns True for a layer that belongs to a site, or lies in a module that already has a reason."""
+    in_site = any(path in site.consumers or path in site.modules for site in found.values())
+    return in_site or any(path == other or path.startswith(f"{other}.") for other in left)

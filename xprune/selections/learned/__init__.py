@@ -1,6 +1,6 @@
-"""A threshold for each site, learned by gradient. `selection` is the plug-in, `learner` takes its steps.
+"""A selection that learns a threshold for each site. `selection` is the plug-in, and `learner` trains the thresholds.
 
-May import: what `selections` may.
+May import: the same as `selections`.
 """
 
 from xprune.selections.learned.selection import LearnedThresholds
