@@ -26,7 +26,7 @@ def tiny(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
 
 
 def maxxvit(block: str = "T", conv: Any = None, **kwargs: Any) -> Callable[[], nn.Module]:
-    """Returns a function that builds a MaxViT, CoAtNet or MaxxViT with one convolution block and one attention block."""
+    """Returns a function that builds a MaxViT, CoAtNet or MaxxViT with one block of each stage."""
     transformer = MaxxVitTransformerCfg(dim_head=16, window_size=(2, 2), grid_size=(2, 2), **kwargs)
     cfg = MaxxVitCfg((16, 32), (1, 1), ("C", block), 8, conv_cfg=conv or MaxxVitConvCfg(), transformer_cfg=transformer)
     return lambda: MaxxVit(cfg, img_size=32, num_classes=CLASSES)
