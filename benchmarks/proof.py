@@ -9,7 +9,7 @@ Every method starts from the same dense models and gets the same data, budgets a
 random scores are in the table too. The figure is the accuracy on test images, before and after fine-tuning.
 
 --ablation changes one setting of the masks or of the learned thresholds at a time, without fine-tuning. --distilled
-fine-tunes with the outputs of the dense model beside the labels, at half of the MACs.
+fine-tunes with the labels and the outputs of the dense model, at half of the MACs.
 
 The result is docs/results/proof-NAME, ablation-NAME or distilled-NAME, with comparison.json, table.md and accuracy.png.
 Each cell of the table is written when it is done, so a stopped benchmark continues.
