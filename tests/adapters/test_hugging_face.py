@@ -1,4 +1,4 @@
-"""Hugging Face: exact for each family, batches as mappings, every criterion."""
+"""Tests that the Hugging Face families are pruned exactly, with batches as mappings and every criterion."""
 
 import re
 from pathlib import Path

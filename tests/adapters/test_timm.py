@@ -1,4 +1,4 @@
-"""timm's ViT-like families: pruned equals gated, and replacement forwards compute what timm's compute."""
+"""Tests that timm's ViT families are pruned exactly, and that replaced forwards compute the same as timm's."""
 
 import pytest
 import torch
@@ -9,12 +9,13 @@ from xprune.core.plan import Plan
 from xprune.modules.copies import shared_copy
 from xprune.testing import check_exact, perturb, random_plan
 
-pytestmark = pytest.mark.smoke  # which layers timm has, and what they compute, changes from release to release
+# timm's layers change from release to release, so these tests also run on its lowest allowed version.
+pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture(params=TIMM_VIT)
 def case(request):
-    """(model, images, the names of the adapters that its sites have to be of)."""
+    """Returns the model, images, and the names of the adapters that have to give its sites."""
     build, adapters = TIMM_VIT[request.param]
     torch.manual_seed(0)
     side = SIZES.get(request.param, SIZE)

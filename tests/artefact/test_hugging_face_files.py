@@ -1,4 +1,4 @@
-"""Files of Hugging Face models: rebuilt without the hub, closed to what could load weights or code."""
+"""Tests that saved Hugging Face models load without the hub, and that their files cannot load other code."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""save and load: equal bit for bit, truthful about the architecture, closed to files that are not ours."""
+"""Tests that a loaded model equals the saved one bit for bit, and that wrong or foreign files are refused."""
 
 import json
 

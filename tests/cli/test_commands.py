@@ -1,4 +1,4 @@
-"""The command line, as a user types it: on a folder of images, with every command, and with every typing error."""
+"""Tests every command of the command line on a folder of images, and the messages for wrong arguments."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ ARGS = {**VIT, "num_classes": CLASSES}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An ImageFolder: train/ and val/, a folder a class, images of several sizes."""
+    """Returns a folder with train/ and val/, a folder for each class, and images of several sizes."""
     root, chance = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for label in range(CLASSES):

@@ -1,4 +1,4 @@
-"""Captum's methods as criteria: all of them hold to the contract, and a few equations against slow references."""
+"""Tests every method of Captum as a criterion, and compares some with slow references."""
 
 import pytest
 import torch
@@ -29,7 +29,8 @@ def test_contract(name):
     scores = check_criterion(f"captum:{name}{FEW.get(name, '')}", build("vit"), loader(7, 7))
     assert scores.criterion == f"captum:{name}"
     assert all(table.shape == (CLASSES, site.size) for site, table in zip(scores.sites, scores.classwise, strict=True))
-    for table, values in zip(scores.classwise, scores.values, strict=True):  # one sample of each class
+    # There is one sample of each class, so the mean over classes is the score.
+    for table, values in zip(scores.classwise, scores.values, strict=True):
         torch.testing.assert_close(table.mean(0), values, rtol=1e-4, atol=1e-6)
 
 
@@ -40,7 +41,8 @@ def test_windows_and_shifted_windows_too(name, model):
 
 
 def test_layers_whose_input_captum_cannot_fold_are_refused():
-    model = build("swin")  # windows stand in the batch
+    # Swin folds its windows into the batch, so a batch has more rows than samples.
+    model = build("swin")
     with pytest.raises(xprune.PluginError, match="captum:LayerConductance cannot run on this model"):
         xprune.score(model, xprune.find_sites(model, images()), loader(4, 4), "captum:LayerConductance")
 
@@ -87,7 +89,8 @@ def test_groups_keep_their_sum_and_order_their_units():
 def test_saliency_is_the_gradient_by_finite_differences():
     model, (x, y) = build("vit"), next(iter(loader(7, 7)))
     site = xprune.find_sites(model, x)[1]
-    slow = reference.taylor(build("vit"), site, x, y)  # of the loss, minus the log probability
+    # The loss is minus the log probability, so the signs differ.
+    slow = reference.taylor(build("vit"), site, x, y)
     for text, wanted in (
         ("Saliency", slow.abs().mean(0)),
         ("Saliency,abs=False", -slow.mean(0)),

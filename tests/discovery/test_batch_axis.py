@@ -1,4 +1,4 @@
-"""Sequence-first models: the sites, gates, costs, scores and plan of their batch-first twins."""
+"""Tests that a model that takes tokens first gives the same results as its batch-first twin."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_each_sample_has_gates_of_its_own(length):
 
 
 class Coupled(torch.nn.Module):
-    """Mixes samples as well as tokens, so that nothing tells the two axes apart."""
+    """Mixes samples and tokens in the same way, so the sample axis cannot be found."""
 
     def __init__(self):
         super().__init__()

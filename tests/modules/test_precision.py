@@ -1,4 +1,4 @@
-"""Precision: what the caller allows is put aside and put back, and narrow tensors are lifted as they are read."""
+"""Tests that proofs compute in full precision, and put the caller's settings back."""
 
 import pytest
 import torch

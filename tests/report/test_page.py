@@ -1,4 +1,4 @@
-"""The page of a report in a real browser: from a real run, at full size, and closed to what names may hold."""
+"""Tests the page of a report in a real browser, also at full size and with dangerous names."""
 
 import re
 import shutil
@@ -31,7 +31,7 @@ def browser():
 
 
 def opened(browser, path, width=1280):
-    """(the page, ready; its console errors; its requests)."""
+    """Returns the page when it is ready, its console errors and its requests."""
     page, errors, requests = browser.new_page(viewport={"width": width, "height": 900}), [], []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))

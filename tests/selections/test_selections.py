@@ -1,4 +1,4 @@
-"""Selection and budget: never over, nothing wasted, the same seed the same plan."""
+"""Tests that every selection uses its budget, never exceeds it, and gives the same plan for the same seed."""
 
 import torch
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ QUICK = {"learned": xprune.LearnedThresholds(steps=3)}
 
 
 def case(name, seed=0):
-    """(model, sites, random scores), built once: hypothesis asks many times."""
+    """Returns a model, its sites and random scores. They are built once, since hypothesis runs many examples."""
     if (name, seed) not in CACHE:
         model = build(name)
         sites = xprune.find_sites(model, images())
