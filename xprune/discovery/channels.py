@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
@@ -19,7 +18,7 @@ from xprune.discovery.stream_shapes import stream_parts_by_shape
 from xprune.discovery.stream_walk import WRITERS, Holder, Refused, holders
 from xprune.errors import ModelError
 from xprune.modules.copies import alias, own
-from xprune.modules.norms import over_features
+from xprune.modules.norms import BATCH_NORMS, over_features
 from xprune.modules.paths import tensor_at
 from xprune.modules.removed import Removed
 from xprune.surgery import exactness
@@ -129,7 +128,7 @@ def _is_stream(found: Sequence[Holder]) -> bool:
 
 
 def _owner_is_norm(module: Any) -> bool:
-    return isinstance(module, (_BatchNorm, nn.GroupNorm)) or over_features(module)
+    return isinstance(module, (*BATCH_NORMS, nn.GroupNorm)) or over_features(module)
 
 
 def _site(
@@ -198,7 +197,7 @@ def _member(stream: _Stream, path: str, holder: Holder, known: Mapping[str, Site
             stream.cut(f"{path}.bias", 0, width)
     elif isinstance(module, nn.Embedding):
         stream.cut(f"{path}.weight", 1, width)
-    elif isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm)) or over_features(module):
+    elif isinstance(module, (nn.Linear, nn.Conv2d, *BATCH_NORMS)) or over_features(module):
         for name in names:
             stream.cut(name, 0, width)
     elif names:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
@@ -16,6 +15,7 @@ from xprune.core.site import Cut, Site
 from xprune.errors import ModelError, XPruneError
 from xprune.modules.calls import call, tensors_in
 from xprune.modules.copies import alias
+from xprune.modules.norms import BATCH_NORMS
 from xprune.modules.paths import is_linear
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -65,7 +65,7 @@ def _first_readers(model: nn.Module, site: Site, example_inputs: Any) -> tuple[l
 
     copy.get_submodule(site.name).register_forward_hook(source)
     for path, module in copy.named_modules():
-        if is_linear(module) or isinstance(module, _BatchNorm):
+        if is_linear(module) or isinstance(module, BATCH_NORMS):
             module.register_forward_pre_hook(reads(path, is_linear(module)))
     with torch.enable_grad():
         outputs = tensors_in(call(copy, example_inputs))

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch_pruning as tp
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.core.site import Cut, Site
 from xprune.discovery.dependency_graph import reached, trace, unknown_operation
 from xprune.discovery.placeholders import Placeholder
-from xprune.modules.norms import over_features
+from xprune.modules.norms import BATCH_NORMS, over_features
 from xprune.modules.paths import is_linear
 from xprune.modules.removed import Removed
 
@@ -73,7 +72,7 @@ def _hidden(graph: Any, reader: Any, path: str, paths: Mapping[nn.Module, str]) 
             if not apart and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
                 return None
             written = written or not apart
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, BATCH_NORMS):
             pass  # each channel has statistics of its own, and they are cut with it
         elif over_features(module) and norms <= {paths[module]}:
             norms.add(paths[module])

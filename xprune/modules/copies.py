@@ -5,10 +5,10 @@ import copy
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError
 from xprune.modules.calls import tensors_in
+from xprune.modules.norms import BATCH_NORMS
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -94,7 +94,7 @@ def stirred(model: nn.Module, scale: float = 0.1) -> nn.Module:
         if parameter.is_floating_point() and (parameter.dim() < 2 or _all_equal(parameter)):
             parameter.data = parameter.data + noise(parameter)
     for module in copy.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+        if isinstance(module, BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
             module.running_mean = module.running_mean + noise(module.running_mean)
             module.running_var = module.running_var * (1 + noise(module.running_var).abs())
     return copy

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from xprune.errors import GateError
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""The norms with statistics for each channel, so that a channel is cut without a change to the others."""
+
 
 def over_features(norm: nn.Module) -> bool:
     """True for a norm with one statistic over all features: a LayerNorm, an RMSNorm, or a GroupNorm of one group."""

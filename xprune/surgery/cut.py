@@ -6,13 +6,13 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.core.interfaces import Adapter
 from xprune.core.plan import Plan
 from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import PlanError
+from xprune.modules.norms import BATCH_NORMS
 from xprune.modules.paths import attribute_at, is_linear, set_attribute, tensor_at
 from xprune.modules.removed import Removed
 
@@ -162,7 +162,7 @@ def _sync(module: Any) -> None:
         module.embedding_dim = module.weight.shape[1]
     elif is_linear(module):
         module.out_channels, module.in_channels = tensor_at(module, "weight").shape
-    elif isinstance(module, _BatchNorm):
+    elif isinstance(module, BATCH_NORMS):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 
 
