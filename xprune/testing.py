@@ -17,7 +17,7 @@ from xprune.core.task import Task, example_of, known_axis
 from xprune.costs.count import count_resources
 from xprune.costs.measure import measure_costs
 from xprune.discovery.find import find_sites
-from xprune.modules.copies import alias, tensors
+from xprune.modules.copies import alias, tables_of, tensors
 from xprune.pipeline import score, select
 from xprune.surgery.apply import apply
 from xprune.surgery.cut import remove_units
@@ -50,7 +50,7 @@ def random_plan(sites: Sequence[Site], seed: int, gone: float = 0.15) -> Plan:
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """Everything of a model that pruning must leave alone: bits, modes, gradients' flags, hooks, classes."""
     modules = {
-        path: (type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+        path: (type(m), m.training, [len(table) for table in tables_of(m)], "forward" in vars(m))
         for path, m in model.named_modules()
     }
     return {

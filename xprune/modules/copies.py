@@ -1,6 +1,7 @@
 """Copies of a model that share its weights or own them, and the model inside its wrappers."""
 
 import copy
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
@@ -120,6 +121,21 @@ def own(model: nn.Module, original: nn.Module) -> nn.Module:
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every parameter and buffer under every name it has."""
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer that a module holds itself, without those of its children."""
+    named = module.named_parameters(recurse=False, remove_duplicate=False)
+    return [*named, *module.named_buffers(recurse=False, remove_duplicate=False)]
+
+
+EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
+"""Names of the attributes that torch gives to every module."""
+
+
+def tables_of(module: nn.Module) -> list[dict[Any, Any]]:
+    """The dictionaries that torch gives to every module: of parameters, of buffers, of children, and of hooks."""
+    return [held for name, held in vars(module).items() if name in EVERY_MODULE_HAS and isinstance(held, dict)]
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

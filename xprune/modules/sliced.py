@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from xprune.modules.copies import tensors_of
+from xprune.modules.paths import tensor_at
+
 
 class Sliced(Tensor):
     """What `source` is once only some indices along some of its axes are left.
@@ -81,13 +84,14 @@ def fill(model: nn.Module, starts: Callable[[], None] = _nothing) -> nn.Module:
         model: The model, which is changed.
         starts: Called once the first tensor is made and before the first source is let go.
     """
-    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    sizes: dict[int, int] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if isinstance(tensor, Sliced):
-                    places.setdefault(id(tensor), []).append((held, name))
-    waiting = sorted(places.values(), key=lambda where: where[0][0][where[0][1]].numel())
+        for name, tensor in tensors_of(module):
+            if isinstance(tensor, Sliced):
+                places.setdefault(id(tensor), []).append((module, name))
+                sizes[id(tensor)] = tensor.numel()
+    waiting = [places[key] for key in sorted(places, key=sizes.__getitem__)]
     interrupted: KeyboardInterrupt | None = None
     while waiting:
         try:
@@ -101,13 +105,13 @@ def fill(model: nn.Module, starts: Callable[[], None] = _nothing) -> nn.Module:
     return model
 
 
-def _fill_in(places: Sequence[tuple[dict[str, Any], str]], starts: Callable[[], None]) -> None:
+def _fill_in(places: Sequence[tuple[nn.Module, str]], starts: Callable[[], None]) -> None:
     """Makes one tensor and puts it wherever it belongs."""
-    held, name = places[0]
-    made = old = held[name]
+    module, name = places[0]
+    made = old = tensor_at(module, name)
     if isinstance(old, Sliced):  # else an interrupt came after it was put there
         made = old.whole()
         made = nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made
     starts()
-    for held, name in places:
-        held[name] = made
+    for module, name in places:
+        setattr(module, name, made)

@@ -10,7 +10,7 @@ from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.core.provenance import inherit
 from xprune.errors import ModelError
-from xprune.modules.copies import alias, own, unwrap
+from xprune.modules.copies import alias, own, tables_of, unwrap
 from xprune.modules.sliced import fill, slice_of
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
@@ -76,9 +76,8 @@ class _Structure:
     """The modules of a model, their classes and all that they hold, to put back where a cut ends half-way."""
 
     def __init__(self, model: nn.Module) -> None:
-        tables = ("_parameters", "_buffers", "_modules")
         self.held = [
-            (module, type(module), {**vars(module), **{name: dict(vars(module)[name]) for name in tables}})
+            (module, type(module), dict(vars(module)), [(table, dict(table)) for table in tables_of(module)])
             for module in model.modules()
         ]
 
@@ -88,7 +87,11 @@ class _Structure:
 
     def put_back(self) -> None:
         """Makes the model what it was, unless that is forgotten."""
-        for module, kind, state in self.held:
+        for module, kind, state, tables in self.held:
             module.__class__ = kind
             vars(module).clear()
             vars(module).update(state)
+            # The tables themselves stay: the handles of hooks point to them.
+            for table, items in tables:
+                table.clear()
+                table.update(items)

@@ -12,6 +12,7 @@ from xprune.core.plan import Plan
 from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import PlanError
+from xprune.modules.copies import tensors_of
 from xprune.modules.norms import BATCH_NORMS
 from xprune.modules.paths import attribute_at, is_linear, set_attribute, tensor_at
 from xprune.modules.removed import Removed
@@ -169,7 +170,6 @@ def _sync(module: Any) -> None:
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                owners.setdefault(id(tensor), []).append((module, name))
+        for name, tensor in tensors_of(module):
+            owners.setdefault(id(tensor), []).append((module, name))
     return owners

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xprune.core.plan import Plan
 from xprune.errors import SurgeryError, XPruneError
 from xprune.modules.calls import call, map_tensors, slow_path
-from xprune.modules.copies import alias, reference_device, refuse_meta, tensors
+from xprune.modules.copies import EVERY_MODULE_HAS, alias, reference_device, refuse_meta, tensors
 from xprune.modules.digest import slots_of
 from xprune.modules.precision import exact_arithmetic, lifted
 from xprune.modules.sliced import fill
@@ -161,13 +161,11 @@ def _marks(model: nn.Module) -> list[Any]:
 
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in _OWN or name == "_buffers":
+            if name not in EVERY_MODULE_HAS:
                 mark(value, 0)
+        for buffer in module.buffers(recurse=False):
+            mark(buffer, 0)
     return found
-
-
-_OWN = set(vars(nn.Module()))
-"""What every module has: its tensors, parts and hooks."""
 
 
 class _Same:
