@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 
+from xprune.modules.torch_private import has_pre_hooks
+
 
 class _MeanOfHeads:
     """Where hooks look on, heads (nodes, heads, channels) pass the aggregation once more, each node by itself.
@@ -24,7 +26,7 @@ class _MeanOfHeads:
     ) -> Tensor:
         """Messages (edges, heads, channels) to (nodes, heads, channels)."""
         out = self.aggr_module.forward(inputs, index, ptr=ptr, dim_size=dim_size, dim=self.node_dim)
-        if self.aggr_module._forward_pre_hooks:
+        if has_pre_hooks(self.aggr_module):
             itself = torch.arange(len(out), device=out.device)
             out = self.aggr_module(out, itself, dim_size=len(out), dim=self.node_dim)
         return out * (self.heads / (self.dense_heads or self.heads))

@@ -8,16 +8,14 @@ from torch.nn import functional as F
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Forwards, Stream
+from xprune.modules.torch_private import NoFastPath
 
 
-class HeadedAttention(nn.MultiheadAttention):
+class HeadedAttention(NoFastPath, nn.MultiheadAttention):
     """nn.MultiheadAttention of any number of heads, 0 too, which need not fill `embed_dim`; it calls its `out_proj`.
 
     torch's own passes the weight of `out_proj` to a function, so that no hook on that layer ever fires.
     """
-
-    _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)
-    """What nn.TransformerEncoderLayer asks before it takes the fast path, which needs heads that fill the width."""
 
     def forward(
         self,
@@ -93,11 +91,12 @@ class HeadedAttention(nn.MultiheadAttention):
 
     def _nested(self, x: Tensor) -> Tensor:
         """Self-attention over the nested tensor that nn.TransformerEncoder makes of a padded batch, in inference."""
-        lengths = torch.tensor([len(row) for row in x.unbind()], device=x.device)
+        counts = [len(row) for row in x.unbind()]
+        lengths = torch.tensor(counts, device=x.device)
         padded = x.to_padded_tensor(0.0)  # (batch, tokens, features)
         there = torch.arange(padded.shape[1], device=x.device) < lengths[:, None]
         out, _ = self(padded, padded, padded, key_padding_mask=~there, need_weights=False)
-        return torch._nested_tensor_from_mask(out, there, mask_check=False)
+        return torch.nested.as_nested_tensor([row[:count] for row, count in zip(out, counts, strict=True)])
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

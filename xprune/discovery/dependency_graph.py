@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch_pruning._helpers import _HybridIndex
 
 from xprune.core.site import Site
 from xprune.discovery.operations import PRODUCTS, ends, keeps_apart, name_of
@@ -20,6 +19,7 @@ from xprune.discovery.placeholders import (
     PlaceholderPruner,
     put_placeholders,
 )
+from xprune.discovery.torch_pruning_private import Graph, as_index
 from xprune.errors import ModelError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import alias
@@ -57,7 +57,7 @@ class _LinearPruner(tp.function.LinearPruner):
 _LINEAR = _LinearPruner()
 
 
-class _Graph(tp.DependencyGraph):
+class _Graph(Graph):
     """torch-pruning's graph, which guesses from one flag whether a reshape flattens maps or only moves tokens.
 
     On torch versions whose autograd nodes do not tell sizes; a wrong guess makes index lists explode. It looks at
@@ -68,7 +68,6 @@ class _Graph(tp.DependencyGraph):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._tokens = False
         self.shapes: dict[nn.Module, tuple[list[int], list[int]]] = {}
         self.made: dict[nn.Module, Any] = {}
         super().__init__()
@@ -81,15 +80,7 @@ class _Graph(tp.DependencyGraph):
             self.shapes[module] = list(given[0].shape), list(made[0].shape)
             self.made[module] = made[0].grad_fn
         if is_linear(module) or isinstance(module, Placeholder):
-            self._tokens = self._tokens or made[0].dim() > 2
-
-    @property
-    def _2d_4d(self) -> bool:
-        return not self._tokens
-
-    @_2d_4d.setter
-    def _2d_4d(self, _: bool) -> None:
-        pass
+            self.has_tokens = self.has_tokens or made[0].dim() > 2
 
 
 def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[nn.Module, Any]:
@@ -156,7 +147,7 @@ def reached(graph: Any, reader: nn.Module, handler: Any, probe: int) -> Iterator
         for dep in node.dependencies:
             if not dep.is_triggered_by(handler) or (dep.target, dep.handler) in seen:
                 continue
-            idxs = [_HybridIndex(idx=probe, root_idx=probe)]
+            idxs = as_index(probe)
             for mapping in dep.index_mapping:
                 idxs = mapping(idxs) if mapping is not None else idxs
             plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS

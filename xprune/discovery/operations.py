@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from xprune.modules.torch_private import saved_dim, saved_input, saved_sizes
+
 _NUMBERS = """
 Abs Acos Add Addcdiv Addcmul Asin Atan Celu Clamp ClampMax ClampMin Clone Cos Cosh Div Elu Erf Erfc Exp Exp2 Expm1 Fmod
 Gelu Hardshrink Hardsigmoid Hardswish Hardtanh LeakyRelu Lerp Log Log10 Log1P Log2 LogSigmoid LogSigmoidForward
@@ -53,7 +55,7 @@ def ends(node: Any) -> bool:
 
 def _mean_over_map(node: Any, features: int | None) -> bool:
     """True for a mean over height and width, which leaves each channel to itself."""
-    dims, shape = getattr(node, "_saved_dim", None), _map_of(node)
+    dims, shape = saved_dim(node), _map_of(node)
     if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4 or features not in (None, shape[1]):
         return False
     return {dim - 2**64 if dim >= 2**63 else dim for dim in dims} <= {2, 3, -1, -2}
@@ -61,6 +63,6 @@ def _mean_over_map(node: Any, features: int | None) -> bool:
 
 def _map_of(node: Any) -> list[int]:
     """The shape of what an operation over maps is given; [] where its node does not tell."""
-    sizes: Any = getattr(node, "_saved_self_sym_sizes", None)
-    sizes = getattr(getattr(node, "_saved_self", None), "shape", ()) if sizes is None else sizes
+    sizes = saved_sizes(node)
+    sizes = getattr(saved_input(node), "shape", ()) if sizes is None else sizes
     return [int(size) for size in sizes]

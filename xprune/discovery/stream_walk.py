@@ -7,11 +7,11 @@ from typing import Any
 
 import torch_pruning as tp
 from torch import nn
-from torch_pruning._helpers import _HybridIndex
-from torch_pruning.dependency.index_mapping import _ConcatIndexMapping, _SliceIndexMapping, _SplitIndexMapping
 
 from xprune.discovery.placeholders import Placeholder
+from xprune.discovery.torch_pruning_private import JOINS_AND_SPLITS, SLICES, as_index
 from xprune.modules.paths import is_linear
+from xprune.modules.torch_private import saved_dim, saved_sizes
 
 WRITERS = (nn.Linear, nn.Conv2d, nn.Embedding, Placeholder)
 """What writes to a stream."""
@@ -141,10 +141,8 @@ def _sideways(graph: Any, node: Any, handler: Any, size: int) -> bool:
 def _mapped(dep: Any, index: int, size: int) -> int | None:
     """Where the channel is after the dependency; None for nowhere. Guesses about reshapes are left out."""
     for mapping in dep.index_mapping:
-        if isinstance(mapping, (_ConcatIndexMapping, _SplitIndexMapping)) or (
-            isinstance(mapping, _SliceIndexMapping) and _of_features(dep, size)
-        ):
-            found = mapping([_HybridIndex(idx=index, root_idx=index)])
+        if isinstance(mapping, JOINS_AND_SPLITS) or (isinstance(mapping, SLICES) and _of_features(dep, size)):
+            found = mapping(as_index(index))
             if not found:
                 return None
             index = int(found[0].idx)
@@ -154,6 +152,5 @@ def _mapped(dep: Any, index: int, size: int) -> int | None:
 def _of_features(dep: Any, size: int) -> bool:
     """False for a slice of an axis too short or too long to hold the channels, such as one of tokens."""
     node = next(n for n in (dep.source, dep.target) if n.type == tp.ops.OPTYPE.SLICE).grad_fn
-    sizes = getattr(node, "_saved_self_sym_sizes", None)
-    dim = getattr(node, "_saved_dim", None)
+    sizes, dim = saved_sizes(node), saved_dim(node)
     return sizes is None or dim is None or int(sizes[dim if dim < 2**63 else dim - 2**64]) % size == 0

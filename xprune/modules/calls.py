@@ -75,13 +75,16 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
     Mappings become plain dicts.
     """
-    if isinstance(value, Tensor):
-        return change(value)
+    return map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same value with `change` applied to everything that is no list, tuple or mapping. See `map_tensors`."""
     if isinstance(value, Mapping):
-        return {name: map_tensors(item, change) for name, item in value.items()}
+        return {name: map_leaves(item, change) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return _like(value, [map_tensors(item, change) for item in value])
-    return value
+        return _like(value, [map_leaves(item, change) for item in value])
+    return change(value)
 
 
 def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis: int = 0) -> Any:

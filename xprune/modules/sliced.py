@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from xprune.modules.calls import map_leaves
 from xprune.modules.copies import tensors_of
 from xprune.modules.paths import tensor_at
+from xprune.modules.torch_private import make_wrapper
 
 
 class Sliced(Tensor):
@@ -31,7 +32,7 @@ class Sliced(Tensor):
         shape = list(source.shape)
         for axis, index in picks:
             shape[axis] = len(index)
-        made: Sliced = Tensor._make_wrapper_subclass(cls, shape, dtype=source.dtype, device=source.device)
+        made: Sliced = make_wrapper(cls, shape, dtype=source.dtype, device=source.device)
         made.source, made.picks = source, tuple(picks)
         return made
 
@@ -46,7 +47,8 @@ class Sliced(Tensor):
         """Its shape and what it is made from."""
         return f"Sliced({tuple(self.shape)} of {tuple(self.source.shape)})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    # As a parameter has it: operations on the tensor reach __torch_dispatch__ alone.
+    __torch_function__ = nn.Parameter.__torch_function__
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -55,7 +57,7 @@ class Sliced(Tensor):
         """Runs an operation on the tensor itself; a detached one is still Sliced, as a parameter has to be."""
         if func is torch.ops.aten.detach.default:
             return Sliced(args[0].source, args[0].picks)
-        return func(*tree_map(_whole, args), **tree_map(_whole, kwargs or {}))
+        return func(*map_leaves(args, _whole), **map_leaves(kwargs or {}, _whole))
 
 
 def _whole(value: Any) -> Any:

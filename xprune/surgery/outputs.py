@@ -16,6 +16,7 @@ from xprune.modules.copies import EVERY_MODULE_HAS, alias, reference_device, ref
 from xprune.modules.digest import slots_of
 from xprune.modules.precision import exact_arithmetic, lifted
 from xprune.modules.sliced import fill
+from xprune.modules.torch_private import version
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gates
 
@@ -148,7 +149,7 @@ def _marks(model: nn.Module) -> list[Any]:
             return
         found.append(_Same(value))
         if isinstance(value, Tensor):
-            found.append(None if value.is_inference() else value._version)
+            found.append(None if value.is_inference() else version(value))
         elif id(value) not in seen and not isinstance(value, (type, nn.Module)) and depth < 4:
             seen.add(id(value))
             items = vars(value) if hasattr(value, "__dict__") else value
