@@ -160,10 +160,16 @@ class PrunedWindowAttentionCr(WindowMultiHeadAttention):
         q, k, v = split(self.qkv(x), self.num_heads, 3)
         scale = self.logit_scale.view(-1, 1, 1).clamp(max=math.log(100.0)).exp()
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
-        scores = scores + self._relative_positional_encodings()
+        scores = scores + self.position_bias()
         if mask is not None:
             scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
         return project(self, merge(self.attn_drop(scores.softmax(dim=-1)) @ v))
+
+    def position_bias(self) -> Tensor:
+        """Returns the bias of positions to each other, (1, heads, tokens, tokens)."""
+        parts: Any = self
+        tokens = self.window_size[0] * self.window_size[1]
+        return parts.meta_mlp(parts.relative_coordinates_log).T.reshape(1, self.num_heads, tokens, tokens)
 
 
 class PrunedWindowAttentionGlobal(WindowAttentionGlobal):
