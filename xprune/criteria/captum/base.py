@@ -24,9 +24,6 @@ from xprune.training.runtime import accelerator, batches, prepared, reduced
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
 """Arguments of Captum's that are not settings: they say how the answer is wrapped."""
 
-CHATTER = "Input Tensor|This method computes|You are providing multiple|Setting forward, backward hooks"
-"""Warnings of Captum's about what is meant here."""
-
 
 def settings(function: Callable[..., Any]) -> Mapping[str, Any]:
     """name -> default of the arguments of a Captum method that are plain values, and so settings of the criterion."""
@@ -107,7 +104,9 @@ class CaptumMethod(Criterion):
     def _attributed(self, batch: "Batch", sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", CHATTER, UserWarning)
+                # Captum's own warnings say that it does what is wanted here, such as to attribute many samples at
+                # once, or that the method is slow, which `_announce` says before it starts. The model's still show.
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\.")
                 return self.attributions(batch, sites)
         except torch.OutOfMemoryError:
             raise
