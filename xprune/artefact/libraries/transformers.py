@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from xprune.artefact.libraries.library import Library, plain
+from xprune.artefact.libraries.transformers_private import attention_of
 from xprune.core.provenance import Arch
 from xprune.errors import ArtefactError
 
@@ -73,8 +74,8 @@ def _carried(model: nn.Module) -> Arch | None:
         data = json.loads(json.dumps(config.to_dict(), allow_nan=False))
     except (TypeError, ValueError):  # holds what is no plain data
         return None
-    if config._attn_implementation in _ATTENTION:
-        data["attn_implementation"] = config._attn_implementation
+    if attention_of(config) in _ATTENTION:
+        data["attn_implementation"] = attention_of(config)
     return Arch(type(model).__name__, tuple(_settings(data).items()), "transformers")
 
 
