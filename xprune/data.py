@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.dataset import ImageDataset
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -154,11 +151,15 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(config: Mapping[str, Any]) -> Any:
     """The transform without augmentation."""
+    from timm.data.transforms_factory import create_transform  # here and below: importing timm takes long
+
     return create_transform(**_shared(config), crop_pct=config.get("crop_pct"))
 
 
 def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[Any], Dataset[Any], int, str]:
     """(images to learn from, images to measure on, number of classes, how they were split)."""
+    from timm.data.transforms_factory import create_transform
+
     found = _splits(root)
     augmented, plain = create_transform(**_shared(config), is_training=True), _plain(config)
     learn, measure = found["train"], found["val"] or found["test"]
@@ -182,6 +183,8 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
 
 def _unread(folder: Path) -> str:
     """How many files of the class folders are no images that timm reads, by their endings; "" for none."""
+    from timm.data.readers.img_extensions import get_img_extensions
+
     known = set(get_img_extensions())
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     other = [path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in known]
@@ -190,8 +193,23 @@ def _unread(folder: Path) -> str:
     return f"; {len(other):,} other files were not read ({', '.join(sorted(set(other))[:5])})"
 
 
-class _Images(ImageDataset):
-    """timm's, which puts the next image in the place of one that cannot be read; this one says which it is."""
+class _Images(Dataset[Any]):
+    """timm's folders of images. timm puts the next image in the place of a broken one. This class says which is broken.
+
+    Attributes:
+        reader: timm's reader, which lists the files and the classes.
+        transform: Makes a tensor of an image.
+    """
+
+    def __init__(self, root: str, transform: Any) -> None:
+        from timm.data.dataset import ImageDataset
+
+        self.images = ImageDataset(root, transform=transform)
+        self.reader: Any = self.images.reader
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Any:
         file, target = self.reader[index]
@@ -199,7 +217,7 @@ class _Images(ImageDataset):
             with file:
                 image = Image.open(file).convert("RGB")
         except OSError as error:
-            name = self.filename(index, absolute=True)
+            name = self.images.filename(index, absolute=True)
             raise DataError(f"{name} cannot be read as an image: mend or remove the file.") from error
         return self.transform(image), target
 

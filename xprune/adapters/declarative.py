@@ -52,17 +52,17 @@ class Units(Adapter):
     @property
     def pruned(self) -> type[nn.Module] | None:  # type: ignore[override]
         """See Adapter."""
-        return self.forwards.pruned
+        return self.forwards.class_of("pruned")
 
     @property
     def gated(self) -> type[nn.Module] | None:  # type: ignore[override]
         """See Adapter."""
-        return self.forwards.gated
+        return self.forwards.class_of("gated")
 
     @property
     def removed(self) -> type[nn.Module] | None:  # type: ignore[override]
         """See Adapter."""
-        return self.forwards.removed
+        return self.forwards.class_of("removed")
 
     @property
     def joins(self) -> bool:  # type: ignore[override]

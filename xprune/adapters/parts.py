@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from xprune.core.registry import imported
+
 Axes = tuple[tuple[str, int], ...]
 """(tensor, axis) of several tensors."""
 
@@ -53,6 +55,8 @@ class Features:
 class Forwards:
     """Classes that a module gets in place of its own, where its own forward does not do. They keep its attributes.
 
+    A class may be given as "module:Class", which is imported when the class is first needed.
+
     Args:
         pruned: Class once units have gone, where the own forward takes all of them for granted.
         gated: Class while gates are attached, where the own forward does not call the layer that the units feed.
@@ -63,10 +67,16 @@ class Forwards:
             made outside of it for all of them.
     """
 
-    pruned: type[nn.Module] | None = None
-    gated: type[nn.Module] | None = None
-    removed: type[nn.Module] | None = None
+    pruned: type[nn.Module] | str | None = None
+    gated: type[nn.Module] | str | None = None
+    removed: type[nn.Module] | str | None = None
     built: str = ""
+
+    def class_of(self, name: str) -> type[nn.Module] | None:
+        """Returns the class of the field "pruned", "gated" or "removed", None if the field is None."""
+        given = getattr(self, name)
+        found: type[nn.Module] | None = imported(given) if isinstance(given, str) else given
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from xprune.adapters import ADAPTERS
+from xprune.adapters import ADAPTERS, OURS
 
 
 def classes_of_xprune(model: nn.Module) -> dict[str, str]:
@@ -24,7 +24,9 @@ def classes_of_xprune(model: nn.Module) -> dict[str, str]:
         >>> classes_of_xprune(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
         {}
     """
-    added = {kind for adapter in ADAPTERS.values() for kind in (adapter.pruned, adapter.removed) if kind is not None}
+    # The classes of our own adapters are in xprune. To ask for them would import the library of each.
+    others = [adapter for adapter in ADAPTERS.values() if adapter not in OURS]
+    added = {kind for adapter in others for kind in (adapter.pruned, adapter.removed) if kind is not None}
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         kind = type(module)

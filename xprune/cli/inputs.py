@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data.config import resolve_model_data_config
 from torch import nn
 
 import xprune
@@ -44,6 +42,8 @@ def named_model(
         ModelError: timm cannot build it, or a saved model is given arguments or weights besides its own.
         ArtefactError: The directory is no saved model.
     """
+    import timm  # here and below: its import takes seconds, and `xprune --help` needs none of it
+
     if (Path(name) / HEADER).is_file() or (Path(name).is_dir() and not timm.is_model(name)):
         if args or checkpoint:
             raise ModelError(
@@ -125,6 +125,8 @@ def limited(text: str) -> tuple[str, float]:
 
 def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
     """Data of that name to prune with, as the model wants them; ModelError where the model's head has other classes."""
+    from timm.data.config import resolve_model_data_config
+
     data = load_data(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers, seed=seed)
     _check_classes(name, model, data.classes)
     return data
@@ -132,6 +134,8 @@ def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed:
 
 def measured_data(name: str, model: nn.Module, batch_size: int, workers: int) -> Measured:
     """Data of that name to measure on, as the model wants them; ModelError where its head has other classes."""
+    from timm.data.config import resolve_model_data_config
+
     data = load_measured(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers)
     _check_classes(name, model, data.classes)
     return data
@@ -148,5 +152,7 @@ def _check_classes(name: str, model: nn.Module, found: int) -> None:
 
 def example_images(model: nn.Module, rows: int) -> torch.Tensor:
     """Noise of the size that the model wants, float32 (rows, channels, height, width), the same at every call."""
+    from timm.data.config import resolve_model_data_config
+
     size = resolve_model_data_config(model)["input_size"]
     return torch.randn(rows, *size, generator=torch.Generator().manual_seed(0))

@@ -4,11 +4,31 @@ import json
 import re
 from collections import UserDict
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from xprune.errors import PluginError, XPruneError
+
+
+def imported(where: str) -> Any:
+    """Imports "module:Name" and returns what the module has under that name."""
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Later:
+    """A plug-in of this package that is imported when it is looked up, because its library takes long to import.
+
+    Args:
+        name: The plug-in's name.
+        where: Where it is, as "module:Name".
+    """
+
+    name: str
+    where: str
 
 
 class Table(UserDict[str, Any]):
@@ -34,6 +54,13 @@ class Table(UserDict[str, Any]):
                 self._loaded = False  # the next look says so again
                 raise
         return self._held
+
+    def __getitem__(self, name: str) -> Any:
+        """The plug-in of that name. Imports it if it is a `Later`."""
+        found = super().__getitem__(name)
+        if isinstance(found, Later):
+            found = self._held[name] = imported(found.where)
+        return found
 
     def _add(self, point: EntryPoint) -> None:
         where = f"{point.value}, in the group xprune.{self.group},"
@@ -62,7 +89,7 @@ def table(group: str, ours: Iterable[Any], base: type, *, classes: bool = False)
 
     Args:
         group: Name of the group. Entry points are those of the group `xprune.<group>`.
-        ours: The plug-ins of this package. Each has a `name`.
+        ours: The plug-ins of this package. Each has a `name`. A `Later` is imported when it is looked up.
         base: The class that every plug-in is of.
         classes: True where plug-ins are classes, made anew with settings; False where they are instances.
 
@@ -106,7 +133,7 @@ def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
         return what
     name, *settings = re.split(r",(?![^\[]*\])", what) if isinstance(what, str) else ("",)
     if name not in kinds and ":" in name:
-        family = [kind for key, kind in kinds.items() if key.split(":")[0] == name.split(":")[0]]
+        family = [kinds[key] for key in kinds if key.split(":")[0] == name.split(":")[0]]
         if family and hasattr(family[0], "member"):
             kinds = {name: family[0].member(name)}
     if name not in kinds:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from xprune.core.resource import Resource, measured_resources
 from xprune.errors import ModelError, PluginError, XPruneError
@@ -119,6 +118,8 @@ def by_module(resource: Resource, model: nn.Module, example_inputs: Any, samples
 
 def macs_by_module(model: nn.Module, example_inputs: Any, samples: int) -> dict[str, float]:
     """MACs of one of so many samples by module path; "" is the model. The model is consumed."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     device = reference_device(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs = map_tensors(example_inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from xprune.modules.calls import call, map_tensors
 from xprune.modules.copies import alias, reference_device
@@ -14,6 +13,9 @@ from xprune.modules.undisturbed import undisturbed
 @undisturbed()
 def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> float:
     """Median milliseconds of a forward pass on the example inputs, on the model's device, eval mode."""
+    # Its import looks for CUDA's compiler, and prints a line where there is one and no GPU.
+    from torch.utils.benchmark import Timer
+
     model = alias(model)
     inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     with torch.inference_mode():

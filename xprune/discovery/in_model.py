@@ -132,7 +132,9 @@ def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[S
 
     A site of a class that changes once units have gone is left whole: the class before has to be looked at too.
     """
-    changes = {name for name, adapter in ADAPTERS.items() if adapter.pruned or adapter.gated}
+    # Only the adapters of these sites are asked for their classes, which imports the library of each.
+    adapters = {site.adapter for site in sites} & set(ADAPTERS)
+    changes = {name for name in adapters if ADAPTERS[name].pruned or ADAPTERS[name].gated}
     enough = [max(LEAST, -(-FEW // site.width), site.size // 16) for site in sites]
     counts = [s.size if s.adapter in changes else min(s.size, few) for s, few in zip(sites, enough, strict=True)]
     try:

@@ -8,14 +8,9 @@ ConvAttention), and MViTv2's pooling before its projections. Their MLPs are foun
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Forwards, Scope, Stream
-from xprune.adapters.timm.hybrid_forwards import (
-    PrunedConvFormerAttention,
-    PrunedCrossCovarianceAttn,
-    PrunedFastVitAttention,
-    PrunedNextVitAttention,
-    PrunedTalkingAttention2d,
-)
 
+# Classes are named, not imported, as in vit.py.
+HYBRID = "xprune.adapters.timm.hybrid_forwards:"
 QKV = (("qkv", 3),)
 HEADS_FIRST = (("qkv", 1),)  # rows of a head are together: its q, its k, its v
 MAXXVIT = ("timm.models.maxxvit.Attention2d", "timm.models.maxxvit.AttentionCl")
@@ -99,7 +94,7 @@ TIMM_HYBRID = (
         (("v.conv", 1),),
         writer="proj.conv",
         also=Also(layers=("v.bn", "v_local.conv", "v_local.bn", "talking_head2"), counts=("dh",), caches=CACHE),
-        forwards=Forwards(pruned=PrunedTalkingAttention2d),
+        forwards=Forwards(pruned=HYBRID + "PrunedTalkingAttention2d"),
         stream=Stream(after=("proj.bn",)),
         scope=Scope(whole=False),
     ),
@@ -128,13 +123,13 @@ TIMM_HYBRID = (
         ("timm.models.edgenext.CrossCovarianceAttn",),
         QKV,
         also=Also(tensors=(("temperature", 0),)),
-        forwards=Forwards(pruned=PrunedCrossCovarianceAttn),
+        forwards=Forwards(pruned=HYBRID + "PrunedCrossCovarianceAttn"),
     ),
     Units(  # a linear layer in it, a map around it: its stream is gated at qkv
         "timm-fastvit",
         ("timm.models.fastvit.Attention",),
         QKV,
-        forwards=Forwards(pruned=PrunedFastVitAttention),
+        forwards=Forwards(pruned=HYBRID + "PrunedFastVitAttention"),
         stream=Stream(tensors=(("qkv.weight", 1),)),
         scope=Scope(whole=False),
     ),
@@ -142,14 +137,14 @@ TIMM_HYBRID = (
         "timm-nextvit",
         ("timm.models.nextvit.EfficientAttention",),
         (("q", 1), ("k", 1), ("v", 1)),
-        forwards=Forwards(pruned=PrunedNextVitAttention),
+        forwards=Forwards(pruned=HYBRID + "PrunedNextVitAttention"),
     ),
     Units(
         "timm-metaformer",
         ("timm.models.metaformer.Attention",),
         QKV,
         also=Also(counts=("attention_dim",)),
-        forwards=Forwards(pruned=PrunedConvFormerAttention),
+        forwards=Forwards(pruned=HYBRID + "PrunedConvFormerAttention"),
     ),
     Units(
         "timm-lowformer",  # an upsampling follows; where it is the layer that the heads feed, they stay

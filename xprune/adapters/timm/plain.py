@@ -2,7 +2,6 @@
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Forwards
-from xprune.adapters.timm.plain_forwards import PrunedWindowAttentionV2
 
 QKV = (("qkv", 3),)
 
@@ -32,7 +31,7 @@ TIMM = (
                 ("v_bias", 0),
             ),
         ),
-        forwards=Forwards(pruned=PrunedWindowAttentionV2),
+        forwards=Forwards(pruned="xprune.adapters.timm.plain_forwards:PrunedWindowAttentionV2"),
     ),
     Units(
         "timm-glu",  # SwiGLUPacked: fc1 holds values and gates; the graph finds the SwiGLU whose layers are apart

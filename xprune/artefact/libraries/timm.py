@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 from torch import nn
 
 from xprune.artefact.libraries.library import Library, plain
@@ -21,6 +20,8 @@ _FORBIDDEN = {
 
 
 def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    import timm  # here and below: its import takes seconds, and other models need none of it
+
     if not isinstance(name, str) or not timm.is_model(name):
         raise ArtefactError(f"{name!r} is no timm architecture; wanted a name that timm.list_models() gives.")
     for key, value in kwargs.items():
@@ -33,6 +34,8 @@ def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
 
 def create(name: str, **kwargs: Any) -> nn.Module:
     """timm.create_model; img_size and in_chans, if given, are noted where timm looks up what images a model wants."""
+    import timm
+
     model: Any = timm.create_model(name, **kwargs)
     cfg = getattr(model, "pretrained_cfg", None)
     if isinstance(cfg, Mapping) and cfg.get("input_size"):
@@ -48,7 +51,11 @@ def _carried(model: nn.Module) -> Arch | None:
     """timm records a name and the head's size; other arguments are for the caller to name."""
     cfg = getattr(model, "pretrained_cfg", None)
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
-    if not isinstance(name, str) or not timm.is_model(name):
+    if not isinstance(name, str):
+        return None
+    import timm
+
+    if not timm.is_model(name):
         return None
     classes = getattr(model, "num_classes", None)
     kwargs = {"num_classes": classes} if isinstance(classes, int) and classes != (cfg or {}).get("num_classes") else {}
