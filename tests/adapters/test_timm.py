@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from timm.layers.diff_attention import DiffAttention
 
 import xprune
 from tests.support.timm_models import SIZE, SIZES, TIMM_VIT
+from xprune.adapters.timm.vit_forwards import PrunedDiffAttention
 from xprune.core.plan import Plan
 from xprune.modules.copies import shared_copy
 from xprune.testing import check_exact, perturb, random_plan
@@ -51,3 +53,14 @@ def test_replacement_forwards_compute_what_timm_computes(case, fused):
                 swapped += 1
     assert swapped or all(xprune.ADAPTERS[name].pruned is None for name in adapters)
     torch.testing.assert_close(copy(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dual", [True, False])
+def test_the_weight_of_the_second_map_is_timms(dual):
+    layer = perturb(DiffAttention(8, 2, depth=3, dual_lambda=dual), scale=0.5)
+    expected, x = layer.lambda_init, torch.randn(2, 5, 8)
+    out = layer(x)
+    layer.__class__ = PrunedDiffAttention
+    assert abs(layer.subtracted() - expected) > 0.01  # else the learned part would not show
+    torch.testing.assert_close(layer(x), out, rtol=1e-6, atol=1e-6)

@@ -10,7 +10,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 
 import xprune
 from tests.adapters.test_torch_nn import outputs, swapped
-from xprune.adapters.torchvision import WindowAttention, WindowAttentionV2
+from xprune.adapters.torchvision_forwards import WindowAttention, WindowAttentionV2
 from xprune.core.plan import Plan
 from xprune.testing import check_adapter, check_exact, perturb
 

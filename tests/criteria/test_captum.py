@@ -1,5 +1,7 @@
 """Tests every method of Captum as a criterion, and compares some with slow references."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -133,6 +135,17 @@ def test_the_cost_is_printed_before_it_is_paid(capsys):
         with pytest.raises(xprune.PluginError, match=match) as caught:
             xprune.score(model, where, loader(8, 4), f"captum:{text}")
         assert "units=('head',)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Saliency", "LayerConductance", "LayerDeepLift", "KernelShap,n_samples=30"])
+def test_warnings_of_the_model_are_shown_and_captums_are_not(name):
+    model = build("vit")
+    sites = xprune.find_sites(model, images())
+    model.register_forward_pre_hook(lambda *_: warnings.warn("Input Tensor of the model", stacklevel=1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        xprune.score(model, sites, loader(4, 4), f"captum:{name}")
+    assert {str(each.message) for each in caught if each.category is UserWarning} == {"Input Tensor of the model"}
 
 
 def test_layer_lrp_has_no_rules_for_transformers_and_leaves_the_model_alone():
