@@ -23,7 +23,7 @@ def case(name, seed=0):
     return CACHE[name, seed]
 
 
-@settings(max_examples=16, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(THREE),
     selection=st.sampled_from(sorted(xprune.SELECTIONS)),
