@@ -63,7 +63,7 @@ def prune(folder, weights, out, *more):
 def saved(folder, weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "pruned"
     with pytest.MonkeyPatch.context() as patch:
-        assert run(patch, *prune(folder, weights, out)) == 0
+        assert run(patch, *prune(folder, weights, out), "--criterion", "xpruner,steps=30") == 0
     return out
 
 

@@ -23,7 +23,8 @@ def pruned(name: str, *, empty: bool = False) -> torch.nn.Module:
     return xprune.apply(model, xprune.Plan(sites, tuple(keeps)), images())
 
 
-@pytest.fixture(params=[(name, empty) for name in THREE for empty in (False, True)], ids=str)
+# What stands in for a module that is gone is the same in every model, and the other sites of these models are cut.
+@pytest.fixture(params=[("vit", False), *((name, True) for name in THREE)], ids=str)
 def model(request):
     name, empty = request.param
     return pruned(name, empty=empty)
