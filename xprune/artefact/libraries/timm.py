@@ -22,7 +22,7 @@ _FORBIDDEN = {
 
 
 def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Builds a model without weights from a file, see Library.build."""
+    """Builds a model and loads no weights, see Library.build."""
     # timm.create_model also takes names such as "hf-hub:...", for which it downloads. They are no models of timm.
     if not isinstance(name, str) or not timm.is_model(name):
         raise ArtefactError(f"{name!r} is no timm architecture. Give a name from timm.list_models().")
