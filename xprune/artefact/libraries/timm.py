@@ -21,7 +21,7 @@ _FORBIDDEN = {
 
 
 def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Builds a model without weights from a file, see Library.build."""
+    """Builds a model and loads no weights, see Library.build."""
     # Importing timm takes seconds, and models of other libraries do not need it. So each function here imports it.
     import timm
 
