@@ -136,9 +136,17 @@ class GraphClassification(Classification):
         """Returns the graph of each node, or None if each row is a graph. See Task.rows.
 
         Raises:
-            GateError: There are neither as many rows as nodes nor as many as graphs.
+            GateError: The model was called without `batch`, or there are neither as many rows as nodes nor as many
+                as graphs.
         """
-        graph: Tensor = given.args[self.fields.index("batch")]
+        place = self.fields.index("batch")
+        # A model of the user's may hand `batch` on as a keyword argument.
+        graph: Any = given.args[place] if place < len(given.args) else given.kwargs.get("batch")
+        if not isinstance(graph, Tensor):
+            raise GateError(
+                f"{site.name}: the model was called without `batch`, which says to which graph each node belongs. "
+                f"Call it with the fields {self.fields}, in this order."
+            )
         if len(inputs) == len(graph):
             return graph
         if len(inputs) != samples:
