@@ -1,7 +1,8 @@
-"""Criteria: each computes a score for every unit. Units with higher scores stay. `CRITERIA` is the table of all.
+"""Criteria. A criterion computes a score for each unit, and units with higher scores stay. `CRITERIA` lists them all.
 
-May import: costs, surgery, training and all below them. To add a criterion, write a file and add a line to the table.
-Another package adds criteria with the entry-point group `xprune.criteria`. `docs/own-criterion.md` shows an example.
+To add a criterion to xprune, write a file here and add its class to `CRITERIA`. These files may import `costs`,
+`surgery`, `training` and the packages that those may import. Another package adds criteria with the entry-point group
+`xprune.criteria`. `docs/own-criterion.md` shows an example.
 """
 
 from collections.abc import Mapping
@@ -17,4 +18,4 @@ from xprune.criteria.xpruner.criterion import XPruner
 CRITERIA: Mapping[str, type[Criterion]] = table(
     "criteria", (Random, Magnitude, Taylor, IntegratedGradients, XPruner), Criterion, classes=True
 )
-"""Name of a criterion -> its class. Criteria that other packages add are in it too."""
+"""The class of each criterion by its name. Criteria of other packages are included."""
