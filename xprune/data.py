@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.dataset import ImageDataset
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -205,6 +202,9 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(config: Mapping[str, Any]) -> Any:
     """Returns timm's transform of images without augmentation."""
+    # The import of timm takes seconds. So each function of this file imports only what it needs.
+    from timm.data.transforms_factory import create_transform
+
     return create_transform(**_shared(config), crop_pct=config.get("crop_pct"))
 
 
@@ -214,6 +214,8 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
     Returns:
         A tuple (training images, validation images, number of classes, sentence about the split).
     """
+    from timm.data.transforms_factory import create_transform
+
     found = _splits(root)
     augmented, plain = create_transform(**_shared(config), is_training=True), _plain(config)
     learn, measure = found["train"], found["val"] or found["test"]
@@ -245,6 +247,8 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
 
 def _unread(folder: Path) -> str:
     """Returns a text about files in a folder that timm does not read because of their endings. "" if there are none."""
+    from timm.data.readers.img_extensions import get_img_extensions
+
     known = set(get_img_extensions())
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     other = [path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in known]
@@ -253,11 +257,31 @@ def _unread(folder: Path) -> str:
     return f"; {len(other):,} other files were not read ({', '.join(sorted(set(other))[:5])})"
 
 
-class _Images(ImageDataset):
+class _Images(Dataset[Any]):
     """The images of a folder. A file that is not an image raises DataError with the name of the file.
 
     timm's own class would return the next image instead of an error.
+
+    Args:
+        root: The folder. It contains one folder for each class.
+        transform: A function that turns an image into a tensor.
+
+    Attributes:
+        images: timm's data set. It gives the names of the files and the number of images.
+        reader: timm's reader, which lists the files and the classes.
+        transform: The function that turns an image into a tensor.
     """
+
+    def __init__(self, root: str, transform: Any) -> None:
+        from timm.data.dataset import ImageDataset
+
+        self.images = ImageDataset(root, transform=transform)
+        self.reader: Any = self.images.reader
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Any:
         file, target = self.reader[index]
@@ -265,7 +289,7 @@ class _Images(ImageDataset):
             with file:
                 image = Image.open(file).convert("RGB")
         except OSError as error:
-            name = self.filename(index, absolute=True)
+            name = self.images.filename(index, absolute=True)
             raise DataError(f"{name} cannot be read as an image: repair or remove the file.") from error
         return self.transform(image), target
 

@@ -4,11 +4,49 @@ import json
 import re
 from collections import UserDict
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from xprune.errors import PluginError, XPruneError
+
+
+def imported(where: str) -> Any:
+    """Imports a module and returns one object of it. `Table` calls it for plug-ins that are imported only when needed.
+
+    Args:
+        where: The module and the name of the object in it, as "module:Name".
+
+    Returns:
+        The object.
+
+    Example:
+        >>> imported("torch.nn:Linear").__name__
+        'Linear'
+    """
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Later:
+    """The place of a built-in plug-in that is imported only when a user asks for it, because the import takes long.
+
+    A `Table` may hold an object of this class instead of the plug-in.
+
+    Args:
+        name: The name of the plug-in.
+        where: The module and the name of the plug-in's class in it, as "module:Name".
+
+    Example:
+        >>> plugins = Table("examples", [Later("linear", "torch.nn:Linear")], object, classes=True)
+        >>> plugins["linear"].__name__
+        'Linear'
+    """
+
+    name: str
+    where: str
 
 
 class Table(UserDict[str, Any]):
@@ -58,6 +96,13 @@ class Table(UserDict[str, Any]):
                 raise
         return self._plugins
 
+    def __getitem__(self, name: str) -> Any:
+        """Returns the plug-in of that name. If the table holds a `Later` for it, imports the plug-in first."""
+        found = super().__getitem__(name)
+        if isinstance(found, Later):
+            found = self._plugins[name] = imported(found.where)
+        return found
+
     def _load(self, point: EntryPoint) -> None:
         """Loads the plug-in of one entry point and adds it to the table. Raises PluginError if it does not fit."""
         where = f"{point.value}, in the group xprune.{self.group},"
@@ -93,7 +138,8 @@ def table(group: str, ours: Iterable[Any], base: type, *, classes: bool = False)
 
     Args:
         group: The name of the group. Plug-ins are also loaded from the entry-point group `xprune.<group>`.
-        ours: The built-in plug-ins. Each has an attribute `name`.
+        ours: The built-in plug-ins. Each has an attribute `name`. A plug-in whose import takes long may be given as a
+            `Later`.
         base: The base class of all plug-ins of the group.
         classes: True if plug-ins are classes, which users instantiate with settings. False if they are instances.
 
@@ -165,7 +211,7 @@ def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
     # Splits at commas, except at commas inside brackets, which belong to a value.
     name, *settings = re.split(r",(?![^\[]*\])", what) if isinstance(what, str) else ("",)
     if name not in kinds and ":" in name:
-        family = [kind for key, kind in kinds.items() if key.split(":")[0] == name.split(":")[0]]
+        family = [kinds[key] for key in kinds if key.split(":")[0] == name.split(":")[0]]
         if family and hasattr(family[0], "member"):
             kinds = {name: family[0].member(name)}
     if name not in kinds:

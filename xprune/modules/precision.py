@@ -4,7 +4,7 @@
 model's weights. It converts the arguments of one operation at a time, so it needs no second copy of the weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+
+from xprune.modules.calls import map_leaves
+from xprune.modules.torch_private import TorchDispatchMode, get_precision, schema, set_precision
 
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "ipu", "privateuseone")
 """The device types for which torch 2.14 has an autocast."""
@@ -21,11 +22,6 @@ AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "
 _PARENTS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 _LEAVES = tuple((backend, op) for backend in ("cuda", "mkldnn") for op in ("matmul", "conv", "rnn"))
 _CONVOLUTIONS = (("cuda", "conv"), ("cuda", "rnn"))
-# These are private functions of torch 2.14. Public attributes such as `torch.backends.cudnn.fp32_precision` change the
-# same settings with one exception: `torch.backends.mkldnn.fp32_precision` changes the generic setting instead of its
-# own.
-_get_precision: Callable[[str, str], str] = torch._C._get_fp32_precision_getter
-_set_precision: Callable[[str, str, str], str] = torch._C._set_fp32_precision_setter
 
 
 @contextmanager
@@ -74,16 +70,16 @@ def _full_float32() -> Iterator[None]:
     # The general settings are set to "none" first, starting with the most general. Then a specific setting shows its
     # own value when it is read, not the value of a general one.
     for key in _PARENTS:
-        parents[key] = _get_precision(*key)
-        _set_precision(*key, "none")
-    leaves = {key: _get_precision(*key) for key in _LEAVES}
+        parents[key] = get_precision(*key)
+        set_precision(*key, "none")
+    leaves = {key: get_precision(*key) for key in _LEAVES}
     for key in _PARENTS:
-        _set_precision(*key, "ieee")
+        set_precision(*key, "ieee")
     # If an operation reads "ieee" now, it is not written to. cuDNN is the reason. When torch starts, cuDNN uses TF32
     # but follows a more general setting, and no setter can restore that state.
-    explicit = [key for key in _LEAVES if _get_precision(*key) != "ieee"]
+    explicit = [key for key in _LEAVES if get_precision(*key) != "ieee"]
     for key in explicit:
-        _set_precision(*key, "ieee")
+        set_precision(*key, "ieee")
     products = torch.get_float32_matmul_precision()
     if products != "highest":
         torch.set_float32_matmul_precision("highest")
@@ -99,9 +95,9 @@ def _full_float32() -> Iterator[None]:
         if convolutions:
             torch.backends.cudnn.allow_tf32 = True
         for key in explicit:
-            _set_precision(*key, leaves[key])
+            set_precision(*key, leaves[key])
         for key, value in parents.items():
-            _set_precision(*key, value)
+            set_precision(*key, value)
 
 
 def _old_convolutions() -> bool:
@@ -204,7 +200,7 @@ class _LiftedEarly(TorchFunctionMode):
         """Runs one function of torch. If the function is in `_CHECKED`, its arguments are converted first."""
         kwargs = kwargs or {}
         if func in _CHECKED:
-            args, kwargs = tree_map(self.lift, args), tree_map(self.lift, kwargs)
+            args, kwargs = map_leaves(args, self.lift), map_leaves(kwargs, self.lift)
         return func(*args, **kwargs)
 
 
@@ -221,16 +217,16 @@ class _Lifted(TorchDispatchMode):
         # A view computes nothing, so it is not converted here. The operation that reads the view converts it.
         if func.is_view:
             return func(*args, **kwargs)
-        if func._schema.is_mutable:
+        if schema(func).is_mutable:
             self._check_writes(func, args, kwargs)
         if func in _PICKS:
-            return self.lift(func(args[0], *tree_map(self.lift, args[1:]), **kwargs))
+            return self.lift(func(args[0], *map_leaves(args[1:], self.lift), **kwargs))
         if func in _PRODUCTS:
             position = _PRODUCTS[func]
             weight = args[position]
             if self._narrow(weight) and weight.numel() > PART:
-                return self._product(*tree_map(self.lift, args[:position]), weight, **kwargs)
-        return func(*tree_map(self.lift, args), **tree_map(self.lift, kwargs))
+                return self._product(*map_leaves(args[:position], self.lift), weight, **kwargs)
+        return func(*map_leaves(args, self.lift), **map_leaves(kwargs, self.lift))
 
     def _wider(self, dtype: torch.dtype) -> torch.dtype:
         """Returns the dtype to compute in if the given dtype is `dtype`. Integers and wide dtypes stay as they are."""
@@ -266,7 +262,7 @@ class _Lifted(TorchDispatchMode):
 
     def _check_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         """Raises CannotLift if the operation writes into a tensor that is narrower than the wanted dtype."""
-        for index, argument in enumerate(func._schema.arguments):
+        for index, argument in enumerate(schema(func).arguments):
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
             # Some operations write into a list of tensors.

@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+
+from xprune.modules.calls import map_leaves
+from xprune.modules.copies import tensors_of
+from xprune.modules.paths import tensor_at
+from xprune.modules.torch_private import make_wrapper
 
 
 class Sliced(Tensor):
@@ -38,7 +42,7 @@ class Sliced(Tensor):
         shape = list(source.shape)
         for axis, index in picks:
             shape[axis] = len(index)
-        wrapper: Sliced = Tensor._make_wrapper_subclass(cls, shape, dtype=source.dtype, device=source.device)
+        wrapper: Sliced = make_wrapper(cls, shape, dtype=source.dtype, device=source.device)
         wrapper.source, wrapper.picks = source, tuple(picks)
         return wrapper
 
@@ -53,8 +57,9 @@ class Sliced(Tensor):
         """Returns a text with both shapes. The values are not shown, because they would have to be computed."""
         return f"Sliced({tuple(self.shape)} of {tuple(self.source.shape)})"
 
-    # No function of torch is handled here. Each function calls its operations, and `__torch_dispatch__` handles these.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    # No function of torch is handled here, as in nn.Parameter. Each function calls its operations, and
+    # `__torch_dispatch__` handles these.
+    __torch_function__ = nn.Parameter.__torch_function__
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -65,7 +70,7 @@ class Sliced(Tensor):
         # Sliced tensor.
         if func is torch.ops.aten.detach.default:
             return Sliced(args[0].source, args[0].picks)
-        return func(*tree_map(_whole, args), **tree_map(_whole, kwargs or {}))
+        return func(*map_leaves(args, _whole), **map_leaves(kwargs or {}, _whole))
 
 
 def _whole(value: Any) -> Any:
@@ -108,16 +113,18 @@ def fill(model: nn.Module, starts: Callable[[], None] = _nothing) -> nn.Module:
     Returns:
         `model`.
     """
-    # For each Sliced tensor, all places that hold it: the dict of a module, and the name in this dict. A tied tensor
-    # has several places.
-    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    # For each Sliced tensor, all places that hold it: a module, and the name in the module. A tied tensor has several
+    # places.
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    # The number of entries of each Sliced tensor, by the id of the tensor.
+    sizes: dict[int, int] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if isinstance(tensor, Sliced):
-                    places.setdefault(id(tensor), []).append((held, name))
+        for name, tensor in tensors_of(module):
+            if isinstance(tensor, Sliced):
+                places.setdefault(id(tensor), []).append((module, name))
+                sizes[id(tensor)] = tensor.numel()
     # The list is sorted by size in ascending order, because the loop takes the last entry.
-    waiting = sorted(places.values(), key=lambda where: where[0][0][where[0][1]].numel())
+    waiting = [places[key] for key in sorted(places, key=sizes.__getitem__)]
     interrupted: KeyboardInterrupt | None = None
     while waiting:
         try:
@@ -132,19 +139,19 @@ def fill(model: nn.Module, starts: Callable[[], None] = _nothing) -> nn.Module:
     return model
 
 
-def _fill_in(places: Sequence[tuple[dict[str, Any], str]], starts: Callable[[], None]) -> None:
+def _fill_in(places: Sequence[tuple[nn.Module, str]], starts: Callable[[], None]) -> None:
     """Makes one ordinary tensor and stores it in all places of its `Sliced` tensor.
 
     Args:
-        places: A tuple (dict of a module, name in the dict) for each place that holds the Sliced tensor.
+        places: A tuple (module, name in the module) for each place that holds the Sliced tensor.
         starts: A function that is called after the tensor exists and before it is stored.
     """
-    held, name = places[0]
-    new = old = held[name]
+    module, name = places[0]
+    new = old = tensor_at(module, name)
     # If an interrupt came after the tensor was stored, `old` is the ordinary tensor already.
     if isinstance(old, Sliced):
         new = old.whole()
         new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     starts()
-    for held, name in places:
-        held[name] = new
+    for module, name in places:
+        setattr(module, name, new)

@@ -24,9 +24,6 @@ from xprune.training.runtime import accelerator, batches, prepared, reduced
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
 """Arguments of Captum's methods that are not settings of a criterion, because they change the form of the result."""
 
-CHATTER = "Input Tensor|This method computes|You are providing multiple|Setting forward, backward hooks"
-"""A pattern for warnings of Captum that are suppressed, because they are about things that xprune does on purpose."""
-
 
 def settings(function: Callable[..., Any]) -> Mapping[str, Any]:
     """Returns the arguments of a Captum method that a criterion can offer as settings, with their defaults.
@@ -167,7 +164,10 @@ class CaptumMethod(Criterion):
         """Calls `attributions`. If Captum fails on this model, raises PluginError with Captum's message."""
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", CHATTER, UserWarning)
+                # Captum warns about things that we do on purpose, such as scoring many samples at once. It also warns
+                # that a method is slow, which `_announce` has already told the user. Warnings of the model are still
+                # shown.
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\.")
                 return self.attributions(batch, sites)
         except torch.OutOfMemoryError:
             # This error is a RuntimeError too. But the advice below, to use another method, would not help.
