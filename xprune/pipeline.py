@@ -413,13 +413,13 @@ def _scored(criterion: Criterion, context: Context, sites: Sequence[Site]) -> Sc
     found: Any = criterion.score(context, sites)
     if not isinstance(found, Scores):
         raise PluginError(
-            f"{criterion.name}: score gave a {type(found).__name__}, wanted xprune.Scores. Criterion.score has to "
+            f"{criterion.name}: score returned a {type(found).__name__}, wanted xprune.Scores. Criterion.score has to "
             "return Scores(sites, values, name)."
         )
     if found.sites != tuple(sites):
         raise PluginError(
-            f"{criterion.name}: scores are of {len(found.sites)} sites, asked were these {len(sites)}. Score the sites "
-            "that are given, all of them and in their order."
+            f"{criterion.name}: the scores are for {len(found.sites)} sites that are not the {len(sites)} sites to "
+            "score. Criterion.score has to score all the sites that it gets, in their order."
         )
     return found
 
@@ -498,8 +498,8 @@ def _check_budget(selection: Selection, plan: Plan, costs: Costs, budget: Budget
     """
     if plan.sites != costs.sites:
         raise PluginError(
-            f"{selection.name}: the plan is of other sites than the scores. Return a plan of scores.sites, all of them "
-            "and in their order."
+            f"{selection.name}: the plan is for other sites than the scores. Selection.select has to return a plan for "
+            "all sites in scores.sites, in their order."
         )
     for name, cost, allowed in costs.limits(budget):
         spent = cost.total(plan.counts)
@@ -514,8 +514,8 @@ def _check_budget(selection: Selection, plan: Plan, costs: Costs, budget: Budget
 def _weights_would_be_lost(selection: Selection) -> PluginError:
     """Returns the error for a selection that trains weights in a call of `select`, which returns only the plan."""
     return PluginError(
-        f"{selection.name}: the weights learn along with the plan, but select returns only the plan. Use "
-        "xprune.Pruner, which keeps the weights, or settings that leave the weights unchanged."
+        f"{selection.name}: this selection trains weights too, but select returns only the plan. Use xprune.Pruner, "
+        "which keeps the weights, or settings with which the weights are not trained."
     )
 
 
@@ -545,7 +545,7 @@ def _selected(
     found: Any = chosen.select(context, scores, costs, budget)
     if not isinstance(found, (Plan, Selected)):
         raise PluginError(
-            f"{chosen.name}: select gave a {type(found).__name__}, wanted xprune.Plan, or xprune.Selected if the "
+            f"{chosen.name}: select returned a {type(found).__name__}, wanted xprune.Plan, or xprune.Selected if the "
             "selection trained weights. Return one of these from Selection.select."
         )
     if isinstance(found, Plan):

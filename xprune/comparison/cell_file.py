@@ -67,8 +67,8 @@ class CellFile:
                 raise ArtefactError(f"{path} is not a comparison: {error}. Choose another folder.") from error
             if not same:
                 raise ArtefactError(
-                    f"{path} was made with {found['settings']}, asked is {settings}: cells of the two cannot be shown "
-                    "in one table. Choose another folder, or the same settings."
+                    f"{path} was made with the settings {found['settings']}, but the settings are now {settings}. "
+                    "Results of both cannot be shown in one table. Choose another folder, or the same settings."
                 )
             self.report = found
         self.all_rows: list[Row] = [*self.report.pop("others", []), *self.report["rows"]]

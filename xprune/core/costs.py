@@ -202,8 +202,8 @@ class Costs:
         dense = cost.total([site.size for site in self.sites])
         if dense <= 0:
             raise BudgetError(
-                f"the model costs nothing in {resource}, so no fraction of it can be asked for. Leave {resource} out "
-                "of the budget."
+                f"the model costs nothing in {resource}, so a budget cannot ask for a fraction of this cost. Leave "
+                f"{resource} out of the budget."
             )
         return cost.total(floor) / dense
 

@@ -74,7 +74,7 @@ class Context:
             DataError: There is no loader. The message tells the user to give one.
         """
         if self.loader is None:
-            raise DataError(f"{who} looks at data: give a loader of batches, for example loader=train_loader.")
+            raise DataError(f"{who} needs data: give a loader of batches, for example loader=train_loader.")
         return self.loader
 
     def first(self, who: str) -> tuple[Any, Any]:

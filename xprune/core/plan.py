@@ -62,8 +62,8 @@ class Plan:
                 )
             if not keep and not site.module:
                 raise PlanError(
-                    f"{site.name}: its units share a module with other things, so at least one has to stay. Keep one "
-                    "unit of this site."
+                    f"{site.name}: the module of its units also does other things, so it cannot be removed. Keep at "
+                    "least one unit of this site."
                 )
 
     @staticmethod
@@ -113,8 +113,8 @@ class Plan:
             _, before = first[site.name]
             if len(before) != site.size:
                 raise PlanError(
-                    f"{site.name}: {len(before)} units are left but the second plan was made for {site.size}. Make the "
-                    "second plan for the sites of the model that the first one leaves."
+                    f"{site.name}: the first plan keeps {len(before)} units, but the second plan was made for "
+                    f"{site.size}. Make the second plan for the model that was pruned with the first plan."
                 )
             keeps[list(first).index(site.name)] = tuple(before[unit] for unit in keep)
         return Plan(tuple(sites), tuple(keeps), later.info)

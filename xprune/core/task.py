@@ -136,8 +136,8 @@ class Task(ABC):
 
         if type(self).metric is Task.metric:
             raise DataError(
-                f"{type(self).__name__} measures nothing: give it a `metric`, or a `new_metric`. The page "
-                "docs/tasks.md shows both."
+                f"{type(self).__name__} has no metric: implement `metric` or `new_metric`. The page docs/tasks.md "
+                "shows both."
             )
         return in_double(MeanOfSamples(getattr(self, "summarise", None)), outputs)
 
@@ -266,7 +266,9 @@ class Task(ABC):
         """
         found = self.classes(outputs, targets)
         if found is None:
-            raise DataError(f"{type(self).__name__} has no classes to tell from the rest: implement Task.classes.")
+            raise DataError(
+                f"{type(self).__name__} has no classes, which the one-vs-rest loss needs: implement Task.classes."
+            )
         return one_vs_rest(outputs, found[0], drawn, gone)
 
     def rows(self, site: Site, inputs: Tensor, samples: int, given: Given) -> Tensor | None:

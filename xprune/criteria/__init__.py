@@ -14,7 +14,7 @@ from xprune.criteria.random import Random
 from xprune.criteria.taylor import Taylor
 from xprune.criteria.xpruner.criterion import XPruner
 
-# It is imported when it is looked up, because Captum imports matplotlib.
+# This criterion is imported only when a user asks for it, because Captum imports matplotlib, which takes long.
 INTEGRATED_GRADIENTS = Later("captum:IntegratedGradients", "xprune.criteria.captum.methods:IntegratedGradients")
 
 CRITERIA: Mapping[str, type[Criterion]] = table(

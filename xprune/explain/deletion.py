@@ -260,12 +260,15 @@ class _Measure:
             found = task.classes(outputs, targets)
             if found is None or found[1] != classes:
                 raise DataError(
-                    f"scores are of {classes} classes, the task has {found[1] if found else 'none'}. "
-                    "Give the model and the task that the scores were made with."
+                    f"the scores are for {classes} classes, but the task has {found[1] if found else 'none'}. "
+                    "Give the model and the task that the scores were computed with."
                 )
             figures = task.metric(outputs, targets)
             if figures is None:
-                raise DataError(f"{type(task).__name__} has no metric of a sample: faithfulness needs Task.metric.")
+                raise DataError(
+                    f"{type(task).__name__} has no metric for each sample, which faithfulness needs: implement "
+                    "Task.metric."
+                )
             dense, start = figures.float(), torch.randint(classes, targets.shape, generator=draw)
             # In turn 0, each sample gets the gates of its own class. In later turns, it gets those of another class.
             # The first of these is chosen at random, and each turn takes the next class. So a sample gets different
@@ -308,7 +311,7 @@ def _classwise(scores: Scores) -> Order:
     """Returns the class-wise scores. Raises PluginError if there are none."""
     if scores.classwise is None:
         raise PluginError(
-            f"{scores.criterion} has no class-wise scores. Criteria that have them are xpruner, taylor and captum:*."
+            f"{scores.criterion} has no class-wise scores. The criteria xpruner, taylor and captum:* have them."
         )
     return scores.classwise
 

@@ -106,13 +106,13 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Returns the same value with `change` applied to everything in it that is not a list, tuple or mapping.
+    """Returns a copy of a value in which `change` was applied to everything that is not a list, tuple or mapping.
 
     Lists, tuples and named tuples keep their type. Mappings become plain dicts.
 
     Args:
         value: The value, such as the arguments of a call.
-        change: A function that takes one leaf and returns what takes its place.
+        change: A function. It is called with one such part of the value, and returns what replaces the part.
 
     Example:
         >>> map_leaves([1, (2, {"a": 3})], lambda leaf: 10 * leaf)

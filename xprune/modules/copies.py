@@ -172,22 +172,22 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Returns (name, tensor) of each parameter and buffer of a module, without those of its children.
+    """Returns (name, tensor) for every parameter and buffer of a module, without those of its children.
 
-    A tied tensor comes once under each of its names.
+    A tied tensor occurs once for each of its names.
     """
     named = module.named_parameters(recurse=False, remove_duplicate=False)
     return [*named, *module.named_buffers(recurse=False, remove_duplicate=False)]
 
 
 EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
-"""Names of the attributes that torch gives to every module."""
+"""The names of the attributes that torch gives to every module."""
 
 
 def tables_of(module: nn.Module) -> list[dict[Any, Any]]:
-    """Returns the dictionaries that every module has: of its parameters, buffers, children and hooks.
+    """Returns the dicts that every module has: of its parameters, buffers, children and hooks.
 
-    They are the dictionaries themselves, not copies.
+    They are the dicts themselves, not copies.
     """
     return [held for name, held in vars(module).items() if name in EVERY_MODULE_HAS and isinstance(held, dict)]
 

@@ -51,8 +51,9 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         return _weighted_response(norm, x.float(), weight)
     if not is_feature_norm(norm):
         raise GateError(
-            f"a {type(norm).__name__} runs over the units: only LayerNorm, RMSNorm, GroupNorm of one group and "
-            "GlobalResponseNorm are known. Leave the site out: find_sites(..., exclude=[...])."
+            f"a {type(norm).__name__} normalises over the units, and gates do not know this class. They know "
+            "LayerNorm, RMSNorm, GroupNorm with one group, and GlobalResponseNorm. Leave the site out: "
+            "find_sites(..., exclude=[...])."
         )
     if not isinstance(norm, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
         return _weighted_scale(norm, x.float(), weight)

@@ -222,7 +222,9 @@ class Batch:
         self.task.check(outputs, targets)
         found = self.task.classes(outputs, targets)
         if found is None:
-            raise DataError(f"{type(self.task).__name__} has no classes to attribute to. Implement Task.classes.")
+            raise DataError(
+                f"{type(self.task).__name__} has no classes, which criteria from Captum need: implement Task.classes."
+            )
         self.classes, self.count = found
         self.index = torch.arange(self.task.size(targets), device=self.classes.device)
 
@@ -247,8 +249,8 @@ class Batch:
         samples, axis = len(self.index), self.task.batch_axis
         if any(n != samples for n in (*lengths(self.inputs, axis), *lengths(self.targets))):
             raise DataError(
-                "this method repeats samples. Inputs without a row for each sample, such as graphs or shared masks, do "
-                "not allow that. Use captum:IntegratedGradients, which repeats none."
+                "this method repeats samples. That is not possible if an input has no row for each sample, as with "
+                "graphs or shared masks. Use captum:IntegratedGradients, which repeats no samples."
             )
         inputs = pick_samples(self.inputs, index, samples, axis)
         targets = pick_samples(self.targets, index, samples)

@@ -87,7 +87,7 @@ class GateMethod(CaptumMethod):
                 difference = scored(ones, batch.index) - scored(low * ones, batch.index)
             if not bool(torch.isfinite(difference).all()):
                 raise TrainingError(
-                    f"{self.name}: the model's outputs are not finite on a batch; check weights and inputs."
+                    f"{self.name}: the model's outputs for a batch are not finite. Check the weights and the inputs."
                 )
             given: dict[str, Any] = {"additional_forward_args": batch.index, **self.given(self.attribution.attribute)}
             names = signature(self.attribution.attribute).parameters

@@ -41,7 +41,10 @@ class LayerMethod(CaptumMethod):
         """
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         if not all(isinstance(each, Tensor) and each.is_floating_point() for each in inputs):
-            raise DataError(f"{self.name} wants float tensors as inputs of the model. Use a method over gates instead.")
+            raise DataError(
+                f"{self.name} needs float tensors as inputs of the model. Use a criterion that explains gates, such as "
+                "captum:IntegratedGradients."
+            )
         scored = _ClassScores(batch.context, len(inputs) > 1)
         names = signature(self.attribution.attribute).parameters
         given: dict[str, Any] = {"attribute_to_layer_input": True, **self.given(self.attribution.attribute)}

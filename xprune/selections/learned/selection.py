@@ -115,8 +115,8 @@ class LearnedThresholds(ThresholdSettings, Selection):
         steps = self.steps or max(1, available // 2)
         if steps > available:
             raise PluginError(
-                f"learned: weights='joint' takes {steps} updates off fine-tuning's {available}, which are too few. "
-                "Fine-tune for more epochs, take fewer steps=, or give weights='frozen'."
+                f"learned: weights='joint' needs {steps} updates, but fine-tuning makes only {available}. Fine-tune "
+                "for more epochs, give fewer steps=, or give weights='frozen'."
             )
         return steps
 
