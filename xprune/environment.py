@@ -26,7 +26,7 @@ def hardware() -> dict[str, Any]:
         torch uses. "memory_gib": the memory in GiB, if the system says it. "gpu": the name of the GPU, if CUDA has one.
     """
     found: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    # Windows has no sysconf, and some systems do not know these two names.
+    # Windows has no `os.sysconf`, and some other systems do not know these two names.
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
     if torch.cuda.is_available():

@@ -186,7 +186,7 @@ These modules became folders, or some of their names moved elsewhere.
 
 
 def forward(name: str) -> None:
-    """Makes a module in KEPT find the names that it contained before version 0.2.
+    """Makes an existing module find the names that it contained before version 0.2 and that are elsewhere now.
 
     Args:
         name: The path of the module after "xprune.". It is a key of KEPT. The module has to be imported already.

@@ -271,14 +271,15 @@ def _made_by(grid: Grid, key: Key) -> str:
 
 
 def _names_in_cell(named: Mapping[str, Mapping[str, str]], key: Key) -> list[tuple[str, Mapping[str, str], str]]:
-    """Returns a tuple for the criterion of a cell, and one for its selection.
+    """Returns the names in a cell whose settings the file records: the criterion's name and the selection's name.
 
     Args:
         named: The result of `_digests_of_names`.
         key: The key of the cell.
 
     Returns:
-        Two tuples ("criterion" or "selection", digests of all names of this part, name in this cell).
+        Two tuples (part, digests, name). `part` is "criterion" or "selection", `digests` holds the digest of every name
+        of this part in the grid, and `name` is the name in this cell.
     """
     return [("criterion", named["criterion"], key[1]), ("selection", named["selection"], key[2])]
 

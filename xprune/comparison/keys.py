@@ -68,7 +68,7 @@ def _data(loader: Any, first: Any) -> dict[str, Any]:
     try:
         length: int | None = len(loader)
     except TypeError:
-        # A loader over a stream has no length.
+        # For example, a DataLoader over an IterableDataset has no length.
         length = None
     return {
         "batches": length,
@@ -90,8 +90,9 @@ def _contents(dataset: Any) -> Any:
 
     Returns:
         If the data set is a TensorDataset, its tensors. If it is a folder of images, the name, label, size and time of
-        each file. If it is any other data set with an index, `SAMPLES` of its samples. If it is a Subset, the indices
-        and the value for the whole data set. None if the data set cannot be read in any of these ways.
+        each file. If it is any other data set that can be indexed, some of its samples, as many as `SAMPLES` says. If
+        it is a Subset, the indices and the value for the whole data set. None if the data set cannot be read in any of
+        these ways.
     """
     if isinstance(dataset, Subset):
         return "subset", list(dataset.indices), _contents(dataset.dataset)

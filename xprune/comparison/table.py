@@ -31,10 +31,11 @@ class Comparison(Cells):
     """
 
     def table(self) -> Table:
-        """Returns a table for the terminal, with a line for each criterion and selection.
+        """Returns a table for the terminal, with a line for each pair of a criterion and a selection.
 
-        For each budget, the table contains the mean of the metric and its standard deviation over seeds, in %. The last
-        column contains the mean number of seconds that scoring took.
+        For each budget, the table contains the mean of the metric and its standard deviation over seeds, in %. If
+        faithfulness was measured, a column contains the mean deletion gap. The last column contains the mean number of
+        seconds that scoring took.
 
         Raises:
             DataError: There are no rows.

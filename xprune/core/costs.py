@@ -167,7 +167,7 @@ class Costs:
     by_resource: Mapping[str, Cost]
 
     def of(self, resource: str) -> Cost:
-        """Returns the cost in the resource of this name. Raises BudgetError if the resource was not measured."""
+        """Returns the `Cost` object of one resource. Raises BudgetError if this resource was not measured."""
         if resource not in self.by_resource:
             raise BudgetError(
                 f"the cost of {resource} was not measured, only {', '.join(self.by_resource)}: "

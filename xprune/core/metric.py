@@ -17,7 +17,7 @@ M = TypeVar("M", bound=Metric)
 
 
 def in_double(metric: M, outputs: Any) -> M:
-    """Sets a metric to float64, so that it counts and adds up many samples without rounding errors.
+    """Sets a metric to float64, so that sums over many samples are precise.
 
     Args:
         metric: The metric. Its dtype is changed.

@@ -82,7 +82,7 @@ class Plan:
         return sum(site.size - count for site, count in zip(self.sites, self.counts, strict=True))
 
     def then(self, later: "Plan") -> "Plan":
-        """Joins this plan with a plan for the model that this plan produces.
+        """Joins this plan with a second plan, which is for the model that was pruned with this plan.
 
         If a model is pruned twice, the joined plan describes both steps as one.
 

@@ -271,7 +271,7 @@ def _checked(kind: type, fields: dict[str, Any]) -> Any:
     """
     for name, value in fields.items():
         wanted = kind.__dataclass_fields__[name].type  # type: ignore[attr-defined]
-        # `isinstance` would let True pass for an int.
+        # `isinstance` would accept True, which is an int in Python.
         if wanted in (int, str) and type(value) is not wanted:
             raise TypeError(f"{name} is {value!r}, wanted {wanted.__name__}")
     return kind(**fields)

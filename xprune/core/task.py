@@ -242,18 +242,18 @@ class Task(ABC):
         return outputs.float().log_softmax(-1).gather(1, own[:, None])[:, 0]
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
-        """Returns a loss that is small if some units serve the chosen class of a sample, and no other class.
+        """Returns a loss that is small if some units are needed for the chosen class of a sample and for no other class.
 
         The criterion `xpruner` trains its masks with this loss. Its gates either remove the units of a class or keep
         only these units. The loss is a mean over the samples. For a sample, let c be the chosen class, and p the
         softmax of the model's outputs.
 
-        If `gone` is False, the model had only the units of c. If c is the sample's own class, the loss is -log p_c.
-        Otherwise it is -log(1 - p_c).
+        If `gone` is False, the model had only the units of c. If c is the sample's own class, the loss is `-log(p_c)`.
+        Otherwise it is `-log(1 - p_c)`.
 
-        If `gone` is True, the model had all units but those of c. If c is the sample's own class, the loss is -log(1 -
-        p_c), which is small if the model no longer recognises c. Otherwise the loss is the cross-entropy, because the
-        outputs for other classes should not change.
+        If `gone` is True, the model had all units but those of c. If c is the sample's own class, the loss is
+        `-log(1 - p_c)`, which is small if the model no longer recognises c. Otherwise the loss is the cross-entropy,
+        because the outputs for other classes should not change.
 
         Args:
             outputs: Logits (batch, classes). A task with outputs of another form overrides this method.

@@ -100,7 +100,8 @@ class Taylor(Criterion):
             for inputs, targets in batches(runner, loader, context.task, "scoring (taylor)", self.batches):
                 gradients, classes, count = self._gradients(context, gates, inputs, targets)
                 dependent += torch.tensor([float(each is not None) for each in gradients], device=runner.device)
-                # If the loss does not depend on a site, autograd returns None for it. Its gradient is then 0.
+                # If the loss does not depend on a site, autograd returns None for it. The line below replaces None by
+                # 0.
                 zeros = (torch.zeros_like(value) for value in gates.values)
                 by_site = (zero if each is None else each for each, zero in zip(gradients, zeros, strict=True))
                 gradient = torch.cat([each.float() for each in by_site], dim=1)  # (samples, units)

@@ -37,7 +37,10 @@ class Curves:
 
     @property
     def gaps(self) -> tuple[tuple[float, ...], ...]:
-        """How much more of the metric the class loses than other classes lose, as `gaps[fraction][class]`."""
+        """How much more of the metric a class loses than other classes, as `gaps[fraction][class]`.
+
+        Both lose it because the units that the class needs most are removed.
+        """
         drops = []
         for own, others in zip(self.own, self.others, strict=True):
             cells = zip(self.dense, own, self.others_dense, others, strict=True)
@@ -90,7 +93,10 @@ class Faithfulness:
 
     @property
     def gap(self) -> float:
-        """The mean gap of the deletion curves, see `Curves.gap`. Near 0, the scores do not distinguish the classes."""
+        """The mean gap of the deletion curves, see `Curves.gap`.
+
+        If it is near 0, the scores do not distinguish the classes.
+        """
         return self.deletion.gap
 
     @property

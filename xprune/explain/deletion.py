@@ -289,7 +289,7 @@ class _Measure:
         return curves, int(sums[-1, 0].sum())
 
     def _gated(self, inputs: Any, targets: Any, gate_classes: Tensor) -> Iterator[Tensor]:
-        """Yields the metric of each sample, (samples,), for each sweep and each of its fractions.
+        """Yields the metric of each sample, (samples,), for each sweep and each fraction. See `_Sweep`.
 
         Args:
             inputs: The inputs of a batch.

@@ -160,7 +160,7 @@ def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis:
 
 
 def first_rows(inputs: Any, rows: int, samples: int | None = None, axis: int = 0) -> Any:
-    """Returns the inputs of the first samples of a batch. If it has fewer than `rows` samples, returns all of them.
+    """Returns the inputs of the first `rows` samples of a batch, or of all samples if there are fewer.
 
     Args:
         inputs: The inputs of a batch.

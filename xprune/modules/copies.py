@@ -132,7 +132,7 @@ def with_noise(model: nn.Module, scale: float = 0.1) -> nn.Module:
             parameter.data = parameter.data + noise(parameter)
     for module in copy.modules():
         if isinstance(module, BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
-            # A variance has to stay positive.
+            # A variance has to stay positive, so the noise can only increase it.
             module.running_mean = module.running_mean + noise(module.running_mean)
             module.running_var = module.running_var * (1 + noise(module.running_var).abs())
     return copy

@@ -165,7 +165,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
-    """Adds the name, the dtype, the shape and the values of a tensor to a digest."""
+    """Adds the name, dtype, shape and values of a tensor to a digest."""
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():

@@ -229,7 +229,7 @@ class _Lifted(TorchDispatchMode):
         return func(*map_leaves(args, self.lift), **map_leaves(kwargs, self.lift))
 
     def _wider(self, dtype: torch.dtype) -> torch.dtype:
-        """Returns the dtype to compute in if the given dtype is `dtype`. Integers and wide dtypes stay as they are."""
+        """Returns the wider dtype if `dtype` is a narrow floating-point dtype. Returns other dtypes unchanged."""
         if dtype is torch.complex64 and self.dtype is torch.float64:
             return torch.complex128
         return self.dtype if dtype.is_floating_point and dtype.itemsize < self.dtype.itemsize else dtype

@@ -212,12 +212,12 @@ class _Runner:
         return []
 
     def _ranked(self, samples: Samples, outputs: list[torch.Size], remaining: int) -> _Candidate:
-        """Returns the candidate with its rank.
+        """Returns the axis that was tried as a `_Candidate`, with a rank that says how likely it is the sample axis.
 
         Args:
-            samples: Where the samples would be.
-            outputs: The shapes of the outputs with the other number of samples.
-            remaining: This other number of samples.
+            samples: Where the samples would be if it is the sample axis.
+            outputs: The shapes of the outputs in the run with another number of samples.
+            remaining: The number of samples in that run.
         """
         for before, after in zip(self.whole, outputs, strict=False):
             axis = _changed_axis(before, after)

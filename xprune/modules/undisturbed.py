@@ -38,7 +38,7 @@ class RandomState:
 
     @staticmethod
     def taken(devices: bool = True) -> "RandomState":
-        """Returns the present states.
+        """Returns the present states of all generators.
 
         Args:
             devices: If True, the states of the accelerators are included. This initialises an accelerator that was not

@@ -68,7 +68,11 @@ class GateMethod(CaptumMethod):
         return passes
 
     def _counts(self, sizes: Sequence[int]) -> list[int]:
-        """Returns the number of features of each site. `sizes` holds the number of units of each site."""
+        """Returns the number of features of each site. A feature is a unit or a group of units, see `GateMethod`.
+
+        Args:
+            sizes: The number of units of each site.
+        """
         return [min(getattr(self, "groups", None) or size, size) for size in sizes]
 
     def attributions(self, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:

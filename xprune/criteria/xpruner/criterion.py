@@ -38,7 +38,7 @@ class XPruner(MaskSettings, Criterion):
     rows are the class-wise scores. They explain the plan but do not change it.
 
     **One-vs-rest.** By default, the row of a class c is trained as follows. The units for which the row gives a 1 are
-    removed from the model. Then samples of class c should be misclassified, so their loss is -log(1 - p_c), where p_c
+    removed from the model. Then samples of class c should be misclassified, so their loss is `-log(1 - p_c)`, where p_c
     is the probability that the model gives to c. Samples of other classes should not be affected, so their loss is the
     cross-entropy. As a result, the row gets high masks for units that c needs and other classes do not need. Units that
     every class needs get low masks in it.
@@ -69,10 +69,11 @@ class XPruner(MaskSettings, Criterion):
             the other half, it is that of another class. How many units the row removes changes from step to step,
             between none and half of all units by cost. So the row learns an order of the units. The row does not depend
             on the shared row. "one-vs-rest-kept": the row is chosen in the same way, but only the units for which the
-            row gives a 1 are kept. The loss is -log p_c for samples of c, and -log(1 - p_c) for other samples. "label":
-            the method of the paper. The row is that of the sample's own class, its units are kept, and the loss is the
-            cross-entropy. "random-row": the row is that of a random class, its units are kept, and the loss is the
-            cross-entropy. These masks cannot learn anything about classes. Use them as a baseline in experiments.
+            row gives a 1 are kept. The loss is `-log(p_c)` for samples of c, and `-log(1 - p_c)` for other samples.
+            "label": the method of the paper. The row is that of the sample's own class, its units are kept, and the
+            loss is the cross-entropy. "random-row": the row is that of a random class, its units are kept, and the loss
+            is the cross-entropy. These masks cannot learn anything about classes. Use them as a baseline in
+            experiments.
         steps: The number of steps of Adam on the logits.
         lr: The learning rate of Adam. It falls to 0 along a cosine.
         shared: The fraction of the steps that train the shared row. The other steps train rows of classes. If the task

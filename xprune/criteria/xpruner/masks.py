@@ -137,8 +137,8 @@ def sampled(masks: Tensor) -> Tensor:
 
     The gradient of a gate is passed to its mask unchanged. This is the straight-through estimator (Bengio et al.,
     2013). Some gradients are computed with the unit present, and others with the unit absent. By the trapezoidal rule,
-    their mean estimates the change of the loss by removal better than the gradient at a mask in between, because it
-    includes the curvature of the loss.
+    their mean estimates the change of the loss by removal better than a single gradient at a mask between 0 and 1,
+    because the mean includes the curvature of the loss.
 
     Args:
         masks: Probabilities, of any shape.
@@ -166,11 +166,12 @@ SMOOTHNESS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": lambda masks, shared: (masks - shared).abs().mean(),
     "units": lambda masks, shared: masks.diff(dim=1).abs().mean(),
 }
-"""The penalties for differences between masks, by name. They are the L1 norm of equation 6 of the paper, as a mean.
+"""The penalties for differences between masks, by name.
 
-The paper does not say which masks are compared. "classes" compares the row of each class with the shared row, or with
-the mean of the rows of the batch. "units" compares neighbouring units of a row. Heads and neurons have no natural
-order, so which units are neighbours has no meaning.
+Both are means of absolute differences, like the L1 norm in equation 6 of the paper. The paper does not say which masks
+are compared. "classes" compares the row of each class with the shared row, or with the mean of the rows of the batch.
+"units" compares neighbouring units of a row. Heads and neurons have no natural order, so it has no meaning which units
+are neighbours.
 
 Each is a function of masks (rows, units) and of the masks that "classes" compares them with, (1, units) or
 (rows, units). It returns one number. If a script adds a penalty under a new name, `XPruner(smoothness=...)` accepts

@@ -229,8 +229,8 @@ class _GateSource(nn.Module):
     def lagrangian(self) -> Tensor:
         """Returns the term that makes the cost meet the budget. The training adds it to the loss of the last batch.
 
-        The term is penalty / 2 * (R - target)^2 + multiplier * (R - target), summed over all limits of the budget. R is
-        the expected cost and target the allowed cost, both as a fraction of the dense model's cost.
+        The term is `penalty / 2 * (R - target)^2 + multiplier * (R - target)`, summed over all limits of the budget. R
+        is the expected cost and target the allowed cost, both as a fraction of the dense model's cost.
         """
         return (self.penalty / 2 * self._excess.square() + self.get_buffer("multipliers") * self._excess).sum()
 

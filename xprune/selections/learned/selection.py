@@ -40,7 +40,7 @@ class LearnedThresholds(ThresholdSettings, Selection):
     probability. The slope n grows during training, until almost no gate is random.
 
     **Budget.** Let R be the expected cost, and target the allowed cost, both as fractions of the dense model's cost. We
-    add penalty / 2 * (R - target)^2 + multiplier * (R - target) to the loss of the task. This is an augmented
+    add `penalty / 2 * (R - target)^2 + multiplier * (R - target)` to the loss of the task. This is an augmented
     Lagrangian (equations 10 and 11 of the paper). The thresholds descend on this loss. The multiplier grows as long as
     the cost is above the target, which the paper does not say. The target falls from 1 to the budget.
 
