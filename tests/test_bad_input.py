@@ -76,15 +76,15 @@ class Answers(xprune.Selection, xprune.Criterion):
 def test_plug_ins_that_give_something_else_are_named():
     model, data, cut = build("vit"), loader(), {"finetune": None, "latency": False}
     for answer, says in (
-        (lambda sites: None, "select gave a NoneType"),
+        (lambda sites: None, "select returned a NoneType"),
         (lambda sites: xprune.Plan.full(sites), "the plan costs .* and the budget allows"),
         (lambda sites: xprune.Plan.full(sites[:1]), "other sites"),
     ):
         with pytest.raises(xprune.PluginError, match=says):
             xprune.Pruner(model, "random", selection=Answers(answer), **cut).run(data)
     for answer, says in (
-        (lambda sites: None, "score gave a NoneType"),
-        (lambda sites: xprune.Scores(sites[:1], (torch.ones(sites[0].size),), "answers"), "scores are of 1 sites"),
+        (lambda sites: None, "score returned a NoneType"),
+        (lambda sites: xprune.Scores(sites[:1], (torch.ones(sites[0].size),), "answers"), "scores are for 1 sites"),
     ):
         with pytest.raises(xprune.PluginError, match=says):
             xprune.Pruner(model, Answers(answer), **cut).run(data)
@@ -161,7 +161,7 @@ def test_a_plan_of_a_kind_of_unit_that_is_not_known():
 
 def test_a_criterion_that_looks_at_data_asks_for_it():
     model = build("vit")
-    with pytest.raises(xprune.DataError, match="taylor looks at data"):
+    with pytest.raises(xprune.DataError, match="taylor needs data"):
         xprune.score(model, xprune.find_sites(model, images()), criterion="taylor")
 
 

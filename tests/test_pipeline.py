@@ -183,7 +183,7 @@ def test_weights_that_learned_along_are_handed_on(kind):
     assert run.select(scores, BUDGET, kind(), TUNE) == xprune.Selected(selected.plan)
     plan = xprune.select(model, scores, BUDGET, kind(), example_inputs=images())
     assert plan == selected.plan
-    with pytest.raises(xprune.PluginError, match=r"weights learn along.*Use xprune\.Pruner"):
+    with pytest.raises(xprune.PluginError, match=r"trains weights too.*Use xprune\.Pruner"):
         xprune.select(model, scores, BUDGET, kind(takes=3), example_inputs=images())
 
 

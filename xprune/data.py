@@ -1,4 +1,4 @@
-"""Data for the command line: folders of images, which timm reads, and the built-in data set "digits"."""
+"""Loads data for the command line: folders of images, which timm reads, and the built-in data set "digits"."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from xprune.errors import DataError
 
 KNOWN = ("digits",)
-"""Names of the built-in data sets. Any other name is the name of a folder."""
-# Names that the folders of the splits may have. The first one that exists is taken.
+"""The names of the built-in data sets. Any other name that a user gives is taken as the name of a folder."""
+# The names that the folder of each split may have. The first folder that exists is used.
 _TRAIN = ("train", "training")
 _VAL = ("val", "validation", "valid")
 _TEST = ("test",)
@@ -23,13 +23,13 @@ _TEST = ("test",)
 
 @dataclass(frozen=True)
 class Data:
-    """Data to prune with.
+    """Training and validation data, which the command line prunes a model with.
 
     Attributes:
-        train: Training batches, shuffled, with augmentation for folders of images.
-        val: Validation batches, in a fixed order and without augmentation.
-        classes: Number of classes.
-        note: A sentence for the user that says how the data were split.
+        train: Training batches in random order. Images from folders are augmented.
+        val: Validation batches in a fixed order and without augmentation.
+        classes: The number of classes.
+        note: A sentence for the user about how the data were split.
     """
 
     train: DataLoader[Any]
@@ -40,13 +40,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Measured:
-    """Data to measure a model on.
+    """Data that the command line measures a model on.
 
     Attributes:
-        loader: Batches in a fixed order, without augmentation.
-        classes: Number of classes.
-        split: "validation" or "test" for that split of the data, "given" for all images of a folder without splits.
-        note: A sentence for the user that says the same, with the number of images.
+        loader: Batches in a fixed order and without augmentation.
+        classes: The number of classes.
+        split: "validation" or "test" if the data are one of these splits. "given" if they are all images of a folder
+            without splits.
+        note: A sentence for the user about which images are measured, and how many.
     """
 
     loader: DataLoader[Any]
@@ -56,20 +57,25 @@ class Measured:
 
 
 def load_data(name: str, config: Mapping[str, Any], *, batch_size: int = 64, workers: int = 0, seed: int = 0) -> Data:
-    """Loads a data set to prune with.
+    """Loads a data set to prune a model with.
+
+    A folder may contain the folders train/ and val/, each with one folder of images for each class. test/ is used if
+    there is no val/. Or the folder contains the class folders directly. A tenth of the images, chosen at random, is
+    then used for validation only.
 
     Args:
-        name: "digits", or a folder. The folder holds train/ and val/ (or test/), each with one folder for each class.
-            Or it holds the class folders themselves. A tenth of their images, drawn at random, is then held out for
-            validation.
-        config: Settings of the images: input_size (channels, height, width), mean, std and others, as
-            `timm.data.resolve_model_data_config` gives them.
-        batch_size: Samples in a batch.
-        workers: Number of processes that load data. 0 loads in this process.
-        seed: Seed of the order of training samples, and of the images that are held out.
+        name: "digits", or the name of a folder.
+        config: Settings of the images, such as input_size (channels, height, width), mean and std.
+            `timm.data.resolve_model_data_config` returns them.
+        batch_size: The number of samples in a batch.
+        workers: The number of processes that load data. 0 means that the data are loaded in this process.
+        seed: The seed for the order of the training samples, and for the choice of the validation images.
+
+    Returns:
+        The training and the validation data.
 
     Raises:
-        DataError: The folder does not exist, or holds something else.
+        DataError: The folder does not exist, or its contents have another form.
 
     Example:
         >>> data = load_data("digits", {"input_size": (1, 8, 8)}, batch_size=16)
@@ -89,15 +95,20 @@ def load_data(name: str, config: Mapping[str, Any], *, batch_size: int = 64, wor
 def load_measured(name: str, config: Mapping[str, Any], *, batch_size: int = 64, workers: int = 0) -> Measured:
     """Loads a data set to measure a model on.
 
+    The images are those of val/, or of test/ if the folder has no val/. If the folder has neither of them and no
+    train/, they are all images in its class folders. For "digits", they are the validation images.
+
     Args:
-        name: "digits", or a folder. Of "digits" the validation part is loaded. Of a folder with splits, val/ is loaded,
-            or test/ if there is no val/. Of a folder of class folders, all images are loaded.
-        config: See `load_data`.
-        batch_size: Samples in a batch.
-        workers: Number of processes that load data. 0 loads in this process.
+        name: "digits", or the name of a folder.
+        config: Settings of the images, see `load_data`.
+        batch_size: The number of samples in a batch.
+        workers: The number of processes that load data. 0 means that the data are loaded in this process.
+
+    Returns:
+        The batches, with a sentence that says what they are.
 
     Raises:
-        DataError: The folder does not exist, holds something else, or holds a training split only.
+        DataError: The folder does not exist, its contents have another form, or it has only a training split.
     """
     if name == "digits":
         _, images, classes = _digits(config)
@@ -120,7 +131,10 @@ def load_measured(name: str, config: Mapping[str, Any], *, batch_size: int = 64,
 
 
 def class_names(loader: DataLoader[Any]) -> tuple[str, ...] | None:
-    """Returns the names of the class folders in the order of the class indices. None for data that are not folders."""
+    """Returns the names of the class folders, in the order of the class indices.
+
+    Returns None if the data of the loader do not come from class folders.
+    """
     images: Any = loader.dataset
     reader = getattr(images.dataset if isinstance(images, Subset) else images, "reader", None)
     found: Mapping[str, int] = getattr(reader, "class_to_idx", {})
@@ -128,27 +142,28 @@ def class_names(loader: DataLoader[Any]) -> tuple[str, ...] | None:
 
 
 def digits(size: int, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns scikit-learn's 1,797 scanned digits.
+    """Returns the 1,797 images of handwritten digits that scikit-learn contains, and their labels.
 
-    The originals are 8 x 8 (Alpaydin and Kaynak, 1998, UCI). Larger images are made by bilinear interpolation.
+    The original images are 8 x 8 (Alpaydin and Kaynak, 1998, UCI). Larger images are made by bilinear interpolation.
 
     Args:
-        size: Height and width of the images.
-        channels: Number of channels. All of them are the same.
+        size: The height and width of the images.
+        channels: The number of channels. All channels of an image are equal.
 
     Returns:
-        Images, float32 (n, channels, size, size) in -1 to 1, and labels, int64 (n,).
+        A tuple (images, labels). The images are float32 (1797, channels, size, size) from -1 to 1. The labels are int64
+        (1797,).
 
     Example:
         >>> images, labels = digits(16, channels=3)
         >>> images.shape, labels[:3]
         (torch.Size([1797, 3, 16, 16]), tensor([0, 1, 2]))
     """
-    # Imported here, since only this data set needs it and the import takes long.
+    # scikit-learn is imported here because only this data set needs it, and the import takes long.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    # Grey values are 0 to 16. The shape becomes (n, 1, 8, 8).
+    # The grey values of the originals go from 0 to 16. The shape becomes (1797, 1, 8, 8).
     images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32))[:, None] / 8 - 1
     if size != 8:
         images = nn.functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
@@ -156,7 +171,7 @@ def digits(size: int, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _digits(config: Mapping[str, Any]) -> tuple[Dataset[Any], Dataset[Any], int]:
-    """Returns training digits, validation digits and the number of classes. Every fifth digit is for validation."""
+    """Returns (training digits, validation digits, number of classes). Every fifth digit is a validation digit."""
     channels, height, _ = config["input_size"]
     images, labels = digits(height, channels)
     held = torch.arange(len(labels)) % 5 == 0
@@ -164,7 +179,7 @@ def _digits(config: Mapping[str, Any]) -> tuple[Dataset[Any], Dataset[Any], int]
 
 
 def _splits(root: Path) -> dict[str, Path | None]:
-    """Returns the folder of each split: "train", "val" and "test". None for a split that does not exist."""
+    """Returns the folder of each split in a folder: "train", "val" and "test". None for a split that does not exist."""
     if not root.is_dir():
         raise DataError(
             f"{root} is neither a folder nor a known data set ({', '.join(KNOWN)}). Give a folder with train/ and "
@@ -172,8 +187,8 @@ def _splits(root: Path) -> dict[str, Path | None]:
         )
 
     def first(names: tuple[str, ...]) -> Path | None:
-        """Returns the first folder of these names that holds folders."""
-        # A class may have the name of a split. Its folder holds images and no folders.
+        """Returns the first folder with one of these names that contains folders. Returns None if there is none."""
+        # A class may have the name of a split, such as "test". Its folder contains images but no folders.
         folders = (root / name for name in names if (root / name).is_dir())
         return next((f for f in folders if any(entry.is_dir() for entry in f.iterdir())), None)
 
@@ -181,20 +196,24 @@ def _splits(root: Path) -> dict[str, Path | None]:
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that the transforms with and without augmentation share."""
+    """Returns the settings that the transforms with and without augmentation have in common."""
     return {key: config[key] for key in ("input_size", "mean", "std", "interpolation") if key in config}
 
 
 def _plain(config: Mapping[str, Any]) -> Any:
-    """Returns timm's transform without augmentation."""
-    # Importing timm takes seconds, so each function here imports what it needs.
+    """Returns timm's transform of images without augmentation."""
+    # The import of timm takes seconds. So each function of this file imports only what it needs.
     from timm.data.transforms_factory import create_transform
 
     return create_transform(**_shared(config), crop_pct=config.get("crop_pct"))
 
 
 def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[Any], Dataset[Any], int, str]:
-    """Returns images to learn from, images to measure on, the number of classes, and a sentence about the split."""
+    """Loads the images of a folder with or without splits.
+
+    Returns:
+        A tuple (training images, validation images, number of classes, sentence about the split).
+    """
     from timm.data.transforms_factory import create_transform
 
     found = _splits(root)
@@ -214,19 +233,20 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
             f"{root} holds {learn or measure} only: wanted train/ and val/, or class folders. Add the other split, or "
             "give the folder that holds the class folders."
         )
-    # The same images twice, with and without augmentation. Which of them are held out is drawn below.
+    # Both data sets contain all images, once with augmentation and once without. The indices below choose the images
+    # for each.
     train, val = _images(root, augmented), _images(root, plain)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, len(order) // 10)
     note = (
-        f"data: {root} has no train/ and val/: {held:,} of its {len(order):,} images, drawn at random with "
+        f"data: {root} has no train/ and val/: {held:,} of its {len(order):,} images, chosen at random with "
         f"seed {seed}, are held out to measure on"
     )
     return Subset(train, order[held:]), Subset(val, order[:held]), len(train.reader.class_to_idx), note
 
 
 def _unread(folder: Path) -> str:
-    """Returns a text about files in a folder whose endings timm does not read. "" if there are none."""
+    """Returns a text about files in a folder that timm does not read because of their endings. "" if there are none."""
     from timm.data.readers.img_extensions import get_img_extensions
 
     known = set(get_img_extensions())
@@ -238,14 +258,18 @@ def _unread(folder: Path) -> str:
 
 
 class _Images(Dataset[Any]):
-    """Images of a folder. Raises DataError with the name of a file that is not an image.
+    """The images of a folder. A file that is not an image raises DataError with the name of the file.
 
-    timm's own class would silently return the next image in its place.
+    timm's own class would return the next image instead of an error.
+
+    Args:
+        root: The folder. It contains one folder for each class.
+        transform: A function that turns an image into a tensor.
 
     Attributes:
-        images: timm's data set, which is asked for the names of files and the number of images.
+        images: timm's data set. It gives the names of the files and the number of images.
         reader: timm's reader, which lists the files and the classes.
-        transform: Turns an image into a tensor.
+        transform: The function that turns an image into a tensor.
     """
 
     def __init__(self, root: str, transform: Any) -> None:
@@ -271,7 +295,7 @@ class _Images(Dataset[Any]):
 
 
 def _images(root: Path, transform: Any) -> Any:
-    """Returns the images below a folder, with their classes. Raises DataError if it does not hold class folders."""
+    """Returns the images in the class folders of a folder. Raises DataError if the folder has no class folders."""
     try:
         return _Images(str(root), transform=transform)
     except Exception as error:

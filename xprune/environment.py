@@ -1,4 +1,7 @@
-"""The version of xprune, and the hardware and versions that figures were measured with. Every record holds them."""
+"""The version of xprune, and functions that describe the hardware and the versions of packages.
+
+Results contain these descriptions, because measured values depend on them.
+"""
 
 import os
 import platform
@@ -9,16 +12,21 @@ from typing import Any
 import torch
 
 __version__ = "0.2.0.dev0"
-"""The version of xprune. The package, its wheel, the documentation and saved results all read it from here."""
+"""The version of xprune. The package metadata, the documentation and saved results all read it from here."""
 
-# Packages whose version can change a measured figure.
+# The packages whose version can change a measured value.
 PACKAGES = ("torch", "timm", "torch-pruning", "accelerate", "captum", "numpy")
 
 
 def hardware() -> dict[str, Any]:
-    """Returns "cpu" (its name), "cores", "threads" (of torch), "memory_gib", and "gpu" (its name) if there is one."""
+    """Returns a description of the hardware of this computer.
+
+    Returns:
+        A dict. "cpu": the name of the processor. "cores": the number of cores. "threads": the number of threads that
+        torch uses. "memory_gib": the memory in GiB, if the system says it. "gpu": the name of the GPU, if CUDA has one.
+    """
     found: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    # Windows has no sysconf, and some systems do not know these two names.
+    # Windows has no `os.sysconf`, and some other systems do not know these two names.
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
     if torch.cuda.is_available():
@@ -27,7 +35,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions that can change a figure: of xprune, of Python and of `PACKAGES`, by name.
+    """Returns the versions that can change a measured value, by name: of xprune, of Python and of `PACKAGES`.
 
     Example:
         >>> list(versions())[:3]
@@ -38,8 +46,8 @@ def versions() -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """Returns the name of the processor, or its architecture where the system does not say the name."""
-    # Linux only.
+    """Returns the name of the processor. Returns its architecture, such as "x86_64", if the name is not known."""
+    # This file exists only on Linux.
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,6 +1,7 @@
-"""Old module paths, from before 0.2, such as `xprune.site`. They forward to the modules that hold the names now.
+"""Keeps module paths from before version 0.2 importable, such as `xprune.site`, for one more release.
 
-They work for one more release. Importing one gives a DeprecationWarning that says the new path.
+A module at an old path finds its names in the modules that contain them now. The import of an old path gives a
+DeprecationWarning with the new path.
 """
 
 import sys
@@ -100,7 +101,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "token_tasks": ("tasks.tokens",),
     "units": ("adapters.declarative",),
 }
-"""Old path below `xprune`, and the modules that now hold its names."""
+"""For each old path after "xprune.", the modules that now contain its names."""
 
 RENAMED = {
     "Along": "StreamParts",
@@ -116,14 +117,14 @@ RENAMED = {
     "generic_sites": "sites_by_structure",
     "stand_in": "put_placeholders",
 }
-"""Old and new name of everything that was renamed when it moved."""
+"""The new name of everything that was renamed when it moved to another module, by its old name."""
 
 
 class _Forward(ModuleType):
-    """A module at an old path. It looks up each name in the modules that replace it."""
+    """A module at an old path. It looks up each of its names in the modules that replaced it."""
 
     def __getattr__(self, name: str) -> Any:
-        """Returns the name from the first module that has it, also under its new name."""
+        """Returns the name from the first module that has it, under its old or its new name."""
         for path in MOVED.get(self.__name__.removeprefix("xprune."), ()):
             module = import_module(f"xprune.{path}")
             for known in (name, RENAMED.get(name, "")):
@@ -133,15 +134,15 @@ class _Forward(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds old paths for Python's import system, and loads a `_Forward` module for each."""
+    """Finds old paths for Python's import system, and creates a `_Forward` module for each of them."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """Returns a spec for an old path. None for any other path, which leaves it to the other finders."""
+        """Returns a spec if the path is an old one. Returns None for other paths, which Python then finds as usual."""
         old = fullname.removeprefix("xprune.")
         return ModuleSpec(fullname, self) if fullname.startswith("xprune.") and old in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Returns the forwarding module, and warns."""
+        """Returns the module for an old path, and gives a DeprecationWarning with the new path."""
         new = MOVED[spec.name.removeprefix("xprune.")]
         places = " and ".join(f"xprune.{path}" for path in new)
         warnings.warn(
@@ -152,18 +153,18 @@ class _Finder(MetaPathFinder, Loader):
         return _Forward(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Does nothing: names are looked up when they are asked for."""
+        """Does nothing, because the names of the module are looked up only when they are used."""
 
 
 class _Package(ModuleType):
-    """The class of the package `xprune` itself, which protects its functions.
+    """The class of the package `xprune`. It makes sure that an old module does not replace a function of the package.
 
-    `xprune.compare` is a function and an old module path too. When Python imports a submodule, it sets the module as an
-    attribute of the package, which would replace the function.
+    For example, `xprune.compare` is a function and also an old module path. When Python imports a submodule, it stores
+    the module as an attribute of the package. Without this class, that would replace the function.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute, unless an old module would replace a name of the package."""
+        """Sets an attribute of the package, unless the value is an old module and the attribute exists already."""
         if not (isinstance(value, _Forward) and name in vars(self)):
             super().__setattr__(name, value)
 
@@ -178,21 +179,24 @@ KEPT: dict[str, tuple[str, ...]] = {
     "result": ("report.text",),
     "selections.learned": ("selections.learned.selection",),
 }
-"""Modules that became folders of the same path or lost names, and the modules that now hold these names."""
+"""For some modules that still exist, the modules that now contain a part of their old names.
+
+These modules became folders, or some of their names moved elsewhere.
+"""
 
 
 def forward(name: str) -> None:
-    """Makes a module of KEPT find the names that it held before.
+    """Makes an existing module find the names that it contained before version 0.2 and that are elsewhere now.
 
     Args:
-        name: Path of the module below `xprune`, a key of KEPT. It is imported already.
+        name: The path of the module after "xprune.". It is a key of KEPT. The module has to be imported already.
     """
     kept, places = sys.modules[f"xprune.{name}"], KEPT[name]
 
     def found(name: str) -> Any:
-        """Returns an old name from the module that holds it now, and warns."""
-        # A file of the folder is not an old name: Python imports it after this AttributeError. `hasattr(kept, name)`
-        # would call this function again, so the file is looked up.
+        """Returns an old name from the module that contains it now, and gives a DeprecationWarning."""
+        # If `name` is a file of the folder, it is not an old name. Python expects an AttributeError and then imports
+        # the file. The file is looked up because `hasattr(kept, name)` would call this function again.
         own = "__path__" in vars(kept) and find_spec(f"{kept.__name__}.{name}")
         for place in () if own or name.startswith("__") else places:
             module = import_module(f"xprune.{place}")
@@ -206,15 +210,16 @@ def forward(name: str) -> None:
                 return getattr(module, name)
         raise AttributeError(f"module {kept.__name__!r} has no attribute {name!r}")
 
-    # Python calls a module's `__getattr__` for names that the module does not have.
+    # Python calls the function `__getattr__` of a module for names that the module does not have.
     vars(kept)["__getattr__"] = found
 
 
 def install() -> None:
-    """Makes the old paths importable. It is called once, when the import of the package ends."""
+    """Makes the old paths importable. The package calls it once, at the end of its own import."""
     sys.modules["xprune"].__class__ = _Package
     for name in KEPT:
         if f"xprune.{name}" in sys.modules:
             forward(name)
-    # First of all finders: the one for files would find libraries/timm.py at an old path, and load it a second time.
+    # This finder has to come first. The finder for files would find the file libraries/timm.py for an old path, and
+    # load the file a second time.
     sys.meta_path.insert(0, _Finder())

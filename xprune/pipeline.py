@@ -1,7 +1,7 @@
 """The stages of pruning, in order: find sites, score, select, cut, fine-tune, measure.
 
-`Run` holds one model with its data, and does work that several stages need only once. `score` and `select` are the same
-stages as functions, for callers who want one stage and no run.
+The class `Run` holds one model with its data, and has a method for each stage. It does work that several stages need
+only once. The functions `score` and `select` do one stage without a `Run`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,35 +40,41 @@ from xprune.training.runtime import accelerator, check_loader, first_batch, stag
 class Run:
     """One dense model with its data, and the stages of pruning as methods.
 
-    Several stages need the same things: the first batch of each loader, the sites, their costs, the metrics of the
-    dense model. A run reads, finds or measures each of these once, when it is needed for the first time, and keeps it.
-    So one run can serve several criteria and budgets. `Pruner`, `compare` and the demo use a run.
+    Several stages need the same things: the first batch of each loader, the sites, the costs of the sites, and the
+    metrics of the dense model. A run gets each of these when it is needed for the first time, and stores it. So several
+    criteria and budgets can share one run. `Pruner`, `compare` and the demo of the command line use a run.
 
-    Each stage returns an immutable value, which the next stage takes: scores, then a plan, then a model.
+    Each stage returns an immutable value, which is an argument of the next stage: first scores, then a plan, then a
+    model.
 
     Args:
         model: The dense model. It is not changed.
-        train: Batches that the criterion, the selection and fine-tuning look at or learn from.
-        held_out: Batches on which loss and metric are measured. None: the training batches. The metrics then say that
-            they were measured on training data.
-        task: Reads a batch, and computes the loss and the metric. None: classification of (inputs, labels).
-        sites: The sites that may lose units. None: those that `find_sites` finds with the first training batch.
-        units: Unit kinds to look for. None: those that `find_sites` looks for by default. Used only if `sites` is None.
-        exclude: Patterns of names of sites that keep all units. Used only if `sites` is None.
-        latency: True: `measure` also times a forward pass on the first training batch. False: it does not.
-        resources: Names of resources that budgets will limit, in addition to those that every run measures.
+        train: Training batches. The criterion, the selection and fine-tuning use them.
+        held_out: Batches on which the loss and the metric are measured. None means that they are measured on the
+            training batches. The metrics then say so.
+        task: Reads batches and computes the loss and the metric. None means classification of (inputs, labels).
+        sites: The sites that may lose units. None means the sites that `find_sites` finds with the first training
+            batch.
+        units: The unit kinds to find. None means the kinds that `find_sites` finds by default. This argument is used
+            only if `sites` is None.
+        exclude: Patterns of the names of sites that keep all units. This argument is used only if `sites` is None.
+        latency: If True, `measure` also measures the time of a forward pass on the first training batch. If False, it
+            does not.
+        resources: The names of resources that budgets will limit, in addition to those that every run measures.
 
     Attributes:
-        model: The dense model, without wrappers such as `torch.compile`.
+        model: The dense model, taken out of wrappers such as `torch.compile`.
         task: The task. It knows the sample axis of the inputs.
-        first: Inputs and targets of the first training batch.
-        first_held_out: Inputs and targets of the first held-out batch. The same as `first` if nothing is held out.
-        example: A few samples of the first training batch, on which sites, costs and the proof are computed.
-        timed: True if `measure` times a forward pass, else False.
+        first: (inputs, targets) of the first training batch.
+        first_held_out: (inputs, targets) of the first held-out batch. It is equal to `first` if there are no held-out
+            batches.
+        example: The inputs of a few samples of the first training batch. Sites, costs and the proof are computed with
+            them.
+        timed: True if `measure` measures the time of a forward pass, else False.
 
     Raises:
         DataError: A loader is empty, can be read only once, or does not fit the task.
-        ModelError: The model cannot be pruned in its present form, for example inside a PEFT wrapper.
+        ModelError: The model cannot be pruned in its present form, for example because PEFT has wrapped it.
 
     Example:
         >>> import torch, xprune
@@ -100,19 +106,23 @@ class Run:
         self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
         task = task or Classification()
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
-        # Axis 0 of the inputs may be tokens. The first batch shows it, and the task is then a copy that knows the axis.
+        # Axis 0 of the inputs may hold tokens instead of samples. If the first batch shows this, the returned task is a
+        # copy that knows the sample axis.
         self.task, self.first = task_and_first_batch(train, task, self.model)
         self.first_held_out = first_batch(held_out, self.task) if held_out is not None else self.first
         self.example = example_of(self.task, *self.first)
 
     @property
     def data(self) -> Iterable[Any]:
-        """The batches that loss and metric are measured on: the held-out ones, or the training ones without these."""
+        """The batches that the loss and the metric are measured on: the held-out ones, or else the training batches."""
         return self.train if self.held_out is None else self.held_out
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """The sites that may lose units: those that were given, or those that `find_sites` finds."""
+        """The sites that may lose units.
+
+        They are the sites that the constructor got. If it got none, `find_sites` finds them at the first access.
+        """
         if self._sites is not None:
             return tuple(self._sites)
         axis = batch_axis_of(self.task)
@@ -120,19 +130,22 @@ class Run:
 
     @cached_property
     def costs(self) -> Costs:
-        """The costs of the units of all sites, for each resource that is measured."""
+        """The costs of the units of all sites, for each resource that this run measures.
+
+        They are measured at the first access.
+        """
         return measure_costs(self.model, self.sites, self.example, self._resources, batch_axis=batch_axis_of(self.task))
 
     @cached_property
     def dense(self) -> Metrics:
-        """The metrics of the dense model."""
+        """The metrics of the dense model. They are measured at the first access."""
         return self.measure(self.model)
 
     def updates(self, settings: Finetune | None) -> int:
-        """Returns how many updates of the weights fine-tuning makes, which is one for each batch of each epoch.
+        """Returns how many updates of the weights fine-tuning makes: one for each batch of each epoch.
 
         Args:
-            settings: Settings of fine-tuning. None: there is no fine-tuning, and the number is 0.
+            settings: The settings of fine-tuning. None means that the run does not fine-tune. The result is then 0.
 
         Raises:
             DataError: The training loader has no length, or is empty.
@@ -140,17 +153,17 @@ class Run:
         return settings.epochs * length(self.train, "fine-tuning") if settings is not None else 0
 
     def check(self, budget: Budget, selection: str | Selection = "global", settings: Finetune | None = None) -> None:
-        """Checks settings that `select` would refuse, before the criterion and fine-tuning use hours.
+        """Checks settings that `select` would refuse, so that the user learns it before hours of scoring.
 
         Args:
-            budget: The budget to come.
-            selection: A name from `xprune.SELECTIONS`, or an instance.
-            settings: Settings of the fine-tuning to come. None: there is none.
+            budget: The budget that will be given to `select`.
+            selection: The selection: a name from `xprune.SELECTIONS`, or an instance.
+            settings: The settings of the fine-tuning that will follow. None means that the run does not fine-tune.
 
         Raises:
-            BudgetError: The budget cannot be met.
-            PluginError: The selection is unknown, or takes more updates than fine-tuning has.
-            DataError: There is fine-tuning, but the training loader has no length.
+            BudgetError: No plan can meet the budget.
+            PluginError: The selection is unknown, or needs more updates than fine-tuning makes.
+            DataError: The run fine-tunes, but the training loader has no length.
         """
         chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         chosen.updates(self.updates(settings))
@@ -169,15 +182,17 @@ class Run:
 
         Args:
             criterion: A name from `xprune.CRITERIA`, or an instance.
-            budget: The budget that the plan will have to meet, for criteria that learn at a budget. None: not known.
-            seed: Seeds all random choices.
-            checkpoint_dir: Folder where a criterion that learns saves its progress. None: nothing is saved.
+            budget: The budget that the plan will have to meet. Criteria that learn for one budget need it. None means
+                that it is not known.
+            seed: The seed of all random choices.
+            checkpoint_dir: The folder where a criterion that learns saves its progress. None means that nothing is
+                saved.
 
         Returns:
-            A score for each unit of `sites`. Units with higher scores stay.
+            The scores, which hold a number for each unit of `sites`. Units with higher scores stay.
 
         Raises:
-            PluginError: The criterion is unknown, or returns something that is not the scores of these sites.
+            PluginError: The criterion is unknown, or does not return scores of exactly these sites.
         """
         chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
         return _scored(chosen, replace(self._context(seed, checkpoint_dir), budget=budget), self.sites)
@@ -196,35 +211,36 @@ class Run:
         """Selects the units that stay.
 
         Args:
-            scores: Scores of the units of this run's sites.
+            scores: The scores of the units of this run's sites.
             budget: How much the pruned model may cost.
             selection: A name from `xprune.SELECTIONS`, or an instance.
-            settings: Settings of the fine-tuning to come. A selection that trains weights may use some of its updates.
-                None: there is no fine-tuning, so no weights can be trained.
-            seed: Seeds all random choices.
-            checkpoint_dir: Folder where a selection that learns saves its progress. None: nothing is saved.
+            settings: The settings of the fine-tuning that will follow. A selection that trains weights may use some of
+                its updates. None means that the run does not fine-tune, so the selection cannot train weights.
+            seed: The seed of all random choices.
+            checkpoint_dir: The folder where a selection that learns saves its progress. None means that nothing is
+                saved.
 
         Returns:
-            A plan that meets the budget. If the selection trained weights, also the trained model and the number of
-            updates that it used.
+            A `Selected` object. Its plan meets the budget. If the selection trained weights, the object also holds the
+            trained model and the number of updates. If not, `model` is None and `updates` is 0.
 
         Raises:
-            BudgetError: The budget cannot be met.
-            PluginError: The selection is unknown, or returns a plan that does not fit the sites or the budget.
+            BudgetError: No plan can meet the budget.
+            PluginError: The selection is unknown, or its plan does not fit the sites or the budget.
         """
         chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         context = replace(self._context(seed, checkpoint_dir), updates=self.updates(settings))
         return _selected(self.model, context, scores, self.costs, budget, chosen)
 
     def cut(self, selected: Selected) -> nn.Module:
-        """Removes the units that the plan does not keep. This is surgery, with its proof: see `xprune.apply`.
+        """Removes the units that the plan does not keep. This is surgery with its proof, see `xprune.apply`.
 
         Args:
             selected: The result of `select`.
 
         Returns:
-            The pruned model, in eval mode. The weights that it is cut from are those that the selection trained, if
-            any, else those of the dense model.
+            The pruned model, in eval mode. It is cut from the model that the selection trained. If the selection
+            trained no weights, it is cut from the dense model.
         """
         return apply(self.model if selected.model is None else selected.model, selected.plan, self.example)
 
@@ -241,10 +257,12 @@ class Run:
 
         Args:
             model: The pruned model. It is not changed.
-            settings: Settings of fine-tuning. If they distil, the teacher is the dense model of this run.
-            taken: Updates that the selection has used already. Fine-tuning makes this number of updates less.
-            seed: Seeds the order of the batches, dropout and drop path.
-            checkpoint_dir: Folder where the progress is saved. None: nothing is saved.
+            settings: The settings of fine-tuning. If they ask for distillation, the dense model of this run is the
+                teacher.
+            taken: The number of updates that the selection has used already. Fine-tuning makes this number of updates
+                less.
+            seed: The seed for the order of the batches, dropout and drop path.
+            checkpoint_dir: The folder where fine-tuning saves its progress. None means that nothing is saved.
 
         Returns:
             The trained copy, in eval mode.
@@ -261,15 +279,18 @@ class Run:
         )
 
     def measure(self, model: nn.Module, like: Metrics | None = None) -> Metrics:
-        """Measures loss, metric and costs of a model.
+        """Measures the loss, the metric and the costs of a model.
+
+        The loss and the metric are measured on the held-out batches, or on the training batches if there are no
+        held-out ones.
 
         Args:
-            model: The model to measure. It is not changed.
-            like: Metrics of a model whose weights have the same shapes. Its costs and latency are copied instead of
-                measured. None: they are measured.
+            model: The model. It is not changed.
+            like: The metrics of a model whose weights have the same shapes. The costs and the latency are then copied
+                from these metrics, because they are equal. None means that they are measured.
 
         Returns:
-            The metrics, on the held-out batches, or on the training batches if there are no held-out ones.
+            The metrics of the model.
         """
         found = evaluate(model, self.data, task=self.task, data="training" if self.held_out is None else "validation")
         if like is not None:
@@ -277,21 +298,21 @@ class Run:
         axis = batch_axis_of(self.task)
         costs: dict[str, Any] = count_resources(model, self.example, self._resources, batch_axis=axis)
         if self.timed:
-            # Latency is measured on the whole first batch, not on the few samples of the example.
+            # The time is measured for the whole first batch. `example` has too few samples for that.
             inputs, targets = self.first
             costs |= dict(zip(_LATENCY, (latency(model, inputs), self.task.size(targets)), strict=True))
         return found.with_costs(**costs)
 
     def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
-        """Returns the context of a criterion or a selection: a copy of the model, the data, and the costs."""
-        # The copy shares the caller's weights. Gates and hooks are attached to the copy, so the caller sees none.
+        """Returns the context for a criterion or a selection: a copy of the model, the data and the costs."""
+        # Gates and hooks are attached to this copy and not to the caller's model. The copy shares the caller's weights.
         copy = shared_copy(self.model, requires_grad=False).to(accelerator().device)
         context = Context(copy, self.example, self.task, self.train, seed, checkpoint_dir, batch=self.first)
         return replace(context, costs=self.costs)
 
 
 _LATENCY = ("latency_ms", "latency_rows")
-"""Fields of `Metrics` that hold the measured time and the number of samples that it was measured with."""
+"""The fields of `Metrics` for the measured time of a forward pass and the number of samples in that pass."""
 
 
 @stage()
@@ -306,21 +327,22 @@ def make_context(
     budget: Budget | None = None,
     updates: int = 0,
 ) -> Context:
-    """Makes the context for a criterion or a selection that is used outside a `Run`.
+    """Makes the context for a criterion or a selection that is used without a `Run`.
 
     Args:
         model: The dense model. It is not changed.
-        loader: Training batches. None: there are none.
-        example_inputs: A few samples in the form that the model is called with. None: the first samples of the loader's
-            first batch, which is then read. None without a loader: there are none.
-        task: Reads a batch, and computes the loss. None: classification of (inputs, labels).
-        seed: Seeds all random choices.
-        checkpoint_dir: Folder where loops save their progress. None: nothing is saved.
-        budget: The budget that the plan will have to meet. None: not known.
-        updates: Updates of the weights that a selection may use.
+        loader: Training batches. None means that the criterion or selection gets no data.
+        example_inputs: Inputs of a few samples. None means that they are taken from the first batch of the loader. If
+            there is no loader, the context has no example inputs.
+        task: Reads batches and computes the loss. None means classification of (inputs, labels).
+        seed: The seed of all random choices.
+        checkpoint_dir: The folder where a plug-in that learns saves its progress. None means that nothing is saved.
+        budget: The budget that the plan will have to meet. None means that it is not known.
+        updates: The number of updates that a selection may use to train weights.
 
     Returns:
-        The context. Its model is a copy that shares the weights, on the device that Accelerate chooses.
+        The context. Its model is a copy that shares the weights of `model`, unless Accelerate chooses another device
+        than the model's.
 
     Raises:
         DataError: The loader is empty, can be read only once, or does not fit the task.
@@ -330,7 +352,8 @@ def make_context(
         task, batch = task_and_first_batch(loader, task, unwrap(model))
         example_inputs = example_of(task, *batch)
     elif loader is not None:
-        # Reading a batch may take long, so it is not read without need. An iterator is refused all the same.
+        # No batch is read here, because it is not needed and may take long. But a loader that can be read only once is
+        # refused.
         check_loader(loader)
     copy = shared_copy(unwrap(model), requires_grad=False).to(accelerator().device)
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
@@ -349,25 +372,27 @@ def score(
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
 ) -> Scores:
-    """Scores the units of sites with a criterion.
+    """Scores the units of some sites with a criterion.
 
     Args:
         model: The dense model. It is not changed.
         sites: The sites to score, as `find_sites` returns them.
-        loader: Training batches, for criteria that look at data. None: there are none.
-        criterion: A name from `xprune.CRITERIA`, also with settings such as "xpruner,steps=200", or an instance.
-        budget: The budget that the plan will have to meet, for criteria that learn at a budget. None: not known.
-        task: Reads a batch, and computes the loss. None: classification of (inputs, labels).
-        seed: Seeds all random choices.
-        checkpoint_dir: Folder where a criterion that learns saves its progress. A run that was killed continues from
-            there. None: nothing is saved.
+        loader: Training batches, for criteria that use data. None means that there are no data.
+        criterion: A name from `xprune.CRITERIA`, which may be followed by settings as in "xpruner,steps=200", or an
+            instance.
+        budget: The budget that the plan will have to meet. Criteria that learn for one budget need it. None means that
+            it is not known.
+        task: Reads batches and computes the loss. None means classification of (inputs, labels).
+        seed: The seed of all random choices.
+        checkpoint_dir: The folder where a criterion that learns saves its progress. If the program was killed, a second
+            call with the same folder continues from there. None means that nothing is saved.
 
     Returns:
-        A score for each unit. Units with higher scores stay.
+        The scores, which hold a number for each unit. Units with higher scores stay.
 
     Raises:
-        PluginError: The criterion is unknown, or returns something that is not the scores of these sites.
-        DataError: The criterion needs data and there is no loader, or the loader does not fit the task.
+        PluginError: The criterion is unknown, or does not return scores of exactly these sites.
+        DataError: The criterion needs data but there is no loader, or the loader does not fit the task.
 
     Example:
         >>> import torch, xprune
@@ -384,17 +409,17 @@ def score(
 
 
 def _scored(criterion: Criterion, context: Context, sites: Sequence[Site]) -> Scores:
-    """Returns the scores of a criterion. Raises PluginError if they are not scores of these sites."""
+    """Calls a criterion and returns its scores. Raises PluginError if it does not return scores of these sites."""
     found: Any = criterion.score(context, sites)
     if not isinstance(found, Scores):
         raise PluginError(
-            f"{criterion.name}: score gave a {type(found).__name__}, wanted xprune.Scores. Criterion.score has to "
+            f"{criterion.name}: score returned a {type(found).__name__}, wanted xprune.Scores. Criterion.score has to "
             "return Scores(sites, values, name)."
         )
     if found.sites != tuple(sites):
         raise PluginError(
-            f"{criterion.name}: scores are of {len(found.sites)} sites, asked were these {len(sites)}. Score the sites "
-            "that are given, all of them and in their order."
+            f"{criterion.name}: the scores are for {len(found.sites)} sites that are not the {len(sites)} sites to "
+            "score. Criterion.score has to score all the sites that it gets, in their order."
         )
     return found
 
@@ -412,29 +437,31 @@ def select(
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
 ) -> Plan:
-    """Selects the units that stay, such that the pruned model meets a budget.
+    """Selects the units that stay, so that the pruned model meets a budget.
 
-    Some selections train the weights together with the plan. A plan holds no weights, so this function refuses such a
-    selection. `Pruner` and `xprune.pipeline.Run` accept it, because they keep the trained weights.
+    Some selections train the weights of the model together with the plan. This function returns only a plan, which
+    holds no weights, so it refuses such a selection. `Pruner` and `xprune.pipeline.Run` accept it, because they keep
+    the trained weights.
 
     Args:
         model: The dense model. It is not changed.
-        scores: Scores of the units of its sites, as `score` returns them.
+        scores: The scores of the model's units, as `score` returns them.
         budget: How much the pruned model may cost.
-        selection: A name from `xprune.SELECTIONS`, also with settings such as "learned,steps=100", or an instance.
-        example_inputs: Inputs on which costs such as MACs are counted. None: the first samples of the loader.
-        loader: Training batches, for selections that learn. None: there are none.
-        task: Reads a batch, and computes the loss. None: classification of (inputs, labels).
-        seed: Seeds all random choices.
-        checkpoint_dir: Folder where a selection that learns saves its progress. A run that was killed continues from
-            there. None: nothing is saved.
+        selection: A name from `xprune.SELECTIONS`, which may be followed by settings as in "learned,steps=100", or an
+            instance.
+        example_inputs: Inputs with which costs such as MACs are counted. None means the first samples of the loader.
+        loader: Training batches, for selections that learn. None means that there are no data.
+        task: Reads batches and computes the loss. None means classification of (inputs, labels).
+        seed: The seed of all random choices.
+        checkpoint_dir: The folder where a selection that learns saves its progress. If the program was killed, a second
+            call with the same folder continues from there. None means that nothing is saved.
 
     Returns:
-        The plan: the indices of the units that stay at each site.
+        The plan, which holds the indices of the units that stay at each site.
 
     Raises:
-        BudgetError: The budget cannot be met, or both `example_inputs` and `loader` are None.
-        PluginError: The selection is unknown, trains weights, or returns a plan that misses the budget.
+        BudgetError: No plan can meet the budget, or both `example_inputs` and `loader` are None.
+        PluginError: The selection is unknown, trains weights, or returns a plan that does not meet the budget.
 
     Example:
         >>> import torch, xprune
@@ -448,7 +475,8 @@ def select(
     if example_inputs is None and loader is None:
         raise BudgetError("select counts the MACs of a forward pass: give it inputs with example_inputs= or loader=.")
     chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
-    # With no updates to use, a selection that insists on training weights says so here or raises.
+    # No fine-tuning follows, so there are 0 updates to use. A selection that has to train weights raises an error or
+    # returns more than 0.
     if chosen.updates(0):
         raise _weights_would_be_lost(chosen)
     context = make_context(
@@ -463,15 +491,19 @@ def select(
 
 
 def _check_budget(selection: Selection, plan: Plan, costs: Costs, budget: Budget) -> None:
-    """Raises PluginError if the plan has other sites than the scores, or costs more than the budget allows."""
+    """Checks the plan of a selection.
+
+    Raises:
+        PluginError: The plan has other sites than the scores, or costs more than the budget allows.
+    """
     if plan.sites != costs.sites:
         raise PluginError(
-            f"{selection.name}: the plan is of other sites than the scores. Return a plan of scores.sites, all of them "
-            "and in their order."
+            f"{selection.name}: the plan is for other sites than the scores. Selection.select has to return a plan for "
+            "all sites in scores.sites, in their order."
         )
     for name, cost, allowed in costs.limits(budget):
         spent = cost.total(plan.counts)
-        # The margin is for rounding: costs are sums of floating-point numbers.
+        # Costs are sums of floating-point numbers. The margin allows for their rounding errors.
         if spent > allowed * (1 + 1e-6):
             raise PluginError(
                 f"{selection.name}: the plan costs {spent:.0f} {name}, and the budget allows {allowed:.0f}. A "
@@ -480,24 +512,24 @@ def _check_budget(selection: Selection, plan: Plan, costs: Costs, budget: Budget
 
 
 def _weights_would_be_lost(selection: Selection) -> PluginError:
-    """Returns the error for a selection that trains weights, in a function that returns the plan only."""
+    """Returns the error for a selection that trains weights in a call of `select`, which returns only the plan."""
     return PluginError(
-        f"{selection.name}: the weights learn along with the plan, but select returns only the plan. Use "
-        "xprune.Pruner, which keeps the weights, or settings that leave the weights unchanged."
+        f"{selection.name}: this selection trains weights too, but select returns only the plan. Use xprune.Pruner, "
+        "which keeps the weights, or settings with which the weights are not trained."
     )
 
 
 def _selected(
     model: nn.Module, context: Context, scores: Scores, costs: Costs, budget: Budget, chosen: Selection
 ) -> Selected:
-    """Runs a selection, and checks its plan against the sites and the budget.
+    """Runs a selection, and checks that its plan fits the sites and the budget.
 
     Args:
         model: The dense model. It is not changed.
         context: The context of the selection.
-        scores: Scores of all units.
-        costs: Costs of the sites of these scores.
-        budget: The budget to meet.
+        scores: The scores of all units.
+        costs: The costs of the sites of these scores.
+        budget: The budget that the plan has to meet.
         chosen: The selection.
 
     Returns:
@@ -506,17 +538,19 @@ def _selected(
     updates = chosen.updates(context.updates)
     dense = context.model
     if updates:
-        # The context's model shares the caller's weights. A selection that trains weights gets a separate copy.
+        # The context's model shares the caller's weights. So a selection that trains weights gets a copy with separate
+        # weights.
         trained = unshare(shared_copy(unwrap(model)), model).to(reference_device(dense))
         context = replace(context, model=trained)
     found: Any = chosen.select(context, scores, costs, budget)
     if not isinstance(found, (Plan, Selected)):
         raise PluginError(
-            f"{chosen.name}: select gave a {type(found).__name__}, wanted xprune.Plan, or xprune.Selected if the "
+            f"{chosen.name}: select returned a {type(found).__name__}, wanted xprune.Plan, or xprune.Selected if the "
             "selection trained weights. Return one of these from Selection.select."
         )
     if isinstance(found, Plan):
-        # An older selection returns only the plan. Its method `updates` still says how many updates it used.
+        # A selection for an older release returns only the plan, even if it trained weights. Its method `updates` says
+        # how many updates it used.
         found = Selected(found, context.model if updates else None, updates)
     _check_budget(chosen, found.plan, costs, budget)
     axis = batch_axis_of(context.task)

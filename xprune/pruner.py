@@ -1,6 +1,7 @@
-"""The Pruner: prunes a model in one call.
+"""The class `Pruner`, which prunes a model in one call.
 
-The work is done by the stages of `xprune.pipeline.Run`. This module calls them in order and collects what they return.
+`xprune.pipeline.Run` does the work, with a method for each stage. The class here calls these methods in order and
+collects their results.
 """
 
 import json
@@ -34,27 +35,29 @@ class Pruner:
 
     Args:
         model: The dense model. It is not changed. `find_sites` must find at least one site in it.
-        criterion: Computes the scores. A name from `xprune.CRITERIA`, also with settings such as "taylor,kind=abs", or
-            an instance of `xprune.Criterion`.
-        budget: How much the pruned model may cost. None: half of the dense model's MACs.
-        selection: Turns the scores into a plan. A name from `xprune.SELECTIONS`, also with settings, or an instance of
-            `xprune.Selection`.
-        finetune: Settings of the fine-tuning that follows surgery. None: the pruned model is not fine-tuned.
-        task: Reads a batch, and computes the loss and the metric. None: classification of (inputs, labels).
-        sites: The sites that may lose units. None: those that `find_sites` finds with the first training batch.
-        units: Unit kinds to look for, such as ["head"]. None: those that `find_sites` looks for by default. Used only
+        criterion: The criterion, which computes the scores. A name from `xprune.CRITERIA`, which may be followed by
+            settings as in "taylor,kind=abs", or an instance of `xprune.Criterion`.
+        budget: How much the pruned model may cost. None means half of the dense model's MACs.
+        selection: The selection, which turns the scores into a plan. A name from `xprune.SELECTIONS`, which may be
+            followed by settings, or an instance of `xprune.Selection`.
+        finetune: The settings of the fine-tuning after surgery. None means that the pruned model is not fine-tuned.
+        task: Reads batches and computes the loss and the metric. None means classification of (inputs, labels).
+        sites: The sites that may lose units. None means the sites that `find_sites` finds with the first training
+            batch.
+        units: The unit kinds to find, such as ["head"]. None means the kinds that `find_sites` finds by default. This
+            argument is used only if `sites` is None.
+        exclude: Patterns of the names of sites that keep all units, such as ["blocks.0.*"]. This argument is used only
             if `sites` is None.
-        exclude: Patterns of names of sites that keep all units, such as ["blocks.0.*"]. Used only if `sites` is None.
-        seed: Seeds all random choices.
-        checkpoint_dir: Folder where scoring, selection and fine-tuning save their progress. A run that was killed
-            continues from there. None: nothing is saved during the run.
-        latency: True: measures how long a forward pass takes, for the dense and for the pruned model. False: the
+        seed: The seed of all random choices.
+        checkpoint_dir: The folder where scoring, selection and fine-tuning save their progress. If the program was
+            killed, the next run with the same folder continues from there. None means that nothing is saved during the
+            run.
+        latency: If True, the time of a forward pass is measured for the dense model and the pruned model. If False, the
             metrics contain no latency.
 
     Raises:
         PluginError: The criterion or the selection is unknown, or its settings are wrong.
-        ModelError: The model cannot be pruned in its present form: a PEFT wrapper, weights sharded by FSDP, or no
-            `nn.Module` at all.
+        ModelError: `model` is not an `nn.Module`, or PEFT or FSDP has wrapped its layers.
 
     Example:
         >>> import torch, xprune
@@ -94,23 +97,24 @@ class Pruner:
 
     @stage()
     def run(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None = None) -> PruneResult:
-        """Scores the units, selects those that stay, removes the others, fine-tunes, and measures each model.
+        """Prunes the model: scores the units, selects those that stay, removes the others, fine-tunes, and measures.
 
         Args:
-            train_loader: Batches for the criterion, for a selection that learns, and for fine-tuning.
-            val_loader: Batches on which loss and metric are measured. None: the training batches. The metrics then
-                say that they were measured on training data.
+            train_loader: Training batches. The criterion, a selection that learns, and fine-tuning use them.
+            val_loader: Batches on which the loss and the metric are measured. None means that they are measured on the
+                training batches. The metrics then say so.
 
         Returns:
-            The pruned model, with its plan, scores, metrics and settings.
+            The pruned model, together with the plan, the scores, the metrics and the settings.
 
         Raises:
             DataError: A loader is empty, can be read only once, or does not fit the task.
             ModelError: The model has no sites, or its forward fails.
-            BudgetError: The budget cannot be met. The message gives the smallest fraction that can.
-            PluginError: The criterion or the selection breaks its contract, or takes more updates than there are.
+            BudgetError: No plan can meet the budget. The message says the smallest fraction that can be reached.
+            PluginError: The criterion or the selection does not do what its base class demands, or the selection needs
+                more updates than fine-tuning makes.
             TrainingError: The loss is not finite, or `checkpoint_dir` cannot be used.
-            SurgeryError: The pruned model does not give the outputs of the gated dense model.
+            SurgeryError: The proof failed: the pruned model does not compute what the gated dense model computes.
         """
         self._check_folder()
         run = Run(
@@ -128,18 +132,19 @@ class Pruner:
 
     @stage()
     def carry_out(self, run: Run) -> PruneResult:
-        """Does the work of `run` with a `Run` that several pruners share.
+        """Does the work of `Pruner.run` with a `Run` that several pruners share.
 
-        The shared `Run` keeps its sites, its costs and the metrics of the dense model. The next pruner uses them again.
+        The shared `Run` stores its sites, its costs and the metrics of the dense model. So the next pruner need not
+        compute them again.
 
         Args:
-            run: A `Run` of this pruner's model and task. The sites, the loaders and the choice to measure latency are
-                taken from it. This pruner's own `sites`, `units`, `exclude` and `latency` are ignored.
+            run: A `Run` with the model and the task of this pruner. It also has the sites, the loaders, and whether
+                latency is measured. `sites`, `units`, `exclude` and `latency` of this pruner are ignored.
 
         Returns:
-            The same as `run`.
+            The same as `Pruner.run`.
         """
-        # An impossible budget or setting is refused here, before the criterion works for hours.
+        # This check raises the error for an impossible budget or setting now, not after hours of scoring.
         run.check(self.budget, self.selection, self.finetune)
         metrics = {"dense": run.dense}
         scores = run.score(self.criterion, self.budget, seed=self.seed, checkpoint_dir=self._folder("score"))
@@ -157,24 +162,24 @@ class Pruner:
             pruned = run.finetune(
                 pruned,
                 self.finetune,
-                # A selection that trained the weights has used some of fine-tuning's updates.
+                # If the selection trained the weights, it has used some of fine-tuning's updates.
                 taken=selected.updates,
                 seed=self.seed,
                 checkpoint_dir=self._folder("finetune"),
             )
-            # Fine-tuning changes no shape, so the costs of the pruned model hold and are not measured again.
+            # Fine-tuning changes no shape, so the fine-tuned model has the costs of the pruned model.
             metrics["finetuned"] = run.measure(pruned, like=metrics["pruned"])
         settings = self._settings(run.train)
         return PruneResult(pruned, selected.plan, scores, metrics, settings, self.model, run.data, self.task)
 
     def _settings(self, loader: Iterable[Any]) -> dict[str, Any]:
-        """Returns the settings of this pruner, with the date, the hardware and the versions, as plain data."""
+        """Returns the settings of this pruner, the date, the hardware and the versions as a dict that JSON can hold."""
         dataset = getattr(loader, "dataset", None)
         chosen = {"selection": self.selection, "budget": self.budget, "finetune": self.finetune}
         return {
             **{name: _plain(kind) for name, kind in chosen.items() if kind},
             "seed": self.seed,
-            # A list of batches has no dataset, and a stream has no length.
+            # It is None if the loader is a list of batches, or if its data set has no length.
             "training_samples": len(dataset) if isinstance(dataset, Sized) else None,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "hardware": hardware(),
@@ -182,7 +187,7 @@ class Pruner:
         }
 
     def _check_folder(self) -> None:
-        """Raises TrainingError, before any work, if `checkpoint_dir` is the name of a file."""
+        """Raises TrainingError if `checkpoint_dir` is the name of a file. It is called before any work is done."""
         folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
         if folder is not None and folder.exists() and not folder.is_dir():
             raise TrainingError(
@@ -190,14 +195,17 @@ class Pruner:
             )
 
     def _folder(self, stage: str) -> Path | None:
-        """Returns the folder where a stage saves its progress. None if there is no `checkpoint_dir`."""
+        """Returns the folder in which a stage saves its progress. Returns None if there is no `checkpoint_dir`."""
         return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass, and the name if it is a plug-in or a budget, as data that JSON can hold."""
+    """Returns the fields of a plug-in, a budget or the settings of fine-tuning as a dict that JSON can hold.
+
+    If the object has a name, the dict contains the name too.
+    """
     fields: dict[str, Any] = {}
     if is_dataclass(settings) and not isinstance(settings, type):
-        # The way through JSON turns tuples into lists, and fields that JSON does not know into text.
+        # The conversion to JSON and back turns tuples into lists, and values that JSON cannot hold into text.
         fields = json.loads(json.dumps(asdict(settings), default=str))
     return {"name": settings.name, **fields} if hasattr(settings, "name") else fields

@@ -1,6 +1,6 @@
-"""The result of one run: the pruned model with its plan, scores, metrics and settings.
+"""The class `PruneResult`, the result of one run: the pruned model with its plan, scores, metrics and settings.
 
-`PruneResult` is a `xprune.core.record.Record` that can also be saved, loaded, reported and plotted.
+It extends `xprune.core.record.Record` with methods that save, load, report and plot the result.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PruneResult(Record):
-    """The result of `Pruner.run`: the pruned model, and all that explains it.
+    """The result of `Pruner.run`: the pruned model, and everything that explains how it was pruned.
 
     Attributes:
-        model: The pruned model, in eval mode. It has smaller weights and is otherwise an ordinary module.
-        plan: The units that stay at each site. Sites and indices are those of the dense model.
-        scores: The score of each unit of the dense model.
-        metrics: Name of a model -> its loss, metric and costs. The names are "dense", "pruned" (after surgery) and, if
-            the run fine-tuned, "finetuned".
-        settings: Selection, budget, fine-tuning, seed, date, hardware and versions of the run, as plain data.
-        dense: The dense model itself, not a copy. None in a result that was loaded from a folder.
-        data: The loader that the metrics were measured on. None in a result that was loaded from a folder.
-        task: The task of the run. None in a result that was loaded from a folder.
+        model: The pruned model, in eval mode. It has smaller weights. Apart from that, it is an ordinary PyTorch
+            module.
+        plan: The units that stay at each site. The sites and the indices of the units are those of the dense model.
+        scores: The scores of all units of the dense model.
+        metrics: The loss, the metric and the costs of each model, by name: "dense" (before pruning), "pruned" (after
+            surgery), and "finetuned" if the run fine-tuned the model.
+        settings: The selection, the budget, the settings of fine-tuning, the seed, the date, the hardware and the
+            versions of the run. They are a dict that JSON can hold.
+        dense: The dense model itself, not a copy. None if the result was loaded from a folder.
+        data: The loader of the data that the metrics were measured on. None if the result was loaded from a folder.
+        task: The task of the run. None if the result was loaded from a folder.
 
     Example:
         >>> import torch, xprune
@@ -57,11 +59,11 @@ class PruneResult(Record):
     """
 
     def summary(self) -> str:
-        """Writes the result as text for the terminal.
+        """Returns the result as text for the terminal.
 
         Returns:
-            A table of the metrics and a table of the sites. Two lines follow if they apply. One says how many classes
-            have no class-wise scores. The other says how many modules have a class of xprune.
+            A table of the metrics and a table of the sites. If some classes have no class-wise scores, a line says how
+            many. If some modules of the pruned model have a class that xprune defines, another line says which.
         """
         tables = render(metrics_table(self.metrics), sites_table(self.plan))
         return tables + unseen(self.scores) + _needs_xprune(self.model)
@@ -73,53 +75,58 @@ class PruneResult(Record):
         classes: Sequence[str] | None = None,
         faithfulness: Named | None = None,
     ) -> Path:
-        """Writes one HTML page that shows which units were removed and why. The page works without a network.
+        """Writes an HTML page that shows which units were removed and why. The page needs no internet connection.
 
         Args:
-            path: The file to write. A page that xprune wrote there before is replaced. Any other file is refused.
-            classes: Names of the classes, by index. None: classes are shown as numbers.
-            faithfulness: Name of a criterion or order -> the result of `xprune.explain.faithfulness`, or curves in the
-                form that `Faithfulness.means` returns. None: the page has no such section.
+            path: The file to write. If xprune wrote a page with this name before, that page is replaced. Any other
+                existing file is refused.
+            classes: The names of the classes, by class index. None means that the page shows the class indices.
+            faithfulness: Results of `xprune.explain.faithfulness`, by a name to show on the page, such as the name of
+                the criterion. Instead of a result, an entry may be a dict in the form that `Faithfulness.means`
+                returns. None means that the page has no section about faithfulness.
 
         Returns:
             The path of the page.
 
         Raises:
-            ModelError: The packages of `pip install 'xprune[report]'` are missing, or names or curves do not fit.
-            ArtefactError: Another file has this name.
+            ModelError: The packages of `pip install 'xprune[report]'` are missing, or the class names or the curves do
+                not fit the result.
+            ArtefactError: `path` is a file that xprune did not write.
         """
         from xprune.report import write
 
         return write(self, path, classes=classes, faithfulness=faithfulness)
 
     def plot(self, kind: str, ax: "Axes | None" = None, classes: Sequence[str] | None = None) -> "Axes":
-        """Draws a picture for a paper with matplotlib.
+        """Draws a picture of the result with matplotlib.
 
         Args:
-            kind: "units", "classes", "training" or "accuracy". `xprune.report.plots.plot` describes them.
-            ax: The axes to draw on. None: new axes on a new figure.
-            classes: Names of the classes, by index. None: classes are shown as numbers.
+            kind: What to draw: "units", "classes", "training" or "accuracy". `xprune.report.plots.plot` describes them.
+            ax: The matplotlib axes to draw on. None means new axes on a new figure.
+            classes: The names of the classes, by class index. None means that the picture shows the class indices.
 
         Returns:
-            The axes. `axes.figure.savefig(...)` writes the picture to a file.
+            The axes. To write the picture to a file, call `axes.figure.savefig(...)`.
 
         Raises:
-            ModelError: The kind is unknown, the result has no data for it, or matplotlib is not installed.
+            ModelError: The kind is unknown, the result does not contain the data for it, or matplotlib is not
+                installed.
         """
         from xprune.report.plots import plot
 
         return plot(self, kind, ax, classes)
 
     def save(self, directory: str | Path, arch: str | tuple[str, Mapping[str, Any]] | None = None) -> Path:
-        """Saves the pruned model, plan, scores, metrics and settings in a folder. `xprune.save` describes the files.
+        """Saves the pruned model, the plan, the scores, the metrics and the settings in a folder.
 
-        The dense model and the data are not saved. `PruneResult.load` reads all of the rest back. `xprune.load` reads
-        only the model.
+        `xprune.save` describes the files. The dense model and the data are not saved. `PruneResult.load` loads the
+        whole result. `xprune.load` loads only the model.
 
         Args:
-            directory: The folder: a new one, an empty one, or one that holds an artefact and nothing else.
-            arch: The dense architecture: a timm name, or a pair of name and keyword arguments. None: found from the
-                model if possible. If not, a warning says that loading will need `model_fn`.
+            directory: The folder. It may be new, empty, or contain only an artefact, which is replaced.
+            arch: The architecture of the dense model: a timm name, or a tuple of the name and a dict of keyword
+                arguments. None means that xprune derives it from the model. If this is not possible, a warning says
+                that loading will need `model_fn`.
 
         Returns:
             The folder.
@@ -134,8 +141,8 @@ class PruneResult(Record):
             "scale": self.scores.scale,
             "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
             "settings": dict(self.settings),
-            # The plan in the header leads from the very first dense model to this one. If the model was pruned more
-            # than once, that is not the plan of this run, so the plan of this run is saved too.
+            # The header contains the plan that leads from the original dense model to this one. If the model was pruned
+            # more than once, the plan of this run is a different one, so it is saved too.
             "plan": None if history and history.plan == self.plan else self.plan.to_json(),
         }
         return save(self.model, directory, arch=arch, extra=extra, tensors_beside=_tensors(self.scores))
@@ -146,14 +153,15 @@ class PruneResult(Record):
 
         Args:
             directory: The folder.
-            model_fn: A function that builds the dense model. None: it is built from the architecture that was saved.
+            model_fn: A function without arguments that builds the dense model. None means that the model is built from
+                the architecture that was saved.
 
         Returns:
-            The result. Its `dense`, `data` and `task` are None.
+            The result. Its attributes `dense`, `data` and `task` are None.
 
         Raises:
-            ArtefactError: The folder holds no artefact, a damaged one, or a model without a result. Also if no
-                architecture was saved and `model_fn` is None.
+            ArtefactError: The folder contains no artefact, a damaged one, or one without a result. It is also raised if
+                no architecture was saved and `model_fn` is None.
         """
         header, tensors = read_header(directory), read_tensors(directory)
         extra = header["extra"]
@@ -172,7 +180,10 @@ class PruneResult(Record):
 
 
 def _needs_xprune(model: nn.Module) -> str:
-    """Returns a line that names the classes of xprune in the model. Empty if the model has none."""
+    """Returns a line of text about the modules of a model whose class xprune defines. "" if there are none.
+
+    A program without xprune cannot read a pickle of a model with such modules.
+    """
     found = classes_of_xprune(model)
     if not found:
         return ""
@@ -184,22 +195,22 @@ def _needs_xprune(model: nn.Module) -> str:
 
 
 def _tensors(scores: Scores) -> dict[str, Tensor]:
-    """Returns all tensors of the scores under names for a file: "<site>:score", "<site>:classwise" and so on."""
+    """Returns all tensors of the scores by their names in a file, such as "<site>:score" or "<site>:classwise"."""
     named = {f"{site.name}:score": value for site, value in zip(scores.sites, scores.values, strict=True)}
     for site, table in zip(scores.sites, scores.classwise or (), strict=False):
-        # Factors of low rank are saved as factors: the whole table may be too large for memory.
+        # A `LowRank` table is saved as its small matrices, because the whole table may be too large for memory.
         parts = vars(table) if isinstance(table, LowRank) else {"classwise": table}
         named |= {f"{site.name}:{part}": value for part, value in parts.items()}
     return named
 
 
 def _scores(plan: Plan, extra: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores:
-    """Returns the scores that `_tensors` turned into named tensors.
+    """Returns the scores whose tensors `_tensors` has named. It is used to load a result.
 
     Args:
-        plan: The plan of the result, whose sites are those of the scores.
-        extra: The part of the header that `PruneResult.save` added: criterion, info and scale.
-        tensors: The named tensors.
+        plan: The plan of the result. Its sites are also the sites of the scores.
+        extra: The entries of the header that `PruneResult.save` added. The criterion, the info and the scale are used.
+        tensors: The tensors by their names in the file.
     """
     names = [site.name for site in plan.sites]
     classwise: list[Tensor | LowRank] = []

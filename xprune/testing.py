@@ -1,7 +1,7 @@
-"""Checks for plug-in authors: one call tests an adapter, a criterion or a selection. The tests of xprune use them too.
+"""Checks for authors of plug-ins: one call tests an adapter, a criterion or a selection.
 
 If the plug-in breaks its contract, a check raises AssertionError, or an error of xprune such as SurgeryError. The
-message says what is wrong.
+message says what is wrong. The tests of xprune itself use these checks too.
 """
 
 import random
@@ -31,17 +31,18 @@ from xprune.training.runtime import task_and_first_batch
 
 
 def perturb(model: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
-    """Adds noise to every parameter of a model, in place. Call it before a check.
+    """Adds noise to every parameter of a model. Call it before a check of a model with fresh weights.
 
-    Fresh models hide mistakes: a layer that starts at zero removes everything before it from the output.
+    Fresh weights can hide mistakes. For example, if a layer starts with a weight of zeros, the output does not depend
+    on anything before this layer.
 
     Args:
-        model: The model, which is changed.
-        seed: Seed of the noise.
-        scale: Standard deviation of the noise.
+        model: The model. It is changed.
+        seed: The seed of the noise.
+        scale: The standard deviation of the noise.
 
     Returns:
-        The same model, in eval mode.
+        The same model object, in eval mode.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -51,12 +52,14 @@ def perturb(model: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
 
 
 def random_plan(sites: Sequence[Site], seed: int, gone: float = 0.15) -> Plan:
-    """Returns a random plan for tests. Each site keeps one unit, a random number of units, or all units but one.
+    """Returns a random plan for tests.
+
+    Each site keeps one unit, all units but one, or a random number of units. The three cases have the same probability.
 
     Args:
         sites: The sites.
-        seed: Seed of every choice.
-        gone: Probability that a site keeps no unit, if it may lose all of them.
+        seed: The seed of all random choices.
+        gone: The probability that a site keeps no unit at all. It applies only to sites that may lose all their units.
 
     Example:
         >>> site = Site("mlp", "neuron", size=6, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -66,7 +69,7 @@ def random_plan(sites: Sequence[Site], seed: int, gone: float = 0.15) -> Plan:
     chance = random.Random(seed)
     keeps = []
     for site in sites:
-        # Small and large counts are where mistakes show, so they are frequent.
+        # The smallest and the largest count reveal most mistakes, so they are frequent.
         count = chance.choice([1, chance.randint(1, site.size), max(1, site.size - 1)])
         if site.module and chance.random() < gone:
             count = 0
@@ -75,10 +78,11 @@ def random_plan(sites: Sequence[Site], seed: int, gone: float = 0.15) -> Plan:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Notes everything about a model that pruning must not change, for `assert_untouched`.
+    """Records everything of a model that pruning must not change. `assert_untouched` compares the model with it later.
 
     Returns:
-        The values and `requires_grad` of every tensor. The class, the mode and the hooks of every module.
+        A dict. "tensors" holds the values and `requires_grad` of every tensor. "modules" holds the class, the mode and
+        the number of hooks of every module.
     """
     modules = {
         path: (type(m), m.training, [len(table) for table in tables_of(m)], "forward" in vars(m))
@@ -91,7 +95,11 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
-    """Raises AssertionError if the model differs from its `snapshot`.
+    """Raises AssertionError if a model differs from the `snapshot` that was made of it before.
+
+    Args:
+        model: The model.
+        before: The result of `snapshot`.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -107,7 +115,7 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
 
 
 def check_exact(model: nn.Module, plan: Plan, example_inputs: Any) -> float:
-    """Cuts a copy of the model and compares it with the gated dense model.
+    """Cuts a copy of a model by a plan, and checks that the result computes the same as the gated dense model.
 
     Args:
         model: The dense model. It is not changed.
@@ -115,18 +123,19 @@ def check_exact(model: nn.Module, plan: Plan, example_inputs: Any) -> float:
         example_inputs: Inputs of the model.
 
     Returns:
-        The largest absolute difference of the outputs.
+        The largest absolute difference between the outputs of the two models.
 
     Raises:
-        AssertionError: The models differ, or the gates change nothing, so the comparison proves nothing.
+        AssertionError: The outputs of the two models differ. Or the gates do not change the output, so that equal
+            outputs would prove nothing.
     """
-    # `apply` proves the cut too, but does not return the difference that its proof measured.
+    # `apply` would prove the cut too, but it does not return the measured difference.
     pruned = remove_units(shared_copy(model), plan, ADAPTERS)
     found = prove(model, pruned, plan, example_inputs, twice=True)
     assert not found.problem, f"{found.problem}: {plan.counts}"
     if plan.removed:
         moved = effect(model, plan, example_inputs).relative
-        # Far above rounding: the removed units have to matter.
+        # The removed units must change the output by much more than rounding errors do.
         assert moved > 10 * found.difference.relative, "the gated output does not differ from the dense one"
     return found.difference.error
 
@@ -141,21 +150,23 @@ def check_adapter(
 ) -> tuple[Site, ...]:
     """Checks the adapters that serve the modules of a model.
 
-    It applies random plans, and plans that leave one unit or none at each site. Each pruned model has to equal the
-    gated dense model. Sites and plans have to survive JSON, and the model must not change.
+    It applies random plans to the whole model. Then it applies plans for one site at a time that keep one unit or no
+    unit. Each pruned model has to compute the same as the gated dense model. Sites and plans have to be the same after
+    they were written to JSON and read back. The model must not change.
 
     Args:
-        model: The model. Call `perturb` on it before.
+        model: The model. Call `perturb` on it first.
         example_inputs: Inputs of the model.
-        adapter: Name of an adapter that has to give at least one site. None: any.
-        seeds: Seeds of the random plans.
-        units: Names of the unit kinds, as in `find_sites`.
+        adapter: The name of an adapter that has to give at least one site. None means that any adapter will do.
+        seeds: One random plan is made for each of these seeds.
+        units: The names of the unit kinds to find, as in `find_sites`. None means the kinds that `find_sites` finds by
+            default.
 
     Returns:
         The sites of the model.
 
     Raises:
-        SurgeryError: A pruned model differs from the gated dense model.
+        SurgeryError: A pruned model does not compute the same as the gated dense model.
         AssertionError: Another check fails.
 
     Example:
@@ -174,13 +185,13 @@ def check_adapter(
         plan = random_plan(sites, seed)
         check_exact(model, plan, example_inputs)
         assert Plan.from_json(plan.to_json()) == plan, "the plan does not survive JSON"
-        # A saved model is rebuilt without weights, on the meta device. It has to get the same shapes.
+        # `load` rebuilds a saved model on the meta device, without weights. The cut has to give the same shapes there.
         shapes = {n: t.shape for n, t in tensors(apply(model, plan, example_inputs)).items()}
         rebuilt = {
             n: t.shape for n, t in tensors(remove_units(shared_copy(model, device="meta"), plan, ADAPTERS)).items()
         }
         assert shapes == rebuilt, "the plan cut on the meta device gives other shapes"
-    # Each site without the others: a mistake at one site cannot hide behind another.
+    # Each site is also cut alone. Otherwise the cut of another site could hide a mistake.
     for index, site in enumerate(sites):
         one_unit = (site.size - 1,)
         for keep in (one_unit, ()) if site.module else (one_unit,):
@@ -193,21 +204,22 @@ def check_adapter(
 def check_criterion(
     criterion: str | Criterion, model: nn.Module, loader: Iterable[Any], task: Task | None = None
 ) -> Scores:
-    """Checks a criterion: its scores are finite, differ between units, and are the same under the same seed.
+    """Checks a criterion. Its scores must be finite, differ between units, and be the same for the same seed.
 
-    The criterion must not change the model. Its class-wise scores, if any, have a column for each unit.
+    The criterion must not change the model. If it gives class-wise scores, each site needs a table with one column for
+    each unit.
 
     Args:
-        criterion: A name in CRITERIA, or an instance.
+        criterion: A name in the table `xprune.CRITERIA`, or an instance.
         model: The model.
-        loader: Batches.
-        task: Reads the batches. None: classification of (inputs, labels).
+        loader: Batches to score with.
+        task: The task, which reads the batches. None means classification of (inputs, labels).
 
     Returns:
         The scores.
 
     Raises:
-        AssertionError: A check fails.
+        AssertionError: One of the checks fails.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -240,25 +252,25 @@ def check_selection(
     budget: Budget,
     task: Task | None = None,
 ) -> Plan:
-    """Checks a selection: its plan never costs more than the budget, and uses the budget well.
+    """Checks a selection. Its plan must not cost more than the budget allows, and must use most of the budget.
 
-    The pruned model is counted again. Its cost has to be what `costs` predicted. For at least one resource of the
-    budget, the cost is at least 99 % of the limit, or one more step of a site exceeds the limit. The selection has to
-    give the same plan twice, and must not change the model.
+    The pruned model is counted to compare its cost with the predicted cost. The plan uses most of the budget if one of
+    two things is true for at least one limited resource. Its cost is at least 99 % of the limit. Or one more unit at
+    some site would exceed the limit. A second call has to give the same plan, and the model must not change.
 
     Args:
-        selection: A name in SELECTIONS, or an instance.
+        selection: A name in the table `xprune.SELECTIONS`, or an instance.
         model: The model.
-        scores: Scores of its units.
-        loader: Batches.
+        scores: The scores of the model's units.
+        loader: Batches, for a selection that learns.
         budget: The budget.
-        task: Reads the batches. None: classification of (inputs, labels).
+        task: The task, which reads the batches. None means classification of (inputs, labels).
 
     Returns:
         The plan.
 
     Raises:
-        AssertionError: A check fails.
+        AssertionError: One of the checks fails.
     """
     before, (example_inputs, axis) = snapshot(model), _example(model, loader, task)
     plan, again = (select(model, scores, budget, selection, loader=loader, task=task) for _ in range(2))
@@ -270,7 +282,7 @@ def check_selection(
     used = []
     for name, cost, allowed in costs.limits(budget):
         got = counted[name]
-        # MACs of one sample are rounded, so a difference of 1 is allowed.
+        # The MACs for one sample are rounded, so a difference of 1 is allowed.
         assert abs(got - cost.total(plan.counts)) <= 1e-6 * got + 1, (
             f"{name}: predicted {cost.total(plan.counts)}, is {got}"
         )
@@ -281,7 +293,7 @@ def check_selection(
             if larger:
                 steps.append(cost.step(plan.counts, index, larger[0]))
         used.append(not steps or got >= 0.99 * allowed or got + min(steps) > allowed - 1)
-    # A mixed budget is used up in one of its resources, not in all.
+    # If a budget limits several resources, only one of them can be used up in most cases.
     assert any(used), f"the budget is wasted: {plan.info}"
     for site, count in zip(plan.sites, plan.counts, strict=True):
         assert count in budget.counts(site), f"{site.name}: {count} units are not allowed by {budget}"
@@ -289,6 +301,6 @@ def check_selection(
 
 
 def _example(model: nn.Module, loader: Iterable[Any], task: Task | None) -> tuple[Any, int | None]:
-    """Returns the example inputs and their sample axis. The axis is None if samples come first or it is not known."""
+    """Returns the example inputs for a model, and their sample axis. The axis is None if it is 0 or not known."""
     task, batch = task_and_first_batch(loader, task or Classification(), model)
     return example_of(task, *batch), batch_axis_of(task)

@@ -108,7 +108,7 @@ def test_a_class_of_the_name_of_a_split_is_a_class(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "says"),
     [
-        ({"": 5}, r"has no train/ and val/: 3 of its 35 images, drawn at random with seed 0, are held out"),
+        ({"": 5}, r"has no train/ and val/: 3 of its 35 images, chosen at random with seed 0, are held out"),
         ({"train": 2, "val": 1}, r"14 images of .*train to learn from, 7 of .*val to measure on"),
         ({"train": 2, "test": 1}, r"14 images of .*train to learn from, 7 of .*test to measure on"),
     ],

@@ -65,7 +65,7 @@ def test_lists_that_do_not_fit_the_sites_are_refused():
     with pytest.raises(xprune.PlanError, match="at least one has to stay"):
         xprune.Plan((xprune.Site("a", "head", 2, 4, ("a",)),), ((),))
     plan = xprune.Plan(SITES, ((0,),) * 3)
-    with pytest.raises(xprune.PlanError, match="1 units are left but the second plan was made for 6"):
+    with pytest.raises(xprune.PlanError, match="the first plan keeps 1 units, but the second plan was made for 6"):
         plan.then(plan)
 
 

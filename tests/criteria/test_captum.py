@@ -130,7 +130,7 @@ def test_the_cost_is_printed_before_it_is_paid(capsys):
     assert "captum:FeatureAblation: 7 forward passes a batch, 2 batches: about" in capsys.readouterr().out
     for where, text, match in (
         (everything, "ShapleyValues", "for 22 features are too many"),
-        (sites, "KernelShap,n_samples=5", "cannot tell 6 features apart"),
+        (sites, "KernelShap,n_samples=5", "are too few for 6 features"),
     ):
         with pytest.raises(xprune.PluginError, match=match) as caught:
             xprune.score(model, where, loader(8, 4), f"captum:{text}")

@@ -191,7 +191,7 @@ def test_what_cannot_be_measured_is_refused(model, scores):
         with pytest.raises(xprune.PluginError, match="faithfulness: "):
             faithfulness(model, scores, loader(ROWS, 7), **bad)
     few = xprune.Scores(scores.sites, scores.values, "few", tuple(table[:3] for table in scores.classwise))
-    with pytest.raises(xprune.DataError, match="scores are of 3 classes, the task has 7"):
+    with pytest.raises(xprune.DataError, match="scores are for 3 classes, but the task has 7"):
         faithfulness(model, few, loader(ROWS, 7))
     with pytest.raises(xprune.PluginError, match=r"agreement: order='contrasts', allowed are"):
         agreement(scores, scores, "contrasts")

@@ -152,7 +152,7 @@ def test_without_fine_tuning_weights_stay():
 
 def test_joint_weights_need_updates_to_take():
     joint = xprune.LearnedThresholds(weights="joint", steps=50)
-    with pytest.raises(xprune.PluginError, match="50 updates off fine-tuning's 2"):
+    with pytest.raises(xprune.PluginError, match="needs 50 updates, but fine-tuning makes only 2"):
         xprune.Pruner(build("vit"), "random", BUDGET, joint, xprune.Finetune(epochs=1)).run(loader())
     with pytest.raises(xprune.PluginError, match="frozen"):
         xprune.Pruner(build("vit"), "random", BUDGET, joint, None).run(loader())
@@ -160,7 +160,7 @@ def test_joint_weights_need_updates_to_take():
 
 def test_it_needs_data():
     model, scores = scored()
-    with pytest.raises(xprune.DataError, match="learned looks at data"):
+    with pytest.raises(xprune.DataError, match="learned needs data"):
         xprune.select(model, scores, BUDGET, "learned", example_inputs=images())
 
 

@@ -137,7 +137,7 @@ def test_the_accuracy_is_the_mean_of_samples_to_the_last_bit():
 def test_faithfulness_needs_a_metric_of_a_sample():
     model = build("vit")
     scores = xprune.score(model, xprune.find_sites(model, images()), loader(), "taylor", task=F1())
-    with pytest.raises(xprune.DataError, match=r"F1 has no metric of a sample: faithfulness needs Task\.metric"):
+    with pytest.raises(xprune.DataError, match=r"F1 has no metric for each sample, which faithfulness needs: implement Task\.metric"):
         xprune.explain.faithfulness(model, scores, loader(), task=F1())
 
 
@@ -179,7 +179,7 @@ def test_metrics_that_are_no_number():
     )
     with pytest.raises(xprune.DataError, match=r"MulticlassAccuracy of Several gives a tensor \(7,\), wanted one numb"):
         xprune.evaluate(build("vit"), loader(), task=Several())
-    with pytest.raises(xprune.DataError, match="Silent measures nothing: give it a `metric`"):
+    with pytest.raises(xprune.DataError, match="Silent has no metric: implement `metric`"):
         xprune.evaluate(regressor(), DataLoader(pairs(4), 2), task=Silent())
 
 

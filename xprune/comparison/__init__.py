@@ -1,6 +1,7 @@
-"""Comparisons: runs criteria, selections and budgets on the same model and data, and shows a table and a picture.
+"""Comparisons: prunes the same model with several criteria, selections and budgets, and shows the results.
 
-May import: explain, pipeline and all below them. To vary one more thing, add a field to `grid.Grid`.
+For developers of xprune: these files may import `explain`, `pipeline` and the packages that those may import. To vary
+one more thing in a comparison, add a field to `grid.Grid`.
 """
 
 from xprune.comparison.table import Comparison

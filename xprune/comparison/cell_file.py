@@ -1,4 +1,8 @@
-"""The file of a comparison. It holds each cell together with digests of all that the cell was made from."""
+"""Reads and writes the file of a comparison, comparison.json. A cell is one combination of the things compared.
+
+For each cell, the file contains the results and digests of everything that the cell was made from. So a later
+comparison can tell whether it may use the cell again.
+"""
 
 import json
 import os
@@ -17,35 +21,38 @@ from xprune.modules.digest import digest_of
 from xprune.training.runtime import is_main_process
 
 Key = tuple[int, str, str, str]
-"""The key of a cell in a table: seed, criterion, selection and budget."""
+"""The key of a cell in a table: (seed, criterion, selection, budget), with the names that the table shows."""
 _NAMES = ("seed", "criterion", "selection", "budget")
 
 
 class CellFile:
-    """The file of a comparison, with the cells that are shown and all others.
+    """The file of a comparison. It contains the rows that the present comparison shows, and all other rows.
 
-    The file is JSON. Its "rows" belong to one comparison and are shown in one table. Its "others" were made from
-    something else, such as another model, other sites, other data or other settings. They are kept, because a later
-    comparison may be about them again.
+    A row is the result of one cell. The file is JSON. Its entry "rows" contains the rows that are shown, all in one
+    table. Its entry "others" contains rows that were made from something else, such as another model, other sites,
+    other data or other settings. They stay in the file because a later comparison may show them again.
 
-    Each row has a "subject": a digest of the model and the data that it was made from. "subjects" explains each
-    digest. Rows of older files have no subject. They are kept, but are never used for a cell.
+    Each row has an entry "subject": a digest of the model and the data that the row was made from. The entry "subjects"
+    of the file describes the model and the data for each digest. Rows of older files have no subject. They stay in the
+    file but are not shown.
 
     Args:
-        path: The file. It may be missing.
-        settings: Plain data that all rows of the file have in common.
+        path: The path of the file. The file may not exist yet.
+        settings: Data that all rows of the file have in common, such as the settings of fine-tuning. JSON must be able
+            to hold them.
 
     Attributes:
         all_rows: All rows of the file, shown or not.
-        report: The content of the file for this comparison. Its "rows" are those that are shown.
-        subjects: Seed -> digest of its subject. None as a seed means all seeds.
+        report: The content of the file without "others". Its "rows" are the rows that are shown.
+        subjects: The digest of the model and the data for each seed. The key None means all seeds.
 
     Raises:
-        ArtefactError: The file is not a comparison, or has other settings.
+        ArtefactError: The file is not the file of a comparison, or it has other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        # The way through JSON turns tuples into lists. Settings that are read from a file have lists too.
+        # The conversion to JSON and back turns tuples into lists, so that the settings can be compared with those of a
+        # file.
         self.path, settings = path, json.loads(json.dumps(settings))
         self.report: dict[str, Any] = {"settings": settings, "rows": []}
         self.report |= {"hardware": hardware(), "versions": versions()}
@@ -53,30 +60,30 @@ class CellFile:
             try:
                 found = json.loads(path.read_text())
                 same = found["settings"] == settings
-                # Raises KeyError or TypeError for a row that lacks a part of its key.
+                # Raises KeyError or TypeError if a row does not contain all parts of its key.
                 for row in (*found["rows"], *found.get("others", ())):
                     self._key(row)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ArtefactError(f"{path} is not a comparison: {error}. Choose another folder.") from error
             if not same:
                 raise ArtefactError(
-                    f"{path} was made with {found['settings']}, asked is {settings}: cells of the two cannot be shown "
-                    "in one table. Choose another folder, or the same settings."
+                    f"{path} was made with the settings {found['settings']}, but the settings are now {settings}. "
+                    "Results of both cannot be shown in one table. Choose another folder, or the same settings."
                 )
             self.report = found
         self.all_rows: list[Row] = [*self.report.pop("others", []), *self.report["rows"]]
-        # No row is shown before `set_subject` declares the model and the data.
+        # A row is shown only after a call of `set_subject` with the model and the data that it was made from.
         self.report["rows"] = []
         self.subjects: dict[int | None, str] = {}
 
     def set_subject(self, seed: int | None, subject: Subject) -> None:
-        """Declares which model and data the cells of a seed are made from. Rows that match are shown from now on.
+        """Sets the model and the data of the cells of a seed. Rows that were made from them are shown from now on.
 
-        Prints how many rows do not match, and in which parts they differ.
+        If other rows of the seed were made from something else, it prints how many, and what is different.
 
         Args:
-            seed: The seed. None: all seeds.
-            subject: The model and the data, as `xprune.comparison.keys.subject` describes them.
+            seed: The seed. None means all seeds.
+            subject: The description of the model and the data, as `xprune.comparison.keys.subject` returns it.
         """
         subject = json.loads(json.dumps(subject))
         digest = self.subjects[seed] = digest_of(subject)
@@ -94,19 +101,19 @@ class CellFile:
             )
         known[digest] = subject
         same = [row for row in of_seed if row.get("subject") == digest]
-        # Rows of one key may have several settings. Those that were shown last come last, and are shown again.
+        # Several rows may have the same key and different settings. The last of them was shown most recently, so it is
+        # shown again.
         latest = {self._key(row): row for row in same}
         self.report["rows"] += [row for row in same if latest[self._key(row)] is row]
 
     def has(self, key: Key, cell: str) -> bool:
-        """Looks for a cell that was made from the same model and data with the same settings, and shows it if found.
+        """Returns True if the file contains a cell with the same model, data and settings. The cell is then shown.
+
+        If it returns False, the cell has to be run.
 
         Args:
             key: The key of the cell.
-            cell: The digest of its settings.
-
-        Returns:
-            True if the file has the cell. False if it has to be run.
+            cell: The digest of the settings of the cell.
         """
         wanted = self.subject(key[0])
         for row in self.all_rows:
@@ -116,12 +123,15 @@ class CellFile:
         return False
 
     def add(self, key: Key, cell: str, figures: Row) -> None:
-        """Adds a cell, and writes the file. The cell replaces one with the same key and other settings in the table.
+        """Adds a row for a cell that was run, and writes the file.
+
+        If the table shows a row with the same key and other settings, the new row replaces that row in the table. The
+        old row stays in the file.
 
         Args:
             key: The key of the cell.
-            cell: The digest of its settings.
-            figures: The results, as plain data.
+            cell: The digest of the settings of the cell.
+            figures: The results of the cell, as data that JSON can hold.
         """
         made_of = {"subject": self.subject(key[0]), "cell": cell}
         new = {**dict(zip(_NAMES, key, strict=True)), **made_of, **figures}
@@ -130,34 +140,36 @@ class CellFile:
         self.write()
 
     def hide(self, lines: Collection[tuple[str, str]], settings: Mapping[str, Mapping[str, str]]) -> None:
-        """Hides rows of criteria and selections whose names mean other settings now. They stay in the file.
+        """Hides rows whose criterion or selection has a name that means other settings now. They stay in the file.
 
-        Without this, a line of the table could mix the results of two settings.
+        Otherwise, one line of the table could contain results of two different settings.
 
         Args:
-            lines: (criterion, selection) of each line of the present grid.
-            settings: For "criterion" and for "selection": name -> digest of the settings that the name means now.
+            lines: (criterion, selection) for each line of the present grid.
+            settings: For "criterion" and for "selection", a dict. It contains the digest of the settings that each name
+                means now.
         """
 
         def fits(row: Row) -> bool:
-            """Returns False if a name in the row meant other settings when the row was made."""
+            """Returns False if a name in the row meant other settings when the row was made, else True."""
             if (row["criterion"], row["selection"]) not in lines:
                 return True
             then = row.get("settings", {})
             now = {part: named.get(row[part]) for part, named in settings.items()}
-            # None: the row or the grid has no such name, as the dense model has no criterion.
+            # A value is None if the row or the grid has no such name. For example, the row of the dense model has no
+            # criterion.
             return all(then.get(part) in (None, now[part]) or now[part] is None for part in now)
 
         self.report["rows"] = [row for row in self.report["rows"] if fits(row)]
 
     def write(self) -> None:
-        """Writes the file. If the write fails or is killed, the old file stays as it was."""
+        """Writes the file. If the program is killed during the write, the old file is not damaged."""
         if is_main_process():
             shown = {id(row) for row in self.report["rows"]}
             others = [row for row in self.all_rows if id(row) not in shown]
             report = {**self.report, **({"others": others} if others else {})}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # os.replace puts the whole new file in the place of the old one in a single step.
+            # The new file is complete before os.replace puts it in the place of the old file, in a single step.
             temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
             temporary.write_text(json.dumps(report, indent=1) + "\n")
             os.replace(temporary, self.path)
@@ -168,15 +180,15 @@ class CellFile:
         return Comparison(tuple(self.report["rows"]), self.report)
 
     def subject(self, seed: int) -> str | None:
-        """Returns the digest of the model and the data of a seed. None if `set_subject` was not called for it."""
+        """Returns the digest of the model and the data for a seed. Returns None if no call of `set_subject` gave it."""
         return self.subjects.get(None, self.subjects.get(seed))
 
     def _key(self, row: Mapping[str, Any]) -> Key:
-        """Returns the key of a row. Raises KeyError if the row lacks a part of it."""
+        """Returns the key of a row. Raises KeyError if the row does not contain all parts of the key."""
         return row["seed"], row["criterion"], row["selection"], row["budget"]
 
     def _show(self, new: Row) -> None:
-        """Shows a row in place of the one with the same key. At the end of the table if there is none."""
+        """Shows a row in the table. It replaces a shown row with the same key, or comes last if there is none."""
         rows = self.report["rows"]
         for index, row in enumerate(rows):
             if self._key(row) == self._key(new):

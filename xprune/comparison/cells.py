@@ -1,4 +1,7 @@
-"""The rows of a comparison, which tables and pictures are made from. A row holds the results of one cell."""
+"""The rows of a comparison, from which tables and pictures are made. A row contains the results of one cell.
+
+A cell is one combination of a seed, a criterion, a selection and a budget.
+"""
 
 import statistics
 from collections.abc import Iterable, Mapping
@@ -6,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
-"""The results of one cell as plain data, see `Cells`."""
+"""The results of one cell, as a mapping of data that JSON can hold. `Cells` describes its keys."""
 STAGES = {"metric": "before fine-tuning", "tuned_metric": "after"}
-"""Key of a metric in a row -> when it was measured, in words."""
+"""For each key of a metric in a row, a text that says when the metric was measured."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,13 @@ class Cells:
     """The rows of a comparison.
 
     Attributes:
-        rows: One row for each cell. Its keys are "seed", "criterion", "selection", "budget" and "made_by" (criterion
-            and selection with all settings). "macs", "params" and other resources are shares of the dense model's cost.
-            "metric" and "loss" are those after surgery, "tuned_metric" and "tuned_loss" those after fine-tuning.
-            "deletion_gap" is there if the grid asks for faithfulness and the criterion has class-wise scores. Keys that
-            end in "_seconds" hold the time of each stage. "failed" holds the error of a peer that failed.
-        report: The content of the file: rows, settings, hardware, versions.
+        rows: One row for each cell. A row is a mapping with these keys. "seed", "criterion", "selection" and "budget"
+            are the names of the cell. "made_by" is a text with the criterion, the selection and all their settings.
+            "macs", "params" and other resources are fractions of the dense model's cost. "metric" and "loss" were
+            measured after surgery, "tuned_metric" and "tuned_loss" after fine-tuning. "deletion_gap" is there if the
+            grid asks for faithfulness and the criterion has class-wise scores. Keys that end in "_seconds" hold the
+            time of a stage. "failed" is the error message if a pruner of another library failed.
+        report: The content of the file: the rows, the settings, the hardware and the versions.
     """
 
     rows: tuple[Row, ...]
@@ -29,15 +33,15 @@ class Cells:
 
     @property
     def budgets(self) -> list[str]:
-        """The names of the budgets, in the order in which they were run."""
+        """The names of the budgets, in the order in which they occur in the rows."""
         return list(dict.fromkeys(row["budget"] for row in self.rows if row["budget"]))
 
     def lines(self) -> dict[tuple[str, str], list[Row]]:
-        """Groups the rows into lines of the table.
+        """Groups the rows into the lines of the table.
 
         Returns:
-            (criterion, selection) -> its rows, for all budgets and seeds. The dense model comes first, under
-            ("dense", "").
+            For each (criterion, selection), a list of its rows for all budgets and seeds. The row of the dense model
+            has the key `("dense", "")` and comes first.
         """
         found: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
@@ -46,6 +50,6 @@ class Cells:
 
 
 def spread(values: Iterable[float]) -> tuple[float, float | None]:
-    """Returns the mean and the standard deviation of some values. The deviation of a single value is None."""
+    """Returns (mean, standard deviation) of some values. The standard deviation is None if there is only one value."""
     values = list(values)
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None

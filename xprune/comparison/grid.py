@@ -1,6 +1,7 @@
-"""Runs a comparison: a grid of criteria, selections, budgets and seeds, all on the same model and data.
+"""Runs a comparison: a grid of criteria, selections, budgets and seeds, all with the same model and data.
 
-Each cell of the grid is saved as soon as it has run. A comparison that was killed continues with the next cell.
+Each combination in the grid is a cell. A cell is saved as soon as it has run. If the program was killed, the next call
+continues with the first cell that is not saved.
 """
 
 import math
@@ -33,9 +34,12 @@ from xprune.training.finetune import Finetune
 from xprune.training.runtime import is_main_process, stage
 
 FILE = "comparison.json"
-"""The name of the file with the results, in the folder that `compare` is given."""
+"""The name of the file with the results. `compare` writes it in the folder `out`."""
 RUNNING = ".xprune-running"
-"""The name of the folder for checkpoints of the cell that runs. It is removed at the end, so no one else may use it."""
+"""The name of the folder for the checkpoints of the cell that is running. `compare` removes it at the end.
+
+The name begins with a dot and contains "xprune", so that no other program uses the same folder.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,13 @@ class Case:
 
     Args:
         model: The dense model. It is not changed.
-        train: Batches that criteria, selections and fine-tuning look at or learn from.
-        held_out: Batches on which the metrics are measured. Nothing learns from them or chooses by them.
-        sites: The sites that may lose units. None: those that `find_sites` finds with the first training batch.
-        units: Unit kinds to look for. None: those that `find_sites` looks for by default. Used only if `sites` is None.
-        exclude: Patterns of names of sites that keep all units. Used only if `sites` is None.
+        train: Training batches. Criteria, selections and fine-tuning use them.
+        held_out: Batches on which the metrics are measured. They are used for nothing else.
+        sites: The sites that may lose units. None means the sites that `find_sites` finds with the first training
+            batch.
+        units: The unit kinds to find. None means the kinds that `find_sites` finds by default. This argument is used
+            only if `sites` is None.
+        exclude: Patterns of the names of sites that keep all units. This argument is used only if `sites` is None.
 
     Example:
         >>> import torch, xprune
@@ -70,7 +76,7 @@ class Case:
 Peer = Callable[[Case, Budget, int], nn.Module]
 """A pruner of another library: a function of a case, a budget and a seed that returns a pruned model.
 
-The model is not fine-tuned: the comparison does that with the same settings for all.
+It must not fine-tune the model. The comparison fine-tunes all models with the same settings.
 """
 
 
@@ -79,18 +85,22 @@ class Grid:
     """The criteria, selections, budgets and seeds to compare. Each combination of them is a cell.
 
     Args:
-        criteria: Name in the table -> a criterion: a name from `xprune.CRITERIA`, also with settings, or an instance.
-        selections: Name in the table -> a selection: a name from `xprune.SELECTIONS`, also with settings, or an
-            instance.
-        budgets: How much the pruned models may cost.
-        seeds: A cell is run for each seed.
-        finetune: Settings of fine-tuning, the same for all cells and for the dense model. If a selection trains
-            weights, its updates are subtracted from fine-tuning's. None: nothing is fine-tuned.
-        peers: Name in the table -> a pruner of another library, see `Peer`. It makes its own selection.
-        task: Reads a batch, and computes the loss and the metric. None: classification of (inputs, labels).
-        faithfulness: True: for each criterion with class-wise scores, also measures on the held-out batches how much
-            more a class loses than the others if the units that it needs most are removed. This is "deletion_gap" in
-            the rows. It takes 14 passes over the held-out batches for each criterion. False: does not.
+        criteria: The criteria, by the name to show in the table. Each is a name from `xprune.CRITERIA`, which may be
+            followed by settings, or an instance.
+        selections: The selections, by the name to show in the table. Each is a name from `xprune.SELECTIONS`, which may
+            be followed by settings, or an instance.
+        budgets: The budgets. Each says how much the pruned model may cost.
+        seeds: The seeds. All other combinations are run once for each seed.
+        finetune: The settings of fine-tuning. They are the same for all cells and for the dense model. If a selection
+            trains weights, its updates are subtracted from those of fine-tuning. None means that no model is
+            fine-tuned.
+        peers: Pruners of other libraries, by the name to show in the table. See `Peer`. They are not combined with the
+            selections.
+        task: Reads batches and computes the loss and the metric. None means classification of (inputs, labels).
+        faithfulness: If True, faithfulness is measured for each criterion with class-wise scores. The result is
+            "deletion_gap" in the rows: how much more of the metric a class loses than other classes, if the units that
+            it needs most are removed. This takes 14 forward passes over the held-out batches for each criterion. If
+            False, it is not measured.
 
     Example:
         >>> import xprune
@@ -115,34 +125,36 @@ class Grid:
 
 @stage()
 def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **settings: Any) -> Comparison:
-    """Runs all cells of a grid, and saves each result in `out`/comparison.json.
+    """Prunes a model in all combinations of a grid, and saves each result in the file `out`/comparison.json.
 
-    All cells of a seed start from the same dense model and make the same number of updates of the weights. The dense
-    model is the first cell. Scores are computed once for all selections. They are computed once for all budgets too,
-    unless the criterion learns at a budget.
+    A cell is one combination. All cells of a seed start from the same dense model and make the same number of updates
+    of the weights. The first cell is the dense model itself. The scores of a criterion are computed once for all
+    selections. They are also computed once for all budgets, unless the criterion learns for one budget.
 
-    A cell that is in the file already is not run again. This holds only if all that it was made from is the same: the
-    weights and the structure of the dense model, the sites, the data, the task, and all settings. If something differs,
-    the cell is run. The old row stays in the file under "others". It is shown again when all matches again.
+    If the file contains the result of a cell already, the cell is not run again. This is so only if nothing has
+    changed: the weights and the structure of the dense model, the sites, the data, the task, and all settings. If
+    something has changed, the cell is run, and its old row moves to the entry "others" of the file. If everything is as
+    before in a later call, the old row is shown again.
 
     Args:
-        case: The model and the data. Or a function that makes them from a seed, if each seed has its own. It is called
-            for all seeds, also if their cells are in the file, because only then they can be compared with the file.
+        case: The model and the data. If each seed has its own model or data, a function that returns the case for a
+            seed. It is called for all seeds, even if the results of a seed are in the file. The function has to be
+            called to find out whether these results are still valid.
         grid: The criteria, selections, budgets and seeds.
-        out: The folder for the results. It is made if it does not exist.
-        **settings: Plain data to save with the results, such as the name of the data set. Results with other settings
-            need another folder.
+        out: The folder for the results. It is created if it does not exist.
+        **settings: Data to save with the results, such as the name of the data set. JSON must be able to hold them.
+            Results with other settings need another folder.
 
     Returns:
-        The rows that belong to this case and these settings. One case for all seeds: all such rows of the file, also
-        for seeds, criteria and budgets that the grid does not have. A function of the seed: only rows of the grid's
-        seeds.
+        The comparison. It contains the rows of the file for this case and these settings. If `case` is a function,
+        these are only rows for the seeds of the grid. Otherwise they include rows for seeds, criteria and budgets that
+        the grid does not contain.
 
     Raises:
-        ArtefactError: The folder cannot be used, its file is not a comparison, or the file was made with other
-            `settings` or other fine-tuning.
-        PluginError: A criterion or a selection is unknown. Nothing has run then.
-        BudgetError: A budget cannot be met.
+        ArtefactError: The folder cannot be used, the file is not the file of a comparison, or it was made with other
+            `settings` or other settings of fine-tuning.
+        PluginError: A criterion or a selection is unknown. This error is raised before any cell is run.
+        BudgetError: No plan can meet one of the budgets.
         DataError: The grid has no seeds, or a loader does not fit the task.
 
     Example:
@@ -159,7 +171,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
         >>> [row["macs"] <= 0.5 for row in found.rows]
         [False, True, True]
     """
-    # Unknown names are refused before anything runs.
+    # Raises PluginError for an unknown name before any cell is run.
     for name, kinds, base, label in (
         *((c, CRITERIA, Criterion, "criterion") for c in grid.criteria.values()),
         *((s, SELECTIONS, Selection, "selection") for s in grid.selections.values()),
@@ -169,7 +181,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
         raise DataError("the grid has no seeds: give at least one, for example seeds=(0, 1, 2).")
     folder = Path(out)
     _check_out(folder)
-    # A grid without faithfulness has no such key, as files of older versions have none.
+    # Files of older versions have no key "faithfulness". So the key is left out if faithfulness is not measured.
     extra = {"faithfulness": True} if grid.faithfulness else {}
     kept = CellFile(folder / FILE, {"finetune": asdict(grid.finetune) if grid.finetune else None, **extra, **settings})
     named = _digests_of_names(grid)
@@ -189,7 +201,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
                 resources=tuple(dict.fromkeys(name for budget in grid.budgets for name in budget.shares)),
             )
             for budget in grid.budgets:
-                # Raises BudgetError for a budget that cannot be met, before any cell runs.
+                # Raises BudgetError for an impossible budget before any cell of this seed is run.
                 run.costs.limits(budget)
             kept.set_subject(seed if callable(case) else None, subject(run))
         cells = _Seed(now, run, grid, seed, folder / RUNNING, kept.subject(seed) or "")
@@ -200,7 +212,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
                 of_names = {part: names[name] for part, names, name in _names_in_cell(named, key) if name in names}
                 made = {"made_by": made_by, "settings": of_names}
                 kept.add(key, digest, {**made, **cells.cell(digest, *key[1:])})
-    # Criteria and selections of a line do not depend on the seed: 0 is any seed.
+    # The criterion and the selection of a line do not depend on the seed. So any seed will do here, such as 0.
     kept.hide({key[1:3] for key in _keys(grid, 0)}, named)
     if is_main_process():
         _clear(folder / RUNNING)
@@ -208,18 +220,18 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
 
 
 def _check_out(folder: Path) -> None:
-    """Raises ArtefactError, before anything runs, if no file can be written to the folder."""
+    """Raises ArtefactError if no file can be written to the folder. It is called before any cell is run."""
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"{folder} is a file, wanted a folder for the results. Give another name.")
-    # The folder may be new. Then the nearest parent that exists has to be writable.
+    # If the folder does not exist, the nearest existing parent folder has to be writable.
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK):
         raise ArtefactError(f"{folder} cannot be written to. Give another folder.")
 
 
 def _clear(running: Path) -> None:
-    """Removes the checkpoints that killed cells have left, and the folders that are empty then."""
-    # In reverse order, a folder comes after its files. A file that is not ours stays, and its folder with it.
+    """Removes the checkpoints of cells that were killed, and the folders that are empty then."""
+    # In reverse order, a folder comes after its files. A file that xprune did not write stays, and so does its folder.
     for path in sorted(running.rglob("*"), reverse=True):
         if path.name.lstrip(".").startswith("checkpoint.safetensors"):
             path.unlink(missing_ok=True)
@@ -236,7 +248,7 @@ def budget_name(budget: Budget) -> str:
 
 
 def _keys(grid: Grid, seed: int) -> Iterator[Key]:
-    """Yields the key of every cell of a seed, in an order in which neighbouring cells can share scores."""
+    """Yields the key of every cell of a seed. In this order, cells with the same scores come one after another."""
     yield seed, "dense", "", ""
     for criterion in grid.criteria:
         for budget in grid.budgets:
@@ -248,7 +260,10 @@ def _keys(grid: Grid, seed: int) -> Iterator[Key]:
 
 
 def _made_by(grid: Grid, key: Key) -> str:
-    """Returns the criterion and the selection of a cell with all settings, as text. Empty for dense and peers."""
+    """Returns a text with the criterion and the selection of a cell and all their settings.
+
+    The text is empty for the dense model and for pruners of other libraries.
+    """
     if key[1] not in grid.criteria:
         return ""
     criterion = resolve(grid.criteria[key[1]], CRITERIA, Criterion, "criterion")
@@ -256,15 +271,25 @@ def _made_by(grid: Grid, key: Key) -> str:
 
 
 def _names_in_cell(named: Mapping[str, Mapping[str, str]], key: Key) -> list[tuple[str, Mapping[str, str], str]]:
-    """Returns two triples: "criterion" or "selection", the digests of all its names, and its name in this cell."""
+    """Returns the names in a cell whose settings the file records: the criterion's name and the selection's name.
+
+    Args:
+        named: The result of `_digests_of_names`.
+        key: The key of the cell.
+
+    Returns:
+        Two tuples (part, digests, name). `part` is "criterion" or "selection", `digests` holds the digest of every name
+        of this part in the grid, and `name` is the name in this cell.
+    """
     return [("criterion", named["criterion"], key[1]), ("selection", named["selection"], key[2])]
 
 
 def _digests_of_names(grid: Grid) -> dict[str, dict[str, str]]:
-    """Returns a digest of the settings behind each name of the grid.
+    """Returns a digest of the settings that each name in the grid means.
 
     Returns:
-        "criterion": name -> digest, for criteria and peers. "selection": name -> digest.
+        A dict with two dicts. "criterion": the digest for each name of a criterion or a peer. "selection": the digest
+        for each name of a selection.
     """
     criteria = {name: resolve(kind, CRITERIA, Criterion, "criterion") for name, kind in grid.criteria.items()}
     selections = {name: resolve(kind, SELECTIONS, Selection, "selection") for name, kind in grid.selections.items()}
@@ -273,7 +298,7 @@ def _digests_of_names(grid: Grid) -> dict[str, dict[str, str]]:
 
 
 def _digest(grid: Grid, key: Key) -> str:
-    """Returns a digest of all settings of a cell. The model and the data are in its subject."""
+    """Returns a digest of all settings of a cell. The model and the data are not part of it: see `subject`."""
     seed, criterion, selection, budget = key
     parts: dict[str, Any] = {"seed": seed, "finetune": grid.finetune}
     if criterion in grid.criteria:
@@ -287,15 +312,15 @@ def _digest(grid: Grid, key: Key) -> str:
 
 
 class _Seed:
-    """The cells of one seed, and how each of them is run.
+    """Runs the cells of one seed.
 
     Args:
-        case: The model and the data, for peers.
-        run: The run that all cells share.
+        case: The model and the data. Pruners of other libraries get them.
+        run: The run that all cells of the seed share.
         grid: The criteria, selections and budgets.
         seed: The seed.
-        running: Folder for checkpoints of the cell that runs.
-        subject: Digest of the model and the data.
+        running: The folder for the checkpoints of the cell that is running.
+        subject: The digest of the model and the data.
     """
 
     def __init__(self, case: Case, run: Run, grid: Grid, seed: int, running: Path, subject: str) -> None:
@@ -315,9 +340,9 @@ class _Seed:
             budget: The name of the budget.
 
         Returns:
-            The results, as `Cells` describes them.
+            The results, with the keys that `Cells` describes.
         """
-        # The folder has the digests in its name, so a cell never finds the checkpoints of another cell.
+        # The name of the folder contains both digests. So a cell does not find the checkpoints of another cell.
         folder = self.running / f"{self.seed}-{self.subject}-{digest}"
         if criterion == "dense":
             return self._figures(self.run.model, folder, 0)
@@ -326,7 +351,7 @@ class _Seed:
             try:
                 pruned = self.grid.peers[criterion](self.case, self.budgets[budget], self.seed)
             except Exception as error:
-                # The failure of another library is a result. The rest of the grid still runs.
+                # A failure of another library is saved as the result of this cell, and the next cell is run.
                 return {"failed": f"{type(error).__name__}: {error}"}
             return {"score_seconds": time.perf_counter() - start, **self._figures(pruned, folder, 0)}
         scores, seconds = self._scores(criterion, budget, folder)
@@ -344,19 +369,24 @@ class _Seed:
         return {**times, "kept": list(selected.plan.counts), **self._figures(pruned, folder, selected.updates)}
 
     def _scores(self, criterion: str, budget: str, folder: Path) -> tuple[Scores, float]:
-        """Returns the scores of a criterion, and the seconds that they took.
+        """Returns the scores of a criterion, and how many seconds their computation took.
 
-        Scores of the last criterion are kept, so they are computed once for all selections. They serve all budgets,
-        unless the criterion learns at a budget.
+        The scores of the last criterion are kept, so they are computed once for all selections. They are also used for
+        all budgets, unless the criterion learns for one budget.
+
+        Args:
+            criterion: The name of the criterion.
+            budget: The name of the budget.
+            folder: The folder for checkpoints.
         """
         chosen: Criterion = resolve(self.grid.criteria[criterion], CRITERIA, Criterion, "criterion")
         key = criterion, budget if chosen.at_budget else ""
         if key not in self.scores:
-            # The costs are measured before the clock starts: all cells share them, so no criterion pays for them.
+            # All cells share the measured costs. So they are measured before the time of this criterion starts.
             _ = self.run.costs
             start = time.perf_counter()
             found = self.run.score(chosen, self.budgets[budget], seed=self.seed, checkpoint_dir=folder / "score")
-            # Only the last scores are kept: in the order of `_keys`, earlier ones are not needed again.
+            # Only the last scores are kept, because earlier ones are not needed again in the order of `_keys`.
             self.scores = {key: found}
             self._seconds = time.perf_counter() - start
             self.gap = {}
@@ -378,12 +408,13 @@ class _Seed:
         """Measures a pruned model, fine-tunes it, and measures it again.
 
         Args:
-            model: The pruned model, or the dense one.
-            folder: Folder for checkpoints.
-            taken: Updates of the weights that the selection has used.
+            model: The pruned model, or the dense model.
+            folder: The folder for checkpoints.
+            taken: The number of updates of the weights that the selection has used.
 
         Returns:
-            The metric, the loss and the costs after surgery. The metric and the loss after fine-tuning, if any.
+            A dict with the metric, the loss and the costs after surgery. If the grid asks for fine-tuning, also the
+            metric and the loss after fine-tuning.
         """
         dense = self.run.dense
         cut = dense if model is self.run.model else self.run.measure(model)
@@ -401,5 +432,10 @@ class _Seed:
 
 
 def share(part: float | None, whole: float | None) -> float:
-    """Returns a cost as a share of the dense model's cost. NaN if one is not known, or the latter is 0."""
+    """Returns a cost as a fraction of the dense model's cost. Returns NaN if one of them is not known, or `whole` is 0.
+
+    Args:
+        part: The cost of the pruned model. None if it is not known.
+        whole: The cost of the dense model. None if it is not known.
+    """
     return part / whole if part is not None and whole else math.nan

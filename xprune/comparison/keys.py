@@ -1,6 +1,7 @@
-"""Digests of all that a cell of a comparison was made from: model, sites, data, task and settings.
+"""Computes digests of everything that a cell was made from: model, sites, data, task and settings.
 
-A cell in a file is used again only if its digests match. So no table shows the cells of another model or of other data.
+A cell is one combination of the things that a comparison compares. A comparison uses a cell of its file again only if
+these digests are equal. So no table shows results of another model or of other data.
 """
 
 from collections.abc import Mapping, Sized
@@ -15,21 +16,25 @@ from xprune.modules.undisturbed import seeded
 from xprune.pipeline import Run
 
 Subject = dict[str, Any]
-"""The model and the data that cells were made from: name of a part, such as "weights" -> a digest or plain data."""
+"""A description of the model and the data that cells were made from. Each part is a digest, or data for JSON.
+
+The names of the parts are those that `subject` returns, such as "weights".
+"""
 
 
 def subject(run: Run) -> Subject:
-    """Describes the model and the data that the cells of a run are made from.
+    """Describes the model and the data of a run, so that a comparison can tell whether its cells may be used again.
 
     Args:
         run: The run.
 
     Returns:
-        Digests of the weights, the structure, the arguments of the architecture, the sites, the task and both loaders.
+        A dict of digests: "weights", "structure", "arguments" (of the architecture), "sites" and "task". And two dicts,
+        "training data" and "held-out data", see `_data`.
     """
     made, config = provenance(run.model), getattr(run.model, "config", None)
     arguments: Any = made.arch if made else getattr(run.model, "default_cfg", None)
-    # Models of Hugging Face have a config.
+    # Models of Hugging Face have a config, which contains all arguments of the architecture.
     if config is not None and hasattr(config, "to_dict"):
         arguments = config.to_dict()
     return {
@@ -44,26 +49,26 @@ def subject(run: Run) -> Subject:
 
 
 def cell_digest(settings: Mapping[str, Any]) -> str:
-    """Returns a short name for the settings of one cell: equal settings have equal names."""
+    """Returns a digest of the settings of one cell. Equal settings have equal digests."""
     return digest_of(settings)
 
 
 def _data(loader: Any, first: Any) -> dict[str, Any]:
-    """Describes the data of a loader without reading all of it.
+    """Describes the data of a loader without reading all of them.
 
     Args:
-        loader: The loader. A list of batches is read completely.
+        loader: The loader. If it is a list of batches, all of them are read.
         first: The first batch.
 
     Returns:
-        The number of batches, the number of samples, a digest of the first batch, and a digest of the data set, see
-        `_contents`. A number is None if the loader or its data set has no length.
+        A dict. "batches" and "samples" are numbers, or None if the loader or its data set has no length. "first batch"
+        is a digest of the first batch. "contents" is a digest of the data set, see `_contents`.
     """
     dataset = getattr(loader, "dataset", None)
     try:
         length: int | None = len(loader)
     except TypeError:
-        # A loader over a stream has no length.
+        # For example, a DataLoader over an IterableDataset has no length.
         length = None
     return {
         "batches": length,
@@ -74,24 +79,27 @@ def _data(loader: Any, first: Any) -> dict[str, Any]:
 
 
 SAMPLES = 32
-"""The number of samples that are read from a data set of an unknown class. They are spread evenly over it."""
+"""The number of samples that are read from a data set of an unknown class. They are distributed evenly over it."""
 
 
 def _contents(dataset: Any) -> Any:
-    """Returns something that changes if the data set changes.
+    """Returns a value that changes if a data set changes. Its digest shows whether two loaders have the same data.
 
     Args:
-        dataset: The data set of a loader. None if it has none.
+        dataset: The data set of a loader. None if the loader has none.
 
     Returns:
-        All tensors of a data set of tensors. Names, labels, sizes and times of the files of a folder of images. Some
-        samples of another data set that can be indexed. None if nothing can be read.
+        If the data set is a TensorDataset, its tensors. If it is a folder of images, the name, label, size and time of
+        each file. If it is any other data set that can be indexed, some of its samples, as many as `SAMPLES` says. If
+        it is a Subset, the indices and the value for the whole data set. None if the data set cannot be read in any of
+        these ways.
     """
     if isinstance(dataset, Subset):
         return "subset", list(dataset.indices), _contents(dataset.dataset)
     if isinstance(dataset, TensorDataset):
         return dataset.tensors
-    # Folders of images have a list of (file, label): timm's in their reader, torchvision's in the data set itself.
+    # Data sets of image folders have a list of (file, label). In timm, it belongs to their reader. In torchvision, it
+    # belongs to the data set itself.
     folder = getattr(dataset, "reader", dataset)
     files = getattr(folder, "samples", None)
     if isinstance(files, list) and files and isinstance(files[0], (tuple, list)):
@@ -99,15 +107,18 @@ def _contents(dataset: Any) -> Any:
         return [(str(file), target, *_size_and_time(Path(root), str(file))) for file, target, *_ in files]
     if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"):
         spread = sorted({index * max(len(dataset) - 1, 0) // max(SAMPLES - 1, 1) for index in range(SAMPLES)})
-        # Samples may be augmented at random, and must be the same at every call.
+        # If samples are augmented at random, the seed makes them the same at every call.
         with seeded(0):
             return [dataset[index] for index in spread if index < len(dataset)]
     return None
 
 
 def _size_and_time(root: Path, file: str) -> tuple[int, int]:
-    """Returns the size of a file in bytes and the time of its last change in nanoseconds. (0, 0) if it is missing."""
-    # Names may be relative to the root of the data set.
+    """Returns the size of a file in bytes and the time of its last change in nanoseconds.
+
+    Returns (0, 0) if the file does not exist.
+    """
+    # The name may be relative to the root folder of the data set.
     for place in (Path(file), root / file):
         if place.is_file():
             return place.stat().st_size, place.stat().st_mtime_ns

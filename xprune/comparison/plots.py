@@ -1,4 +1,4 @@
-"""The picture of a comparison: curves of accuracy against cost. With one budget: a line for each criterion."""
+"""Draws the picture of a comparison: the metric against the cost. With one budget, the metric of each criterion."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SOFTWARE = "xprune compare"
-"""Written into each PNG. `is_drawn` reads it to know which files may be replaced."""
+"""A text that is written into each PNG. `is_drawn` looks for it, to find out whether a file may be replaced."""
 
 
 def draw(comparison: Cells, path: str | Path, selections: Sequence[str] | None = None) -> Path:
@@ -25,7 +25,7 @@ def draw(comparison: Cells, path: str | Path, selections: Sequence[str] | None =
         raise ModelError("a plot needs matplotlib: pip install 'xprune[report]'.") from error
     shown = selections or list(dict.fromkeys(s for _, s in comparison.lines() if s))
     stages = [stage for stage in STAGES if any(stage in row for row in comparison.rows)]
-    # A curve needs two points. With one budget there is only one.
+    # With one budget, each curve would have only one point. So another picture is drawn.
     kind = _curves if len(comparison.budgets) > 1 else _lines
     figure = Figure(layout="constrained")
     kind(figure, comparison, shown, stages)
@@ -35,7 +35,7 @@ def draw(comparison: Cells, path: str | Path, selections: Sequence[str] | None =
 
 
 def is_drawn(path: Path) -> bool:
-    """Returns True if the file is a PNG that `draw` wrote. False if it is another file, or none."""
+    """Returns True if the file is a PNG that `draw` wrote. Returns False for any other file, or if there is no file."""
     try:
         with Image.open(path) as picture:
             return picture.info.get("Software") == _SOFTWARE
@@ -44,7 +44,14 @@ def is_drawn(path: Path) -> bool:
 
 
 def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Sequence[str]) -> None:
-    """Draws the metric against the cost with its standard deviation, in a panel for each selection and stage."""
+    """Draws the mean metric and its standard deviation against the cost, in one panel for each selection and stage.
+
+    Args:
+        figure: The matplotlib figure.
+        comparison: The rows to draw.
+        shown: The names of the selections to draw.
+        stages: The keys of the metrics to draw, see `STAGES`.
+    """
     lines, limited = comparison.lines(), resource(comparison.budgets[0].split(" ")[0])
     names = list(dict.fromkeys(c for c, s in lines if s in shown))
     width = 0.8 + 3.4 * len(shown)
@@ -62,24 +69,24 @@ def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: S
         row[0].set_ylabel("accuracy, %")
     for axis in axes[-1]:
         axis.set_xlabel(f"{limited.label}, share of dense")
-    # A long name takes about 2.4 inches.
+    # In the legend, a long name is about 2.4 inches wide.
     columns = max(1, min(len(handles), int(width / 2.4)))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, index: int, cost: str) -> Any:
-    """Draws one curve with error bars.
+    """Draws one curve with error bars, which show the standard deviation over seeds.
 
     Args:
         axis: The matplotlib axes.
-        budgets: Names of the budgets, one for each point.
+        budgets: The names of the budgets. The curve has one point for each budget.
         rows: The rows of one criterion and selection.
-        stage: The key of the metric.
-        index: The number of the curve, which gives its colour and marker.
-        cost: The key of the resource for the horizontal axis.
+        stage: The key of the metric, see `STAGES`.
+        index: The number of the curve. It determines the colour and the marker.
+        cost: The name of the resource for the horizontal axis.
 
     Returns:
-        The artist of matplotlib, for the legend.
+        The matplotlib object that was drawn, which the legend needs.
     """
     points = []
     for budget in budgets:
@@ -100,8 +107,16 @@ def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, i
 
 
 def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Sequence[str]) -> None:
-    """Draws a line for each criterion, the best one at the top, in a panel for each stage."""
-    # Peers make their own selection. The name of the selection is left out if there is only one besides.
+    """Draws a line for each criterion, in one panel for each stage. The criterion with the best metric is at the top.
+
+    Args:
+        figure: The matplotlib figure.
+        comparison: The rows to draw.
+        shown: The names of the selections to draw.
+        stages: The keys of the metrics to draw, see `STAGES`.
+    """
+    # "its own" is the selection of pruners of other libraries. If there is only one other selection, its name is left
+    # out.
     own = [selection for selection in shown if selection != "its own"]
     sides = {
         criterion if len(own) < 2 or selection == "its own" else f"{criterion}, {selection}": rows
@@ -112,7 +127,7 @@ def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Se
         stage: {name: spread(r[stage] for r in rows if stage in r) for name, rows in sides.items()} for stage in stages
     }
     order = sorted(sides, key=lambda name: found[stages[-1]][name][0])
-    # Inches that the longest name takes.
+    # The width of the longest name in inches.
     names = 0.065 * max(map(len, order))
     figure.set_size_inches(0.6 + names + 3.4 * len(stages), 1.2 + 0.26 * len(order))
     axes = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
@@ -129,5 +144,5 @@ def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Se
 
 
 def _dense(comparison: Cells) -> float:
-    """Returns the mean metric of the dense model over seeds, in %."""
+    """Returns the mean metric of the dense model over all seeds, in %."""
     return 100 * spread(row["metric"] for row in comparison.lines()["dense", ""])[0]

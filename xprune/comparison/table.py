@@ -1,4 +1,4 @@
-"""The result of a comparison: shows its rows as a table, with mean and standard deviation over seeds."""
+"""The class `Comparison`, the result of a comparison. It shows the mean and the standard deviation over seeds."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,11 +14,12 @@ from xprune.errors import DataError
 
 @dataclass(frozen=True)
 class Comparison(Cells):
-    """The result of `compare`: the rows of a grid, as a table and as a picture.
+    """The result of `compare`: the rows of a grid, which can be shown as a table and as a picture.
 
     Attributes:
-        rows: One row for each cell, see `xprune.comparison.cells.Cells`.
-        report: The content of the file: rows, settings, hardware, versions.
+        rows: One row for each cell, which is a combination of a seed, a criterion, a selection and a budget.
+            `xprune.comparison.cells.Cells` describes the keys of a row.
+        report: The content of the file: the rows, the settings, the hardware and the versions.
 
     Example:
         >>> taylor = {"criterion": "taylor", "selection": "global", "budget": "macs 0.5", "score_seconds": 2.0}
@@ -30,10 +31,11 @@ class Comparison(Cells):
     """
 
     def table(self) -> Table:
-        """Returns a table for the terminal, with a line for each criterion and selection.
+        """Returns a table for the terminal, with a line for each pair of a criterion and a selection.
 
-        For each budget it shows the mean metric and its standard deviation over seeds, in %. The last column shows the
-        mean seconds of scoring.
+        For each budget, the table contains the mean of the metric and its standard deviation over seeds, in %. If
+        faithfulness was measured, a column contains the mean deletion gap. The last column contains the mean number of
+        seconds that scoring took.
 
         Raises:
             DataError: There are no rows.
@@ -47,7 +49,7 @@ class Comparison(Cells):
         return table
 
     def markdown(self) -> str:
-        """Returns the same table as text in Markdown."""
+        """Returns the same table as a text in Markdown. Raises DataError if there are no rows."""
         lines = ["| " + " | ".join(heading for heading, _ in self._columns()) + " |"]
         lines.append("|" + "".join(" --- |" if left else " ---: |" for _, left in self._columns()))
         return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in self._cells())]) + "\n"
@@ -55,15 +57,15 @@ class Comparison(Cells):
     def plot(self, path: str | Path, selections: Sequence[str] | None = None) -> Path:
         """Writes a picture of the metric against the cost, with the standard deviation over seeds.
 
-        There is a panel for each stage (before and after fine-tuning) and for each selection. With one budget there
-        are no curves: the picture then has a line for each criterion.
+        The picture has one panel for each selection and stage, which is before or after fine-tuning. With one budget,
+        the picture has a line for each criterion instead of curves.
 
         Args:
-            path: The file to write, such as "accuracy.png".
-            selections: Names of the selections to draw. None: all.
+            path: The file to write, such as "accuracy.png". An existing file is replaced.
+            selections: The names of the selections to draw. None means all of them.
 
         Returns:
-            The path.
+            The path of the file.
 
         Raises:
             ModelError: matplotlib is not installed. `pip install 'xprune[report]'` installs it.
@@ -71,7 +73,7 @@ class Comparison(Cells):
         return draw(self, path, selections)
 
     def _columns(self) -> list[tuple[str, bool]]:
-        """Returns the heading of each column, and True if the column is aligned to the left, False if to the right."""
+        """Returns a tuple (heading, left) for each column of the table. `left` is True if it is aligned to the left."""
         stages = [stage for stage in STAGES if any(stage in row for row in self.rows)]
         figures = [f"{budget}: {STAGES[stage]}" for budget in self.budgets for stage in stages]
         figures += ["class-specific gap"] * self._explained + ["scoring s"]
@@ -83,7 +85,7 @@ class Comparison(Cells):
         return any("deletion_gap" in row for row in self.rows)
 
     def _cells(self) -> list[list[str]]:
-        """Returns the text of each cell of the table, line by line. Raises DataError if there are no rows."""
+        """Returns the texts of the table, as a list of cells for each line. Raises DataError if there are no rows."""
         if not self.rows:
             raise DataError("the comparison has no cells. Run at least one criterion, one budget and one seed.")
         stages = [stage for stage in STAGES if any(stage in row for row in self.rows)]
@@ -91,7 +93,7 @@ class Comparison(Cells):
         for (criterion, selection), rows in self.lines().items():
             cells = [criterion, selection]
             for budget in self.budgets:
-                # The dense model has no budget, and its figures are shown in the columns of all budgets.
+                # The dense model has no budget. Its metric is shown in the columns of all budgets.
                 here = [row for row in rows if row["budget"] in (budget, "")]
                 cells += [_cell(here, stage, seeds) for stage in stages]
             if self._explained:
@@ -110,8 +112,8 @@ def _cell(rows: Sequence[Row], stage: str, seeds: int) -> str:
         seeds: The number of seeds of the comparison.
 
     Returns:
-        Mean and standard deviation. In parentheses follow how many runs failed, and how many seeds are there if some
-        are missing. "failed" if all failed.
+        The mean and the standard deviation. If runs failed or seeds are missing, a note in parentheses says how many.
+        If all runs failed, the text is "failed". If there are no rows, the text is empty.
     """
     found, failed = [row[stage] for row in rows if stage in row], sum("failed" in row for row in rows)
     notes = [f"{failed} of {len(rows)} failed"] * bool(failed)
@@ -122,7 +124,10 @@ def _cell(rows: Sequence[Row], stage: str, seeds: int) -> str:
 
 
 def _percent(values: Iterable[float]) -> str:
-    """Returns mean ± standard deviation in %, as text. Empty if there are no values."""
+    """Returns the mean and the standard deviation of some values as a text in %, such as "80.0 ± 7.1".
+
+    If there is one value, the text is the mean only. If there is none, the text is empty.
+    """
     values = list(values)
     if not values:
         return ""

@@ -1,5 +1,7 @@
-"""Values that the stages hand to each other (sites, scores, plans, budgets, costs), and the base classes of plug-ins.
+"""Defines the values that the stages hand to each other, and the base classes of plug-ins.
 
-May import: modules, errors. The code here knows no architecture, no criterion and no file format. A new value is a
-frozen dataclass in a new file.
+The values are sites, scores, plans, budgets and costs.
+
+For developers of xprune: these files may import `xprune.modules` and `xprune.errors`. They know no architecture, no
+criterion and no file format. A new value is a frozen dataclass in a new file.
 """

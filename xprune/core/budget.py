@@ -1,4 +1,4 @@
-"""The budget: how much the pruned model may cost, as fractions of the dense model."""
+"""The class `Budget`, which says how much the pruned model may cost."""
 
 import math
 from collections.abc import Mapping
@@ -13,21 +13,22 @@ from xprune.errors import BudgetError
 
 @dataclass(frozen=True)
 class Budget:
-    """How much the pruned model may cost, as fractions of the dense model.
+    """How much the pruned model may cost, as fractions of the cost of the dense model.
 
-    If several fractions are given, the pruned model meets all of them. At least one has to be given.
+    A budget has to limit at least one resource. If it limits several, the pruned model meets all the limits.
 
     Args:
-        macs: Fraction of the MACs, in (0, 1]. None for no limit.
-        params: Fraction of the parameters, in (0, 1]. None for no limit.
-        min_units: Least number of units that each site keeps. 0 allows that a whole attention or MLP is removed.
-        round_to: The kept features of a site, units * width, are a multiple of this number, unless all units stay. Use
-            it where the hardware is faster with multiples of 8 or 16.
-        resources: Fractions of other resources by their names in RESOURCES, such as {"activations": 0.5}. The names
-            "macs" and "params" work here too. The budget keeps them as a tuple of pairs, so it can be hashed.
+        macs: Fraction of the dense model's MACs, in (0, 1]. None means that MACs are not limited.
+        params: Fraction of the dense model's parameters, in (0, 1]. None means that parameters are not limited.
+        min_units: The smallest number of units that a site may keep. With 0, a whole attention or MLP may be removed.
+        round_to: The number of features that a site keeps, which is units * width, is a multiple of this number. A site
+            that keeps all its units is not rounded. Use 8 or 16 if your hardware is faster with such multiples.
+        resources: Fractions of any resources by their names in `xprune.RESOURCES`, such as {"activations": 0.5}. The
+            names "macs" and "params" work here too. The budget stores the fractions as a tuple of pairs, because a
+            tuple can be hashed.
 
     Raises:
-        BudgetError: A value is out of range or of the wrong type, a resource is unknown, or nothing is limited.
+        BudgetError: A value is out of range or of the wrong type, a resource is unknown, or no resource is limited.
 
     Example:
         >>> Budget(macs=0.5).shares
@@ -58,8 +59,8 @@ class Budget:
                 "in (0, 1] of the dense model. For example: Budget(macs=0.5)."
             )
         shares = {name: _fraction(name, share) for name, share in given.items()}
-        # Two budgets that ask for the same are equal: "macs" and "params" move from `resources` to their fields. The
-        # class is frozen, so fields are set through `object`.
+        # "macs" and "params" move from `resources` to their fields, so that two budgets with the same limits are equal.
+        # A frozen dataclass refuses plain assignment, so `object.__setattr__` is called.
         for name in _FIELDS:
             object.__setattr__(self, name, shares.pop(name, None))
         object.__setattr__(self, "resources", tuple(shares.items()))
@@ -68,31 +69,36 @@ class Budget:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The fraction of each resource that is limited, by the name of the resource."""
+        """The limited resources as a dict from the name of the resource to its fraction, such as {"macs": 0.5}."""
         fields = {name: getattr(self, name) for name in _FIELDS}
         return {name: share for name, share in {**fields, **dict(self.resources)}.items() if share is not None}
 
     @property
     def name(self) -> str:
-        """A short text of the budget: "macs 0.5", "params 0.3, round_to 8"."""
+        """The budget as a short text for tables and messages, such as "macs 0.5" or "params 0.3, round_to 8"."""
         numbers = {name: value for name in ("min_units", "round_to") if (value := getattr(self, name)) != 1}
         return ", ".join(f"{name} {value:.12g}" for name, value in {**self.shares, **numbers}.items())
 
     def step(self, site: Site) -> int:
-        """Returns the smallest number of units whose features are a multiple of `round_to`.
+        """Returns the step in which a site may lose units, so that its kept features are a multiple of `round_to`.
 
-        Units of the site are kept in multiples of this number.
+        The step is the smallest number of units whose features are a multiple of `round_to`. With round_to=8 and a site
+        of width 2, the step is 4 units. The counts that a site may keep are multiples of the step, and the full size.
         """
         return self.round_to // math.gcd(self.round_to, site.width)
 
     def floor(self, site: Site) -> int:
-        """Returns the smallest number of units that the site may keep."""
-        # A site whose `module` is empty has to keep one unit, even if min_units is 0.
+        """Returns the smallest number of units that a site may keep under this budget.
+
+        The number is `min_units`, rounded up to a multiple of `step`. It is at most the size of the site.
+        """
+        # If `Site.module` is "", the site has no module that could be replaced. So it has to keep one unit even if
+        # min_units is 0.
         least = max(self.min_units, 0 if site.module else 1)
         return min(site.size, math.ceil(least / self.step(site)) * self.step(site))
 
     def counts(self, site: Site) -> list[int]:
-        """Returns every number of units that the site may keep, in ascending order.
+        """Returns every number of units that a site may keep under this budget, in ascending order.
 
         Example:
             >>> site = Site("mlp", "neuron", size=20, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -104,14 +110,17 @@ class Budget:
 
 
 _FIELDS = ("macs", "params")
-"""Resources that are fields of `Budget`. Other resources are kept in its field `resources`."""
+"""Names of the resources that are fields of `Budget`. The field `resources` holds all other resources."""
 
 
 def _pairs(resources: Any) -> list[tuple[str, Any]]:
-    """Returns (name, fraction) of each entry of `resources`, which is a mapping or an iterable of pairs.
+    """Returns `resources` as a list of (name, fraction).
+
+    Args:
+        resources: The argument of `Budget`: a mapping from names to fractions, or an iterable of (name, fraction).
 
     Raises:
-        BudgetError: `resources` is neither.
+        BudgetError: `resources` is neither a mapping nor an iterable of pairs.
     """
     try:
         return [(str(name), share) for name, share in dict(resources).items()]
@@ -122,9 +131,9 @@ def _pairs(resources: Any) -> list[tuple[str, Any]]:
 
 
 def _fraction(name: str, share: Any) -> float:
-    """Returns the fraction as a float. Raises BudgetError if it is not a real number in (0, 1]."""
+    """Returns a fraction of the budget as a float. Raises BudgetError if it is not a real number in (0, 1]."""
     fraction = float(share) if isinstance(share, Real) and not isinstance(share, bool) else math.nan
-    # Written as `not (a < b)`, the check refuses NaN too.
+    # Each comparison with NaN is False. So this form of the check refuses NaN too.
     if not 0 < fraction <= 1:
         raise BudgetError(
             f"{name}={share!r} is not in (0, 1]. Give a fraction of the dense model: {name}=0.5 asks for half of it."
@@ -133,7 +142,7 @@ def _fraction(name: str, share: Any) -> float:
 
 
 def _whole_number(name: str, value: Any, least: int) -> int:
-    """Returns the value as an int. Raises BudgetError if it is not a whole number, or less than `least`."""
+    """Returns a setting as an int. Raises BudgetError if it is not a whole number or is less than `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise BudgetError(f"{name}={value!r} has to be a whole number, at least {least}.")
     return int(value)

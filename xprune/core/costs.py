@@ -1,4 +1,4 @@
-"""Costs: how the cost of a model depends on the number of units that each site keeps."""
+"""The classes `Cost` and `Costs`: how the cost of a model depends on the number of units that each site keeps."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,8 +15,8 @@ from xprune.errors import BudgetError
 class Cost(ABC):
     """The cost of a model in one resource, as a function of the number of units that each site keeps.
 
-    In every method `counts` holds one whole number for each site, in the order of the sites. A subclass has to give
-    `total`. The other methods have defaults that call `total`.
+    In every method, `counts` holds the number of units that each site keeps, in the order of the sites. A subclass has
+    to implement `total`. The other methods compute their results with `total`, and a subclass may override them.
 
     Example:
         A kernel that works on blocks of 8 units costs the same for 1 unit and for 8:
@@ -32,31 +32,38 @@ class Cost(ABC):
 
     @abstractmethod
     def total(self, counts: Sequence[int]) -> float:
-        """Returns the cost of the model with these numbers of kept units."""
+        """Returns the cost of a model whose sites keep these numbers of units."""
 
     def step(self, counts: Sequence[int], index: int, count: int) -> float:
-        """Returns how much the cost changes if the site at `index` keeps `count` units instead of `counts[index]`."""
+        """Returns how much the cost changes if one site keeps another number of units.
+
+        Args:
+            counts: The number of units that each site keeps now.
+            index: The index of the site whose number changes.
+            count: The number of units that this site keeps after the change.
+        """
         changed = [*counts[:index], count, *counts[index + 1 :]]
         return self.total(changed) - self.total(counts)
 
     def units(self, counts: Sequence[int]) -> list[float]:
-        """Returns the cost of one unit of each site, while the other sites keep `counts`.
+        """Returns, for each site, the cost of one unit of the site while the other sites keep `counts`.
 
-        The default is the cost of the last unit: how much is saved if the site keeps one unit less. So every count has
-        to be at least 1.
+        This implementation returns the cost of the last unit: how much is saved if the site keeps one unit less. So
+        each entry of `counts` has to be at least 1.
         """
         return [-self.step(counts, index, count - 1) for index, count in enumerate(counts)]
 
     def linear(self, sizes: Sequence[int]) -> "LinearCost":
-        """Returns a linear cost that equals this one for the dense model.
+        """Returns a linear cost that equals this cost for the dense model.
 
-        Masks between 0 and 1 need it while they are learned: they have no whole number of units.
+        A criterion that learns masks between 0 and 1 calls this method. Its masks give no whole number of units, but a
+        linear cost can be computed for any number.
 
-        By default, the cost of a unit is a mean: how much is saved when the site shrinks from all units to one, divided
-        by the number of removed units. All other sites keep all units.
+        In this implementation, the cost of a unit is an average: the saving when the site shrinks from all its units to
+        one unit, divided by the number of removed units. The other sites keep all their units.
 
         Args:
-            sizes: Number of units of each site in the dense model.
+            sizes: The number of units of each site in the dense model.
         """
         unit = [-self.step(sizes, i, min(1, n - 1)) / max(1, n - 1) for i, n in enumerate(sizes)]
         base = self.total(sizes) - sum(each * n for each, n in zip(unit, sizes, strict=True))
@@ -65,7 +72,7 @@ class Cost(ABC):
 
 @dataclass(frozen=True)
 class LinearCost(Cost):
-    """A cost that is linear in the units of each site, plus products of the units of two sites.
+    """A cost with a term for the units of each site, and a term for each pair of sites that cut the same layer.
 
     With k_i units kept at site i:
 
@@ -73,14 +80,16 @@ class LinearCost(Cost):
                    + sum over sites i with k_i > 0 of (fixed_i + unit_i * k_i)
                    + sum over pairs (i, j, each) of each * k_i * k_j
 
-    A pair is needed where two sites cut the same layer, such as the channels of a stream and the heads that read them.
-    If a layer reads and writes the same stream, its pair has i = j. Without channels there are no pairs.
+    A pair is needed if two sites cut the same layer along different axes. For example, the channels of a stream and the
+    heads of an attention both cut the weights of q, k and v. If a layer reads and writes the same stream, its pair has
+    i = j. If no site holds channels, there are no pairs.
 
     Args:
-        base: Cost of the parts of the model that stay without any units.
-        fixed: For each site, the cost that is added once the site keeps at least one unit.
+        base: The cost of the parts of the model that no site can cut.
+        fixed: For each site, the cost that is added if the site keeps at least one unit.
         unit: For each site, the cost of one unit.
-        pairs: (i, j, each): indices of two sites, and the cost of one unit of i together with one unit of j.
+        pairs: Tuples (i, j, each). i and j are the indices of two sites. `each` is the cost for one unit of site i and
+            one unit of site j together.
 
     Example:
         >>> cost = LinearCost(base=100.0, fixed=(5.0, 0.0), unit=(10.0, 2.0))
@@ -96,16 +105,16 @@ class LinearCost(Cost):
     pairs: tuple[tuple[int, int, float], ...] = ()
 
     def site(self, index: int, count: int) -> float:
-        """Returns the cost of one site with `count` units, without its pairs."""
+        """Returns the cost of the site at `index` with `count` units. The costs of pairs are not included."""
         return self.fixed[index] + self.unit[index] * count if count else 0.0
 
     def total(self, counts: Sequence[int]) -> float:
-        """Returns the cost of the model with these numbers of kept units."""
+        """Returns the cost of a model whose sites keep these numbers of units."""
         without_pairs = self.base + sum(self.site(index, count) for index, count in enumerate(counts))
         return without_pairs + sum(each * counts[i] * counts[j] for i, j, each in self.pairs)
 
     def step(self, counts: Sequence[int], index: int, count: int) -> float:
-        """See `Cost.step`. Computes the change from the site and its pairs, without two totals of the whole model."""
+        """See `Cost.step`. Uses the terms of this site only, which is faster than two calls of `total`."""
         now = counts[index]
         in_pairs = 0.0
         for i, j, each in self._pairs_of_site.get(index, ()):
@@ -117,19 +126,19 @@ class LinearCost(Cost):
         return self.site(index, count) - self.site(index, now) + in_pairs
 
     def units(self, counts: Sequence[int]) -> list[float]:
-        """Returns the cost of one more unit of each site, while the other sites keep `counts`."""
+        """Returns, for each site, the cost of one more unit of the site while the other sites keep `counts`."""
         return [self.step(counts, index, count + 1) for index, count in enumerate(counts)]
 
     def linear(self, sizes: Sequence[int]) -> "LinearCost":
-        """Returns this cost itself."""
+        """Returns this cost, which is linear already."""
         return self
 
     @cached_property
     def _pairs_of_site(self) -> dict[int, list[tuple[int, int, float]]]:
-        """The pairs that each site is in, by the index of the site."""
+        """The pairs as a dict from the index of a site to all pairs that contain this site."""
         found: dict[int, list[tuple[int, int, float]]] = {}
         for pair in self.pairs:
-            # A set, so that a site that is paired with itself gets the pair once.
+            # The set holds one index if i = j. Otherwise such a pair would be counted twice.
             for index in {pair[0], pair[1]}:
                 found.setdefault(index, []).append(pair)
         return found
@@ -139,11 +148,11 @@ class LinearCost(Cost):
 class Costs:
     """The costs of a model in each resource, as functions of the number of units that each site keeps.
 
-    `xprune.measure_costs` makes it. Selections get it.
+    `xprune.measure_costs` returns an object of this class. Selections get the object as an argument.
 
     Args:
-        sites: The sites. Every list of counts is in their order.
-        by_resource: The cost of each resource by its name, such as "macs".
+        sites: The sites. Every list of counts is in the order of these sites.
+        by_resource: The cost in each resource, by the name of the resource, such as "macs".
 
     Example:
         >>> site = Site("mlp", "neuron", size=16, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -158,7 +167,7 @@ class Costs:
     by_resource: Mapping[str, Cost]
 
     def of(self, resource: str) -> Cost:
-        """Returns the cost in one resource. Raises BudgetError if it was not measured."""
+        """Returns the `Cost` object of one resource. Raises BudgetError if this resource was not measured."""
         if resource not in self.by_resource:
             raise BudgetError(
                 f"the cost of {resource} was not measured, only {', '.join(self.by_resource)}: "
@@ -168,42 +177,54 @@ class Costs:
 
     @property
     def macs(self) -> Any:
-        """The cost in MACs of one sample, a `LinearCost`."""
+        """The cost in MACs for one sample. It is a `LinearCost`."""
         return self.of("macs")
 
     @property
     def params(self) -> Any:
-        """The cost in parameters, a `LinearCost`."""
+        """The cost in parameters. It is a `LinearCost`."""
         return self.of("params")
 
     def least(self, budget: Budget, resource: str = "macs") -> float:
-        """Returns the least fraction of the dense model's cost that `min_units` and `round_to` allow.
+        """Returns the smallest fraction of the dense model's cost that a plan can reach.
+
+        The smallest model keeps at each site only the units that `min_units` and `round_to` of the budget demand.
+
+        Args:
+            budget: Gives `min_units` and `round_to`. Its fractions are not used.
+            resource: The name of the resource in which the cost is computed.
 
         Raises:
-            BudgetError: The resource was not measured, or the dense model costs nothing in it.
+            BudgetError: The resource was not measured, or the dense model has a cost of 0 in this resource.
         """
         cost = self.of(resource)
         floor = [budget.floor(site) for site in self.sites]
         dense = cost.total([site.size for site in self.sites])
         if dense <= 0:
             raise BudgetError(
-                f"the model costs nothing in {resource}, so no fraction of it can be asked for. Leave {resource} out "
-                "of the budget."
+                f"the model costs nothing in {resource}, so a budget cannot ask for a fraction of this cost. Leave "
+                f"{resource} out of the budget."
             )
         return cost.total(floor) / dense
 
     def limits(self, budget: Budget) -> list[tuple[str, Cost, float]]:
-        """Returns (name, cost, allowed) of each resource that the budget limits. `allowed` is in the unit of the cost.
+        """Returns the limits of a budget as numbers that the cost of a plan can be compared with.
+
+        Returns:
+            A list of (name, cost, allowed), one for each resource that the budget limits. `name` is the name of the
+            resource. `cost` computes the cost of a plan. `allowed` is the largest cost that the budget allows, for
+            example a number of MACs.
 
         Raises:
-            BudgetError: Even the smallest model costs more. The message states the least fraction.
+            BudgetError: Even the smallest possible model costs more than the budget allows. The message says the
+                smallest fraction that can be reached.
         """
         full = [site.size for site in self.sites]
         limits = []
         for name, share in budget.shares.items():
             least = self.least(budget, name)
             if least > share:
-                # Rounded up: a user who asks for the number in the message has to succeed.
+                # The number is rounded up, so that a budget with the number in the message can be met.
                 reach = math.ceil(least * 1e4) / 1e4
                 raise BudgetError(
                     f"{name}={share} cannot be reached: with min_units={budget.min_units} and "

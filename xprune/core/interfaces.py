@@ -1,4 +1,4 @@
-"""Base classes of plug-ins (Criterion, Selection, Adapter), and the values that plug-ins take and return."""
+"""The base classes of plug-ins (Criterion, Selection, Adapter), and the values that their methods get and return."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -22,21 +22,27 @@ from xprune.errors import DataError
 class Context:
     """The inputs of a criterion or a selection: the model, the data and the settings of the run.
 
-    xprune makes it. A plug-in reads it.
+    xprune creates a context and passes it to `Criterion.score` and `Selection.select`. A plug-in reads the fields and
+    does not change them.
 
     Args:
-        model: A copy of the dense model that shares the caller's weights. It is in eval mode, and its weights are
-            frozen. A selection that
-            trains weights gets another copy, see `Selection.updates`.
+        model: A copy of the dense model that shares the caller's weights. It is in eval mode, and its parameters need
+            no gradient. A selection that trains weights gets a copy with separate weights instead, see
+            `Selection.updates`.
         example_inputs: Inputs of a few samples, in the form in which `Task.unpack` returns inputs.
         task: Reads batches and computes the loss.
-        loader: Training batches. None if the caller gave none.
-        seed: Seed of every random choice.
-        checkpoint_dir: Folder where a long run may keep its state. None if nothing is to be kept.
-        budget: The budget that the plan will have to meet, for criteria that learn at it. None if it is not known yet.
-        updates: Number of updates of the weights that the run plans for fine-tuning. A selection may take some of them.
-        batch: (inputs, targets) of the loader's first batch. None if it has not been read yet: call `first`.
-        costs: The measured costs of the units. None if they have not been measured yet: call `measured`.
+        loader: Training batches. None if the caller gave no loader.
+        seed: The seed of every random choice.
+        checkpoint_dir: The folder where a criterion or selection that learns may save its progress. None means that
+            nothing is saved.
+        budget: The budget that the plan will have to meet. A criterion that learns for one budget needs it. None if it
+            is not known.
+        updates: The number of gradient updates that the run plans for fine-tuning. A selection may use some of them to
+            train weights.
+        batch: (inputs, targets) of the loader's first batch. None if the batch was not read yet. Call `first` to get it
+            in both cases.
+        costs: The measured costs of the sites. None if they were not measured yet. Call `measured` to get them only if
+            they fit your sites.
 
     Example:
         >>> import torch, xprune
@@ -59,23 +65,25 @@ class Context:
     costs: Costs | None = None
 
     def data(self, who: str) -> Iterable[Any]:
-        """Returns the loader, for a plug-in that cannot do without data.
+        """Returns the loader. A plug-in that needs data calls this method instead of reading `loader`.
 
         Args:
-            who: Name of the plug-in, for the error message.
+            who: The name of the plug-in. It is used in the error message.
 
         Raises:
-            DataError: There is no loader.
+            DataError: There is no loader. The message tells the user to give one.
         """
         if self.loader is None:
-            raise DataError(f"{who} looks at data: give a loader of batches, for example loader=train_loader.")
+            raise DataError(f"{who} needs data: give a loader of batches, for example loader=train_loader.")
         return self.loader
 
     def first(self, who: str) -> tuple[Any, Any]:
-        """Returns (inputs, targets) of the loader's first batch. Reads the batch only if the run has not read it.
+        """Returns (inputs, targets) of the loader's first batch.
+
+        If the run has read this batch already, the batch is not read again.
 
         Args:
-            who: Name of the plug-in, for the error message.
+            who: The name of the plug-in. It is used in the error message.
 
         Raises:
             DataError: There is no loader.
@@ -85,21 +93,23 @@ class Context:
         return self.task.unpack(next(iter(self.data(who))))
 
     def measured(self, sites: Sequence[Site]) -> Costs | None:
-        """Returns the costs of these sites if the run has measured them, else None."""
-        # Costs of other sites would be silently wrong: counts are looked up by position.
+        """Returns the measured costs if they are the costs of exactly these sites, else None."""
+        # Costs find a site by its position. So costs of other sites would give wrong numbers without an error.
         return self.costs if self.costs is not None and self.costs.sites == tuple(sites) else None
 
 
 @dataclass(frozen=True)
 class Selected:
-    """The result of a selection that also trained the weights.
+    """The result of a selection that also trained the weights of the model.
 
-    A selection that leaves the weights alone returns the `Plan` without this class.
+    A selection that trains no weights returns only a `Plan`.
 
     Args:
         plan: The units that stay.
-        model: The model to cut, with the weights that were trained. None: the model that was given.
-        updates: Number of updates that these weights have had. Fine-tuning takes so many less.
+        model: The model with the trained weights, with all its units. Surgery cuts this model. None means that surgery
+            cuts the model that the caller gave.
+        updates: The number of gradient updates that trained these weights. Fine-tuning then makes this number of
+            updates less.
 
     Example:
         >>> site = Site("mlp", "neuron", size=4, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -114,15 +124,15 @@ class Selected:
 
 
 class Criterion(ABC):
-    """Computes a score for each unit. Units with higher scores stay.
+    """Base class of criteria. A criterion computes a score for each unit, and units with higher scores stay.
 
-    A subclass is a frozen dataclass. Its fields are its settings, which users give on the command line as
-    `--criterion name,field=value`.
+    A subclass is a frozen dataclass. Its fields are the settings of the criterion. On the command line, a user sets
+    them as in `--criterion name,field=value`.
 
     Attributes:
-        name: Name of the criterion, as in `Pruner(criterion=name)`.
-        at_budget: True if the scores depend on `context.budget`. `compare` then computes them for each budget. False if
-            one set of scores serves all budgets.
+        name: The name of the criterion, as in `Pruner(criterion=name)`.
+        at_budget: True if the scores depend on `context.budget`. `compare` then computes the scores again for each
+            budget. False if the scores are the same for all budgets.
 
     Example:
         >>> import torch, xprune
@@ -144,27 +154,28 @@ class Criterion(ABC):
 
     @abstractmethod
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
-        """Scores the units of the sites.
+        """Computes the scores of the units of all sites.
 
-        The same `context.seed` has to give the same scores. `context.model` has to be as it was when the method
-        returns.
+        Two calls with the same `context.seed` have to return the same scores. The method may attach gates or hooks to
+        `context.model`, and has to remove them before it returns.
 
         Args:
             context: The model, the data and the settings.
             sites: The sites whose units are scored.
 
         Returns:
-            A finite score for each unit. Units with higher scores stay. `Scores.scale` says how sites compare.
+            The scores, which hold one finite number for each unit. Units with higher scores stay. `Scores.scale` says
+            whether scores of different sites can be compared.
         """
 
 
 class Selection(ABC):
-    """Turns scores into a plan that meets the budget.
+    """Base class of selections. A selection turns scores into a plan that meets the budget.
 
-    A subclass is a frozen dataclass whose fields are its settings.
+    A subclass is a frozen dataclass. Its fields are the settings of the selection.
 
     Attributes:
-        name: Name of the selection, as in `Pruner(selection=name)`.
+        name: The name of the selection, as in `Pruner(selection=name)`.
 
     Example:
         >>> import xprune
@@ -189,12 +200,13 @@ class Selection(ABC):
     name: ClassVar[str]
 
     def updates(self, available: int) -> int:
-        """Returns how many updates of the weights `select` takes from fine-tuning. By default 0: it trains no weights.
+        """Returns how many of fine-tuning's gradient updates `select` will use to train weights.
 
-        If it takes any, `context.model` is a copy that owns its weights, and `select` may train them.
+        This implementation returns 0, which fits a selection that trains no weights. If a subclass returns more than 0,
+        `context.model` in `select` is a copy with separate weights, and `select` may train them.
 
         Args:
-            available: Number of updates that the run plans for fine-tuning.
+            available: The number of gradient updates that the run plans for fine-tuning.
         """
         return 0
 
@@ -202,40 +214,47 @@ class Selection(ABC):
     def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan | Selected:
         """Chooses the units that stay.
 
-        The plan has to cost at most the budget. It should use 99 % of the budget, or so much that one more unit exceeds
-        it. `xprune.testing.check_selection` checks both.
+        The cost of the plan must not exceed the budget, and should be close to it. It is close enough if the plan uses
+        99 % of the allowed cost, or if one more unit would exceed the budget. `xprune.testing.check_selection` checks
+        both.
 
         Args:
             context: The model, the data and the settings.
-            scores: The scores of all units.
-            costs: The costs of the same sites.
-            budget: What the pruned model may cost.
+            scores: The scores of the units of all sites.
+            costs: The costs of the same sites. They compute the cost of any plan.
+            budget: How much the pruned model may cost.
 
         Returns:
-            The plan. If weights were trained: `Selected`, with the plan, `context.model` and the number of updates.
+            A `Plan`. If the selection trained weights, a `Selected` with the plan, `context.model` and the number of
+            updates.
 
         Raises:
-            BudgetError: The budget cannot be met. The message states the least fraction.
+            BudgetError: No plan can meet the budget. The message says the smallest fraction that can be reached.
         """
 
 
 class Adapter(ABC):
-    """Knows one class of attentions or MLPs: which units its modules have, and what shrinks when units are removed.
+    """Base class of adapters. An adapter describes the units of one class of attentions or MLPs, so they can be cut.
 
-    Most classes need no subclass: `Units` describes them as data. Write a subclass where `Units` cannot say it.
+    It says which tensors of a module shrink when units are removed. Most module classes need no subclass of this class:
+    an instance of `xprune.Units` describes them. Write a subclass if `Units` cannot describe your module.
 
     Attributes:
-        name: Name in the table ADAPTERS. Saved plans hold it.
-        classes: Qualified names of the classes that are served. They are compared as text with every base class of a
-            module, so an adapter does not import the library.
-        pruned: Class that a module gets after units were removed. It is needed if the forward of the module's own class
-            assumes the dense number of units. None: the module keeps its class.
-        gated: Class that a module gets while gates are attached. It is needed if the forward of the module's own class
-            does not call the consumer as a module: then no hook can gate the input. None: the module keeps its class.
-        removed: Class of the module that replaces this one when all units are removed. It is called with (consumer,
-            module). None: `Removed`, which returns the bias of the consumer. If it is the class `pruned`, the module is
-            not replaced and runs without any units.
-        joins: True if the module adds its input to its output. It then reads and writes the same stream.
+        name: The name in the table `xprune.ADAPTERS`. Saved plans contain this name.
+        classes: The full names of the module classes that the adapter serves, such as "timm.layers.mlp.Mlp". A module
+            is served if its class, or a base class of its class, has one of these names. Names are compared as text, so
+            an adapter does not import the library.
+        pruned: The class that a module gets after units were removed. Give it if the forward of the module's class
+            assumes the dense number of units. None means that the module keeps its class.
+        gated: The class that a module gets while gates are attached. Give it if the forward of the module's class does
+            not call the consumer as a module, because then a hook cannot gate the consumer's input. None means that the
+            module keeps its class.
+        removed: The class of the module that replaces a module of which all units are removed. It is called with
+            (consumer, module). None means `xprune.modules.removed.Removed`, which returns the bias of the consumer. If
+            `removed` is the same class as `pruned`, the module is not replaced, because its pruned forward works with
+            zero units.
+        joins: True if the forward of the module adds its input to its output. Such a module reads and writes the same
+            stream. False if another module does the addition.
 
     Example:
         >>> from xprune import Cut
@@ -261,62 +280,72 @@ class Adapter(ABC):
     joins: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Accepts `along_stream`, the name of `stream_parts` before 0.2, with a DeprecationWarning."""
+        """Accepts a subclass that defines `along_stream`, the name of `stream_parts` before 0.2, and warns."""
         super().__init_subclass__(**kwargs)
         if "along_stream" in vars(cls):
             cls.stream_parts = vars(cls)["along_stream"]  # type: ignore[method-assign]
-            # Level 3 is the line of the class: between it and this line there is the metaclass.
+            # The warning shows the line of the subclass. Level 2 would show a line of the metaclass, which calls this
+            # method.
             warnings.warn(
                 f"{cls.__name__}.along_stream is now called stream_parts: rename the method. The next release drops "
-                "the "
-                "old name.",
+                "the old name.",
                 DeprecationWarning,
                 stacklevel=3,
             )
 
     @property
     def empties(self) -> bool:
-        """True if the module stays when all its units are removed, since its pruned forward runs without any."""
+        """True if a module stays in the model after all its units are removed, else False.
+
+        It stays if its pruned forward works with zero units. `removed` is then the same class as `pruned`.
+        """
         return self.removed is not None and self.removed is self.pruned
 
     def serves(self, module: nn.Module) -> bool:
-        """Returns True if the module is of one of `classes` or inherits from one."""
+        """Returns True if the class of the module, or one of its base classes, is in `classes`, else False."""
         return any(f"{base.__module__}.{base.__qualname__}" in self.classes for base in type(module).__mro__)
 
     @abstractmethod
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """Describes the units of one module.
+        """Describes the units of one module as a site.
+
+        `find_sites` calls this method for every module that the adapter serves.
 
         Args:
-            path: Path of the module in the model.
-            module: A module that this adapter serves. It must not be changed.
+            path: The path of the module in the model.
+            module: The module. The method must not change it.
 
         Returns:
-            The site, with every cut. Its paths are paths in the model. None if this module cannot be pruned.
+            The site with every tensor that shrinks. All paths in the site are paths in the model, not in the module.
+            None if this module cannot be pruned.
         """
 
     def stream_parts(self, path: str, module: nn.Module) -> StreamParts | None:
-        """Describes the parts of one module that shrink with the residual stream, so that channels can be removed.
+        """Describes the tensors of one module that shrink if channels of the residual stream are removed.
+
+        `find_sites` calls this method when it looks for channels. A subclass may override it.
 
         Args:
-            path: Path of the module in the model.
+            path: The path of the module in the model.
             module: A module that this adapter serves.
 
         Returns:
-            The parts. By default None: they are not known. `find_sites` then guesses them from the shapes of the
-            tensors and proves its guess.
+            The tensors that shrink, or None if the adapter does not know them. This implementation returns None.
+            `find_sites` then derives the tensors from their shapes, and proves the result.
         """
         return None
 
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
-        """Completes a cut on one module, after its tensors are cut and its attributes are updated.
+        """Completes a cut of one module. Surgery calls it after it has cut the tensors and updated the attributes.
 
-        By default the module gets the class `pruned`, if there is one.
+        This implementation gives the module the class `pruned`, if there is one. A subclass may also update other
+        attributes that depend on the number of units.
 
         Args:
-            module: The module, which is changed.
-            site: The site as it was before the cut. It is the module's own site, or a stream that `stream_parts` knows.
-            keep: Indices of the units of the site that stay.
+            module: The module. The method changes it.
+            site: The site as it was before the cut. It is the site of this module, or a residual stream that this
+                module reads or writes.
+            keep: The indices of the units of the site that stay.
         """
         if self.pruned is not None:
             module.__class__ = self.pruned

@@ -1,6 +1,7 @@
-"""Metrics that several tasks use.
+"""The class `MeanOfSamples` and the function `in_double`, which several tasks use to make their metrics.
 
-This file imports torchmetrics, which takes a second. So other files import it only inside functions that make a metric.
+This file imports torchmetrics, and that import takes a second. So other files import this file only inside the
+functions that make a metric.
 """
 
 from collections.abc import Callable
@@ -16,15 +17,15 @@ M = TypeVar("M", bound=Metric)
 
 
 def in_double(metric: M, outputs: Any) -> M:
-    """Makes a metric sum in float64, which loses no sample in long sums.
+    """Sets a metric to float64, so that sums over many samples are precise.
 
     Args:
-        metric: The metric. It is changed.
-        outputs: Outputs of the model. If one of them is on an MPS device, which has no float64, the metric stays as it
-            is.
+        metric: The metric. Its dtype is changed.
+        outputs: The outputs of the model. If one of their tensors is on an MPS device, which has no float64, the dtype
+            of the metric is not changed.
 
     Returns:
-        The same metric.
+        The same metric object.
     """
     if all(tensor.device.type != "mps" for tensor in tensors_in(outputs)):
         metric.set_dtype(torch.float64)
@@ -32,14 +33,16 @@ def in_double(metric: M, outputs: Any) -> M:
 
 
 class MeanOfSamples(Metric):
-    """The mean of numbers over a data set, where each sample has one number.
+    """A metric that returns the mean of one number for each sample of a data set, such as 1 for a correct answer.
 
-    It differs from `torchmetrics.MeanMetric` in two ways. A NaN makes the mean NaN, and is not left out. Sums keep the
-    dtype of the metric, and are not rounded to the default dtype.
+    It differs from `torchmetrics.MeanMetric` in two ways. If one number is NaN, the mean is NaN, while `MeanMetric`
+    ignores NaN. Sums have the dtype of the metric, see `in_double`, while `MeanMetric` converts numbers to the default
+    dtype.
 
     Args:
-        summarise: For tasks written for xprune 0.1, until the next release. Numbers are then (batch, ...), and
-            `summarise(sum over samples, number of samples)` returns the metric. None: the metric is the mean.
+        summarise: A function for tasks that were written for xprune 0.1. The next release drops this argument. With it,
+            `update` accepts numbers of shape (batch, ...), and `compute` returns
+            `summarise(sum over samples, number of samples)`. None means that `compute` returns the mean.
 
     Example:
         >>> metric = MeanOfSamples()
@@ -49,7 +52,7 @@ class MeanOfSamples(Metric):
         tensor(0.7500)
     """
 
-    # torchmetrics would otherwise call `update` twice for each batch in `forward`.
+    # With True, torchmetrics calls `update` twice for each batch in `forward`. With False, it calls `update` once.
     full_state_update = False
     total: Tensor
     samples: Tensor
@@ -57,18 +60,26 @@ class MeanOfSamples(Metric):
     def __init__(self, summarise: Callable[[Tensor, int], float] | None = None) -> None:
         super().__init__()
         self.summarise = summarise
-        # States are float32 and not of the default dtype, which the caller may have set. `in_double` widens them.
+        # The dtype is given because the caller may have changed torch's default dtype. `in_double` can change it to
+        # float64.
         self.add_state("total", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("samples", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, figures: Tensor) -> None:
-        """Adds the numbers of a batch, (batch,)."""
-        # Not in place: with `summarise` the sum has more axes than the state starts with.
+        """Adds the numbers of one batch.
+
+        Args:
+            figures: One number for each sample, (batch,).
+        """
+        # `+=` would fail with `summarise`: the sum may have more axes than the state, which starts with none.
         self.total = self.total + figures.sum(0, dtype=self.total.dtype)
         self.samples += len(figures)
 
     def compute(self) -> Tensor:
-        """Returns the mean over all samples so far, or what `summarise` makes of the sums."""
+        """Returns the mean over all samples so far, or the result of `summarise` if that function was given.
+
+        The mean of no samples is NaN.
+        """
         if self.summarise is None:
             return self.total / self.samples
         return torch.as_tensor(self.summarise(self.total.cpu(), int(self.samples)), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The plan: which units stay at each site."""
+"""The class `Plan`, which says which units stay at each site."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +11,20 @@ from xprune.errors import PlanError
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units stay at each site of a model.
+    """Says which units stay at each site of a model.
 
-    A plan cannot be changed. It holds no weights, so it applies to any copy of the architecture. Two plans with the
-    same sites and the same kept units are equal, even if their `info` differs.
+    A plan cannot be changed. It holds no weights, so it can be applied to any model of the same architecture. Two plans
+    with the same sites and the same kept units are equal, even if their `info` differs.
 
     Args:
         sites: The sites, in the order of the model.
-        keeps: For each site, the indices of the units that stay, in ascending order. () removes all units of the site.
-        info: What the selection notes about the plan, such as thresholds and the cost: numbers, strings, lists and
-            dicts.
+        keeps: For each site, the indices of the units that stay, in ascending order. An empty tuple removes all units
+            of the site.
+        info: Notes of the selection about the plan, such as its thresholds and its cost. They are numbers, strings,
+            lists and dicts.
 
     Raises:
-        PlanError: Indices are out of range, given twice or unsorted, or a site is given twice.
+        PlanError: Indices are out of range, not in ascending order or given twice, or a site is given twice.
 
     Example:
         >>> site = Site("mlp", "neuron", size=4, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -49,7 +50,8 @@ class Plan:
             twice = sorted({name for name in names if names.count(name) > 1})
             raise PlanError(f"sites are in the plan twice: {', '.join(twice)}. Names of sites have to be unique.")
         for site, keep in zip(self.sites, self.keeps, strict=True):
-            # Types are compared exactly: for `isinstance`, True is an int. JSON does not take the integers of numpy.
+            # `isinstance` would accept True, which is an int in Python. numpy's integers are refused because JSON
+            # cannot hold them.
             if any(type(unit) is not int for unit in keep):
                 raise PlanError(f"{site.name}: kept units have to be integers. Convert tensors with .tolist().")
             if any(a >= b for a, b in pairwise(keep)):
@@ -60,18 +62,18 @@ class Plan:
                 )
             if not keep and not site.module:
                 raise PlanError(
-                    f"{site.name}: its units share a module with other things, so at least one has to stay. Keep one "
-                    "unit of this site."
+                    f"{site.name}: the module of its units also does other things, so it cannot be removed. Keep at "
+                    "least one unit of this site."
                 )
 
     @staticmethod
     def full(sites: Sequence[Site]) -> "Plan":
-        """Returns the plan that keeps every unit."""
+        """Returns the plan that keeps every unit of these sites."""
         return Plan(tuple(sites), tuple(tuple(range(site.size)) for site in sites))
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The number of kept units of each site."""
+        """The number of kept units of each site, in the order of `sites`."""
         return tuple(len(keep) for keep in self.keeps)
 
     @property
@@ -80,16 +82,18 @@ class Plan:
         return sum(site.size - count for site, count in zip(self.sites, self.counts, strict=True))
 
     def then(self, later: "Plan") -> "Plan":
-        """Joins two plans that follow each other into one.
+        """Joins this plan with a second plan, which is for the model that was pruned with this plan.
+
+        If a model is pruned twice, the joined plan describes both steps as one.
 
         Args:
-            later: A plan for the model that this plan leaves. Its indices count the units of that smaller model.
+            later: The plan of the second step. Its indices count the units of the model that was pruned with this plan.
 
         Returns:
-            One plan for the model that this plan is for. Its `info` is that of `later`.
+            One plan for the model that this plan was made for. Its `info` is the `info` of `later`.
 
         Raises:
-            PlanError: `later` was made for another number of units than this plan leaves.
+            PlanError: The number of units of a site in `later` is not the number that this plan keeps.
 
         Example:
             >>> dense = Site("mlp", "neuron", size=4, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -101,21 +105,22 @@ class Plan:
         sites, keeps = list(self.sites), list(self.keeps)
         for site, keep in zip(later.sites, later.keeps, strict=True):
             if site.name not in first:
-                # This plan left the site alone, so its indices are those of the dense model.
+                # This plan removes no unit of the site, so the indices in the later plan are indices of the dense
+                # model.
                 sites.append(site)
                 keeps.append(keep)
                 continue
             _, before = first[site.name]
             if len(before) != site.size:
                 raise PlanError(
-                    f"{site.name}: {len(before)} units are left but the second plan was made for {site.size}. Make the "
-                    "second plan for the sites of the model that the first one leaves."
+                    f"{site.name}: the first plan keeps {len(before)} units, but the second plan was made for "
+                    f"{site.size}. Make the second plan for the model that was pruned with the first plan."
                 )
             keeps[list(first).index(site.name)] = tuple(before[unit] for unit in keep)
         return Plan(tuple(sites), tuple(keeps), later.info)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the plan as dicts, lists, strings and numbers. `Plan.from_json` is the inverse."""
+        """Returns the plan as a dict of lists, strings and numbers, which JSON can hold. See `Plan.from_json`."""
         return {
             "sites": [site.to_json() for site in self.sites],
             "keeps": [list(keep) for keep in self.keeps],
@@ -124,10 +129,10 @@ class Plan:
 
     @staticmethod
     def from_json(data: Any) -> "Plan":
-        """Makes a plan from what `to_json` gave, also in a file of an older release.
+        """Makes a plan from the dict that `to_json` returned. It also reads plans of older releases.
 
         Raises:
-            PlanError: The data are not a plan.
+            PlanError: The data do not have the form that `to_json` returns.
         """
         try:
             sites = tuple(Site.from_json(site) for site in data["sites"])

@@ -1,6 +1,10 @@
-"""The provenance of a pruned model: the plan that led from the original architecture to it, kept on the model itself.
+"""Records on a pruned model which original architecture it comes from, and which plan led to it.
 
-On the model it is plain data: dicts, lists, strings and numbers. So a process without xprune can unpickle the model.
+This record is the provenance of the model. `save` writes it to the artefact, so that `load` can rebuild the pruned
+model.
+
+The record is an attribute of the model. It consists of dicts, lists, strings and numbers. So a program without xprune
+can unpickle the model.
 """
 
 from dataclasses import dataclass
@@ -11,17 +15,18 @@ from torch import nn
 from xprune.core.plan import Plan
 
 _ATTRIBUTE = "_xprune_provenance"
-"""Name of the attribute of the model that holds the data."""
+"""The name of the attribute of a model that holds its provenance."""
 
 
 @dataclass(frozen=True)
 class Arch:
-    """An architecture of a library, with the arguments that build it.
+    """The name of an architecture in a library, and the arguments that build it. For example, a timm model name.
 
     Args:
-        name: Name in the library: a timm model name, or a class name of transformers.
-        kwargs: (name, value) of each keyword argument of timm's builder, or of each item of a transformers config.
-        library: "timm", "transformers", or the name of another known library.
+        name: The name of the architecture: a timm model name, or a class name of transformers.
+        kwargs: Tuples (name, value). For timm, they are keyword arguments of `timm.create_model`. For transformers,
+            they are the entries of the config.
+        library: The library: "timm", "transformers", or another name that xprune knows.
 
     Example:
         >>> arch = Arch("vit_tiny_patch16_224", kwargs=(("num_classes", 10),))
@@ -34,15 +39,15 @@ class Arch:
     library: str = "timm"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the architecture as a dict, as an artefact's header holds it. `Arch.from_json` is the inverse."""
+        """Returns the architecture as a dict. Artefacts store it. `Arch.from_json` reads the dict."""
         return {"name": self.name, "kwargs": dict(self.kwargs), "library": self.library}
 
     @staticmethod
     def from_json(data: Any) -> "Arch":
-        """Makes an architecture from what `to_json` gave.
+        """Makes an architecture from the dict that `to_json` returned.
 
         Args:
-            data: The dict. Without the key "library" it comes from a release that knew timm only.
+            data: The dict. If it has no key "library", the library is "timm", because old releases knew only timm.
 
         Raises:
             KeyError: A key is missing.
@@ -54,10 +59,11 @@ class Arch:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a pruned model comes from.
+    """The original architecture of a pruned model, and the plan that led to the pruned model.
 
     Attributes:
-        plan: All plans that led to the model, joined into one plan for the original architecture.
+        plan: The plan that leads from the original architecture to the pruned model. If the model was pruned several
+            times, it is all plans joined into one.
         arch: The original architecture. None if it is not known.
 
     Example:
@@ -70,34 +76,36 @@ class Provenance:
 
 
 def provenance(model: nn.Module) -> Provenance | None:
-    """Returns the provenance of the model. None for a model that was never pruned."""
+    """Returns the provenance of a model. None if the model was never pruned."""
     found: Any = getattr(model, _ATTRIBUTE, None)
-    # xprune 0.1 put the object itself on the model.
+    # xprune 0.1 stored a `Provenance` object on the model instead of plain data.
     if found is None or isinstance(found, Provenance):
         return found
     return Provenance(Plan.from_json(found["plan"]), Arch.from_json(found["arch"]) if found["arch"] else None)
 
 
 def record(model: nn.Module, plan: Plan, arch: Arch | None) -> None:
-    """Writes the provenance on the model. A deep copy of the model keeps it.
+    """Stores the provenance of a model as an attribute of the model. A deep copy of the model keeps the attribute.
 
     Args:
-        model: The model, which gets an attribute.
-        plan: All plans so far as one plan for the original architecture.
+        model: The pruned model. It gets the attribute.
+        plan: The plan that leads from the original architecture to this model.
         arch: The original architecture. None if it is not known.
     """
     plain = {"plan": plan.to_json(), "arch": arch.to_json() if arch else None}
-    # Past nn.Module.__setattr__, which some models override.
+    # Some models override `__setattr__` of nn.Module. `object.__setattr__` does not call their version.
     object.__setattr__(model, _ATTRIBUTE, plain)
 
 
 def inherit(dense: nn.Module, pruned: nn.Module, plan: Plan) -> None:
-    """Records on `pruned` how it came about: the provenance of `dense`, if any, followed by `plan`.
+    """Records the provenance of a model that was just cut. Surgery calls it after every cut.
+
+    If the model before the cut has a provenance, the new plan is joined to the plan in it.
 
     Args:
-        dense: The model that was cut. It may be a pruned model already.
-        pruned: The model that the cut gave. It gets the record.
-        plan: The plan of this cut, for the units of `dense`.
+        dense: The model before the cut. It may be a pruned model already.
+        pruned: The model after the cut. It gets the record.
+        plan: The plan of this cut. Its indices count the units of `dense`.
     """
     before = provenance(dense)
     record(pruned, before.plan.then(plan) if before else plan, before.arch if before else None)

@@ -1,4 +1,7 @@
-"""Measured figures of one model, and the record of one run. Reports, plots and files are made from them."""
+"""The classes `Metrics` and `Record`: the measured values of one model, and the result of one run.
+
+Reports, plots and result files are made from them.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,23 +16,25 @@ from xprune.core.task import Task
 
 @dataclass(frozen=True)
 class Metrics:
-    """The measured figures of one model: its metric, its loss and its costs.
+    """The measured values of one model: its metric, its loss and its costs.
 
-    `xprune.evaluate` gives one without costs. A result holds one for each stage of the run: `result.metrics["pruned"]`.
+    `xprune.evaluate` returns an object of this class without costs. The result of a run holds one object for the dense
+    model, one for the pruned model and one for the fine-tuned model, such as `result.metrics["pruned"]`.
 
     Args:
-        metric: The task's metric: for classification the accuracy, in [0, 1].
+        metric: The value of the task's metric. For classification it is the accuracy, from 0 to 1.
         loss: The mean loss over the samples.
-        samples: Number of samples that were measured.
-        metric_name: Name of the metric.
-        data: The data that were measured: "validation" or "training".
-        macs: MACs of one sample. None if they were not counted.
-        params: Number of parameters. None if they were not counted.
-        latency_ms: Median time of a forward pass on the first batch, in milliseconds. None if it was not timed.
-        latency_rows: Number of samples in that batch. None if it was not timed.
-        by_class: (mean metric, number of samples) of each class, in the order of the class indices. () if the task has
-            no classes.
-        resources: Cost in each further resource, by its name in RESOURCES.
+        samples: The number of samples that were measured.
+        metric_name: The name of the metric.
+        data: Which data were measured: "validation" or "training".
+        macs: The MACs for one sample. None if they were not counted.
+        params: The number of parameters. None if they were not counted.
+        latency_ms: The median time of a forward pass on the first batch, in milliseconds. None if it was not measured.
+        latency_rows: The number of samples in the batch of `latency_ms`. None if the time was not measured.
+        by_class: One tuple (mean metric, number of samples) for each class, in the order of the class indices. Empty if
+            the task has no classes.
+        resources: The cost in each resource other than MACs and parameters, by the name of the resource in
+            `xprune.RESOURCES`.
 
     Example:
         >>> metrics = Metrics(metric=0.9, loss=0.3, samples=100).with_costs(macs=5e6, params=2e4)
@@ -52,19 +57,20 @@ class Metrics:
     resources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # JSON files hold lists, whose entries may be whole numbers. Tuples of (float, int) make results comparable.
+        # A JSON file may contain lists instead of tuples, and 1 instead of 1.0. The conversion makes metrics that were
+        # read from a file equal to the saved ones.
         object.__setattr__(self, "by_class", tuple((float(metric), int(n)) for metric, n in self.by_class))
 
     @property
     def accuracy(self) -> float:
-        """The metric, if it is the accuracy. Raises AttributeError if it is another metric."""
+        """The value of the metric if the metric is the accuracy. Raises AttributeError if it is another metric."""
         if self.metric_name != "accuracy":
             raise AttributeError(f"the metric of this task is {self.metric_name}: read .metric")
         return self.metric
 
     @property
     def costs(self) -> dict[str, float]:
-        """The cost in each resource that was measured, by the name of the resource."""
+        """The cost in each resource that was measured, by the name of the resource, such as {"macs": 5000000}."""
         fields = {"macs": self.macs, "params": self.params}
         return {**{name: cost for name, cost in fields.items() if cost is not None}, **self.resources}
 
@@ -77,14 +83,14 @@ class Metrics:
         latency_rows: int | None = None,
         **resources: float,
     ) -> "Metrics":
-        """Returns the same figures with costs.
+        """Returns a copy of these metrics with the given costs.
 
         Args:
-            macs: MACs of one sample.
-            params: Number of parameters.
-            latency_ms: See `Metrics`. None if it was not timed.
-            latency_rows: See `Metrics`. None if it was not timed.
-            **resources: Cost in further resources, by their names in RESOURCES.
+            macs: The MACs for one sample.
+            params: The number of parameters.
+            latency_ms: The time of a forward pass in milliseconds, see `Metrics`. None if it was not measured.
+            latency_rows: The number of samples in that forward pass. None if the time was not measured.
+            **resources: The cost in each further resource, by the name of the resource in `xprune.RESOURCES`.
         """
         return replace(
             self,
@@ -96,26 +102,27 @@ class Metrics:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the figures as a dict of numbers, strings, lists and dicts."""
+        """Returns the metrics as a dict that JSON can hold. `Metrics(**data)` makes an equal object from the dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The result of one run, with the settings of the run: everything that a report shows.
+    """The result of one run, together with the settings of the run. Reports show what a record contains.
 
-    `xprune.PruneResult` is a record that can save itself and make its report.
+    `xprune.PruneResult` is a record that can also save itself and write its report.
 
     Attributes:
-        model: The pruned model, an ordinary module in eval mode.
-        plan: The units that stay, for the model that was given.
-        scores: Scores of every unit of the model that was given.
-        metrics: Figures by stage: "dense", "pruned" (after surgery), and "finetuned" if the run fine-tuned.
-        settings: Settings of the run, hardware and versions: numbers, strings, lists and dicts.
-        dense: The model that was given, not a copy. Reports draw pictures with it. None in a result that was read from
-            a folder.
-        data: The loader of the data that figures were measured on. None in a result that was read from a folder.
-        task: The task of the run. None in a result that was read from a folder.
+        model: The pruned model in eval mode. It is an ordinary PyTorch module.
+        plan: The units of the dense model that stay.
+        scores: The scores of all units of the dense model.
+        metrics: The metrics after each stage, by the name of the stage: "dense" (before pruning), "pruned" (after
+            surgery), and "finetuned" if the run fine-tuned the model.
+        settings: The settings of the run, the hardware and the versions, as numbers, strings, lists and dicts.
+        dense: The dense model that the caller gave, not a copy. Reports run it to draw pictures. None if the result was
+            loaded from a folder.
+        data: The loader of the data that the metrics were measured on. None if the result was loaded from a folder.
+        task: The task of the run. None if the result was loaded from a folder.
     """
 
     model: nn.Module

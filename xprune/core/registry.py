@@ -1,4 +1,4 @@
-"""Tables of plug-ins by name: the built-in ones, and those that other packages add through entry points."""
+"""Tables that find plug-ins by name. Other packages add plug-ins to these tables through entry points."""
 
 import json
 import re
@@ -13,10 +13,10 @@ from xprune.errors import PluginError, XPruneError
 
 
 def imported(where: str) -> Any:
-    """Imports a module and returns one object of it.
+    """Imports a module and returns one object of it. `Table` calls it for plug-ins that are imported only when needed.
 
     Args:
-        where: The module and the name of the object, as "module:Name".
+        where: The module and the name of the object in it, as "module:Name".
 
     Returns:
         The object.
@@ -31,11 +31,13 @@ def imported(where: str) -> Any:
 
 @dataclass(frozen=True)
 class Later:
-    """A built-in plug-in that is imported when it is looked up, since its library takes long to import.
+    """The place of a built-in plug-in that is imported only when a user asks for it, because the import takes long.
+
+    A `Table` may hold an object of this class instead of the plug-in.
 
     Args:
-        name: The plug-in's name.
-        where: The module and the name of the plug-in in it, as "module:Name".
+        name: The name of the plug-in.
+        where: The module and the name of the plug-in's class in it, as "module:Name".
 
     Example:
         >>> plugins = Table("examples", [Later("linear", "torch.nn:Linear")], object, classes=True)
@@ -48,17 +50,19 @@ class Later:
 
 
 class Table(UserDict[str, Any]):
-    """The plug-ins of one group by name: the built-in ones first, then those of other packages.
+    """A dict from names to the plug-ins of one group, such as criteria. The tables of xprune are objects of this class.
 
-    It is a mutable mapping, so a script adds a plug-in with `table[name] = plugin`. Plug-ins of other packages come
-    from the entry points of the group `xprune.<group>`. They are loaded when the table is first read, not while xprune
-    is imported, since their modules import xprune.
+    The built-in plug-ins come first. After them come the plug-ins of other packages, which are found by the entry-point
+    group `xprune.<group>`. A script adds a plug-in with `table[name] = plugin`.
+
+    Plug-ins of other packages are loaded when the table is read for the first time. They cannot be loaded while xprune
+    is imported, because their modules import xprune.
 
     Args:
-        group: Name of the group, such as "criteria".
-        ours: The built-in plug-ins. Each has a `name`.
+        group: The name of the group, such as "criteria".
+        ours: The built-in plug-ins. Each has an attribute `name`.
         base: The base class of all plug-ins of the group.
-        classes: True if plug-ins are subclasses of `base`. False if they are instances.
+        classes: True if the plug-ins are subclasses of `base`. False if they are instances of `base`.
 
     Example:
         >>> import xprune
@@ -67,43 +71,44 @@ class Table(UserDict[str, Any]):
     """
 
     def __init__(self, group: str, ours: Iterable[Any], base: type, classes: bool) -> None:
-        # UserDict.__init__ is not called: it would set `data`, which is a property here.
+        # UserDict.__init__ is not called, because it would set the attribute `data`, which is a property here.
         self.group, self.base, self.classes, self._loaded = group, base, classes, False
         self._plugins = {plugin.name: plugin for plugin in ours}
 
     @property
     def data(self) -> dict[str, Any]:  # type: ignore[override]
-        """The plug-ins by name. `UserDict` reads and writes them here.
+        """The plug-ins by name. `UserDict` uses this dict for every access to the table.
 
         Raises:
-            PluginError: A plug-in of another package cannot be loaded, is not of the class `base`, or has a name that
-                is taken.
+            PluginError: A plug-in of another package cannot be loaded, is not of the class `base`, or has the name of
+                another plug-in.
         """
         if not self._loaded:
-            # Set before loading: a module that is being loaded may read the table.
+            # This is set before the loading, because the module of a plug-in may read the table while it is imported.
             self._loaded = True
             try:
                 for point in entry_points(group=f"xprune.{self.group}"):
                     self._load(point)
             except PluginError:
-                # The next read raises the error again. Otherwise the plug-in would silently be missing.
+                # The next access then loads again and raises the same error. Otherwise it would return a table without
+                # this plug-in.
                 self._loaded = False
                 raise
         return self._plugins
 
     def __getitem__(self, name: str) -> Any:
-        """Returns the plug-in of that name. Imports it first if it is a `Later`."""
+        """Returns the plug-in of that name. If the table holds a `Later` for it, imports the plug-in first."""
         found = super().__getitem__(name)
         if isinstance(found, Later):
             found = self._plugins[name] = imported(found.where)
         return found
 
     def _load(self, point: EntryPoint) -> None:
-        """Loads the plug-in of one entry point and adds it. Raises PluginError if it does not fit the table."""
+        """Loads the plug-in of one entry point and adds it to the table. Raises PluginError if it does not fit."""
         where = f"{point.value}, in the group xprune.{self.group},"
         try:
             plugin = point.load()
-        # The import runs code of another package, which may raise anything.
+        # The import runs code of another package, which may raise any exception.
         except Exception as error:
             raise PluginError(
                 f"the plug-in {where} cannot be loaded: {type(error).__name__}: {error}. Repair or uninstall the "
@@ -115,7 +120,8 @@ class Table(UserDict[str, Any]):
             fits, wanted = isinstance(plugin, self.base), "an instance"
         if not fits:
             raise PluginError(f"the plug-in {where} is {plugin!r}, wanted {wanted} of xprune.{self.base.__name__}.")
-        # After an error the entry points are loaded again: then a plug-in meets itself, which is allowed.
+        # If an earlier access failed, this plug-in may be in the table already. Only another plug-in of this name is an
+        # error.
         known = self._plugins.setdefault(plugin.name, plugin)
         if known is not plugin:
             raise PluginError(
@@ -124,20 +130,21 @@ class Table(UserDict[str, Any]):
 
 
 _TABLES: dict[str, Table] = {}
-"""Every table by the name of its group."""
+"""All tables, by the names of their groups."""
 
 
 def table(group: str, ours: Iterable[Any], base: type, *, classes: bool = False) -> Table:
-    """Makes the table of one group of plug-ins, or returns it if it exists.
+    """Makes the table of one group of plug-ins. Returns the existing table if the group already has one.
 
     Args:
-        group: Name of the group. Entry points of the group `xprune.<group>` are added.
-        ours: The built-in plug-ins. Each has a `name`. A `Later` is imported when it is looked up.
+        group: The name of the group. Plug-ins are also loaded from the entry-point group `xprune.<group>`.
+        ours: The built-in plug-ins. Each has an attribute `name`. A plug-in whose import takes long may be given as a
+            `Later`.
         base: The base class of all plug-ins of the group.
-        classes: True if plug-ins are classes, which are instantiated with settings. False if they are instances.
+        classes: True if plug-ins are classes, which users instantiate with settings. False if they are instances.
 
     Returns:
-        A mapping from name to plug-in. Reading it may raise PluginError, see `Table.data`.
+        The table. Access to its entries may raise PluginError, see `Table.data`.
     """
     return _TABLES.setdefault(group, Table(group, ours, base, classes))
 
@@ -145,22 +152,24 @@ def table(group: str, ours: Iterable[Any], base: type, *, classes: bool = False)
 def registered(group: str) -> Table:
     """Returns the table of a group.
 
-    Use it in files that cannot import the table, since the file of the table imports them.
+    Files that the module of the table imports cannot import the table, because the imports would form a circle. They
+    call this function instead.
     """
     return _TABLES[group]
 
 
 def named(group: str, name: str, label: str, error: type[XPruneError]) -> Any:
-    """Returns the plug-in of a name.
+    """Returns the plug-in of a group that has a given name.
 
     Args:
-        group: Name of the group.
-        name: Name of the plug-in.
-        label: What a plug-in of the group is called in the message, such as "kind of unit".
-        error: Class of the error.
+        group: The name of the group, such as "unit_kinds".
+        name: The name of the plug-in.
+        label: What the error message calls a plug-in of this group, such as "kind of unit".
+        error: The class of the error that is raised.
 
     Raises:
-        XPruneError: There is no plug-in of that name. The error is of the class `error` and lists the known names.
+        XPruneError: There is no plug-in of that name. The error is of the class `error`, and its message lists the
+            known names.
     """
     known = registered(group)
     if name not in known:
@@ -171,22 +180,26 @@ def named(group: str, name: str, label: str, error: type[XPruneError]) -> Any:
 
 
 def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
-    """Returns an instance of a plug-in from a name, a name with settings, or an instance.
+    """Makes a plug-in from the text that a user gave, such as "taylor" or "xpruner,objective=label,steps=200".
 
-    Settings follow the name, as in "taylor", "xpruner,objective=label,steps=200" or "learned,slope=[5,20]". A value is
-    read as JSON. If it is not JSON, it is a string.
+    The text is the name of the plug-in, followed by its settings. The value of a setting is read as JSON, as in
+    "learned,slope=[5,20]". A value that is not valid JSON is a string.
 
-    A class with a static method `member` makes all classes whose names have the same text before the colon. So one
-    class in the table gives every class of Captum: `member("captum:Saliency")` returns the class of that name.
+    Some plug-in classes serve many names with a common prefix, such as all names that begin with "captum:". Such a
+    class has a static method `member`, which returns the class for a full name: `member("captum:Saliency")`. The table
+    then needs one of these classes only.
 
     Args:
-        what: A name with or without settings, or an instance of `base`, which is returned as it is.
-        kinds: The classes by name.
-        base: The base class.
-        label: What a plug-in is called in the message, such as "criterion".
+        what: A name with or without settings. An instance of `base` is also accepted and returned unchanged.
+        kinds: The plug-in classes by name.
+        base: The base class of the plug-ins.
+        label: What the error message calls a plug-in, such as "criterion".
+
+    Returns:
+        An instance of the plug-in class with these settings.
 
     Raises:
-        PluginError: The name or a setting is not known. The message lists the known ones.
+        PluginError: The name or a setting is unknown. The message lists the known ones.
 
     Example:
         >>> import xprune
@@ -195,7 +208,7 @@ def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
     """
     if isinstance(what, base):
         return what
-    # Commas inside brackets belong to a value.
+    # Splits at commas, except at commas inside brackets, which belong to a value.
     name, *settings = re.split(r",(?![^\[]*\])", what) if isinstance(what, str) else ("",)
     if name not in kinds and ":" in name:
         family = [kinds[key] for key in kinds if key.split(":")[0] == name.split(":")[0]]
@@ -214,14 +227,14 @@ def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """Splits "key=value" into the key and the value, which is read as JSON if it is JSON, else as a string."""
+    """Splits "key=value" and returns (key, value). The value is read as JSON, or is a string if it is not JSON."""
     key, equals, value = text.partition("=")
     if not equals:
         raise PluginError(f"{text!r} is not a setting: wanted key=value, for example steps=200.")
     try:
         found = json.loads(value)
     except ValueError:
-        # Python's words for the three JSON constants are accepted too.
+        # None, True and False are no JSON, but users of Python write them.
         found = {"None": None, "True": True, "False": False}.get(value, value)
-    # Settings are fields of frozen dataclasses, which are tuples and not lists.
+    # A list becomes a tuple, because settings are fields of frozen dataclasses and have to be hashable.
     return key.strip(), tuple(found) if isinstance(found, list) else found

@@ -1,4 +1,4 @@
-"""Resources: what a budget can limit, such as MACs and parameters."""
+"""The class `Resource`. A resource is something that a budget can limit, such as MACs and parameters."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +13,16 @@ from xprune.errors import BudgetError
 
 
 class Resource(ABC):
-    """Something that a model costs and a budget can limit, such as MACs or parameters.
+    """Base class of resources. A model needs an amount of a resource, such as MACs, and a budget can limit this amount.
 
-    A subclass sets the attributes and gives `by_module`. The other methods have defaults. Reports show the first line
-    of the subclass's docstring as an explanation.
+    A subclass sets the attributes and implements `by_module`. It may override the other methods. Reports show the first
+    line of the subclass's docstring to explain the resource.
 
     Attributes:
-        name: Name in the table RESOURCES, as in `Budget(resources={name: 0.5})`.
-        label: Name in tables and plots.
-        unit: Unit of the numbers. "" for counts.
-        always: True if every run measures it. False if it is measured only when a budget limits it.
+        name: The name in the table `xprune.RESOURCES`, as in `Budget(resources={name: 0.5})`.
+        label: The name in tables and plots.
+        unit: The unit of measurement, such as "ms". An empty string if the resource is a count.
+        always: True if every run measures the resource. False if a run measures it only if its budget limits it.
 
     Example:
         >>> class Tensors(Resource):
@@ -45,30 +45,32 @@ class Resource(ABC):
 
     @abstractmethod
     def by_module(self, model: nn.Module, example_inputs: Any, samples: int) -> Mapping[str, float]:
-        """Measures a model and each of its modules.
+        """Measures the cost of a model and of each of its modules.
 
         Args:
             model: A copy of the model. It may be on the meta device, where tensors have shapes and no values.
             example_inputs: Inputs of the model, on any device.
-            samples: Number of samples in `example_inputs`.
+            samples: The number of samples in `example_inputs`.
 
         Returns:
-            For the path of each module, its cost with everything in it. "" is the path of the whole model. Modules that
-            cost nothing may be left out. A cost that depends on the inputs is the cost of one sample.
+            The cost of each module by its path. The cost of a module includes the modules inside it. The key "" holds
+            the cost of the whole model. Modules with a cost of 0 may be left out. If the cost depends on the inputs, it
+            is the cost for one sample.
         """
 
     def of_tensor(self, by_module: Mapping[str, float], path: str, tensor: Tensor | None) -> float:
-        """Returns the part of the cost that grows with the product of two axes of a tensor.
+        """Returns the part of the cost that is caused by one tensor which two sites cut along different axes.
 
-        It is called for tensors that two sites cut along different axes: two streams, or two sites without a stream.
+        This part of the cost grows with the product of the units that both sites keep. `measure_costs` calls this
+        method if both sites are residual streams, or if none of them is.
 
         Args:
-            by_module: What `by_module` returned for the same model.
-            path: Path of the tensor.
+            by_module: The result of `by_module` for the same model.
+            path: The path of the tensor.
             tensor: The tensor. None if it was removed together with its module.
 
         Returns:
-            The cost. By default 0: the cost does not depend on tensors.
+            The cost. This implementation returns 0, which means that the cost does not depend on tensors.
         """
         return 0.0
 
@@ -79,43 +81,47 @@ class Resource(ABC):
         samples: int,
         with_counts: Callable[[Sequence[int]], nn.Module],
     ) -> Cost | None:
-        """Returns how the cost depends on the number of units that each site keeps.
+        """Returns the cost as a function of the number of units that each site keeps, or None if it is linear.
 
-        Override it for a resource whose cost is not linear in the units, such as a measured latency.
+        `measure_costs` calls this method. Override it if the cost is not linear in the units, as for a measured
+        latency.
 
         Args:
             sites: The sites.
             example_inputs: Inputs of the model.
-            samples: Number of samples in `example_inputs`.
-            with_counts: Returns a copy of the model in which each site keeps the given number of units.
+            samples: The number of samples in `example_inputs`.
+            with_counts: A function. Called with one number for each site, it returns a copy of the model in which each
+                site keeps that number of units.
 
         Returns:
-            The cost. By default None: the cost is linear in the units of each site, plus products of the units of two
-            sites. `measure_costs` then finds the factors from a few smaller models, and checks them on one more.
+            The cost. None, which this implementation returns, means that the cost can be written as a `LinearCost`.
+            `measure_costs` then computes the coefficients from a few smaller models, and checks them on one more model.
         """
         return None
 
     @property
     def about(self) -> str:
-        """One sentence that explains the resource: the first line of the docstring."""
+        """One sentence that explains the resource: the first line of the docstring of its class."""
         return (type(self).__doc__ or self.label).strip().splitlines()[0]
 
 
 def resource(name: str) -> Resource:
-    """Returns the resource of a name. Raises BudgetError, with the known names, if there is none."""
+    """Returns the resource with this name. Raises BudgetError if there is none. The message lists the known names."""
     found: Resource = named("resources", name, "resource", BudgetError)
     return found
 
 
 def measured_resources(more: Sequence[str] = ()) -> list[Resource]:
-    """Returns the resources to measure, in the order of their table.
+    """Returns the resources that a run has to measure, in the order of the table `xprune.RESOURCES`.
+
+    They are the resources that every run measures, plus those in `more`.
 
     Args:
-        more: Names of resources to measure beside those that every run measures.
+        more: Names of further resources.
 
     Raises:
         BudgetError: A name is not known.
     """
-    # Every name is looked up first: an unknown one would otherwise be ignored below.
+    # This line raises BudgetError for an unknown name. The list below would ignore it.
     asked = {name: resource(name) for name in more}
     return [kind for name, kind in registered("resources").items() if kind.always or name in asked]

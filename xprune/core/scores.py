@@ -1,4 +1,4 @@
-"""Scores: one number for each unit, and optionally one for each class and unit. Units with higher scores stay."""
+"""The class `Scores`: a number for each unit, and optionally a number for each class and unit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,20 +11,20 @@ from xprune.core.site import Site
 from xprune.errors import PluginError
 
 SCALES = ("site", "loss", "plan")
-"""How scores of two sites may be compared, see `Scores.scale`."""
+"""The allowed values of `Scores.scale`, which says whether scores of different sites can be compared."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Class-wise scores of one site for many classes, kept as the factors of a matrix of low rank.
+    """A table of class-wise scores of one site for many classes, stored as a product of two small matrices.
 
-    The row of class c is `offset + left[c] @ right`. With thousands of classes this takes far less memory than the
-    table.
+    Row c of the table holds the scores of class c. It is computed as `offset + left[c] @ right`. With thousands of
+    classes, the two matrices need far less memory than the whole table.
 
     Args:
-        left: (classes, rank).
-        right: (rank, units).
-        offset: (units,).
+        left: A matrix (classes, rank).
+        right: A matrix (rank, units).
+        offset: A vector (units,), which is added to every row.
 
     Example:
         >>> table = LowRank(torch.ones(1000, 2), torch.ones(2, 5), torch.zeros(5))
@@ -40,11 +40,11 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(classes, units), as of the whole table."""
+        """The shape of the whole table, (classes, units)."""
         return len(self.left), self.right.shape[1]
 
     def __getitem__(self, classes: Any) -> Tensor:
-        """Returns the rows of some classes.
+        """Computes the rows of some classes, and returns them as an ordinary tensor.
 
         Args:
             classes: An int, a slice, or a tensor of indices or bools, as in `tensor[classes]`.
@@ -58,17 +58,20 @@ class Scores:
 
     Args:
         sites: The sites whose units are scored.
-        values: For each site, float32 (units,). Every value is finite. Units with higher scores stay.
-        criterion: Name of the criterion.
-        classwise: For each site, float32 (classes, units), if the criterion scores units for each class, else None.
-            Rows are in the order of the class indices. The row of a class that no sample showed is NaN.
-        info: Notes of the criterion, such as seconds, samples and settings: numbers, strings, lists and dicts.
-        scale: How values of two sites compare. "site": not at all, only units of the same site compare. "loss": each
-            value estimates a change of the loss, so selections divide it by the cost of the unit. "plan": the cost is
-            in the value already, so one threshold serves all sites.
+        values: For each site, a float32 tensor (units,) of finite numbers. Units with higher scores stay.
+        criterion: The name of the criterion.
+        classwise: For each site, a float32 table (classes, units) with a score for each class and unit. Rows are in the
+            order of the class indices. If the criterion saw no sample of a class, the row of this class is NaN. None if
+            the criterion gives no class-wise scores.
+        info: Notes of the criterion, such as its settings, the number of samples and the seconds. They are numbers,
+            strings, lists and dicts.
+        scale: How scores of different sites can be compared. "site": they cannot be compared, only units of the same
+            site can. "loss": each score estimates a change of the loss, so a selection divides the score by the cost of
+            the unit. "plan": the criterion has considered the costs already, so a selection uses one threshold for all
+            sites.
 
     Raises:
-        PluginError: Values do not fit the sites, are not finite, or the scale is unknown.
+        PluginError: A tensor in `values` has a wrong shape or is not finite, or the scale is unknown.
 
     Example:
         >>> site = Site("mlp", "neuron", size=3, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -108,11 +111,14 @@ class Scores:
 
     @property
     def unseen(self) -> tuple[int, ...]:
-        """Indices of the classes that have no class-wise scores, since no sample showed them. () if there are none."""
+        """The indices of the classes without class-wise scores, because the criterion saw no sample of them.
+
+        It is an empty tuple if every class has scores, or if the criterion gives no class-wise scores.
+        """
         if not self.classwise:
             return ()
-        # A row of factors is NaN where the row of the table is: NaN passes through the product.
+        # A row of `LowRank.left` with NaN gives a row of NaN in the table. So the product need not be computed.
         rows = [table.left if isinstance(table, LowRank) else table for table in self.classwise]
-        # A class counts as unseen as soon as one site lacks its scores. Shape: (classes,).
+        # A class is unseen if its scores are missing at one site or more. The shape is (classes,).
         unseen = torch.stack([row.isnan().any(1) for row in rows]).any(0)
         return tuple(unseen.nonzero().flatten().tolist())

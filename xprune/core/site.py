@@ -1,4 +1,4 @@
-"""Sites, which are places in a model where units can be removed, and cuts, which say how each tensor shrinks."""
+"""The classes `Site` and `Cut`: where a model has units, and how its tensors shrink when units are removed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,25 +11,26 @@ from xprune.core.registry import named
 from xprune.errors import PlanError
 
 LAYOUTS = ("unit-major", "width-major")
-"""The orders in which units and their features may lie in the input of a consumer, see `Site.layout`."""
+"""The allowed values of `Site.layout`: the orders of units and their features in the input of a consumer."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One tensor, with the axis along which it loses entries when units are removed.
+    """One tensor and the axis along which it loses entries when units are removed.
 
-    Along that axis the tensor has groups * size * width entries, in the order (groups, size, width). `size` is the
-    number of units of the site that the cut belongs to.
+    Along this axis the tensor has groups * size * width entries, in the order (groups, size, width). `size` is the
+    number of units of the site that contains the cut.
 
     Args:
-        tensor: Path of the parameter or buffer: "blocks.0.attn.qkv.weight".
-        axis: The axis that shrinks. It is counted from 0.
-        groups: How many times the units come one after another along the axis. It is 3 for a fused qkv weight with rows
-            in the order (3, heads, head size), and 1 for the first layer of an MLP.
-        width: Entries of one unit in one group: the head size for heads, 1 for neurons.
+        tensor: The path of the parameter or buffer, such as "blocks.0.attn.qkv.weight".
+        axis: The axis that shrinks. The first axis is 0.
+        groups: How many times the axis contains all units of the site. It is 3 for a fused qkv weight with rows in the
+            order (3, heads, head size). It is 1 for the first layer of an MLP.
+        width: The number of entries of one unit in one group: the head size for heads, 1 for neurons.
 
     Example:
-        The fused qkv weight of an attention with 3 heads of head size 2 has 3 * 3 * 2 = 18 rows. We keep heads 0 and 2:
+        The fused qkv weight of an attention with 3 heads of head size 2 has 3 * 3 * 2 = 18 rows. If we keep heads 0 and
+        2, these rows stay:
 
         >>> qkv = Cut("attn.qkv.weight", axis=0, groups=3, width=2)
         >>> qkv.index([0, 2], size=3)
@@ -42,14 +43,14 @@ class Cut:
     width: int = 1
 
     def index(self, keep: Sequence[int], size: int) -> Tensor:
-        """Returns the indices along `axis` that stay.
+        """Returns the indices of the entries along `axis` that stay.
 
         Args:
-            keep: Indices of the units that stay.
-            size: Number of units before the cut.
+            keep: The indices of the units that stay.
+            size: The number of units before the cut.
 
         Returns:
-            int64 (groups * len(keep) * width,), ascending where `keep` is.
+            An int64 tensor with groups * len(keep) * width indices. They are in ascending order if `keep` is.
         """
         every = torch.arange(self.groups * size * self.width).view(self.groups, size, self.width)
         return every[:, torch.as_tensor(list(keep), dtype=torch.long)].reshape(-1)
@@ -59,36 +60,39 @@ class Cut:
 class Site:
     """A place in a model that holds units of one kind, such as the heads of one attention.
 
-    `find_sites` makes sites. Adapters and unit kinds make them with this constructor. A site holds paths and numbers
-    only, no tensors. It is enough to cut the units out of the weights without tracing the model again.
+    `find_sites` returns sites. Authors of adapters and unit kinds create sites with this constructor. A site holds no
+    tensors, only the paths and numbers that surgery needs to cut the units out of a model.
 
     Args:
-        name: Name of the site, unique in the model. For most sites it is the path of the module that owns the units.
-        kind: Name of the unit kind: "head", "neuron", "channel", or another name in the table UNIT_KINDS.
-        size: Number of units.
-        width: Features of one unit in the input of the consumers.
-        consumers: Paths of the layers whose input is the units. Gates are applied to that input. "" means that the
-            adapter does not know the layer: `find_sites` then finds it in the model.
-        axes: Feature axis of the input of each consumer: -1 for `nn.Linear`, 1 for convolutions. () means -1 for every
-            consumer.
-        layout: Order of the features in the input of the consumers. "unit-major": the features of one unit are next to
-            each other. "width-major": the first features of all units come first, then their second features, and so
-            on.
-        cuts: Every tensor that shrinks when units are removed.
-        module: Path of the module that is replaced when all its units are removed: by the bias of its last layer, or by
-            what `Adapter.removed` says. "" if the module holds other things too. Then at least one unit has to stay.
-        adapter: Name in the table ADAPTERS. "" if the site was found without an adapter.
-        norms: Paths of norms that normalise over the units themselves. With gates attached, these norms take their
-            statistics over the kept units only.
-        attributes: Paths of attributes that hold a multiple of the number of units, such as `num_heads` or `attn_dim`.
-            They are updated after a cut.
-        batch: Sample axis of the input of the consumers: 0, or 1 where tokens come first. -1 if it is not known.
+        name: The name of the site. It is unique in the model. For most sites it is the path of the module that contains
+            the units.
+        kind: The name of the unit kind: "head", "neuron", "channel", or another name in the table `xprune.UNIT_KINDS`.
+        size: The number of units.
+        width: The number of features of one unit in the input of the consumers.
+        consumers: The paths of the layers whose input is the units. Gates are applied to this input. An empty path
+            means that the adapter does not know the layer. `find_sites` then finds the layer in the model.
+        axes: For each consumer, the axis of its input that holds the features: -1 for `nn.Linear`, 1 for a convolution.
+            An empty tuple means -1 for every consumer.
+        layout: The order of the features in the input of the consumers. "unit-major": all features of the first unit
+            come first, then all features of the second unit, and so on. "width-major": the first feature of every unit
+            comes first, then the second feature of every unit, and so on.
+        cuts: All tensors that shrink when units are removed.
+        module: The path of the module that is replaced if all its units are removed. By default its replacement returns
+            the bias of its last layer, see `Adapter.removed`. An empty path means that no module can be replaced,
+            because the module does other things too. Such a site keeps at least one unit.
+        adapter: The name of the adapter in the table `xprune.ADAPTERS`. It is empty if the site was found without an
+            adapter.
+        norms: The paths of norm layers that compute their statistics over the units. While gates are attached, these
+            layers use the kept units only.
+        attributes: The paths of attributes whose value is a multiple of the number of units, such as `num_heads` or
+            `attn_dim`. They are updated after a cut.
+        batch: The sample axis of the input of the consumers: 0, or 1 if tokens come first. -1 if it is not known.
 
     Raises:
-        PlanError: A field is out of range, or the fields do not fit each other.
+        PlanError: A field is out of range, or two fields contradict each other.
 
     Example:
-        The hidden neurons of an MLP with layers `fc1` and `fc2`:
+        The site of the hidden neurons of an MLP with the layers `fc1` and `fc2`:
 
         >>> cuts = (Cut("mlp.fc1.weight", 0), Cut("mlp.fc1.bias", 0), Cut("mlp.fc2.weight", 1))
         >>> site = Site("mlp", "neuron", size=16, width=1, consumers=("mlp.fc2",), cuts=cuts, module="mlp")
@@ -120,14 +124,14 @@ class Site:
                 f"{self.name}: size={self.size} and width={self.width} have to be at least 1. A site without units is "
                 "left out."
             )
-        # A plain string is a sequence too: without this check its letters would be taken for paths.
+        # A string is a sequence of letters. Without this check, each letter would be taken for a path.
         if not self.consumers or isinstance(self.consumers, str):
             raise PlanError(
                 f"{self.name}: consumers={self.consumers!r}. Give a tuple of the paths of layers that read the units, "
                 'with "" for a layer that is not known.'
             )
         if not self.axes:
-            # A frozen dataclass refuses plain assignment, also in its own __post_init__.
+            # A frozen dataclass refuses plain assignment, even in its __post_init__.
             object.__setattr__(self, "axes", (-1,) * len(self.consumers))
         if len(self.axes) != len(self.consumers):
             raise PlanError(
@@ -137,16 +141,15 @@ class Site:
 
     @property
     def owner(self) -> str:
-        """Path of the module that the adapter serves: `module`, or `name` if `module` is empty."""
+        """The path of the module that the adapter serves. It is `module`, or `name` if `module` is empty."""
         return self.module or self.name
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Paths of the modules whose cost depends on the number of units.
+        """The paths of the modules whose cost depends on the number of units. `measure_costs` adds up their costs.
 
-        A site with an adapter or with `module` has an owner. Then the result is the owner, followed by the modules
-        outside of it that hold tensors of the cuts. Without an owner, it is every module that holds a tensor of the
-        cuts.
+        If the site has an adapter or a `module`, the first path is `owner`. The modules outside the owner that hold a
+        tensor of the cuts follow. In any other case, the result contains every module that holds a tensor of the cuts.
         """
         holders = dict.fromkeys(cut.tensor.rpartition(".")[0] for cut in self.cuts)
         if not self.module and not self.adapter:
@@ -155,16 +158,16 @@ class Site:
         return (self.owner, *outside)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the site as dicts, tuples, strings and numbers. `Site.from_json` is the inverse."""
-        # Saved files keep the keys of the first release: "layer" and "axis" of the first consumer, then "feeds" and
-        # "axes" of all consumers. "counts" holds the attributes.
+        """Returns the site as a dict of tuples, dicts, strings and numbers. `Site.from_json` reads the dict."""
+        # Saved files use the keys of the first release. "layer" and "axis" describe the first consumer. "feeds" and
+        # "axes" describe all consumers. "counts" holds the attributes.
         data = asdict(self)
         consumers, axes, attributes = data.pop("consumers"), data.pop("axes"), data.pop("attributes")
         return {**data, "layer": consumers[0], "axis": axes[0], "feeds": consumers, "axes": axes, "counts": attributes}
 
     @staticmethod
     def from_json(data: Any) -> "Site":
-        """Makes a site from what `to_json` gave, also in a file of an older release.
+        """Makes a site from the dict that `to_json` returned. It also reads sites of older releases.
 
         Raises:
             PlanError: A field is missing, unknown or of the wrong type, or the unit kind is not known.
@@ -172,13 +175,13 @@ class Site:
         try:
             fields = dict(data)
             fields["cuts"] = tuple(_checked(Cut, dict(cut)) for cut in fields["cuts"])
-            # In older files a site has one norm at most, under another key.
+            # In older files a site has at most one norm layer. Its key is "norm".
             norm = fields.pop("norm", "")
             fields.setdefault("norms", (norm,) if norm else ())
             layer, axis = fields.pop("layer"), fields.pop("axis", -1)
             if type(layer) is not str or type(axis) is not int:
                 raise TypeError(f"layer is {layer!r} and axis is {axis!r}, wanted a str and an int")
-            # Older files leave out the lists of all consumers and axes where a site has one consumer.
+            # If a site has one consumer, older files contain only "layer" and "axis".
             fields["consumers"] = _paths(fields.pop("feeds", ())) or (layer,)
             axes = tuple(int(axis) for axis in fields.get("axes", ()))
             fields["axes"] = axes or (axis,) * len(fields["consumers"])
@@ -187,16 +190,18 @@ class Site:
             site: Site = _checked(Site, fields)
         except (TypeError, KeyError, ValueError) as error:
             raise PlanError(f"not a site: {data!r} ({error}). Give what Site.to_json returned.") from error
-        # Outside of the try block: an unknown kind has another message, which lists the known kinds.
+        # This check is outside of the try block, because its message should reach the user unchanged. It lists the
+        # known kinds.
         named("unit_kinds", site.kind, "kind of unit", PlanError)
         return site
 
 
 class Sites(tuple[Site, ...]):
-    """A tuple of the sites of a model, which also knows the modules that were left alone.
+    """A tuple of the sites of a model. It also says which modules were left alone, and why.
 
     Attributes:
-        left: Path and reason of each module that was left alone: it looks like an attention or MLP but gave no site.
+        left: The reason for each module that was left alone, by the path of the module. Such a module looks like an
+            attention or an MLP but gives no site.
 
     Example:
         >>> import torch, xprune
@@ -212,11 +217,12 @@ class Sites(tuple[Site, ...]):
     left: Mapping[str, str]
 
     def __new__(cls, sites: Iterable[Site] = (), left: Mapping[str, str] | None = None) -> "Sites":
-        """Makes the tuple.
+        """Creates the tuple.
 
         Args:
             sites: The sites, in the order of the model.
-            left: Path and reason of each module that was left alone. None if there is none.
+            left: The reason for each module that was left alone, by the path of the module. None means that there is no
+                such module.
         """
         instance = super().__new__(cls, sites)
         instance.left = dict(left or {})
@@ -225,16 +231,18 @@ class Sites(tuple[Site, ...]):
 
 @dataclass(frozen=True)
 class StreamParts:
-    """The parts of one module that shrink when channels of the residual stream are removed.
+    """The tensors of one module that shrink if channels of the residual stream are removed.
 
     `Adapter.stream_parts` returns it. Every path is a path in the model, not in the module.
 
     Args:
-        reads: (path of a tensor, axis) of each tensor that shrinks with the stream that the module reads.
-        writes: (path of a tensor, axis) of each tensor that shrinks with the stream that the module writes to.
-        consumers: (path, feature axis of the input) of each place where channels are gated: the module itself, or
-            layers in it.
-        attributes: Paths of attributes that hold a multiple of the number of channels.
+        reads: A tuple (path of a tensor, axis) for each tensor that shrinks if the stream that the module reads loses
+            channels.
+        writes: A tuple (path of a tensor, axis) for each tensor that shrinks if the stream that the module writes to
+            loses channels.
+        consumers: A tuple (path, feature axis of the input) for each place where gates are applied to the channels. The
+            path is that of the module, or of a layer in it.
+        attributes: The paths of attributes whose value is a multiple of the number of channels.
 
     Example:
         An MLP with layers `fc1` and `fc2` reads the stream with `fc1` and writes to it with `fc2`:
@@ -251,19 +259,19 @@ class StreamParts:
 
 
 def _paths(values: Any) -> tuple[str, ...]:
-    """Makes a tuple of strings from the list that a JSON file holds."""
+    """Returns the entries of a list from a JSON file as a tuple of strings."""
     return tuple(str(path) for path in values)
 
 
 def _checked(kind: type, fields: dict[str, Any]) -> Any:
-    """Makes a `Cut` or a `Site` after checking its int and str fields, since a file may hold anything.
+    """Makes a `Cut` or a `Site` from the fields of a JSON file, after it has checked the types of int and str fields.
 
     Raises:
         TypeError: A field is unknown, missing, or of another type than the class says.
     """
     for name, value in fields.items():
         wanted = kind.__dataclass_fields__[name].type  # type: ignore[attr-defined]
-        # `isinstance` would let True pass for an int.
+        # `isinstance` would accept True, which is an int in Python.
         if wanted in (int, str) and type(value) is not wanted:
             raise TypeError(f"{name} is {value!r}, wanted {wanted.__name__}")
     return kind(**fields)

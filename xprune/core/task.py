@@ -1,4 +1,4 @@
-"""Tasks: how a batch is read, the loss, the metric, and the sample that each row of a layer's input belongs to."""
+"""The class `Task`, which says how a batch is read, what the loss is, and what is measured."""
 
 import copy
 import warnings
@@ -15,23 +15,24 @@ from xprune.errors import DataError
 from xprune.modules.calls import Given, call, first_rows, lengths, logits, takes, tensors_in
 from xprune.modules.samples import find_samples
 
-# Importing torchmetrics takes a second, so it is imported only when a metric is made.
+# The import of torchmetrics takes a second. So it happens only when a metric is made.
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
 class Task(ABC):
-    """What a model is for: how a batch is read, what the loss is, and what is measured.
+    """Base class of tasks. A task says how a batch is read, what the loss is, and what is measured.
 
-    One instance serves scoring, fine-tuning and evaluation. A subclass gives at least `unpack`, `loss`, and one of two
-    methods: `metric`, which returns a number for each sample, or `new_metric`, which returns a metric of torchmetrics
-    for the whole data set.
+    xprune uses the same task for scoring, fine-tuning and evaluation. A subclass implements `unpack`, `loss`, and one
+    of `metric` and `new_metric`. `metric` returns a number for each sample. `new_metric` returns a metric of
+    torchmetrics for the whole data set.
 
     Args:
-        batch_axis: Sample axis of the model's inputs. 0, or 1 for models that take (tokens, batch, features).
+        batch_axis: The sample axis of the model's inputs: 0, or 1 for models whose inputs are
+            (tokens, batch, features).
 
     Attributes:
-        metric_name: Name of the metric in tables and results.
+        metric_name: The name of the metric in tables and results.
 
     Example:
         >>> class Regression(Task):
@@ -58,120 +59,139 @@ class Task(ABC):
         self.batch_axis = checked_batch_axis(batch_axis)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Drops the inherited one of `metric` and `new_metric` if a subclass overrides only the other.
+        """Makes sure that `metric` and `new_metric` of a subclass measure the same.
 
-        The inherited method measures something else than the new one, so the two would contradict each other.
+        If a subclass overrides only one of the two, it would inherit the other from its base class, which measures
+        something else. So the inherited method is replaced by the one of `Task`. The method also warns about the old
+        method `summarise`.
         """
         super().__init_subclass__(**kwargs)
         places = {name: _place(cls, name) for name in ("metric", "new_metric", "update")}
         if places["metric"] < places["new_metric"]:
             cls.new_metric = Task.new_metric  # type: ignore[method-assign]
-            # An inherited `update` belongs to the inherited `new_metric`.
+            # The inherited `update` was written for the inherited `new_metric`, so it is replaced too.
             if places["metric"] < places["update"]:
                 cls.update = Task.update  # type: ignore[method-assign]
         elif places["new_metric"] < places["metric"]:
             cls.metric = Task.metric  # type: ignore[method-assign]
         if "summarise" in vars(cls):
-            # Level 3 is the line of the class: between it and this line there is the metaclass.
+            # The warning shows the line of the subclass. Level 2 would show a line of the metaclass, which calls this
+            # method.
             warnings.warn(
                 f"{cls.__name__}.summarise will be removed after this release: give `new_metric`, which returns a "
-                "metric of "
-                "torchmetrics.",
+                "metric of torchmetrics.",
                 DeprecationWarning,
                 stacklevel=3,
             )
 
     @abstractmethod
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Splits a batch of the loader into inputs and targets.
+        """Splits a batch of the loader into the inputs of the model and the targets.
 
         Returns:
-            The inputs that the model is called with, and the targets. Inputs are a tensor, a tuple of arguments, or a
-            dict of keyword arguments. A list is one argument, which holds a tensor for each sample.
+            (inputs, targets). The model is called with the inputs. They are a tensor, a tuple of positional arguments,
+            or a dict of keyword arguments. A list is one argument, which holds a tensor for each sample. The targets
+            may have any type that `loss` and the other methods of this task can read.
 
         Raises:
-            DataError: The batch has another form.
+            DataError: The batch does not have the form that this task expects.
         """
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Returns the mean loss over the batch, a scalar.
+        """Returns the mean loss over the samples of a batch, as a tensor with one number.
 
         Args:
-            outputs: What `forward` returned.
-            targets: What `unpack` returned.
-            label_smoothing: As in torch's cross_entropy. A task without classes may ignore it.
+            outputs: The result of `forward` for the batch.
+            targets: The targets of the batch, as `unpack` returned them.
+            label_smoothing: The label smoothing, as in `torch.nn.functional.cross_entropy`. A task without classes may
+                ignore it.
         """
 
     def metric(self, outputs: Any, targets: Any) -> Tensor | None:
-        """Returns the metric of each sample, float (batch,). Figures by class and faithfulness need it.
+        """Returns the value of the metric for each sample of a batch, a float tensor (batch,).
 
-        None for a task whose metric is defined for a whole data set only.
+        Metrics by class and the measurement of faithfulness need this method. It returns None if the metric is only
+        defined for a whole data set. This implementation returns None.
+
+        Args:
+            outputs: The result of `forward` for the batch.
+            targets: The targets of the batch, as `unpack` returned them.
         """
         return None
 
     def new_metric(self, outputs: Any) -> "Metric":
-        """Returns an empty metric of torchmetrics, which `update` adds batches to.
+        """Returns a new metric of torchmetrics. Evaluation adds all batches to it with `update`.
 
-        By default it is the mean of what `metric` returns.
+        This implementation returns a metric that computes the mean of the numbers from `metric`.
 
         Args:
-            outputs: The outputs of the model for the first batch. They show, for example, the number of classes.
+            outputs: The outputs of the model for the first batch. A metric may need to know, for example, the number of
+                classes.
 
         Raises:
-            DataError: The task has neither `metric` nor `new_metric`.
+            DataError: The subclass has neither `metric` nor `new_metric`.
         """
         from xprune.core.metric import MeanOfSamples, in_double
 
         if type(self).metric is Task.metric:
             raise DataError(
-                f"{type(self).__name__} measures nothing: give it a `metric`, or a `new_metric`. The page "
-                "docs/tasks.md shows both."
+                f"{type(self).__name__} has no metric: implement `metric` or `new_metric`. The page docs/tasks.md "
+                "shows both."
             )
         return in_double(MeanOfSamples(getattr(self, "summarise", None)), outputs)
 
     def update(self, metric: "Metric", outputs: Any, targets: Any) -> None:
-        """Adds the outputs and targets of a batch to the metric that `new_metric` returned."""
+        """Adds a batch to the metric that `new_metric` returned.
+
+        Args:
+            metric: The metric. It is changed.
+            outputs: The result of `forward` for the batch.
+            targets: The targets of the batch, as `unpack` returned them.
+        """
         if type(self).new_metric is Task.new_metric:
             metric.update(self.metric(outputs, targets))
         else:
             metric.update(outputs, targets)
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """Calls the model. If its output has `logits`, returns these, else the output.
+        """Calls the model and returns its outputs. If the outputs have an entry or attribute `logits`, returns that.
 
         Args:
             model: The model.
-            inputs: Inputs as `unpack` returns them.
+            inputs: The inputs, as `unpack` returned them.
         """
         return logits(call(model, inputs))
 
     def check(self, outputs: Any, targets: Any) -> None:  # noqa: B027 - a task without checks is allowed
-        """Raises DataError if the targets do not fit the outputs. It is called on every batch before the loss."""
+        """Raises DataError if the targets do not fit the outputs. It is called for every batch before the loss."""
 
     def size(self, targets: Any) -> int:
-        """Returns the number of samples in the batch that these targets belong to."""
+        """Returns the number of samples in a batch. `targets` are the targets of this batch."""
         return len(targets)
 
     def example(self, inputs: Any, samples: int | None = None) -> Any:
-        """Returns a small part of a batch's inputs, on which the model is traced, proved and counted.
+        """Returns the inputs of a few samples of a batch. xprune runs the model on them to find, prove and count units.
 
-        By default it is the first two samples.
+        This implementation returns the first two samples.
 
         Args:
-            inputs: Inputs as `unpack` returns them.
-            samples: Number of samples in the batch. None: read from the first input.
+            inputs: The inputs of the batch, as `unpack` returned them.
+            samples: The number of samples in the batch. None means that the number is read from the first input.
 
         Raises:
-            DataError: The samples are along another axis than `batch_axis`.
+            DataError: The inputs have their samples along another axis than `batch_axis`.
         """
         if samples is not None:
             self._check_axis(inputs, samples)
         return first_rows(inputs, 2, samples, self.batch_axis)
 
     def _check_axis(self, inputs: Any, samples: int) -> None:
-        """Raises DataError if no input, but another axis of an input, has as many entries as the batch has samples."""
-        # With one sample nothing is checked: any axis may have the length 1.
+        """Raises DataError if the samples of the inputs seem to lie along another axis than `batch_axis`.
+
+        That is so if no input has `samples` entries along `batch_axis`, but an input has them along another axis.
+        """
+        # With one sample, nothing can be checked, because many axes have the length 1.
         if samples == 1 or samples in lengths(inputs, self.batch_axis):
             return
         for tensor in tensors_in(inputs):
@@ -184,135 +204,160 @@ class Task(ABC):
                 )
 
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
-        """Returns the class of each sample and the number of classes.
+        """Returns the class of each sample of a batch, and the number of classes.
+
+        Criteria with class-wise scores call this method. A task with classes overrides it.
+
+        Args:
+            outputs: The result of `forward` for this batch, or for another batch. They may be used for the number of
+                classes.
+            targets: The targets of the batch.
 
         Returns:
-            (int64 (batch,), number of classes). If a sample has several classes, one of them is drawn at random. None,
-            the default, if the task has no classes.
+            A tuple (classes, number of classes). The classes are int64 (batch,). If a sample contains several classes,
+            the method chooses one of them at random. None if the task has no classes, as in this implementation.
         """
         return None
 
     def other(self, targets: Any, own: Tensor, classes: int) -> Tensor:
-        """Draws for each sample a class that is not in it, int64 (batch,).
+        """Chooses at random, for each sample of a batch, a class that is not in the sample. Returns int64 (batch,).
 
         Args:
-            targets: The targets of the batch. The default does not look at them.
+            targets: The targets of the batch. This implementation does not use them.
             own: The class of each sample, as `classes` returned it.
-            classes: Number of classes.
+            classes: The number of classes.
         """
         return (own + torch.randint_like(own, 1, classes)) % classes
 
     def class_scores(self, outputs: Any, targets: Any, own: Tensor) -> Tensor:
-        """Returns the number that attributions explain for each sample: the log probability of its class, (batch,).
+        """Returns the log probability of one class for each sample of a batch, (batch,).
+
+        The criteria from Captum compute how much each unit adds to this number.
 
         Args:
             outputs: Logits (batch, classes).
-            targets: The targets of the batch. The default does not look at them.
+            targets: The targets of the batch. This implementation does not use them.
             own: The class of each sample, int64 (batch,).
         """
         return outputs.float().log_softmax(-1).gather(1, own[:, None])[:, 0]
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
-        """Returns a loss that asks whether some units serve the drawn class and no other class. Mean over the samples.
+        """Returns a loss that is small if some units are needed for the chosen class of a sample and for no other class.
 
-        Let c be the drawn class of a sample, and p the softmax of its outputs. With `gone=False` the model kept the
-        units of c only. The loss of a sample is -log p_c if c is its own class, else -log(1 - p_c).
+        The criterion `xpruner` trains its masks with this loss. Its gates either remove the units of a class or keep
+        only these units. The loss is a mean over the samples. For a sample, let c be the chosen class, and p the
+        softmax of the model's outputs.
 
-        With `gone=True` the units of c were removed. The loss of a sample of class c is -log(1 - p_c), which is small
-        if the model misses c. The loss of other samples is the cross-entropy: they should not change.
+        If `gone` is False, the model had only the units of c. If c is the sample's own class, the loss is `-log(p_c)`.
+        Otherwise it is `-log(1 - p_c)`.
+
+        If `gone` is True, the model had all units but those of c. If c is the sample's own class, the loss is
+        `-log(1 - p_c)`, which is small if the model no longer recognises c. Otherwise the loss is the cross-entropy,
+        because the outputs for other classes should not change.
 
         Args:
-            outputs: Logits (batch, classes). A task with other outputs overrides the method.
+            outputs: Logits (batch, classes). A task with outputs of another form overrides this method.
             targets: The targets of the batch.
-            drawn: The drawn class of each sample, int64 (batch,).
-            gone: True if the units of the drawn class were removed. False if only these were kept.
+            drawn: The chosen class of each sample, int64 (batch,).
+            gone: True if the units of the chosen class were removed. False if only these units were kept.
 
         Raises:
             DataError: The task has no classes.
         """
         found = self.classes(outputs, targets)
         if found is None:
-            raise DataError(f"{type(self).__name__} has no classes to tell from the rest: implement Task.classes.")
+            raise DataError(
+                f"{type(self).__name__} has no classes, which the one-vs-rest loss needs: implement Task.classes."
+            )
         return one_vs_rest(outputs, found[0], drawn, gone)
 
     def rows(self, site: Site, inputs: Tensor, samples: int, given: Given) -> Tensor | None:
-        """Returns the sample that each row of a layer's input belongs to. Gates for each sample need it.
+        """Returns the sample that each row of a layer's input belongs to. A row is one index along the sample axis.
+
+        Some criteria use other gates for each sample. They need to know which row belongs to which sample, because a
+        layer may have several rows for a sample, such as one row for each window of an image.
 
         Args:
-            site: The site whose consumer the layer is.
-            inputs: Input of the layer. A row is one index along the sample axis, `site.batch`.
-            samples: Number of samples in the batch.
+            site: The site. The layer is one of its consumers.
+            inputs: The input of the layer. Its sample axis is `site.batch`.
+            samples: The number of samples in the batch.
             given: The arguments that the model was called with for this batch.
 
         Returns:
-            int64 (rows,). None, the default, if the rows of each sample are next to each other, rows / samples rows for
-            each sample. That is right for plain batches and for windows that are folded into the batch.
+            The index of the sample of each row, int64 (rows,). None if every sample has the same number of rows and the
+            rows of each sample are next to each other, as with windows that are folded into the batch. This
+            implementation returns None.
         """
         return None
 
     def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
-        """Returns how far the outputs are from the teacher's: the mean over samples of KL(teacher || outputs).
+        """Returns how much the outputs of a model differ from those of its teacher. Fine-tuning adds it to the loss.
 
-        KL is the divergence of the two softmaxes. It is multiplied by temperature squared, as in Hinton et al.,
-        Distilling the Knowledge in a Neural Network, 2015.
+        The result is the mean over samples of KL(teacher || student), the Kullback-Leibler divergence of the two
+        softmaxes. It is multiplied by temperature squared, as in Hinton et al., Distilling the Knowledge in a Neural
+        Network, 2015.
 
         Args:
-            outputs: Logits (batch, classes) of the model that is trained.
-            teacher: Logits (batch, classes) of the dense model.
-            temperature: Both logits are divided by it.
+            outputs: Logits (batch, classes) of the student, which is the model that is trained.
+            teacher: Logits (batch, classes) of the teacher, which is the dense model.
+            temperature: Both logits are divided by it before the softmax.
         """
         student, target = (F.log_softmax(values / temperature, dim=-1) for values in (outputs, teacher))
         return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
 
 
 def with_batch_axis(task: Task, model: nn.Module, inputs: Any, targets: Any) -> Task:
-    """Returns a task that knows the sample axis of the inputs, found on the model if the task does not know it.
+    """Returns a task that knows the sample axis of the inputs. The axis is found with the model if necessary.
 
-    The shapes of the inputs are not always enough: a batch may have as many tokens as samples. Then the model shows
-    which axis holds samples, see `find_samples`.
+    The shapes of the inputs do not always show the axis, because a batch may have as many tokens as samples. Then the
+    model is run to find the axis, see `find_samples`.
 
     Args:
         task: The task. It is not changed.
         model: The model. It is not changed.
         inputs: The inputs of a batch.
-        targets: The targets of the same batch. They say how many samples it has.
+        targets: The targets of the same batch. The task reads the number of samples from them.
 
     Returns:
-        The task itself if samples come first, if the task has an axis already, or if the axis cannot be found. Else a
-        copy with the axis.
+        A copy of the task with the axis that was found. The task itself if samples come first, if the task has an axis
+        other than 0 or overrides `example`, or if the axis cannot be found.
     """
     first, samples = next(iter(tensors_in(inputs)), None), task.size(targets)
     knows = task.batch_axis != 0 or type(task).example is not Task.example
     if knows or first is None or first.dim() < 2 or samples < 2:
         return task
-    # Only the first axis is as long as the batch: the model need not be run.
+    # Of the first two axes, only the first one is as long as the batch. So samples come first.
     if first.shape[0] == samples != first.shape[1]:
         return task
     found = find_samples(model, inputs)
     if found is None or found.axis == 0 or first.shape[found.axis] != samples:
         return task
     copied = copy.copy(task)
-    # Past the class's own __setattr__: a task may be a frozen dataclass.
+    # A task may be a frozen dataclass, which refuses plain assignment.
     object.__setattr__(copied, "batch_axis", found.axis)
     return copied
 
 
 def batch_axis_of(task: Task) -> int | None:
-    """Returns the sample axis if the task sets one, else None.
+    """Returns the sample axis of the inputs if the task sets one, else None.
 
-    0, the default of a task, gives None too. The caller may then find the axis on the model: along the first axis of a
-    graph there are nodes, for example, and not samples.
+    It returns None for axis 0, which is the default of a task, because 0 may mean that nobody has set the axis. The
+    caller can then find the axis with the model. For example, the first axis of the inputs of a graph model holds
+    nodes, not samples.
     """
     return task.batch_axis or None
 
 
 def example_of(task: Task, inputs: Any, targets: Any) -> Any:
-    """Returns `task.example` of a batch. A task whose `example` takes the inputs alone is served too."""
+    """Returns `task.example(inputs, samples)` for a batch.
+
+    If the task was written for an older release, its `example` accepts only the inputs, and is called with them alone.
+    """
     return task.example(inputs, task.size(targets)) if takes(task.example, 2) else task.example(inputs)
 
 
 def checked_batch_axis(batch_axis: int) -> int:
-    """Returns the axis if it is a whole number from 0. Raises DataError if it is not."""
+    """Returns the sample axis. Raises DataError if it is not a whole number of at least 0."""
     if type(batch_axis) is not int or batch_axis < 0:
         raise DataError(
             f"batch_axis={batch_axis!r}, wanted a whole number: axes are counted from 0. Give 0 if samples come first, "
@@ -322,15 +367,18 @@ def checked_batch_axis(batch_axis: int) -> int:
 
 
 def _place(task: type[Task], name: str) -> int:
-    """Returns how far up in its base classes a task finds the name. 0 if the class defines it."""
+    """Returns the position of the first class in a task's method resolution order that defines a name.
+
+    The position is 0 if the task's class defines the name.
+    """
     return next(place for place, kind in enumerate(task.__mro__) if name in vars(kind))
 
 
 def unpacked(batch: Any) -> tuple[Any, Any]:
-    """Splits a batch into inputs and labels. A batch is a pair, or a mapping with the key "labels".
+    """Splits a batch into inputs and labels. The batch is a pair (inputs, labels), or a mapping with the key "labels".
 
     Returns:
-        (inputs, labels). From a mapping, the inputs are a dict of everything but the labels.
+        (inputs, labels). If the batch is a mapping, the inputs are a dict of all entries except "labels".
 
     Raises:
         DataError: The batch has another form.
@@ -343,8 +391,9 @@ def unpacked(batch: Any) -> tuple[Any, Any]:
         return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         inputs, labels = batch
-        # torch's default collation turns tuples into lists. If both the batch and its inputs are lists, the inputs were
-        # a tuple of arguments, and a list would be taken for one argument.
+        # torch's default collation turns tuples into lists. If both the batch and its inputs are lists, the data set
+        # returned a tuple of inputs. The inputs become a tuple again, because a list would be passed to the model as
+        # one argument.
         return tuple(inputs) if isinstance(batch, list) and isinstance(inputs, list) else inputs, labels
     what = type(batch).__name__
     if isinstance(batch, Mapping):
@@ -358,17 +407,17 @@ def unpacked(batch: Any) -> tuple[Any, Any]:
 
 
 def one_vs_rest(logits: Tensor, labels: Tensor, drawn: Tensor, gone: bool) -> Tensor:
-    """Computes the loss of `Task.one_vs_rest` from logits.
+    """Computes the loss of `Task.one_vs_rest` from logits. Tasks with a class for each pixel or node call it too.
 
     Args:
-        logits: (points, classes). A point is a sample, or a pixel or node of one.
+        logits: Logits (points, classes). A point is a sample, a pixel of an image, or a node of a graph.
         labels: The class of each point, int64 (points,).
-        drawn: The drawn class of each point, int64 (points,).
-        gone: See `Task.one_vs_rest`.
+        drawn: The chosen class of each point, int64 (points,).
+        gone: True if the units of the chosen class were removed. False if only these units were kept.
     """
     logs, chosen = logits.float().log_softmax(-1), drawn[:, None]
     of_drawn = logs.gather(1, chosen)[:, 0]
-    # log(1 - p_c) as the log of the sum of all other probabilities: it is exact where p_c is almost 1.
+    # log(1 - p_c) is computed as the log of the sum of all other probabilities. This is exact even if p_c is almost 1.
     of_others = logs.scatter(1, chosen, -torch.inf).logsumexp(-1)
     if gone:
         if_own, if_other = of_others, logs.gather(1, labels[:, None])[:, 0]

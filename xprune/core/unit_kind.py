@@ -1,4 +1,4 @@
-"""Unit kinds: what the units of a site are (heads, neurons, channels), and how they are found, gated and cut."""
+"""The class `UnitKind`: a kind of unit, such as heads, and how units of this kind are found, gated and cut."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,13 +14,15 @@ from xprune.errors import PlanError
 
 @dataclass(frozen=True)
 class Found:
-    """What one unit kind found in a model. `UnitKind.find` returns it.
+    """The result of a search for the units of one kind. `UnitKind.find` returns it.
 
     Args:
-        sites: The sites by name.
-        left: Path and reason of each module that was left alone: it has such units but gives no site.
-        closed: Modules that later kinds do not look into, each with a site by its path. The first cut of that site has
-            to be of a tensor that reads the stream. `axes[0]` is the feature axis of the module's output.
+        sites: The sites that were found, by their names.
+        left: The reason for each module that was left alone, by the path of the module. Such a module has units of this
+            kind but gives no site.
+        closed: Modules that the search for later kinds does not look into, by their paths. Each has a site that
+            describes it. The first cut of this site has to be a tensor that reads the residual stream. `axes[0]` of
+            this site is the feature axis of the module's output.
 
     Example:
         >>> site = Site("mlp", "neuron", size=16, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -37,13 +39,14 @@ class Found:
 class Search(Found):
     """The state of a search for sites: the model, and everything that was found so far.
 
-    `find_sites` starts it with the sites that adapters know. Then it asks one kind after the other.
+    `find_sites` starts a search with the sites that adapters describe. Then it calls `UnitKind.find` of one unit kind
+    after the other.
 
     Args:
-        sites: The sites by name.
-        left: Path and reason of each module that was left alone.
-        closed: Modules that later kinds do not look into, see `Found`.
-        model: The model. It must not be changed: work on a copy.
+        sites: The sites that were found so far, by their names.
+        left: The reason for each module that was left alone, by the path of the module.
+        closed: Modules that the search for later kinds does not look into, see `Found`.
+        model: The model. A unit kind must not change it, and works on a copy.
         example_inputs: Inputs of the model, on the model's device.
 
     Example:
@@ -58,7 +61,7 @@ class Search(Found):
     example_inputs: Any = None
 
     def after(self, found: Found) -> "Search":
-        """Returns the search together with what one more kind found."""
+        """Returns a new search to which the results for one more kind are added."""
         return replace(
             self,
             sites={**self.sites, **found.sites},
@@ -68,41 +71,45 @@ class Search(Found):
 
 
 class GateHooks(Protocol):
-    """Attaches the gates of one site to a model. `UnitKind.gate` gets it.
+    """Attaches the gates of one site to a model. `UnitKind.gate` gets an object with these methods.
 
-    Every place that a gate is attached to has to be reached in every forward pass. If it is not, the pass ends with a
-    GateError.
+    Every module that a gate is attached to has to run in every forward pass. If a module does not run, a GateError is
+    raised at the end of the forward pass.
     """
 
     def on_input(self, path: str, axis: int) -> None:
-        """Multiplies the input of the module at `path` by the gates, along `axis` of the input."""
+        """Multiplies the input of the module at `path` by the gates. `axis` of the input holds the units."""
 
     def on_output(self, path: str, axis: int) -> None:
-        """Multiplies the first tensor in the output of the module at `path` by the gates, along `axis`."""
+        """Multiplies the first tensor in the output of the module at `path` by the gates, along its axis `axis`."""
 
     def on_norm(self, path: str) -> None:
-        """Makes the norm at `path` take its statistics over the kept units only."""
+        """Makes the norm layer at `path` compute its statistics over the kept units only."""
 
 
 class UnitKind(ABC):
-    """One kind of unit: how its units are found, gated and cut, and how reports show them.
+    """Base class of unit kinds. It says how units of one kind are found, gated and cut, and how reports show them.
 
-    A subclass sets the attributes and gives `find`. The other methods have defaults. Reports show the first line of the
-    subclass's docstring as an explanation.
+    A subclass sets the attributes and implements `find`. It may override the other methods. Reports show the first line
+    of the subclass's docstring to explain the kind.
 
     Attributes:
-        name: Name in the table UNIT_KINDS, as in `Site.kind` and `find_sites(units=[name])`.
-        plural: Name of several units, for messages, tables and legends.
-        by_default: True if `find_sites` looks for these units when `units=` is not given.
-        needs: Names of the kinds that are looked for before this one.
-        order: Kinds are cut in ascending order. A kind that cuts into modules which another kind replaces comes before
-            it.
-        crosses: True if the units cut tensors of other sites along another axis, as the channels of a residual stream
-            do. Costs then have pairs of sites, and the adapter of each module that is cut resizes the module.
-        attends: True if the units are heads of an attention, so attention maps can be drawn for them.
-        singly: True if reports draw each unit. False if there are too many, and reports draw bars and bins.
-        line: Style of the line of a site in plots, in the notation of matplotlib.
-        found_by: How a site was found that no adapter knows, as a text for tables.
+        name: The name in the table `xprune.UNIT_KINDS`, as in `Site.kind` and `find_sites(units=[name])`.
+        plural: The name of several units, for messages, tables and legends.
+        by_default: True if `find_sites` looks for these units when the caller gives no `units=`. False if a caller has
+            to ask for them.
+        needs: The names of the kinds that have to be found before this kind.
+        order: The place of this kind in surgery. Kinds with a lower number are cut first. If a kind cuts tensors of
+            modules which another kind may replace, it needs the lower number.
+        crosses: True if the units also cut tensors of other sites, along another axis. The channels of a residual
+            stream do this. The costs then contain pairs of sites, and the adapter of every module that is cut resizes
+            the module. False if the units cut only tensors of their own site.
+        attends: True if the units are heads of an attention. Reports can then draw attention maps for them. False if
+            not.
+        singly: True if reports draw each unit. False if there are too many units for that. Reports then draw bars and
+            bins.
+        line: The line style of a site of this kind in plots, in the notation of matplotlib.
+        found_by: The text that tables show for the way in which a site was found, if no adapter describes it.
 
     Example:
         >>> class Layer(UnitKind):
@@ -137,18 +144,22 @@ class UnitKind(ABC):
         """Finds the units of this kind in a model.
 
         Args:
-            search: The model, its inputs, the sites that adapters know, and the sites of the kinds before this one.
+            search: The model and its inputs, together with the sites that adapters describe and the sites of the kinds
+                that came before.
 
         Returns:
-            The sites of this kind by name, and the modules that were left alone with the reasons.
+            The sites of this kind, and the modules that were left alone with the reasons.
         """
 
     def gate(self, site: Site, hooks: GateHooks) -> None:
-        """Attaches the gates of a site to a model. By default they multiply the input of each consumer.
+        """Attaches the gates of a site to a model.
+
+        This implementation multiplies the input of each consumer of the site by the gates. It also attaches the gates
+        to the norm layers of the site.
 
         Args:
             site: The site.
-            hooks: Attaches gates to modules of the model.
+            hooks: An object whose methods attach gates to modules of the model.
         """
         for path, axis in zip(site.consumers, site.axes, strict=True):
             hooks.on_input(path, axis)
@@ -156,33 +167,35 @@ class UnitKind(ABC):
             hooks.on_norm(path)
 
     def cut(self, model: nn.Module, site: Site, keep: Sequence[int], by_cuts: Callable[[], None]) -> None:
-        """Removes units from a model in place. By default it calls `by_cuts`.
+        """Removes units of one site from a model. It changes the model.
+
+        This implementation calls `by_cuts` and does nothing else. A subclass may do more before or after the call.
 
         Args:
-            model: The model, which is changed.
-            site: The site. It fits the model, which was checked.
-            keep: Indices of the units that stay.
-            by_cuts: Cuts every tensor of `site.cuts` and updates the attributes. If no unit stays, it replaces the
-                module.
+            model: The model. It is changed.
+            site: The site. It was checked before that the site fits the model.
+            keep: The indices of the units that stay.
+            by_cuts: A function that cuts every tensor of `site.cuts` and updates the attributes. If no unit stays, it
+                replaces the module.
         """
         by_cuts()
 
     @property
     def about(self) -> str:
-        """One sentence that explains the kind: the first line of the docstring."""
+        """One sentence that explains the kind: the first line of the docstring of its class."""
         return (type(self).__doc__ or self.plural).strip().splitlines()[0]
 
     def many(self, count: int) -> str:
-        """Returns a number of units as text: "1 head", "3 heads"."""
+        """Returns a number of units as text, such as "1 head" or "3 heads"."""
         return f"{count:,} {self.name if count == 1 else self.plural}"
 
 
 def kinds_of(sites: Iterable[Any]) -> list[UnitKind]:
-    """Returns the kinds of these sites without repeats, in the order of the sites."""
+    """Returns the unit kinds of some sites. Each kind occurs once, in the order in which the sites mention it."""
     return [unit_kind(name) for name in dict.fromkeys(site.kind for site in sites)]
 
 
 def unit_kind(name: str) -> UnitKind:
-    """Returns the unit kind of a name. Raises PlanError, with the known names, if there is none."""
+    """Returns the unit kind with this name. Raises PlanError if there is none. The message lists the known names."""
     kind: UnitKind = named("unit_kinds", name, "kind of unit", PlanError)
     return kind

@@ -1,7 +1,8 @@
-"""Criteria: each computes a score for every unit. Units with higher scores stay. `CRITERIA` is the table of all.
+"""Criteria. A criterion computes a score for each unit, and units with higher scores stay. `CRITERIA` lists them all.
 
-May import: costs, surgery, training and all below them. To add a criterion, write a file and add a line to the table.
-Another package adds criteria with the entry-point group `xprune.criteria`. `docs/own-criterion.md` shows an example.
+To add a criterion to xprune, write a file here and add its class to `CRITERIA`. These files may import `costs`,
+`surgery`, `training` and the packages that those may import. Another package adds criteria with the entry-point group
+`xprune.criteria`. `docs/own-criterion.md` shows an example.
 """
 
 from collections.abc import Mapping
@@ -13,10 +14,10 @@ from xprune.criteria.random import Random
 from xprune.criteria.taylor import Taylor
 from xprune.criteria.xpruner.criterion import XPruner
 
-# It is imported when it is looked up, because Captum imports matplotlib.
+# This criterion is imported only when a user asks for it, because Captum imports matplotlib, which takes long.
 INTEGRATED_GRADIENTS = Later("captum:IntegratedGradients", "xprune.criteria.captum.methods:IntegratedGradients")
 
 CRITERIA: Mapping[str, type[Criterion]] = table(
     "criteria", (Random, Magnitude, Taylor, INTEGRATED_GRADIENTS, XPruner), Criterion, classes=True
 )
-"""Name of a criterion -> its class. Criteria that other packages add are in it too."""
+"""The class of each criterion by its name. Criteria of other packages are included."""

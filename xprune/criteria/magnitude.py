@@ -1,4 +1,4 @@
-"""Weight magnitude: a unit's score is the L1 or L2 norm of all weights that are removed with the unit."""
+"""The criterion Magnitude: the score of a unit is the L1 or L2 norm of all weights that are removed with the unit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from xprune.modules.paths import tensor_at
 
 @dataclass(frozen=True)
 class Magnitude(Criterion):
-    """A criterion: the norm of a unit's weights, (sum of |w|^p)^(1/p). It looks at no data.
+    """A criterion whose score is the norm of a unit's weights, (sum of |w|^p)^(1/p). It uses no data.
 
     The sum is over all parameters that surgery removes with the unit: rows of producers, columns of consumers, biases,
     and entries of tables such as position biases.
 
-    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, for p = 1. The paper sums over the filter
-    only. We sum over everything that is removed.
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, for p = 1. The paper sums over the weights
+    of the filter only. We sum over everything that is removed.
 
     Args:
         p: 1 for the L1 norm, 2 for the L2 norm.
@@ -50,28 +50,29 @@ class Magnitude(Criterion):
             raise PluginError(f"magnitude: p={self.p!r}, allowed are 1 and 2.")
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
-        """Computes the norm of each unit.
+        """Computes the norm of the weights of each unit.
 
         Args:
-            context: Only its model is used.
+            context: The inputs of a criterion. Only `context.model` is used.
             sites: The sites to score.
 
         Returns:
-            The scores. Scores of different sites are not comparable: `Scores.scale` is "site".
+            The scores. Their scale is "site", which means that only scores of the same site can be compared.
         """
         values = tuple(self._norms(context.model, site) for site in sites)
         return Scores(tuple(sites), values, self.name, info={"p": self.p})
 
     @torch.no_grad()
     def _norms(self, model: nn.Module, site: Site) -> Tensor:
-        """Returns the norm of each unit of one site, float32 (units,)."""
-        # Sums of many small squares lose digits in float32 and more in float16, so they are taken in float64.
+        """Returns the norm of the weights of each unit of one site, float32 (units,)."""
+        # The sum of many small squares is not precise in float32, and less so in float16. So it is computed in float64.
         total = torch.zeros(site.size, dtype=torch.float64)
         for cut in site.cuts:
             weight = tensor_at(model, cut.tensor)
-            # Buffers, such as running statistics, are cut too. They are no weights and do not count.
+            # Cuts also contain buffers, such as running statistics. These are not weights, so they are skipped.
             if isinstance(weight, nn.Parameter):
-                # (groups * units * width, rest) -> (groups, units, width * rest). A fused qkv weight has three groups.
+                # The shape (groups * units * width, rest) becomes (groups, units, width * rest). A fused qkv weight has
+                # three groups.
                 parts = weight.detach().movedim(cut.axis, 0).reshape(cut.groups, site.size, -1)
                 total += parts.to(torch.float64).abs().pow(self.p).sum((0, 2)).cpu()
         return total.pow(1 / self.p).float()

@@ -1,4 +1,4 @@
-"""Random scores: the control that each other criterion has to beat."""
+"""The criterion Random: random scores. A useful criterion gives better pruned models than random scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from xprune.core.site import Site
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """A criterion: random scores, uniform in [0, 1). They depend on the seed, not on weights or data.
+    """A criterion with random scores, uniform in [0, 1). They depend only on the seed and on the sizes of the sites.
 
-    Use it as the control in a comparison: a criterion has to do better than random scores.
+    Use it as the baseline of a comparison: another criterion is useful only if it gives better models.
 
     Example:
         >>> import torch, xprune
@@ -30,16 +30,17 @@ class Random(Criterion):
     name: ClassVar[str] = "random"
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
-        """Draws a score for each unit.
+        """Generates a random score for each unit.
 
         Args:
-            context: Only its seed is used.
-            sites: The sites to score. The numbers are drawn for one site after the other, in this order.
+            context: The inputs of a criterion. Only `context.seed` is used.
+            sites: The sites to score. The numbers are generated in the order of the sites.
 
         Returns:
-            The scores. Scores of different sites are not comparable: `Scores.scale` is "site".
+            The scores. Their scale is "site", which means that only scores of the same site can be compared.
         """
-        # A generator of our own, on the CPU: the same numbers on every device, and torch's own state stays as it is.
+        # A separate generator leaves torch's random state unchanged. It is on the CPU to give the same numbers on every
+        # device.
         generator = torch.Generator().manual_seed(context.seed)
         values = tuple(torch.rand(site.size, generator=generator) for site in sites)
         return Scores(tuple(sites), values, self.name, info={"seed": context.seed})

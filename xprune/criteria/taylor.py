@@ -1,4 +1,4 @@
-"""Taylor: a unit's score estimates how much the loss changes if the unit is removed, from gradients of its gate."""
+"""The criterion Taylor: estimates from gradients how much the loss changes if a unit is removed."""
 
 import time
 from collections.abc import Sequence
@@ -21,23 +21,24 @@ KINDS = ("squared", "abs")
 
 @dataclass(frozen=True)
 class Taylor(Criterion):
-    """A criterion: the estimated change of the loss if a unit is removed, by a first-order Taylor expansion.
+    """A criterion that estimates how much the loss changes if a unit is removed, by a first-order Taylor expansion.
 
-    Every unit gets a gate of 1. Let g be the gradient of one sample's loss by a unit's gate. To first order, the loss
-    of this sample changes by -g if the gate falls from 1 to 0. The score combines the g of all samples. It needs one
-    forward and one backward pass for each batch.
+    Every unit gets a gate of 1. For each sample, let g be the gradient of the sample's loss with respect to this gate.
+    If the gate is reduced from 1 to 0, the sample's loss changes by about -g. The score of the unit combines the g of
+    all samples. Scoring needs one forward and one backward pass for each batch.
 
-    If the loss does not depend on a site, the scores of this site are 0. Its name is then in
-    `Scores.info["no gradient"]`.
+    If the loss does not depend on any unit of a site, the scores of this site are 0. `Scores.info["no gradient"]` lists
+    the names of such sites.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.1.
 
     Args:
-        kind: "squared": the mean of g^2 over the samples, which is the empirical Fisher information (equation 8 of the
-            paper, on gates). "abs": |mean of g|, where positive and negative g cancel each other.
-        batches: The number of batches of the loader to use. None: all.
-        classwise: True: also computes the same statistic over the samples of each class, as a table of classes and
-            units. False: does not.
+        kind: "squared": the score is the mean of g^2 over the samples. This is the empirical Fisher information
+            (equation 8 of the paper, applied to gates). "abs": the score is |mean of g|, in which positive and negative
+            g cancel each other.
+        batches: The number of batches of the loader to use. None means all batches.
+        classwise: If True, the same statistic is also computed over the samples of each class. This gives class-wise
+            scores. If False, there are no class-wise scores.
 
     Raises:
         PluginError: A setting is out of range.
@@ -68,15 +69,16 @@ class Taylor(Criterion):
             )
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
-        """Computes the score of each unit, over all samples and processes.
+        """Computes the score of each unit. With several processes, the samples of all processes are used.
 
         Args:
-            context: The model, the loader, the task and the seed are used.
+            context: The inputs of a criterion. The model, the loader, the task and the seed are used.
             sites: The sites to score.
 
         Returns:
-            The scores, on the scale "loss". `info` holds the kind, the number of samples and the seconds. If the task
-            has classes and `classwise` is True, also class-wise scores. A class without samples has NaN there.
+            The scores, with the scale "loss". `info` holds the kind, the number of samples and the seconds. If the task
+            has classes and `classwise` is True, there are also class-wise scores. They are NaN for a class without
+            samples.
 
         Raises:
             DataError: There is no loader, or it does not fit the task.
@@ -86,18 +88,20 @@ class Taylor(Criterion):
         runner = accelerator()
         sizes = [site.size for site in sites]
         gates = Gates(sites, rows=context.task.rows)
-        # Sums of the statistic of each unit. The last entry counts the samples, and one reduction adds up both.
+        # The sum of the statistic of each unit over all samples. The last entry counts the samples, so that a single
+        # reduction over processes adds up both.
         totals = torch.zeros(sum(sizes) + 1, device=runner.device)
         # For each site, the number of batches in which the loss depends on it.
         dependent = torch.zeros(len(sites), device=runner.device)
-        # Sums like `totals`, with a row for each class. The number of classes is known after the first batch.
+        # The same sums for each class, with one row for a class. The number of classes is known after the first batch.
         table: Tensor | None = None
         loader = prepared(runner, context.data(self.name))
         with seeded(context.seed), gates.attached(context.model):
             for inputs, targets in batches(runner, loader, context.task, "scoring (taylor)", self.batches):
                 gradients, classes, count = self._gradients(context, gates, inputs, targets)
                 dependent += torch.tensor([float(each is not None) for each in gradients], device=runner.device)
-                # A site that the loss does not depend on has a gradient of 0.
+                # If the loss does not depend on a site, autograd returns None for it. The line below replaces None by
+                # 0.
                 zeros = (torch.zeros_like(value) for value in gates.values)
                 by_site = (zero if each is None else each for each, zero in zip(gradients, zeros, strict=True))
                 gradient = torch.cat([each.float() for each in by_site], dim=1)  # (samples, units)
@@ -122,26 +126,29 @@ class Taylor(Criterion):
         return Scores(tuple(sites), tuple(values.split(sizes)), self.name, classwise and tuple(classwise), info, "loss")
 
     def _mean(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Divides sums by the number of samples, which is their last column.
+        """Divides sums by the number of samples, which is the last column of the sums.
 
         Returns:
-            The absolute mean of each unit, NaN where there was no sample (0 / 0), and the number of samples.
+            Two tensors. The absolute value of the mean for each unit, which is NaN if there was no sample (0 / 0). And
+            the number of samples.
         """
         return (sums[..., :-1] / sums[..., -1:]).abs().cpu(), sums[..., -1].cpu()
 
     def _gradients(
         self, context: Context, gates: Gates, inputs: object, targets: object
     ) -> tuple[Sequence[Tensor | None], Tensor, int]:
-        """Computes the gradients of one batch.
+        """Computes the gradients of the loss with respect to the gates, for one batch.
 
         Returns:
-            Three values. For each site, the gradient of each sample's loss by each gate (samples, units), or None if
-            the loss does not depend on the site. The class of each sample. The number of classes, 0 if the task has
+            A tuple (gradients, classes, number of classes). The gradients are a list with one entry for each site: a
+            tensor (samples, units) with the gradients of each sample's loss, or None if the loss does not depend on the
+            site. The classes are the class of each sample, int64 (samples,). The number of classes is 0 if the task has
             none.
         """
         task, samples = context.task, context.task.size(targets)
         device = next(context.model.parameters()).device
-        # Each sample has separate gates. So one backward pass gives the gradient of each sample, not only their sum.
+        # Each sample has separate gates. So one backward pass gives a separate gradient for each sample, and not only
+        # the sum.
         values = [torch.ones(samples, site.size, device=device, requires_grad=True) for site in gates.sites]
         gates.values = values
         with torch.enable_grad():
@@ -155,7 +162,8 @@ class Taylor(Criterion):
             gradients: Sequence[Tensor | None] = [None] * len(values)
             # A forward under torch.no_grad gives a loss without a graph, for which torch.autograd.grad would raise.
             if loss.requires_grad:
-                # The task's loss is the mean over the samples, and we want the loss of each sample: hence the factor.
+                # The task's loss is a mean over the samples. The factor makes it a sum, so each gradient is that of one
+                # sample's loss.
                 gradients = torch.autograd.grad(loss * samples, values, allow_unused=True)
         found = task.classes(outputs, targets)
         classes, count = found if found else (torch.zeros(samples, dtype=torch.long, device=device), 0)

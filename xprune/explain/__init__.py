@@ -1,6 +1,7 @@
-"""Explanations: which class needs which unit, and a measurement of whether class-wise scores say so correctly.
+"""Explanations: measures whether class-wise scores are right about which class needs which unit.
 
-May import: pipeline and all below it. To add a measurement, write a file here and add its name to `__all__`.
+For developers of xprune: these files may import `pipeline` and the packages that it may import. To add a measurement,
+write a file here and add its name to `__all__`.
 """
 
 from xprune.explain.curves import Curves, Faithfulness

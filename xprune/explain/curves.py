@@ -1,4 +1,4 @@
-"""The results of `faithfulness`: curves as numbers, as a table and as a picture."""
+"""The results of `faithfulness`, which can be read as numbers, as a table and as a picture."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,17 +12,17 @@ from xprune.errors import ModelError
 
 @dataclass(frozen=True)
 class Curves:
-    """The metric of a model while units are removed in the order in which a class needs them.
+    """How the metric changes while more and more units are removed, in the order in which a class needs them.
 
-    For each class c and each fraction, the gates remove that fraction of the units that c needs most. Two groups of
-    samples are measured with these gates: samples of c, and samples of other classes.
+    For each class c and each fraction, gates remove the given fraction of the units at each site: those that c needs
+    most. With these gates, the metric is measured on samples of c and on samples of other classes.
 
     Attributes:
-        own: The metric of samples of the class, [fraction][class]. NaN if no sample was measured.
-        others: The metric of samples of other classes, with the gates of the class, [fraction][class]. NaN if no sample
-            was measured.
-        dense: The metric of samples of the class with all units, [class].
-        others_dense: The metric with all units of the samples that `others` was measured on, [class].
+        own: The metric on samples of the class, as `own[fraction][class]`. NaN if the class has no sample.
+        others: The metric on samples of other classes, with the gates of the class, as `others[fraction][class]`. NaN
+            if there is no such sample.
+        dense: The metric of the dense model on the samples of `own`, as `dense[class]`.
+        others_dense: The metric of the dense model on the samples of `others`, as `others_dense[class]`.
 
     Example:
         >>> curves = Curves(own=((0.5, 1.0),), others=((0.75, 1.0),), dense=(1.0, 1.0), others_dense=(1.0, 1.0))
@@ -37,7 +37,10 @@ class Curves:
 
     @property
     def gaps(self) -> tuple[tuple[float, ...], ...]:
-        """How much more the class loses than the others lose, [fraction][class]."""
+        """How much more of the metric a class loses than other classes, as `gaps[fraction][class]`.
+
+        Both lose it because the units that the class needs most are removed.
+        """
         drops = []
         for own, others in zip(self.own, self.others, strict=True):
             cells = zip(self.dense, own, self.others_dense, others, strict=True)
@@ -46,26 +49,28 @@ class Curves:
 
     @property
     def gap(self) -> float:
-        """The mean gap over all fractions and classes: the area between the curves of the two losses."""
+        """The mean of `gaps` over all fractions and classes, without NaN."""
         return _mean(value for row in self.gaps for value in row)
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """The result of `faithfulness`: curves for the order to test, and for the orders to compare it with.
+    """The result of `faithfulness`: the curves of a criterion, and other curves to compare them with.
 
     Attributes:
         criterion: The name of the criterion.
-        order: "scores" or "contrast", see `faithfulness`.
+        order: How the units of a class are ordered: "scores" or "contrast", see `faithfulness`.
         metric_name: The name of the metric.
         samples: The number of samples that were measured.
-        fractions: The fractions of each site's units that were removed.
-        deletion: These fractions are removed, units that the class needs most first.
-        insertion: Only these fractions are kept. None if it was not measured. A model that gives the same class as
-            its answer to every sample does well here for that class. So read it together with the deletion.
-        chance: Deletion in random orders. Each has a separate order for each class.
-        agnostic: Deletion in the order of `scores.values`, which is the same for all classes. None if it was not
-            measured. Its gap is 0 except for random variation.
+        fractions: The fractions of the units of each site that are removed, or kept in `insertion`.
+        deletion: The curves if the units that the class needs most are removed.
+        insertion: The curves if only the units that the class needs most are kept. None if they were not measured. Read
+            them together with `deletion`: if such a model predicts the same class for every sample, the curve of this
+            class is good too.
+        chance: The curves if units are removed in a random order, which differs between classes. There is one entry for
+            each random order.
+        agnostic: The curves if units are removed in the order of `scores.values`, which is the same for all classes.
+            None if they were not measured. Their gap is 0 except for random variation.
 
     Example:
         >>> curves = Curves(own=((0.5, 1.0),), others=((0.75, 1.0),), dense=(1.0, 1.0), others_dense=(1.0, 1.0))
@@ -88,36 +93,40 @@ class Faithfulness:
 
     @property
     def gap(self) -> float:
-        """The mean deletion gap. Near 0: the scores know no difference between the classes."""
+        """The mean gap of the deletion curves, see `Curves.gap`.
+
+        If it is near 0, the scores do not distinguish the classes.
+        """
         return self.deletion.gap
 
     @property
     def insertion_gap(self) -> float | None:
-        """How much more the others lose than the class, if only the units that the class needs most are kept.
+        """How much more of the metric other classes lose than the class, if only the units of the class are kept.
 
-        The mean over all fractions and classes. None if insertion was not measured.
+        It is the mean over all fractions and classes. None if insertion was not measured.
         """
         return None if self.insertion is None else -self.insertion.gap
 
     def means(self) -> dict[str, list[float]]:
-        """Returns the deletion curves as means over all classes.
+        """Returns the deletion curves, averaged over all classes.
 
         Returns:
-            "fractions": the fractions, with 0 in front. "own": the metric of samples of the class, one number for each
-            fraction. "others": the metric of samples of other classes.
+            A dict of three lists of the same length. "fractions": 0, followed by the fractions. "own": the metric on
+            samples of the class, at each of these fractions. "others": the metric on samples of other classes, at each
+            of these fractions.
         """
         own, others = (self.deletion.dense, self.deletion.own), (self.deletion.others_dense, self.deletion.others)
         return {"fractions": [0.0, *self.fractions], "own": _line(*own), "others": _line(*others)}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all curves and the mean gaps as plain data for JSON. Curves that were not measured are None."""
+        """Returns all curves and mean gaps as a dict that JSON can hold. Curves that were not measured are None."""
         gaps = {"deletion": self.gap, "insertion": self.insertion_gap, "chance": [c.gap for c in self.chance]}
         gaps["agnostic"] = self.agnostic.gap if self.agnostic else None
         found: dict[str, Any] = _plain({**asdict(self), "gaps": gaps})
         return found
 
     def table(self) -> Table:
-        """Returns a table with a row for each fraction, and two columns for each curve: the class and the others."""
+        """Returns a table with a row for each fraction. Each curve has two columns: the class and the other classes."""
         table = Table(title=f"{self.criterion}, order of {self.order}, {self.samples} samples", title_justify="left")
         blocks = [("deleted", self.deletion)]
         blocks += [(name, curves) for name, curves in self._more() if curves is not None]
@@ -131,10 +140,10 @@ class Faithfulness:
         return table
 
     def plot(self, axes: Any = None) -> Any:
-        """Draws the deletion curves: the class, the other classes, and the class for random orders.
+        """Draws the deletion curves: for the class, for other classes, and for the class with random orders.
 
         Args:
-            axes: The matplotlib axes to draw on. None: new axes on a new figure.
+            axes: The matplotlib axes to draw on. None means new axes on a new figure.
 
         Returns:
             The axes.
@@ -155,34 +164,34 @@ class Faithfulness:
         axes.plot(xs, means["own"], color="C3", marker="o", markersize=3, label="the class")
         axes.plot(xs, means["others"], color="C0", marker="o", markersize=3, label="other classes")
         if self.chance:
-            # One entry in the legend for all random orders.
+            # This empty line gives the legend one entry for all random orders together.
             axes.plot([], [], color="0.7", label="chance")
         axes.set(xlabel="units deleted, % of each site", ylabel=self.metric_name, title=self.criterion)
         axes.legend(frameon=False)
         return axes
 
     def _more(self) -> tuple[tuple[str, Curves | None], ...]:
-        """Returns the curves that may be missing, each with its name."""
+        """Returns the curves that may be None, as tuples (name, curves)."""
         return ("insertion", self.insertion), ("agnostic", self.agnostic)
 
 
 Named = Mapping[str, Faithfulness | Mapping[str, Sequence[float]]]
-"""Name -> curves that a report draws under it: a result, or curves in the form that `Faithfulness.means` returns."""
+"""Curves that a report draws, by the name to show. They are a `Faithfulness` or a dict from `Faithfulness.means`."""
 
 
 def _line(dense: Sequence[float], rows: Sequence[Sequence[float]]) -> list[float]:
-    """Returns means over classes: first without any unit removed, then for each fraction."""
+    """Returns the metric averaged over classes: first for the dense model, then for each fraction."""
     return [_mean(dense), *(_mean(row) for row in rows)]
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Returns the mean of the values that are not NaN. NaN if there are none."""
+    """Returns the mean of the values that are not NaN. Returns NaN if there are none."""
     seen = [value for value in values if not math.isnan(value)]
     return sum(seen) / len(seen) if seen else math.nan
 
 
 def _plain(value: Any) -> Any:
-    """Returns the value with lists for tuples and None for NaN, which JSON does not have."""
+    """Returns a copy of the value for JSON: tuples become lists, and NaN becomes None."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Faithfulness: if units are removed that a class is said to need, does this class lose more than the others?"""
+"""Measures faithfulness: does a class lose more than other classes if the units are removed that it is said to need?"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,11 +17,11 @@ from xprune.surgery.gates import Gates
 from xprune.training.runtime import accelerator, batches, check_loader, prepared, reduced, stage
 
 ORDERS = ("scores", "contrast")
-"""How units of a class are ordered, see `faithfulness`."""
+"""The allowed values of the argument `order` of `faithfulness`, which says how the units of a class are ordered."""
 FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-"""The fractions of the units of each site that are removed by default."""
+"""The default fractions of the units of each site that are removed."""
 Order = Sequence[Tensor | LowRank]
-"""For each site a table (classes, units). The units with the largest numbers of a class are removed first."""
+"""For each site, a table (classes, units) of numbers. For each class, the units with the largest numbers come first."""
 
 
 @stage()
@@ -40,37 +40,41 @@ def faithfulness(
     task: Task | None = None,
     seed: int = 0,
 ) -> Faithfulness:
-    """Measures whether class-wise scores are true of the model.
+    """Measures whether class-wise scores are right about which units a class needs.
 
-    Units are removed by gates, in the order in which a class needs them according to its scores. If the scores are
-    true, this class loses more than the other classes. If they know nothing of the class, all classes lose alike.
+    Gates remove units in the order in which a class needs them according to its scores. If the scores are right, this
+    class loses more of the metric than other classes do. If the scores say nothing about the class, all classes lose
+    the same.
 
-    In one forward pass, each sample gets the gates of its own class. In the next, it gets those of another class. So
-    all classes are measured in the same passes: 1 + `others` passes for each point of a curve.
+    For each point of a curve, there are 1 + `others` forward passes for each batch. In the first pass, each sample gets
+    the gates of its own class. In the others, it gets the gates of another class. So all classes are measured in the
+    same passes.
 
     Args:
         model: The dense model. It is not changed.
         scores: Class-wise scores of any criterion.
-        loader: Held-out batches, from which neither the model nor the criterion has learned.
-        order: "scores": by the scores of the class. "contrast": by the scores of the class less their mean over all
-            classes. Units that the class needs more than other classes come first.
-        fractions: The fractions of each site's units to remove, in (0, 1). Every site loses the same fraction, so
-            criteria differ only in the order of units within a site.
-        insertion: True: also measures with only these units kept. False: does not.
-        chance: The number of random orders to measure for comparison.
-        agnostic: True: also measures deletion in the order of `scores.values`, which is the same for all classes.
-        others: The number of other classes whose gates each sample gets. They are drawn at random.
-        batches: The number of batches of the loader to use. None: all.
-        task: Reads a batch, and computes the metric. None: classification of (inputs, labels).
-        seed: Seeds all random choices.
+        loader: Held-out batches. Neither the model nor the criterion should have learned from them.
+        order: "scores": the units of a class are ordered by the scores of the class. "contrast": they are ordered by
+            the scores of the class minus the mean of these scores over all classes. Then units come first that the
+            class needs more than other classes do.
+        fractions: The fractions of the units of each site that are removed, in (0, 1). Every site loses the same
+            fraction. So the results of criteria differ only by the order of units within a site.
+        insertion: If True, the metric is also measured with only these units kept. If False, it is not.
+        chance: The number of random orders that are measured for comparison.
+        agnostic: If True, the metric is also measured with units removed in the order of `scores.values`, which is the
+            same for all classes. If False, it is not.
+        others: The number of other classes whose gates each sample gets. They are chosen at random.
+        batches: The number of batches of the loader to use. None means all batches.
+        task: Reads batches and computes the metric. None means classification of (inputs, labels).
+        seed: The seed of all random choices.
 
     Returns:
-        The curves. `gap` says how much more a class loses than the others, on average.
+        The curves. Their attribute `gap` says how much more of the metric a class loses than other classes, on average.
 
     Raises:
         PluginError: The criterion has no class-wise scores, or an argument is out of range.
-        DataError: The loader does not fit the task, the task has other classes than the scores, or it has no metric of
-            a single sample.
+        DataError: The loader does not fit the task, the task has another number of classes than the scores, or
+            `Task.metric` returns None.
 
     Example:
         >>> import torch, xprune
@@ -104,7 +108,7 @@ def faithfulness(
     if agnostic:
         sweeps.append(([value.expand(classes, -1) for value in scores.values], False))
     curves, samples = _Measure(context, scores, sweeps, fractions, others, classes).run(loader, batches)
-    # The curves come back in the order of the sweeps.
+    # The curves are in the order of `sweeps`.
     name, after = context.task.metric_name, 1 + insertion + chance
     return Faithfulness(
         scores.criterion,
@@ -120,15 +124,15 @@ def faithfulness(
 
 
 def contrast(table: Tensor | LowRank) -> Tensor | LowRank:
-    """Subtracts from class-wise scores their mean over all classes.
+    """Subtracts the mean over all classes from class-wise scores.
 
-    Units that a class needs more than classes do on average have positive numbers then.
+    In the result, a unit has a positive number if the class needs the unit more than an average class does.
 
     Args:
         table: Class-wise scores (classes, units) of one site.
 
     Returns:
-        A table of the same form and shape. Classes without scores do not count for the mean.
+        A table of the same type and shape. Classes without scores are not part of the mean.
 
     Example:
         >>> import torch
@@ -137,7 +141,8 @@ def contrast(table: Tensor | LowRank) -> Tensor | LowRank:
                 [-1.,  0.]])
     """
     if isinstance(table, LowRank):
-        # Row c is offset + left[c] @ right. Without the mean, only the offset differs: it is then -mean(left) @ right.
+        # Row c is offset + left[c] @ right, so the mean row is offset + mean(left) @ right. The difference of the two
+        # has the offset -mean(left) @ right.
         mean = table.left[~table.left.isnan().any(1)].mean(0) @ table.right
         return replace(table, offset=-mean)
     return table - table.nanmean(0)
@@ -146,18 +151,21 @@ def contrast(table: Tensor | LowRank) -> Tensor | LowRank:
 def agreement(first: Scores, second: Scores, order: str = "scores") -> dict[str, tuple[float, ...]]:
     """Compares the class-wise scores of two criteria by Spearman's rank correlation.
 
-    Two criteria can agree and both be wrong. `faithfulness` measures whether a criterion is right.
+    Two criteria can agree although both are wrong. `faithfulness` measures whether one of them is right.
 
     Args:
         first: Class-wise scores of one criterion.
-        second: Class-wise scores of the other, for the same sites and classes.
-        order: "scores": compares the scores of each class. "contrast": compares them less their mean over classes.
+        second: Class-wise scores of the other criterion, for the same sites and classes.
+        order: "scores": the scores of each class are compared. "contrast": their mean over all classes is subtracted
+            before the comparison.
 
     Returns:
-        Name of a site -> the correlation for each class, from -1 to 1. NaN if a class has no scores.
+        For each site, by its name, a tuple with one correlation for each class, from -1 to 1. NaN if a class has no
+        scores.
 
     Raises:
-        PluginError: The two have different sites or classes, one has no class-wise scores, or `order` is not known.
+        PluginError: The two criteria scored different sites or classes, one of them has no class-wise scores, or
+            `order` is not known.
 
     Example:
         >>> import torch, xprune
@@ -189,20 +197,20 @@ def agreement(first: Scores, second: Scores, order: str = "scores") -> dict[str,
 
 
 _Sweep = tuple[Order, bool]
-"""An order of units, and what happens to its first units. False: they are removed. True: only they are kept.
+"""An order of units, and a bool for what happens to its first units. False: they are removed. True: only they are kept.
 
-A sweep is measured at all fractions, which gives one `Curves`.
+A sweep is measured at all fractions. The result is one `Curves` object.
 """
 
 
 class _Measure:
-    """One measurement: the metric for every sweep, fraction and class, in one pass over the data.
+    """One measurement of the metric for every sweep, fraction and class, in one pass over the data.
 
     Args:
-        context: The model, the task and the seed.
+        context: The context with the model, the task and the seed.
         scores: Class-wise scores.
         sweeps: The orders to measure.
-        fractions: The fractions of units to remove or to keep.
+        fractions: The fractions of the units that are removed or kept.
         others: The number of other classes whose gates each sample gets.
         classes: The number of classes.
 
@@ -230,22 +238,23 @@ class _Measure:
 
     @torch.no_grad()
     def run(self, loader: Iterable[Any], limit: int | None) -> tuple[list[Curves], int]:
-        """Reads the batches and measures.
+        """Reads the batches and measures the metric.
 
         Args:
             loader: The batches.
-            limit: The number of batches to read. None: all.
+            limit: The number of batches to read. None means all batches.
 
         Returns:
-            The curves of each sweep, and the number of samples.
+            A list with the curves of each sweep, and the number of samples.
 
         Raises:
-            DataError: The task has another number of classes than the scores, or no metric of a single sample.
+            DataError: The task has another number of classes than the scores, or `Task.metric` returns None.
         """
         runner, task, classes = accelerator(), self.context.task, len(self.seen)
         model, points = self.context.model, len(self.sweeps) * len(self.fractions)
-        # Axis 0: a sum of the metric for each point of each curve, then its sum with all units, then the number of
-        # samples. Axis 1: samples of the class, samples of other classes. Axis 2: the class whose gates were used.
+        # Axis 0: the sum of the metric for each point of each curve, then the sum of the metric of the dense model,
+        # then the number of samples. Axis 1: samples of the class, then samples of other classes. Axis 2: the class
+        # whose gates were used.
         sums = torch.zeros(points + 2, 2, classes, device=runner.device)
         draw = torch.Generator().manual_seed(self.context.seed)
         for inputs, targets in batches(runner, prepared(runner, loader), task, "faithfulness", limit):
@@ -254,31 +263,36 @@ class _Measure:
             found = task.classes(outputs, targets)
             if found is None or found[1] != classes:
                 raise DataError(
-                    f"scores are of {classes} classes, the task has {found[1] if found else 'none'}. "
-                    "Give the model and the task that the scores were made with."
+                    f"the scores are for {classes} classes, but the task has {found[1] if found else 'none'}. "
+                    "Give the model and the task that the scores were computed with."
                 )
             figures = task.metric(outputs, targets)
             if figures is None:
-                raise DataError(f"{type(task).__name__} has no metric of a sample: faithfulness needs Task.metric.")
+                raise DataError(
+                    f"{type(task).__name__} has no metric for each sample, which faithfulness needs: implement "
+                    "Task.metric."
+                )
             dense, start = figures.float(), torch.randint(classes, targets.shape, generator=draw)
-            # Turn 0: each sample gets the gates of its own class. Later turns: those of other classes. A random start
-            # that moves on by one at each turn gives a sample different classes, and never its own.
+            # In turn 0, each sample gets the gates of its own class. In later turns, it gets those of another class.
+            # The first of these is chosen at random, and each turn takes the next class. So a sample gets different
+            # classes, and never its own.
             for turn in range(1 + min(self.others, classes - 1)):
                 shift = 1 + (start + turn) % (classes - 1) if turn else torch.zeros_like(start)
                 gate_classes = (found[0] + shift.to(found[0])) % classes
-                # A class without scores has no order of units, so nothing is counted for its gates.
+                # A class without scores has no order of units. So samples with the gates of such a class are not
+                # counted.
                 scored = (self.seen.to(gate_classes.device)[gate_classes]).float()
                 columns = [*self._gated(inputs, targets, gate_classes.cpu()), dense, torch.ones_like(dense)]
                 sums[:, min(turn, 1)].index_add_(1, gate_classes, torch.stack(columns) * scored)
         sums = reduced(runner, sums).cpu()
-        # 0 / 0 is NaN: no sample was measured.
+        # If no sample was measured, the result is 0 / 0, which is NaN.
         metric = sums[:-1] / sums[-1]
         parts = metric[:-1].split(len(self.fractions))
         curves = [Curves(_rows(part[:, 0]), _rows(part[:, 1]), *_rows(metric[-1])) for part in parts]
         return curves, int(sums[-1, 0].sum())
 
     def _gated(self, inputs: Any, targets: Any, gate_classes: Tensor) -> Iterator[Tensor]:
-        """Yields the metric of each sample (samples,), for each sweep and each fraction.
+        """Yields the metric of each sample, (samples,), for each sweep and each fraction. See `_Sweep`.
 
         Args:
             inputs: The inputs of a batch.
@@ -300,21 +314,23 @@ def _classwise(scores: Scores) -> Order:
     """Returns the class-wise scores. Raises PluginError if there are none."""
     if scores.classwise is None:
         raise PluginError(
-            f"{scores.criterion} has no class-wise scores. Criteria that have them are xpruner, taylor and captum:*."
+            f"{scores.criterion} has no class-wise scores. The criteria xpruner, taylor and captum:* have them."
         )
     return scores.classwise
 
 
 def _average_ranks(values: Tensor) -> Tensor:
-    """Ranks the values of each row, the smallest first. Equal values get the mean of their ranks.
+    """Returns the rank of each value in its row. The smallest value has the lowest rank.
+
+    Equal values get the mean of the ranks that they would have in some order.
 
     Args:
         values: Values (classes, units).
 
     Returns:
-        Ranks (classes, units), float. A row with a NaN is NaN in all places.
+        Ranks (classes, units), float. If a row of `values` contains NaN, its ranks are all NaN.
     """
-    # Two binary searches give the first and the last place of equal values, from which their mean follows.
+    # Two binary searches give the first and the last position of equal values. The mean of both is their rank.
     ordered = values.sort(dim=1).values
     smaller, smaller_or_equal = (torch.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     ranks = (smaller + smaller_or_equal + 1).to(values.dtype) / 2
@@ -322,11 +338,15 @@ def _average_ranks(values: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Returns the place of each unit in its row (samples, units), largest value first, as a fraction in (0, 1)."""
+    """Returns the position of each unit in its row, as a fraction in (0, 1). The largest value comes first.
+
+    Args:
+        values: Values (samples, units).
+    """
     places = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (places + 0.5) / values.shape[1]
 
 
 def _rows(values: Tensor) -> tuple[tuple[float, ...], ...]:
-    """Returns a matrix as a tuple of rows."""
+    """Returns the rows of a matrix as a tuple of tuples."""
     return tuple(tuple(row) for row in values.tolist())

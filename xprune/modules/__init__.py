@@ -1,4 +1,5 @@
-"""Helpers for `torch.nn.Module`: copies, dotted paths, nested inputs, norms, arithmetic. Nothing here knows of pruning.
+"""Helpers for `torch.nn.Module`: copies, dotted paths, nested inputs, norm layers, exact arithmetic, random states.
 
-May import: errors. A new helper goes into the file of its subject.
+The code here does not know about pruning. For developers of xprune: these files may import `xprune.errors`. A new
+helper belongs in the file of its subject.
 """

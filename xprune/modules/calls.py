@@ -1,7 +1,7 @@
-"""How a model is called with inputs of any form, and how the tensors inside such inputs are listed, changed and picked.
+"""Calls a model with inputs of any form, and lists, changes or picks the tensors inside such inputs.
 
 Inputs are a tensor, a tuple of arguments, or a mapping of keyword arguments. A list is ONE argument that holds a tensor
-for each sample, as detection models take their images. Tuples, lists and mappings may hold each other.
+for each sample, as the image list of a detection model. Tuples, lists and mappings may be nested.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments of one call of a model. `Task.rows` gets them.
+    """The arguments that a model was called with. `Task.rows` gets them.
 
     Attributes:
-        args: Positional arguments.
-        kwargs: Keyword arguments.
+        args: The positional arguments.
+        kwargs: The keyword arguments, by name.
 
     Example:
         >>> given = Given((torch.zeros(2, 3),), {"mask": None})
@@ -37,8 +37,8 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
     Args:
         model: The model.
-        inputs: A mapping is unpacked to keyword arguments, a tuple to positional arguments. Anything else is one
-            argument.
+        inputs: The inputs. A mapping is passed as keyword arguments, and a tuple as positional arguments. Anything else
+            is passed as one argument.
 
     Example:
         >>> call(nn.Bilinear(2, 3, 4), (torch.zeros(1, 2), torch.zeros(1, 3))).shape
@@ -50,9 +50,12 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def takes(function: Callable[..., Any], arguments: int) -> bool:
-    """Returns True if a function can be called with this number of positional arguments."""
+    """Returns True if a function accepts this number of positional arguments, else False.
+
+    For example, it finds out whether a method of a task was written for an older release with fewer arguments.
+    """
     try:
-        # The values do not matter: binding looks at their number only.
+        # `bind` checks only the number of the values, so any values will do.
         signature(function).bind(*range(arguments))
     except TypeError:
         return False
@@ -60,7 +63,7 @@ def takes(function: Callable[..., Any], arguments: int) -> bool:
 
 
 def logits(outputs: Any) -> Any:
-    """Returns the logits of a model's outputs: the key or attribute `logits`, or the outputs if there is none."""
+    """Returns the entry or attribute `logits` of a model's outputs. Returns the outputs if they have no logits."""
     if isinstance(outputs, Mapping):
         return outputs.get("logits", outputs)
     return getattr(outputs, "logits", outputs)
@@ -68,9 +71,10 @@ def logits(outputs: Any) -> Any:
 
 @contextmanager
 def slow_path() -> Iterator[None]:
-    """Turns off the fast path of nn.TransformerEncoder for a while, so that hooks work.
+    """Turns off the fast path of nn.TransformerEncoder inside a `with` block, so that hooks on its layers work.
 
-    The fast path packs padded batches into nested tensors. Layers with hooks cannot compute with these.
+    The fast path packs padded batches into nested tensors, and layers with hooks cannot compute with nested tensors.
+    After the block, the setting is as before.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -81,7 +85,10 @@ def slow_path() -> Iterator[None]:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Returns every tensor in a value, in order. Looks into tuples, lists and mappings that hold each other."""
+    """Returns a list of all tensors in a value, in their order.
+
+    The value may consist of nested tuples, lists and mappings. Anything else in it is skipped.
+    """
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -90,21 +97,22 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Returns the same value with `change` applied to every tensor in it.
+    """Returns a copy of a value in which `change` was applied to every tensor.
 
-    Lists, tuples and named tuples keep their type. Mappings become plain dicts. Everything else stays as it is.
+    Lists, tuples and named tuples keep their type. Mappings become plain dicts. Anything that is not a tensor stays as
+    it is.
     """
     return map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Returns the same value with `change` applied to everything in it that is not a list, tuple or mapping.
+    """Returns a copy of a value in which `change` was applied to everything that is not a list, tuple or mapping.
 
     Lists, tuples and named tuples keep their type. Mappings become plain dicts.
 
     Args:
         value: The value, such as the arguments of a call.
-        change: A function that takes one leaf and returns what takes its place.
+        change: A function. It is called with one such part of the value, and returns what replaces the part.
 
     Example:
         >>> map_leaves([1, (2, {"a": 3})], lambda leaf: 10 * leaf)
@@ -118,16 +126,17 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis: int = 0) -> Any:
-    """Returns some of the samples of a batch.
+    """Returns the inputs of some of the samples of a batch.
 
-    Entries that hold nothing for each sample stay whole: numbers, 0-dim tensors, and a mask (tokens, tokens) that all
-    samples share.
+    Some entries do not contain a part for each sample: numbers, 0-dim tensors, or a mask (tokens, tokens) that all
+    samples share. They are not changed.
 
     Args:
-        inputs: Inputs of a model.
-        index: Indices of the samples, in the order wanted. An index may occur several times.
-        samples: Number of samples in the batch. A list with this many entries holds one for each sample.
-        axis: Sample axis of the tensors. A tensor with another length along it stays whole.
+        inputs: The inputs of a batch.
+        index: The indices of the wanted samples, in the wanted order. An index may occur several times.
+        samples: The number of samples in the batch. If a list has this many entries, each entry is the part of one
+            sample.
+        axis: The sample axis of the tensors. A tensor whose length along this axis is not `samples` is not changed.
 
     Returns:
         Inputs of the same form, with len(index) samples.
@@ -151,13 +160,14 @@ def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis:
 
 
 def first_rows(inputs: Any, rows: int, samples: int | None = None, axis: int = 0) -> Any:
-    """Returns the first samples of a batch, at most `rows` of them. See `pick_samples`.
+    """Returns the inputs of the first `rows` samples of a batch, or of all samples if there are fewer.
 
     Args:
-        inputs: Inputs of a model.
-        rows: Number of samples wanted.
-        samples: Number of samples in the batch. None: read from the first tensor that has the axis, or the first list.
-        axis: Sample axis of the tensors.
+        inputs: The inputs of a batch.
+        rows: The number of samples wanted.
+        samples: The number of samples in the batch. None means that it is read from the first tensor that has the axis,
+            or from the first list.
+        axis: The sample axis of the tensors. See `pick_samples`.
     """
     if samples is None:
         samples = next(iter(lengths(inputs, axis)), 0)
@@ -165,9 +175,10 @@ def first_rows(inputs: Any, rows: int, samples: int | None = None, axis: int = 0
 
 
 def lengths(inputs: Any, axis: int = 0) -> list[int]:
-    """Returns the length of each tensor along the axis and the number of entries of each list, in order.
+    """Returns the length of each tensor along an axis and the length of each list, in the order of the inputs.
 
-    Tensors without the axis are skipped.
+    Tensors without this axis are left out. If the axis is the sample axis, the result shows how many samples a batch
+    may have.
     """
     if isinstance(inputs, Tensor):
         return [inputs.shape[axis]] if inputs.dim() > axis else []
@@ -179,6 +190,6 @@ def lengths(inputs: Any, axis: int = 0) -> list[int]:
 
 
 def _same_container(value: Any, items: list[Any]) -> Any:
-    """Returns the items in a container of the type of `value`, which is a list, a tuple or a named tuple."""
-    # The constructor of a named tuple takes one argument for each field, not a list.
+    """Returns a container of the type of `value` with these items. `value` is a list, a tuple or a named tuple."""
+    # The constructor of a named tuple expects one argument for each field, not a list.
     return value._make(items) if hasattr(value, "_make") else type(value)(items)

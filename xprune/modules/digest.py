@@ -1,6 +1,7 @@
-"""Digests: short names for the contents of models and objects. Equal contents have equal digests, in every process.
+"""Computes digests: short texts that identify the contents of a model or object. Equal contents have equal digests.
 
-Checkpoints and comparisons use them to notice that a model, a setting or a function is not the one of before.
+Digests are the same in every process. Checkpoints and comparisons store digests, to notice later that a model, a
+setting or a function has changed.
 """
 
 import functools
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from xprune.modules.copies import tensors
 
 _LENGTH = 16
-"""Hexadecimal digits of a digest: 64 bits."""
+"""The number of hexadecimal digits of a digest. 16 digits are 64 bits."""
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
 
 
 def values_digest(module: nn.Module) -> str:
-    """Returns a digest of every parameter and buffer: names, dtypes, shapes and values."""
+    """Returns a digest of the names, dtypes, shapes and values of all parameters and buffers of a module."""
     digest = hashlib.sha256()
     for name, tensor in tensors(module).items():
         _add_tensor(digest, name, tensor)
@@ -32,28 +33,29 @@ def values_digest(module: nn.Module) -> str:
 def structure_digest(module: nn.Module) -> str:
     """Returns a digest of how a model is built: the class, the `extra_repr` and the plain attributes of each module.
 
-    The values of parameters do not change it, and neither does train or eval mode.
+    It does not depend on the values of parameters, or on train or eval mode.
     """
     digest = hashlib.sha256()
     for path, part in module.named_modules():
         plain = {name: value for name, value in vars(part).items() if _is_plain(value) and name != "training"}
-        # A module may hold its activation as a function, and its forward may have been replaced on the instance.
+        # Functions matter too: a module may hold its activation as a function, or a replaced forward on the instance.
         functions = {
             name: digest_of(_without_object(value))
             for name, value in vars(part).items()
             if isinstance(value, _FUNCTIONS)
         }
         kind = f"{type(part).__module__}.{type(part).__qualname__}"
-        # Checkpoints and results of comparisons hold digests. In another format none of them would fit.
+        # Do not change this format. Existing checkpoints and results of comparisons contain digests that were computed
+        # with it.
         line = f"{path}|{kind}|{part.extra_repr()}|{sorted(plain.items())}|{sorted(functions.items())}\n"
         digest.update(line.encode())
     return digest.hexdigest()[:_LENGTH]
 
 
 def digest_of(value: Any) -> str:
-    """Returns a digest of a value by its contents.
+    """Returns a digest of the contents of any value.
 
-    The value may be made of tensors, modules, numbers, texts, containers, dataclasses, functions and other objects.
+    The value may consist of tensors, modules, numbers, texts, containers, dataclasses, functions and other objects.
 
     Example:
         >>> digest_of({"lr": 0.1, "steps": [1, 2]}) == digest_of({"lr": 0.1, "steps": [1, 2]})
@@ -67,9 +69,10 @@ def digest_of(value: Any) -> str:
 
 
 def _without_object(function: Any) -> Any:
-    """Returns the function of a method, or the function itself.
+    """Returns the function of a method without the object that it is bound to. Other functions are returned unchanged.
 
-    The object of the method is the module whose digest is computed: with it the computation would not end.
+    The object is the module whose digest is being computed. With the object, the computation would call itself without
+    end.
     """
     return function.__func__ if isinstance(function, MethodType) else function
 
@@ -80,7 +83,8 @@ def _add_value(digest: Any, value: Any, inside: tuple[int, ...]) -> None:
     Args:
         digest: The hashlib object.
         value: The value.
-        inside: Ids of the objects that hold the value. Objects may refer back to their owners.
+        inside: The ids of the objects that contain this value. They are needed to stop at an object that contains
+            itself.
     """
     if isinstance(value, np.ndarray) and value.dtype != object:
         digest.update(f"{value.dtype} {value.shape};".encode() + np.ascontiguousarray(value).tobytes())
@@ -89,7 +93,7 @@ def _add_value(digest: Any, value: Any, inside: tuple[int, ...]) -> None:
     elif isinstance(value, nn.Module):
         digest.update(f"{structure_digest(value)} {values_digest(value)}".encode())
     elif id(value) in inside:
-        # The value holds itself: stop here.
+        # The value contains itself.
         digest.update(b"...")
     elif isinstance(value, (Mapping, tuple, list)) or not _is_plain(value):
         digest.update(f"{type(value).__module__}.{type(value).__qualname__}(".encode())
@@ -102,13 +106,13 @@ def _add_value(digest: Any, value: Any, inside: tuple[int, ...]) -> None:
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """Returns (name, part) of all parts of a container or an object."""
+    """Returns (name, part) for all parts of a container or an object."""
     if isinstance(value, Mapping):
         return value.items()
     if isinstance(value, (tuple, list)):
         return enumerate(value)
     if isinstance(value, (set, frozenset)):
-        # The order of a set differs from process to process, the order of the digests does not.
+        # The order of a set differs between processes. So the digests of its items are sorted.
         return enumerate(sorted(digest_of(item) for item in value))
     if isinstance(value, torch.Generator):
         return (("state", value.get_state()),)
@@ -119,8 +123,8 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, functools.partial):
         return (("function", value.func), ("args", value.args), ("keywords", value.keywords))
     if isinstance(value, FunctionType):
-        # The code itself, so that an edited function has another digest than before. Constants that are not plain, such
-        # as the code of inner functions, are left out: their repr holds an address.
+        # The bytecode is included, so that an edited function has another digest. Constants that are not plain, such as
+        # the code of inner functions, are left out, because their repr contains a memory address.
         plain = [each for each in value.__code__.co_consts if _is_plain(each)]
         code = (value.__code__.co_code.hex(), value.__code__.co_names, plain)
         captured = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
@@ -137,22 +141,22 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     if names:
         return ((name, getattr(value, name)) for name in sorted(names))
     text = repr(value)
-    # A default repr holds the address of the object, which differs from process to process.
+    # The default repr contains the memory address of the object, which differs between processes.
     return (("repr", "" if " at 0x" in text else text),)
 
 
 def slots_of(kind: type) -> list[str]:
-    """Returns the names of the attributes that a class keeps in `__slots__`, those of its base classes included."""
+    """Returns the names of the attributes that a class and its base classes keep in `__slots__`."""
     found: list[str] = []
     for base in kind.__mro__:
         names = vars(base).get("__slots__", ())
-        # One slot may be written as a plain string.
+        # If there is only one slot, `__slots__` may be a plain string.
         found += [names] if isinstance(names, str) else list(names)
     return [name for name in found if not name.startswith("__")]
 
 
 def _is_filled(cell: Any) -> bool:
-    """Returns False for a variable of an enclosing function that has no value yet."""
+    """Returns False if a variable of an enclosing function has no value yet, else True."""
     try:
         cell.cell_contents  # noqa: B018 - reading it is the test
     except ValueError:
@@ -161,16 +165,16 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
-    """Adds the name, the dtype, the shape and the values of a tensor to a digest."""
+    """Adds the name, dtype, shape and values of a tensor to a digest."""
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
-        # Bytes, since numpy has no bfloat16.
+        # The tensor is viewed as bytes because numpy has no bfloat16.
         digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def _is_plain(value: Any) -> bool:
-    """Returns True for None, numbers, text, dtypes of torch, and tuples or lists of these."""
+    """Returns True for None, a number, text, a dtype of torch, and a tuple or list of these, else False."""
     if isinstance(value, (tuple, list)):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype))

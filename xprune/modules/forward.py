@@ -1,4 +1,4 @@
-"""A first try of a model on its inputs, which turns any failure into an error with a clear message."""
+"""Runs a model once on its inputs, to report a failure with a clear message before the real work starts."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from xprune.modules.copies import shared_copy
 
 
 def try_forward(model: nn.Module, example_inputs: Any) -> None:
-    """Raises ModelError, with the cause, if the model does not run on the example inputs."""
-    # A copy: a forward may change buffers, such as the statistics of a batch norm.
+    """Runs a copy of the model on the example inputs. Raises ModelError with the cause if the forward fails."""
+    # A copy is used because a forward may change buffers, such as the statistics of a batch norm.
     copy = shared_copy(model)
     try:
         with torch.no_grad(), slow_path():
@@ -25,10 +25,13 @@ def try_forward(model: nn.Module, example_inputs: Any) -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """Returns the class and the message of an error, "ValueError: bad shape". The class alone if it has no message."""
+    """Returns the class and the message of an error, such as "ValueError: bad shape".
+
+    If the error has no message, it returns the class only.
+    """
     try:
         message = str(error)
-    # The class is not ours: its __str__ may fail.
+    # The class may come from another library, and its __str__ may fail.
     except Exception:
         message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,7 +1,7 @@
-"""Exact arithmetic for proofs: no TF32 or other shortcuts, and a wider dtype than that of the model where it is needed.
+"""Exact arithmetic for proofs: without TF32 and similar shortcuts, and in a wider dtype where that is needed.
 
-`exact_arithmetic` replaces the caller's settings for a while. `lifted` computes in a wider dtype, one operation at a
-time. So it needs no second copy of the weights.
+`exact_arithmetic` changes torch's settings inside a `with` block. `lifted` computes in a wider dtype than that of the
+model's weights. It converts the arguments of one operation at a time, so it needs no second copy of the weights.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from xprune.modules.calls import map_leaves
 from xprune.modules.torch_private import TorchDispatchMode, get_precision, schema, set_precision
 
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "ipu", "privateuseone")
-"""The device types that torch 2.14 has an autocast for."""
+"""The device types for which torch 2.14 has an autocast."""
 
 _PARENTS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 _LEAVES = tuple((backend, op) for backend in ("cuda", "mkldnn") for op in ("matmul", "conv", "rnn"))
@@ -26,13 +26,13 @@ _CONVOLUTIONS = (("cuda", "conv"), ("cuda", "rnn"))
 
 @contextmanager
 def exact_arithmetic(default_dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """Makes float32 as exact as it can be inside a block. Afterwards all settings are as the caller had them.
+    """Makes float32 arithmetic as exact as possible inside a `with` block. Afterwards all settings are as before.
 
-    Inside the block these are off: TF32 and bfloat16 in products and convolutions of float32, sums in half precision,
-    autocast of every device type, gradients, and inference mode.
+    Inside the block, these are off: TF32 and bfloat16 in matrix products and convolutions of float32 tensors, sums in
+    half precision, autocast on every device type, gradients, and inference mode.
 
     Args:
-        default_dtype: Dtype of the tensors that a forward creates without naming a dtype.
+        default_dtype: The dtype of tensors that a forward creates without a given dtype.
 
     Example:
         >>> with torch.autocast("cpu", dtype=torch.bfloat16), exact_arithmetic():
@@ -44,7 +44,7 @@ def exact_arithmetic(default_dtype: torch.dtype = torch.float32) -> Iterator[Non
         for device in AUTOCAST_DEVICES:
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        # Tensors of inference mode cannot be written to afterwards.
+        # Inference mode is turned off because its tensors cannot be written to later.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_full_float32())
@@ -56,26 +56,27 @@ def exact_arithmetic(default_dtype: torch.dtype = torch.float32) -> Iterator[Non
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Turns off TF32 and bfloat16 in float32 products and convolutions for a block.
+    """Turns off TF32 and bfloat16 in float32 matrix products and convolutions inside a `with` block.
 
-    torch has two sets of settings for it. The old set is `set_float32_matmul_precision` and `allow_tf32`. The new set
-    is `fp32_precision`, which exists for an operation, for a backend and for all backends. The most specific one that
-    is not "none" counts.
+    torch has two sets of settings for this. The old set is `set_float32_matmul_precision` and `allow_tf32`. The new set
+    is `fp32_precision`, which exists for each operation, for each backend and for all backends together. The most
+    specific setting that is not "none" is used.
 
-    The two sets interact: writing an old setting writes new ones too, and reading an old one fails if both sets
-    disagree. So each setting is read without the others, both sets are changed, and the old ones are put back before
-    the new ones.
+    The two sets influence each other. Writing an old setting also writes new ones, and reading an old setting fails if
+    the two sets contradict each other. So each new setting is read while the general ones are "none". At the end, the
+    old settings are restored before the new ones.
     """
     parents = {}
-    # The most general one is set to "none" first. While it is, the others read as they were set.
+    # The general settings are set to "none" first, starting with the most general. Then a specific setting shows its
+    # own value when it is read, not the value of a general one.
     for key in _PARENTS:
         parents[key] = get_precision(*key)
         set_precision(*key, "none")
     leaves = {key: get_precision(*key) for key in _LEAVES}
     for key in _PARENTS:
         set_precision(*key, "ieee")
-    # An operation that reads "ieee" now is set to "ieee", or follows its parents. It is not written to. The reason is
-    # cuDNN: at start it has a TF32 that gives way to a parent's setting, and no setter can bring that state back.
+    # If an operation reads "ieee" now, it is not written to. cuDNN is the reason. When torch starts, cuDNN uses TF32
+    # but follows a more general setting, and no setter can restore that state.
     explicit = [key for key in _LEAVES if get_precision(*key) != "ieee"]
     for key in explicit:
         set_precision(*key, "ieee")
@@ -100,22 +101,22 @@ def _full_float32() -> Iterator[None]:
 
 
 def _old_convolutions() -> bool:
-    """Returns the value of `torch.backends.cudnn.allow_tf32`, while the new settings are "ieee"."""
+    """Returns the value of `torch.backends.cudnn.allow_tf32`. It is called while the new settings are "ieee"."""
     try:
         return bool(torch.backends.cudnn.allow_tf32)
-    # Reading fails if the old setting disagrees with "ieee". Then it is True.
+    # Reading fails if the old setting contradicts "ieee". That is only so if the old setting is True.
     except RuntimeError:
         return True
 
 
 @contextmanager
 def _full_sums() -> Iterator[None]:
-    """Makes products of half-precision numbers sum up in float32 for a block."""
+    """Makes matrix products of half-precision tensors use float32 for their sums inside a `with` block."""
     matmul, names = torch.backends.cuda.matmul, ("fp16", "bf16")
     reductions = {f"allow_{name}_reduced_precision_reduction": True for name in names}
     before: dict[str, Any] = {}
-    # The setter takes a bool, or a pair of bools whose second one is about split-k sums. Releases of torch without
-    # split-k have no such attribute.
+    # The setter accepts a bool, or a pair of bools. The second bool of a pair is for split-k sums. Releases of torch
+    # without split-k have no attribute that ends in `_split_k`.
     for name in reductions:
         allowed, split = getattr(matmul, name), getattr(matmul, f"{name}_split_k", True)
         before[name] = allowed if split else (allowed, split)
@@ -134,18 +135,19 @@ def _full_sums() -> Iterator[None]:
 
 
 class CannotLift(RuntimeError):
-    """Raised if a forward writes into a tensor of a narrower dtype than wanted, so `lifted` cannot run it."""
+    """Raised by `lifted` if a forward writes into a tensor whose dtype is narrower than the wanted one."""
 
 
 @contextmanager
 def lifted(dtype: torch.dtype) -> Iterator[None]:
-    """Computes a block in a wider dtype than the model has, without a copy of the model.
+    """Computes in a wider dtype than that of the model inside a `with` block, without a copy of the model.
 
-    For each operation, arguments of a narrower floating-point dtype are converted to `dtype`. If the operation is asked
-    for a narrower dtype, it gets `dtype` too. One weight at a time is converted, a large one in parts.
+    Before each operation, arguments with a narrower floating-point dtype are converted to `dtype`. If the operation
+    itself is asked for a narrower dtype, `dtype` is used instead. One weight is converted at a time, and a large weight
+    in parts, so little memory is needed.
 
     Args:
-        dtype: torch.float32 or torch.float64. Tensors that are as wide or wider stay as they are.
+        dtype: torch.float32 or torch.float64. Tensors that already have this or a wider dtype are not converted.
 
     Raises:
         CannotLift: The forward writes into a narrower tensor, which would round the result.
@@ -167,11 +169,11 @@ _PICKS = (
     torch.ops.aten.index_select.default,
     torch.ops.aten.gather.default,
 )
-"""Operations that only pick values of their first argument. The picked values are lifted, not the whole argument."""
+"""Operations that pick values from their first argument. Only the picked values are converted."""
 _PRODUCTS = {torch.ops.aten.mm.default: 1, torch.ops.aten.addmm.default: 2}
-"""Products with a matrix, and the position of the weight among the arguments."""
+"""Matrix products, with the position of the weight among their arguments."""
 PART = 2**22
-"""Number of elements of a weight that are lifted at a time. A larger weight is lifted in parts."""
+"""The number of elements of a weight that are converted at a time. A larger weight is converted in parts."""
 _CHECKED = {
     torch.conv1d,
     torch.conv2d,
@@ -181,18 +183,21 @@ _CHECKED = {
     torch.conv_transpose3d,
     F.scaled_dot_product_attention,
 }
-"""Functions that check their arguments before any operation starts, and refuse arguments of several dtypes."""
+"""Functions that refuse arguments of different dtypes before they start their first operation."""
 
 
 class _LiftedEarly(TorchFunctionMode):
-    """Lifts the arguments of the functions in `_CHECKED`. For these, `_Lifted` comes too late."""
+    """Converts the arguments of the functions in `_CHECKED` before these functions check them.
+
+    `_Lifted` sees only the operations that run after the check.
+    """
 
     def __init__(self, operations: "_Lifted") -> None:
         super().__init__()
         self.lift = operations.lift
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one function of torch, on lifted arguments if it checks them."""
+        """Runs one function of torch. If the function is in `_CHECKED`, its arguments are converted first."""
         kwargs = kwargs or {}
         if func in _CHECKED:
             args, kwargs = map_leaves(args, self.lift), map_leaves(kwargs, self.lift)
@@ -200,16 +205,16 @@ class _LiftedEarly(TorchFunctionMode):
 
 
 class _Lifted(TorchDispatchMode):
-    """Lifts the arguments of every operation inside the block, see `lifted`."""
+    """Converts the arguments of every operation to the wider dtype, see `lifted`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operation on lifted arguments."""
+        """Runs one operation with converted arguments."""
         kwargs = kwargs or {}
-        # A view computes nothing. The operation that reads the view lifts it.
+        # A view computes nothing, so it is not converted here. The operation that reads the view converts it.
         if func.is_view:
             return func(*args, **kwargs)
         if schema(func).is_mutable:
@@ -224,28 +229,31 @@ class _Lifted(TorchDispatchMode):
         return func(*map_leaves(args, self.lift), **map_leaves(kwargs, self.lift))
 
     def _wider(self, dtype: torch.dtype) -> torch.dtype:
-        """Returns the dtype to compute in, in place of `dtype`. Integers and wide dtypes stay as they are."""
+        """Returns the wider dtype if `dtype` is a narrow floating-point dtype. Returns other dtypes unchanged."""
         if dtype is torch.complex64 and self.dtype is torch.float64:
             return torch.complex128
         return self.dtype if dtype.is_floating_point and dtype.itemsize < self.dtype.itemsize else dtype
 
     def _narrow(self, value: Any) -> bool:
-        """Returns True for a tensor that has to be converted."""
+        """Returns True if the value is a tensor that has to be converted, else False."""
         return isinstance(value, Tensor) and self._wider(value.dtype) != value.dtype
 
     def lift(self, value: Any) -> Any:
-        """Returns a tensor or a dtype, wider if it was too narrow. Returns anything else as it is."""
+        """Converts a narrow tensor to the wider dtype, and a narrow dtype into the wider one. Returns the result.
+
+        Any other value is returned unchanged.
+        """
         if isinstance(value, torch.dtype):
             return self._wider(value)
         return value.to(self._wider(value.dtype)) if self._narrow(value) else value
 
     def _product(self, *args: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
-        """Computes `mm` or `addmm` by parts of the weight's columns, so that one part is lifted at a time.
+        """Computes `mm` or `addmm` for some columns of the weight at a time. Only these columns are converted.
 
         Args:
-            *args: The bias for `addmm`, then the rows (n, in) and the weight (in, out).
-            beta: Factor of the bias.
-            alpha: Factor of the product.
+            *args: For `mm`, the inputs (n, in) and the weight (in, out). For `addmm`, the bias comes before them.
+            beta: The factor of the bias.
+            alpha: The factor of the product.
         """
         *bias, rows, weight = args
         columns = max(1, PART // weight.shape[0])
@@ -253,7 +261,7 @@ class _Lifted(TorchDispatchMode):
         return torch.add(bias[0] * beta, product, alpha=alpha) if bias else product
 
     def _check_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Raises CannotLift if the operation writes into a narrower tensor."""
+        """Raises CannotLift if the operation writes into a tensor that is narrower than the wanted dtype."""
         for index, argument in enumerate(schema(func).arguments):
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write

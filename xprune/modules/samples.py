@@ -1,4 +1,4 @@
-"""Finds the sample axis of a model's inputs: it runs the model with one sample less and looks at what changes."""
+"""Finds the sample axis of a model's inputs: runs the model with one sample less and compares the shapes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,19 +11,21 @@ from xprune.modules.calls import call, lengths, map_tensors, pick_samples, slow_
 from xprune.modules.copies import reference_device, shared_copy, with_noise
 
 SAME = 1e-6
-"""Two outputs count as the same if they differ by at most this share of the largest output."""
+"""Two outputs are considered equal if they differ by at most this fraction of the largest output."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Where the samples of a batch are.
+    """Says along which axis the samples of a batch lie, in the inputs of a model and in the inputs of some layers.
 
     Attributes:
-        axis: Sample axis of the inputs.
-        count: Number of samples.
-        other_first: True if the tensors after the first have their samples along the other one of the axes 0 and 1.
-        layers: For the path of each layer that was asked for, the sample axis of its input. -1 if the order of its rows
-            does not show which row belongs to which sample.
+        axis: The sample axis of the first tensor of the inputs, and of most other tensors.
+        count: The number of samples.
+        other_first: True if the other tensors of the inputs have their samples along axis 0 while the first tensor has
+            them along axis 1. An example is a mask (samples, tokens) beside tokens (tokens, samples, features). False
+            in any other case.
+        layers: The sample axis of the input of some layers, by the path of the layer. -1 if the rows of the input are
+            in an order that does not show which sample a row belongs to.
 
     Example:
         >>> tokens_first = torch.zeros(5, 3, 8)  # 5 tokens of 3 samples
@@ -37,13 +39,13 @@ class Samples:
     layers: Mapping[str, int] = field(default_factory=dict)
 
     def take(self, inputs: Any, index: Sequence[int]) -> Any:
-        """Returns the inputs with the given samples only. A tensor without a sample axis stays whole."""
+        """Returns the inputs of the samples with the given indices. A tensor without a sample axis is not changed."""
         if self.axis != 1:
             return pick_samples(inputs, index, self.count, self.axis)
         first = next((t for t in tensors_in(inputs) if t.dim() > 1), None)
 
         def taken(tensor: Tensor) -> Tensor:
-            # Beside tokens (tokens, samples, features) there may be a mask of (samples, tokens).
+            # If tokens are (tokens, samples, features), a mask may still be (samples, tokens).
             axes = [0, 1] if self.other_first and tensor is not first else [1, 0]
             axis = next((a for a in axes if tensor.dim() > a and tensor.shape[a] == self.count), None)
             if axis is None:
@@ -60,34 +62,35 @@ def find_samples(
     batch_axis: int | None = None,
     prepare: Callable[[nn.Module], object] = lambda _: None,
 ) -> Samples | None:
-    """Finds the sample axis of the inputs, which is 0 or 1.
+    """Finds the sample axis of the inputs of a model. The axis is 0 or 1.
 
-    An axis may hold samples if the model runs with one entry less along it and returns one row less. In a model that
-    returns something for each token, both axes pass. Then samples are what the model does not mix: changing the first
-    sample changes no other row. If both axes pass that test too, the first one is taken, since nothing separates them.
+    An axis may be the sample axis if the model runs with one entry less along this axis and then returns one row less.
+    If a model returns something for each token, this is true for the token axis too. Then the test is whether the model
+    mixes entries: a change of the first sample must not change the output for another sample. If both axes pass this
+    test too, axis 0 is chosen, since nothing distinguishes the two.
 
     Args:
         model: The model. It is not changed.
         inputs: Inputs of the model.
-        layers: Paths of layers. The sample axis of their inputs is found too.
-        batch_axis: The sample axis, if the caller knows it. None: it is found.
-        prepare: Is called with the copy of the model before it runs. It may, for example, give modules a forward that
-            calls the layers.
+        layers: The paths of layers. The sample axis of the input of each layer is found too.
+        batch_axis: The sample axis of the inputs, if the caller knows it. None means that it has to be found.
+        prepare: A function that is called with the copy of the model before the copy runs. For example, it may give
+            modules another forward that calls the layers.
 
     Returns:
-        Where the samples are. None if the axis cannot be found, or if the forward fails.
+        A `Samples` object. None if the axis cannot be found, or if the forward fails.
 
     Example:
         >>> model = nn.TransformerEncoderLayer(8, 2, 16)  # takes tokens first
         >>> find_samples(model, torch.randn(5, 3, 8), ["linear1"])
         Samples(axis=1, count=3, other_first=False, layers={'linear1': 1})
     """
-    # Shapes are enough, and the meta device gives them for free. A forward that looks at values does not run there, so
-    # the model's own device comes next.
+    # Only shapes are needed, and the meta device computes them without any arithmetic. A forward that reads values
+    # fails on the meta device. Then the model's own device is tried.
     for device in ("meta", None):
         try:
             runner = _Runner(model, inputs, layers, prepare, device)
-        # No error here: the caller runs the model again, and then says why it fails.
+        # The error is not raised here. The caller runs the model too, and reports why it fails.
         except Exception:
             continue
         axes = (0, 1) if batch_axis is None else (batch_axis,)
@@ -98,7 +101,8 @@ def find_samples(
     if batch_axis is not None:
         if candidates:
             return candidates[0].samples
-        # The model runs with this number of samples only. The axes in the layers are then the usual ones.
+        # The model runs only with this number of samples, so nothing can be compared. If samples come first in the
+        # inputs, they most likely come first in the layers too.
         usual = 0 if batch_axis == 0 else -1
         return Samples(batch_axis, samples_of(inputs, batch_axis), layers=dict.fromkeys(layers, usual))
     best = [one for one in candidates if one.rank == max(each.rank for each in candidates)]
@@ -107,18 +111,21 @@ def find_samples(
 
 
 def samples_of(inputs: Any, axis: int) -> int:
-    """Returns the number of samples, as the first tensor with the axis or the first list shows it. 0 without these."""
+    """Returns the length of the first tensor along an axis, or of the first list. If there is neither, returns 0.
+
+    If `axis` is the sample axis, this is the number of samples.
+    """
     return next(iter(lengths(inputs, axis)), 0)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An axis along which the model also runs with another number of entries.
+    """A possible sample axis: the model also runs with another number of entries along it.
 
     Attributes:
-        samples: Where the samples would be.
-        rank: How much speaks for the axis. 3: the output loses as many rows as the inputs. 2: the output shrinks in
-            proportion, with several rows for each sample. 1: the output keeps its shape.
+        samples: Where the samples are if this is the sample axis.
+        rank: How likely this is the sample axis. 3: the output loses as many rows as the inputs. 2: the output shrinks
+            in proportion and has several rows for each sample. 1: the output keeps its shape.
         axis: The axis of the output that changes. 0 for rank 1.
     """
 
@@ -128,14 +135,14 @@ class _Candidate:
 
 
 class _Runner:
-    """Runs a copy of a model, and notes the shapes of its outputs and of the inputs of some layers.
+    """Runs a copy of a model, and records the shapes of its outputs and of the inputs of some layers.
 
     Args:
         model: The model. It is not changed.
         inputs: Inputs of the model.
-        layers: Paths of the layers.
-        prepare: See `find_samples`.
-        device: Device to run on: "meta", or None for the model's own.
+        layers: The paths of the layers.
+        prepare: A function that is called with the copy before it runs, see `find_samples`.
+        device: The device to run on: "meta", or None for the model's own device.
     """
 
     def __init__(
@@ -154,7 +161,7 @@ class _Runner:
         self.whole, self.given = self._run(self.inputs)
 
     def _note_shape(self, path: str) -> Any:
-        """Returns a hook that notes the shape of the first tensor that the layer at `path` is given."""
+        """Returns a hook that records the shape of the first tensor in the input of the layer at `path`."""
 
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
             found = tensors_in((args, kwargs))
@@ -164,18 +171,22 @@ class _Runner:
 
     @torch.no_grad()
     def _run(self, inputs: Any) -> tuple[list[torch.Size], dict[str, torch.Size]]:
-        """Returns the shapes of the outputs, and the shape of each layer's input by the path of the layer."""
+        """Runs the copy on some inputs.
+
+        Returns:
+            The shapes of the outputs, and a dict with the shape of the input of each layer by its path.
+        """
         self.seen.clear()
         with slow_path():
             return [t.shape for t in tensors_in(call(self.copy, inputs))], dict(self.seen)
 
     def try_axis(self, axis: int) -> list[_Candidate]:
-        """Runs the model with one entry less along the axis, or else with one more.
+        """Runs the model with one entry less along the axis. If this fails, runs it with one entry more.
 
-        A graph cannot lose a node that its edges refer to, but it can have one more.
+        One entry more is needed for graphs: an edge may refer to a removed node, but an added node does no harm.
 
         Returns:
-            One candidate. [] if the model runs with neither.
+            A list with one candidate. An empty list if both runs fail.
         """
         count = samples_of(self.inputs, axis)
         fewer, more = list(range(count - 1)), [*range(count), count - 1]
@@ -185,12 +196,12 @@ class _Runner:
         elif count:
             attempts = (more,)
         for index in attempts:
-            # Tensors beside the first may have samples and tokens the other way round, see `Samples.take`.
+            # The other tensors of the inputs may have their samples along axis 0, see `Samples.other_first`.
             for other_first in (False, True) if axis == 1 else (False,):
                 samples = Samples(axis, count, other_first)
                 try:
                     outputs, given = self._run(samples.take(self.inputs, index))
-                # The failure is the answer: along this axis there are no samples.
+                # A failure means that this is not the sample axis.
                 except Exception:
                     continue
                 layers = {
@@ -201,46 +212,55 @@ class _Runner:
         return []
 
     def _ranked(self, samples: Samples, outputs: list[torch.Size], remaining: int) -> _Candidate:
-        """Returns the candidate with its rank, from the shapes of the outputs with `remaining` samples."""
+        """Returns the axis that was tried as a `_Candidate`, with a rank that says how likely it is the sample axis.
+
+        Args:
+            samples: Where the samples would be if it is the sample axis.
+            outputs: The shapes of the outputs in the run with another number of samples.
+            remaining: The number of samples in that run.
+        """
         for before, after in zip(self.whole, outputs, strict=False):
             axis = _changed_axis(before, after)
             # In proportion: before / count == after / remaining.
             if axis is not None and before[axis] * remaining == after[axis] * samples.count:
                 return _Candidate(samples, 3 if before[axis] == samples.count else 2, axis)
-        # The output does not follow the rows of the inputs, as in models that return one row for a graph of many nodes.
-        # Only a caller who knows the samples can say which rows are theirs.
+        # The output keeps its shape. For example, a model may return one row for a graph of many nodes. Then the shapes
+        # do not show which rows belong to which sample.
         usual = 0 if samples.axis == 0 else -1
         layers = {path: usual if axis < 0 else axis for path, axis in samples.layers.items()}
         return _Candidate(replace(samples, layers=layers), 1)
 
 
 def _changed_axis(before: torch.Size, after: torch.Size) -> int | None:
-    """Returns the one axis along which two shapes differ. None if they differ along no axis or along several."""
+    """Returns the only axis along which two shapes differ. Returns None if there is no such axis, or several."""
     axes = [a for a, (old, new) in enumerate(zip(before, after, strict=False)) if old != new]
     return axes[0] if len(axes) == 1 and len(before) == len(after) else None
 
 
 def _sample_axis(before: torch.Size, after: torch.Size | None, samples: Samples, remaining: int) -> int:
-    """Returns the sample axis of a layer's input. -1 if the order of its rows does not show their samples.
+    """Returns the sample axis of a layer's input.
 
     Args:
-        before: Shape of the input with all samples.
-        after: Shape with `remaining` samples. None if the layer was not called.
-        samples: The samples of the inputs.
-        remaining: Number of samples in the second run.
+        before: The shape of the input in the run with all samples.
+        after: The shape in the run with `remaining` samples. None if the layer was not called.
+        samples: Where the samples are in the inputs of the model.
+        remaining: The number of samples in the second run.
+
+    Returns:
+        The axis. -1 if the rows are in an order that does not show which sample a row belongs to.
     """
     axis = None if after is None else _changed_axis(before, after)
     if axis is None or after is None or before[axis] * remaining != after[axis] * samples.count:
         return -1
-    # Samples and tokens may be folded into one axis. If samples come first, the rows of a sample are next to each
-    # other. If tokens come first, they are scattered.
+    # Samples and tokens may be folded into one axis. If samples come first, the rows of one sample are next to each
+    # other. If tokens come first, the rows of one sample are scattered.
     return axis if before[axis] == samples.count or samples.axis == 0 else -1
 
 
 def _without_mixing(model: nn.Module, inputs: Any, candidates: Sequence[_Candidate]) -> _Candidate | None:
-    """Returns the first candidate along whose axis the model mixes nothing.
+    """Returns the first candidate along whose axis the model does not mix entries.
 
-    If the test fails to run for exactly one candidate, and the model mixes along the others, returns that one. Else
+    If there is none, but the test cannot be run for exactly one candidate, returns that candidate. Otherwise returns
     None.
     """
     tested = [(one, _mixes(model, inputs, one, [each for each in candidates if each is not one])) for one in candidates]
@@ -251,15 +271,19 @@ def _without_mixing(model: nn.Module, inputs: Any, candidates: Sequence[_Candida
 
 @torch.no_grad()
 def _mixes(model: nn.Module, inputs: Any, one: _Candidate, others: Sequence[_Candidate]) -> bool | None:
-    """Returns True if a change of the first sample changes rows of other samples. None if it cannot be seen.
+    """Tests whether a change of the first entry along an axis changes the output for other entries.
 
     Args:
         model: The model.
-        inputs: Its inputs.
+        inputs: Inputs of the model.
         one: The candidate whose axis is tested.
-        others: The other candidates. Their axes are shortened to 8 entries, which saves time.
+        others: The other candidates. Their axes are shortened to 8 entries to save time.
+
+    Returns:
+        True if rows of other entries change, so that the axis cannot be the sample axis. False if only rows of the
+        first entry change. None if the test is not possible.
     """
-    # Noise on the weights: a layer that starts at zero would hide that it mixes.
+    # Noise on the weights is needed because a layer whose weights are zero would hide that it mixes entries.
     copy = with_noise(model)
     inputs = map_tensors(inputs, lambda t: t.detach().to(reference_device(model)))
     count = min(one.samples.count, 3)
@@ -268,7 +292,7 @@ def _mixes(model: nn.Module, inputs: Any, one: _Candidate, others: Sequence[_Can
         small = other.samples.take(small, range(min(other.samples.count, 8)))
     if one.rank == 1 or count < 2:
         return None
-    # Short inputs first. Some models run on their full length only.
+    # Short inputs are tried first to save time. Some models run only on inputs of the full length.
     for given, samples in ((small, count), (inputs, one.samples.count)):
         try:
             with slow_path():
@@ -278,9 +302,9 @@ def _mixes(model: nn.Module, inputs: Any, one: _Candidate, others: Sequence[_Can
                 )
         except Exception:
             continue
-        # Both have the shape (rows, everything else).
+        # Both tensors have the shape (rows, all other features).
         a, b = before.movedim(one.axis, 0).flatten(1), after.movedim(one.axis, 0).flatten(1)
-        # Written as `not (a <= b)`, so that a NaN counts as moved.
+        # A comparison with NaN is False. In this form, a row with NaN counts as changed.
         moved = ~((a - b).abs().amax(1) <= SAME * a.abs().max())
         if not bool(moved.any()):
             return None
@@ -289,7 +313,7 @@ def _mixes(model: nn.Module, inputs: Any, one: _Candidate, others: Sequence[_Can
 
 
 def _with_another_first(inputs: Any, axis: int) -> Any:
-    """Returns the inputs with other values in the first sample of their first tensor that has the axis."""
+    """Returns the inputs with other values in the first sample of their first tensor that has this axis."""
     main = next(t for t in tensors_in(inputs) if t.dim() > axis)
 
     def changed(tensor: Tensor) -> Tensor:
@@ -303,8 +327,9 @@ def _with_another_first(inputs: Any, axis: int) -> Any:
         elif tensor.dtype == torch.bool:
             first.logical_not_()
         else:
-            # Whole numbers are indices, such as tokens. New ones stay in the range of those that occur, since a larger
-            # one may be outside of the vocabulary. If all are equal, the next lower number is taken, or 1 if all are 0.
+            # Integers are indices, such as token ids. The new ids stay between the smallest and the largest id, because
+            # a larger id may be outside of the vocabulary. If all ids are equal, each is reduced by 1, or set to 1 if
+            # it is 0.
             low, high = int(tensor.min()), int(tensor.max())
             if high > low:
                 first.copy_((first - low + 1) % (high - low + 1) + low)

@@ -1,4 +1,4 @@
-"""Random numbers and settings of torch: how they are set for a while, and put back as the caller had them."""
+"""Changes the random states and settings of torch inside a block, and restores the caller's values afterwards."""
 
 import random
 from collections.abc import Iterator
@@ -14,13 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of every global source of random numbers.
+    """The states of all global random number generators: of Python, numpy, torch and the accelerators.
 
     Attributes:
-        python: State of the module `random`.
-        numpy: State of numpy's global generator.
-        torch: State of torch's CPU generator.
-        devices: State of the accelerators' generators. None if there is no accelerator, or if it was not asked for.
+        python: The state of the module `random`.
+        numpy: The state of numpy's global generator.
+        torch: The state of torch's CPU generator.
+        devices: The state of the accelerators' generators. None if there is no accelerator, or if `taken` was called
+            with devices=False.
 
     Example:
         >>> before = RandomState.taken(devices=False)
@@ -37,10 +38,11 @@ class RandomState:
 
     @staticmethod
     def taken(devices: bool = True) -> "RandomState":
-        """Returns the present state.
+        """Returns the present states of all generators.
 
         Args:
-            devices: Take the state of the accelerators too. This starts an accelerator that was not used yet.
+            devices: If True, the states of the accelerators are included. This initialises an accelerator that was not
+                used before. If False, they are left out.
         """
         module = _devices() if devices else None
         found = None
@@ -49,7 +51,7 @@ class RandomState:
         return RandomState(random.getstate(), np.random.get_state(), torch.get_rng_state(), found)
 
     def put_back(self) -> None:
-        """Sets every source of random numbers to this state."""
+        """Restores all generators to these states."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
@@ -61,7 +63,7 @@ class RandomState:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds every global source of random numbers for a block. Afterwards their states are as before.
+    """Seeds all global random number generators inside a `with` block. After the block, their states are as before.
 
     Example:
         >>> with seeded(3):
@@ -79,21 +81,22 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seeds Python, numpy, torch and the accelerators. Nothing is put back: see `seeded`."""
+    """Seeds Python, numpy, torch and the accelerators. Unlike `seeded`, it does not restore the old states."""
     random.seed(seed)
-    # numpy takes seeds of 32 bits only.
+    # numpy accepts only seeds of 32 bits.
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Runs a block with the settings that torch starts with, and puts the caller's settings back afterwards.
+    """Runs a block or a function with the default settings of torch, and restores the caller's settings afterwards.
 
-    It is a context manager and a decorator. Inside the block gradients are on, inference mode is off, and new tensors
-    are float32 on the CPU. Afterwards the caller's settings and all random states are back, also after an exception.
+    It is a context manager and a decorator. Inside, gradients are on, inference mode is off, and new tensors are
+    float32 on the CPU. At the end, the caller's settings and all random states are restored, even if an exception is
+    raised.
     """
-    # An accelerator that nothing has used is not started for this: no random number was drawn from it.
+    # If an accelerator was not used before, it is not initialised here. Its random state cannot have been used either.
     before, dtype = RandomState.taken(devices=_started()), torch.get_default_dtype()
     with ExitStack() as stack:
         stack.callback(before.put_back)
@@ -109,11 +112,11 @@ def undisturbed() -> Iterator[None]:
 
 @cache
 def _devices() -> Any:
-    """Returns the module of the accelerators, such as `torch.cuda`. None without an accelerator."""
+    """Returns torch's module for the accelerators, such as `torch.cuda`. Returns None if there is no accelerator."""
     return torch.get_device_module() if torch.accelerator.is_available() else None
 
 
 def _started() -> bool:
-    """Returns True if something has used the accelerators in this process."""
+    """Returns True if this process has used the accelerators already, else False."""
     module = _devices()
     return module is not None and bool(getattr(module, "is_initialized", lambda: True)())

@@ -1,7 +1,8 @@
-"""Selections: each turns scores into a plan that meets the budget. `SELECTIONS` is the table of all.
+"""Selections. A selection turns scores into a plan that meets the budget. `SELECTIONS` lists them all.
 
-May import: costs, surgery, training and all below them. To add a selection, write a file and add a line to the table.
-Another package adds selections with the entry-point group `xprune.selections`.
+To add a selection to xprune, write a file here and add its class to `SELECTIONS`. These files may import `costs`,
+`surgery`, `training` and the packages that those may import. Another package adds selections with the entry-point group
+`xprune.selections`.
 """
 
 from collections.abc import Mapping
@@ -15,4 +16,4 @@ from xprune.selections.uniform import Uniform
 SELECTIONS: Mapping[str, type[Selection]] = table(
     "selections", (Uniform, Global, LearnedThresholds), Selection, classes=True
 )
-"""Name of a selection -> its class. Selections that other packages add are in it too."""
+"""The class of each selection by its name. Selections of other packages are included."""

@@ -1,4 +1,4 @@
-"""The selection Global: one threshold for the units of all sites."""
+"""The selection Global, which uses one threshold for the units of all sites."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,16 +14,17 @@ from xprune.errors import PluginError
 
 @dataclass(frozen=True)
 class Global(Selection):
-    """A selection with one threshold: removes the units with the lowest scores of the whole model.
+    """A selection that removes the units with the lowest scores of the whole model.
 
-    Scores are normalised first. This makes scores of different sites comparable. Units are removed, the lowest score
-    first, until the budget is met. Removing the last unit may free more than needed. Units that were removed are then
-    put back, best first, as long as they fit.
+    First, the scores are normalised, which makes scores of different sites comparable. Then units are removed in
+    ascending order of their scores, until the budget is met. The last removal may free more of the budget than needed.
+    So removed units that still fit into the budget are kept after all, those with the highest scores first.
 
     Args:
-        normalise: How scores of different sites are made comparable. "mean": divided by the mean absolute score of the
-            site. "cost": divided by the cost of the unit, in the first resource that the budget limits. "none":
-            unchanged. None: as `Scores.scale` asks: "mean" for the scale "site", "cost" for "loss", "none" for "plan".
+        normalise: How scores of different sites are made comparable. "mean": each score is divided by the mean absolute
+            score of its site. "cost": each score is divided by the cost of its unit, in the first resource that the
+            budget limits. "none": scores are not changed. None means that `Scores.scale` decides: "mean" for the scale
+            "site", "cost" for "loss", and "none" for "plan".
 
     Raises:
         PluginError: `normalise` is unknown.

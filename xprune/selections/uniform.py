@@ -1,4 +1,4 @@
-"""The selection Uniform: every site keeps the same fraction of its units."""
+"""The selection Uniform, which keeps the same fraction of the units at every site."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from xprune.costs.allocation import Allocation, normalise
 
 @dataclass(frozen=True)
 class Uniform(Selection):
-    """A selection with one fraction: every site keeps the same fraction of its units.
+    """A selection that keeps the same fraction of the units at every site.
 
-    The fraction is the largest one that meets the budget. A site keeps its floor(fraction * units) best units. Rounding
-    down leaves a part of the budget unused. So units are put back, best first: at first only up to the count of the
-    next larger fraction, then at any site where one fits.
+    The fraction is the largest one that meets the budget. Each site keeps its floor(fraction * units) units with the
+    highest scores. Because of the rounding down, a part of the budget is not used. So more units are kept, those with
+    the highest scores first. At first, each site may only grow to its count at the next larger fraction. Then any unit
+    that fits into the budget is kept.
 
     Example:
         >>> import torch, xprune
@@ -37,9 +38,9 @@ class Uniform(Selection):
     def select(self, context: Context, scores: Scores, costs: Costs, budget: Budget) -> Plan:
         """Selects the units that stay. See `Selection.select`."""
         allocation = Allocation.on(costs, budget, normalise(scores, costs, budget))
-        # Only at these fractions does the count of some site change, so the search needs no others.
+        # The count of a site changes only at these fractions, so no other fractions need to be tried.
         ratios = sorted({count / counts[-1] for counts in allocation.counts for count in counts})
-        # ratios[low] fits, or is so small that every site keeps its minimum. ratios[high] does not fit.
+        # Bisection: ratios[low] meets the budget, or is the smallest fraction. ratios[high] does not meet the budget.
         low, high = 0, len(ratios)
         while high - low > 1:
             middle = (low + high) // 2
@@ -50,6 +51,6 @@ class Uniform(Selection):
         return allocation.plan(allocation.fill(allocation.fill(kept, ceiling)), self.name)
 
     def _kept(self, allocation: Allocation, ratio: float) -> list[int]:
-        """Returns for each site the largest allowed count that is at most ratio * units."""
-        # counts[-1] is the number of units of the site. The small number is for rounding of count / units * units.
+        """Returns, for each site, the largest allowed count that is at most ratio * units."""
+        # counts[-1] is the number of units of the site. The small number allows for rounding errors of `ratio`.
         return [counts[max(bisect_right(counts, ratio * counts[-1] + 1e-9) - 1, 0)] for counts in allocation.counts]

@@ -1,5 +1,5 @@
-"""Criteria from Captum's attribution methods, applied to gates or to layers. `methods` makes a class for each name.
+"""Criteria from the attribution methods of Captum. `methods` makes a criterion for each attribution class.
 
-May import: the same as `criteria`. A new attribution class of Captum becomes a criterion without a change here. If it
-cannot score units, it needs a line in `methods.REFUSED` that says why.
+For developers of xprune: these files may import the same packages as `criteria`. A new attribution class of Captum
+becomes a criterion without a change here. If it cannot score units, add a line with the reason to `methods.REFUSED`.
 """

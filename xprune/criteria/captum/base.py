@@ -1,4 +1,4 @@
-"""The base of all criteria from Captum: means of attributions over all samples, and over the samples of each class."""
+"""The base class of all criteria from Captum. It computes mean attributions over all samples and for each class."""
 
 import inspect
 import math
@@ -22,17 +22,19 @@ from xprune.modules.undisturbed import seeded
 from xprune.training.runtime import accelerator, batches, prepared, reduced
 
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
-"""Arguments of Captum's methods that are no settings of a criterion. They change the form of the result."""
+"""Arguments of Captum's methods that are not settings of a criterion, because they change the form of the result."""
 
 
 def settings(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """Returns the settings of a Captum method: its arguments whose defaults are numbers, text, True or False.
+    """Returns the arguments of a Captum method that a criterion can offer as settings, with their defaults.
+
+    These are the arguments whose default is a number, a text, True or False.
 
     Args:
         function: A method of a Captum class, or its `__init__`.
 
     Returns:
-        Name of an argument -> its default.
+        The default of each argument, by the name of the argument.
     """
     found = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in found if type(p.default) in (int, float, str, bool) and p.name not in OURS}
@@ -40,14 +42,14 @@ def settings(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class CaptumMethod(Criterion):
-    """A Captum attribution class as a criterion, under the name "captum:<class>".
+    """Base class of criteria that use an attribution class of Captum. They are named "captum:" plus the class name.
 
-    A unit's score is its mean attribution over all samples: how much the unit adds to the log probability of the
-    sample's own class. Arguments of the Captum class with plain values are further fields of the criterion, such as
-    `n_steps`.
+    The score of a unit is its mean attribution over all samples. An attribution says how much the unit adds to the log
+    probability of the sample's own class. The fields of the criterion are `batches` and the arguments of the Captum
+    class with a simple default, such as `n_steps`.
 
     Args:
-        batches: The number of batches of the loader to use. None: all.
+        batches: The number of batches of the loader to use. None means all batches.
 
     Raises:
         PluginError: A setting is out of range or of the wrong type.
@@ -67,12 +69,12 @@ class CaptumMethod(Criterion):
     batches: int | None = None
     attribution: ClassVar[type[Any]]
     complete: ClassVar[bool] = False
-    """True if the attributions of a sample add up to the effect of all units together, except for numerical error."""
+    """True if the attributions of a sample add up to the effect of all units together, apart from numerical errors."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, wanted = getattr(self, field.name), type(field.default)
-            # These two may be None or a whole number, so the type of the default is not enough.
+            # The fields `batches` and `groups` may be None or a whole number, whatever the type of their default.
             optional = field.name in ("batches", "groups")
             fits = type(value) is wanted or (wanted is float and type(value) is int) or (optional and value is None)
             if not (fits or (optional and type(value) is int)):
@@ -86,34 +88,39 @@ class CaptumMethod(Criterion):
 
     @abstractmethod
     def attributions(self, batch: "Batch", sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
-        """Computes the attributions of one batch.
+        """Computes the attributions for one batch.
 
         Args:
             batch: The batch.
             sites: The sites to score.
 
         Returns:
-            The attributions (samples, units of all sites), and the completeness error (samples,), see `incompleteness`.
+            A tuple (attributions, errors). The attributions are (samples, units), with the units of all sites side by
+            side. The errors are the completeness error of each sample, (samples,), see `incompleteness`.
         """
 
     def passes(self, sites: Sequence[Site]) -> int:
-        """Returns the number of forward passes for one batch, if a user should know it in advance. 0 if not."""
+        """Returns the number of forward passes for one batch. Scoring shows it to the user before it starts.
+
+        It is 0 if the number is small, and is then not shown. This implementation returns 0.
+        """
         return 0
 
     def given(self, function: Callable[..., Any]) -> dict[str, Any]:
-        """Returns the settings of this criterion that a method of the Captum class takes, as keyword arguments."""
+        """Returns the settings of this criterion that a Captum method accepts, as a dict of keyword arguments."""
         return {name: getattr(self, name) for name in settings(function)}
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
-        """Computes the mean attribution of each unit, over all samples and processes.
+        """Computes the mean attribution of each unit. With several processes, the samples of all processes are used.
 
         Args:
-            context: The model, the loader, the task and the seed are used.
+            context: The inputs of a criterion. The model, the loader, the task and the seed are used.
             sites: The sites to score.
 
         Returns:
-            The scores on the scale "loss", and class-wise scores. A class without samples has NaN there. `info` holds
-            the settings, the number of samples, the seconds and, for complete methods, the mean completeness error.
+            The scores with the scale "loss", and class-wise scores, which are NaN for a class without samples. `info`
+            holds the settings, the number of samples and the seconds. If the method is complete, `info` also holds the
+            mean completeness error.
 
         Raises:
             DataError: There is no loader, it does not fit the task, or the task has no classes.
@@ -121,7 +128,8 @@ class CaptumMethod(Criterion):
         """
         start, runner = time.perf_counter(), accelerator()
         sizes = [site.size for site in sites]
-        # (classes, units + 2): sums of the attributions, the sum of the error, and the number of samples.
+        # The shape is (classes, units + 2): for each class the sums of the attributions, the sum of the errors, and the
+        # number of samples.
         table: Tensor | None = None
         loader, passes = prepared(runner, context.data(self.name)), self.passes(sites)
         with seeded(context.seed):
@@ -153,15 +161,16 @@ class CaptumMethod(Criterion):
         return Scores(tuple(sites), tuple(values), self.name, tuple(classwise), info, "loss")
 
     def _attributed(self, batch: "Batch", sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
-        """Calls `attributions`. Raises PluginError if Captum fails on this model."""
+        """Calls `attributions`. If Captum fails on this model, raises PluginError with Captum's message."""
         try:
             with warnings.catch_warnings():
-                # Captum warns about what we do on purpose, such as scoring many samples at once. It also warns that a
-                # method is slow, which `_announce` prints before the start. Warnings of the model still show.
+                # Captum warns about things that we do on purpose, such as scoring many samples at once. It also warns
+                # that a method is slow, which `_announce` has already told the user. Warnings of the model are still
+                # shown.
                 warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\.")
                 return self.attributions(batch, sites)
         except torch.OutOfMemoryError:
-            # It is a RuntimeError too, but another method would not help.
+            # This error is a RuntimeError too. But the advice below, to use another method, would not help.
             raise
         except (AssertionError, TypeError, NotImplementedError, RuntimeError) as failure:
             raise PluginError(
@@ -170,7 +179,13 @@ class CaptumMethod(Criterion):
             ) from failure
 
     def _announce(self, passes: int, seconds: float, context: Context) -> None:
-        """Prints how long scoring will take, from the measured seconds of one forward pass."""
+        """Prints how long scoring will take. It is estimated from the time of one forward pass.
+
+        Args:
+            passes: The number of forward passes for a batch.
+            seconds: The measured seconds of one forward pass.
+            context: The context, whose loader may say the number of batches.
+        """
         loader = context.data(self.name)
         total = len(loader) if isinstance(loader, Sized) else None
         count = min(total, self.batches) if total and self.batches else total or self.batches
@@ -181,17 +196,17 @@ class CaptumMethod(Criterion):
 
 
 class Batch:
-    """One batch, and the log probability that the model gives to the own class of each sample.
+    """One batch, and a function that computes the log probability of each sample's own class.
 
     Args:
-        context: The model and the task.
+        context: The context with the model and the task.
         inputs: The inputs of the batch.
         targets: The targets of the batch.
 
     Attributes:
         classes: The class of each sample, int64 (samples,).
         count: The number of classes.
-        index: The numbers of the samples, 0 to samples - 1.
+        index: The indices of the samples, 0 to samples - 1.
         seconds: The time of one forward pass.
 
     Raises:
@@ -207,23 +222,25 @@ class Batch:
         self.task.check(outputs, targets)
         found = self.task.classes(outputs, targets)
         if found is None:
-            raise DataError(f"{type(self.task).__name__} has no classes to attribute to. Implement Task.classes.")
+            raise DataError(
+                f"{type(self.task).__name__} has no classes, which criteria from Captum need: implement Task.classes."
+            )
         self.classes, self.count = found
         self.index = torch.arange(self.task.size(targets), device=self.classes.device)
 
     def scores(self, index: Tensor) -> Tensor:
         """Computes the log probability of the own class for some samples of the batch.
 
-        Some methods of Captum repeat samples, or take them in another order. The gates are then in that order too.
+        Some methods of Captum repeat samples or change their order. The gates of the model then have the same order.
 
         Args:
-            index: The numbers of the samples, int64 (rows,) or any shape with that many entries.
+            index: The indices of the wanted samples, int64, of any shape. It is flattened to (rows,).
 
         Returns:
-            Log probabilities (rows,).
+            The log probabilities, (rows,).
 
         Raises:
-            DataError: Samples are repeated, but an input has no entry for each sample.
+            DataError: `index` repeats samples, but an input does not have one entry for each sample.
         """
         index = index.reshape(-1)
         if torch.equal(index, self.index):
@@ -232,8 +249,8 @@ class Batch:
         samples, axis = len(self.index), self.task.batch_axis
         if any(n != samples for n in (*lengths(self.inputs, axis), *lengths(self.targets))):
             raise DataError(
-                "this method repeats samples. Inputs without a row for each sample, such as graphs or shared masks, do "
-                "not allow that. Use captum:IntegratedGradients, which repeats none."
+                "this method repeats samples. That is not possible if an input has no row for each sample, as with "
+                "graphs or shared masks. Use captum:IntegratedGradients, which repeats no samples."
             )
         inputs = pick_samples(self.inputs, index, samples, axis)
         targets = pick_samples(self.targets, index, samples)
@@ -241,11 +258,12 @@ class Batch:
 
 
 def incompleteness(attributed: Tensor, difference: Tensor) -> Tensor:
-    """Computes the completeness error: how far the attributions of a sample are from adding up to their total.
+    """Computes the completeness error of attributions: how much their sum differs from the value that it should have.
 
     Args:
-        attributed: Attributions (samples, units).
-        difference: The total (samples,): the log probability with all units, less that with all units removed.
+        attributed: The attributions, (samples, units).
+        difference: The value that the attributions of a sample should add up to, (samples,): the log probability with
+            all units minus the log probability with all units removed.
 
     Returns:
         |sum of attributions - difference| / |difference|, (samples,).

@@ -1,6 +1,6 @@
-"""Captum's attributions over gates.
+"""Criteria that attribute the log probability of a sample's own class to gates.
 
-To Captum, the gates are the input of a function. Its output is the log probability of a sample's own class.
+Captum explains a function of its inputs. Here, the inputs are the gates, and the function returns the log probability.
 """
 
 import math
@@ -26,44 +26,53 @@ FORWARDS: Mapping[str, Callable[[int, Any], int]] = {
     "KernelShap": lambda features, own: own.n_samples,
     "Lime": lambda features, own: own.n_samples,
 }
-"""Name of a perturbation method -> the number of forward passes for a batch, from the number of features."""
+"""For each perturbation method, a function that returns the number of forward passes for a batch.
+
+The arguments of the function are the number of features and the criterion.
+"""
 MOST = 100_000
-"""The largest number of forward passes for a batch that is not refused."""
+"""The largest allowed number of forward passes for a batch. Settings that need more are refused."""
 
 
 @dataclass(frozen=True)
 class GateMethod(CaptumMethod):
-    """Attributions of the log probability of the own class to gates of 1, compared with gates of `baseline`.
+    """Attributions of the log probability of a sample's own class to the gates of the units.
 
-    A method with baselines has a field `baseline`. Its default 0 means that the unit is removed.
+    The attributions explain the difference between a model with gates of 1 and a model with gates of `baseline`.
+    Methods that need a baseline have a field `baseline`. Its default is 0, which is the same as removed units.
 
-    A method that needs a forward pass for each feature has a field `groups`: the largest number of features of a site.
-    If a site has more units, units with similar gradients form one feature. A unit's attribution is then an equal part
-    of its feature's attribution, plus the difference between the unit's gradient and the mean gradient of the feature.
-    None: each unit is a feature.
+    Methods that need a forward pass for each feature have a field `groups`, the largest number of features of a site.
+    If a site has more units than that, units with similar gradients form one feature together. The attribution of a
+    unit is then an equal part of the attribution of its feature, plus the difference between the unit's gradient and
+    the mean gradient of the feature. If `groups` is None, each unit is a feature.
     """
 
     def passes(self, sites: Sequence[Site]) -> int:
-        """Returns the number of forward passes for one batch of a perturbation method. 0 for other methods.
+        """Returns the number of forward passes for one batch of a perturbation method. Returns 0 for other methods.
 
         Raises:
-            PluginError: The number is above `MOST`, or too small for KernelShap, which solves for all features at once.
+            PluginError: The number is larger than `MOST`. Or the method is KernelShap, and the number is too small for
+                its linear model.
         """
         features = sum(self._counts([site.size for site in sites]))
         passes = FORWARDS.get(self.attribution.__name__, lambda features, own: 0)(features, self)
         # KernelShap fits a linear model with a coefficient for each feature, so it needs more samples than features.
         few = self.attribution is captum.attr.KernelShap and passes < features + 2
         if few or passes > MOST:
-            why = f"cannot tell {features} features apart" if few else f"a batch for {features} features are too many"
+            why = f"are too few for {features} features" if few else f"a batch for {features} features are too many"
             advice = " (fewer) or n_samples (twice the features)" if few else " or n_samples (fewer)"
             raise PluginError(
-                f"{self.name}: {passes} forward passes {why}. Score heads alone (find_sites(..., units=('head',))), "
+                f"{self.name}: {passes} forward passes {why}. Score heads only (find_sites(..., units=('head',))), "
                 f"or change groups{advice}."
             )
         return passes
 
     def _counts(self, sizes: Sequence[int]) -> list[int]:
-        """Returns the number of features of each site."""
+        """Returns the number of features of each site. A feature is a unit or a group of units, see `GateMethod`.
+
+        Args:
+            sizes: The number of units of each site.
+        """
         return [min(getattr(self, "groups", None) or size, size) for size in sizes]
 
     def attributions(self, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
@@ -73,7 +82,7 @@ class GateMethod(CaptumMethod):
         ones = torch.ones(len(batch.index), sum(sizes), device=batch.index.device)
 
         def scored(values: Tensor, index: Tensor) -> Tensor:
-            """Returns the log probabilities of samples with the gates that Captum chooses, one row of gates each."""
+            """Returns the log probabilities of samples with the gates that Captum chooses, one row for a sample."""
             gates.values = values.split(sizes, dim=1)
             return batch.scores(index)
 
@@ -82,21 +91,23 @@ class GateMethod(CaptumMethod):
                 difference = scored(ones, batch.index) - scored(low * ones, batch.index)
             if not bool(torch.isfinite(difference).all()):
                 raise TrainingError(
-                    f"{self.name}: the model's outputs are not finite on a batch; check weights and inputs."
+                    f"{self.name}: the model's outputs for a batch are not finite. Check the weights and the inputs."
                 )
             given: dict[str, Any] = {"additional_forward_args": batch.index, **self.given(self.attribution.attribute)}
             names = signature(self.attribution.attribute).parameters
             if "baselines" in names:
-                # GradientShap draws from a distribution of baselines, and wants a tensor with a row for each of them.
+                # GradientShap chooses at random from several baselines. It expects a tensor with one row for each of
+                # them.
                 given["baselines"] = low * ones[:1] if self.attribution is captum.attr.GradientShap else low
             if "internal_batch_size" in names:
-                # By default, Captum takes all points of the integration path as one huge batch.
+                # Without this argument, Captum runs all points of the integration path as one large batch.
                 given["internal_batch_size"] = len(ones)
             tool = self.attribution(scored, **self.given(self.attribution.__init__))
             if "feature_mask" not in names:
                 found = tool.attribute(ones, **given)
             else:
-                # A gate moves from `low` to 1, so a linear model would change by the gradient times 1 - low.
+                # A gate changes from `low` to 1. To first order, the log probability then changes by the gradient times
+                # 1 - low.
                 slope = self._slope(scored, ones, batch.index) * (1 - low)
                 mask = self._mask(slope, sizes)
                 found = tool.attribute(ones, feature_mask=mask[None], **given)
@@ -104,7 +115,7 @@ class GateMethod(CaptumMethod):
         return found.detach(), incompleteness(found.detach(), difference)
 
     def _slope(self, scored: Callable[..., Tensor], ones: Tensor, index: Tensor) -> Tensor:
-        """Returns the gradient of each sample's log probability by its gates, at gates of 1, (samples, units)."""
+        """Returns the gradient of each sample's log probability with respect to gates of 1, (samples, units)."""
         ones = ones.clone().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(scored(ones, index).sum(), ones)[0]
@@ -113,29 +124,30 @@ class GateMethod(CaptumMethod):
         """Groups units with similar gradients into features.
 
         Args:
-            slope: Gradients (samples, units).
+            slope: The gradients, (samples, units).
             sizes: The number of units of each site.
 
         Returns:
-            The feature of each unit, int64 (units,). Features are numbered through all sites.
+            The index of the feature of each unit, int64 (units,). No two sites share a feature.
         """
         counts = self._counts(sizes)
-        # `accumulate` gives the first feature of each site, and one number more at the end: hence not strict.
+        # `accumulate` returns the first feature of each site, and one more number at the end. So `strict` is False.
         parts = zip(slope.mean(0).split(sizes), sizes, counts, accumulate(counts, initial=0), strict=False)
-        # The second argsort turns the order into the rank of each unit, 0 to size - 1.
+        # Two calls of argsort give the rank of each unit in its site, from 0 to size - 1.
         return torch.cat([first + part.argsort().argsort() * n // size for part, size, n, first in parts])
 
 
 def _shared_out(found: Tensor, slope: Tensor, mask: Tensor) -> Tensor:
-    """Divides the attribution of each feature among its units.
+    """Distributes the attribution of each feature over its units.
 
     Args:
-        found: Attributions (samples, units), where each unit has the whole attribution of its feature.
-        slope: Gradients (samples, units).
-        mask: The feature of each unit, int64 (units,).
+        found: The attributions, (samples, units). Each unit has the whole attribution of its feature.
+        slope: The gradients, (samples, units).
+        mask: The index of the feature of each unit, int64 (units,).
 
     Returns:
-        Attributions (samples, units). Those of the units of a feature add up to the attribution of the feature.
+        The attributions of the units, (samples, units). The attributions of the units of one feature add up to the
+        attribution of the feature.
     """
     units = mask.bincount()
     mean = torch.zeros(len(slope), len(units), device=slope.device).index_add_(1, mask, slope) / units

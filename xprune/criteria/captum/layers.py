@@ -1,4 +1,4 @@
-"""Captum's attributions to the input of consumers, summed over the features and tokens of each unit."""
+"""Criteria that attribute the log probability of a sample's own class to the inputs of consumers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,26 +17,34 @@ from xprune.surgery.gates import Gates
 
 @dataclass(frozen=True)
 class LayerMethod(CaptumMethod):
-    """Attributions of the log probability of the own class to the input of each consumer.
+    """Attributions of the log probability of a sample's own class to the input of each consumer.
 
-    A method with baselines has a field `baseline`. The baseline is a model input that has this value everywhere.
+    The attribution of a unit is the sum over its features and over all tokens. Methods that need a baseline have a
+    field `baseline`. The baseline is an input of the model in which every entry has this value.
 
-    Attributions of different layers do not add up to a total, because information also flows around a layer.
+    The attributions of all layers do not add up to the log probability, because a part of the information passes by a
+    layer, in the residual stream. So these methods have no completeness error.
     """
 
     def passes(self, sites: Sequence[Site]) -> int:
-        """Returns the number of forward passes for one batch: the steps of the method, times the number of layers."""
+        """Returns the number of forward passes for one batch: the steps of the method times the number of consumers.
+
+        It is 0 if the method has no steps.
+        """
         return getattr(self, "n_steps", 0) * sum(len(site.consumers) for site in sites)
 
     def attributions(self, batch: Batch, sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
-        """Computes the attributions to the consumers of all sites. See `CaptumMethod.attributions`.
+        """Computes the attributions to the inputs of the consumers of all sites. See `CaptumMethod.attributions`.
 
         Raises:
-            DataError: An input of the model is not a float tensor. Captum needs gradients of inputs.
+            DataError: An input of the model is not a float tensor. Captum needs gradients with respect to the inputs.
         """
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         if not all(isinstance(each, Tensor) and each.is_floating_point() for each in inputs):
-            raise DataError(f"{self.name} wants float tensors as inputs of the model. Use a method over gates instead.")
+            raise DataError(
+                f"{self.name} needs float tensors as inputs of the model. Use a criterion that explains gates, such as "
+                "captum:IntegratedGradients."
+            )
         scored = _ClassScores(batch.context, len(inputs) > 1)
         names = signature(self.attribution.attribute).parameters
         given: dict[str, Any] = {"attribute_to_layer_input": True, **self.given(self.attribution.attribute)}
@@ -47,8 +55,9 @@ class LayerMethod(CaptumMethod):
         if "internal_batch_size" in names:
             given["internal_batch_size"] = len(batch.index)
         gates, columns = Gates(sites, rows=batch.task.rows), []
-        # The gates stay at 1. They are attached because some modules, such as torch's attention, compute the output
-        # projection without calling it. With gates, the modules get a forward that does call it.
+        # The gates keep the value 1. They are attached because some modules, such as torch's attention, compute their
+        # output projection without calling it as a module. While gates are attached, such a module has a forward that
+        # calls it.
         with gates.attached(batch.context.model):
             for site in sites:
                 total = torch.zeros(len(batch.index), site.size, device=batch.index.device)
@@ -56,41 +65,44 @@ class LayerMethod(CaptumMethod):
                     layer = batch.context.model.get_submodule(path)
                     tool = self.attribution(scored, layer, **self.given(self.attribution.__init__))
                     found = tool.attribute(inputs, **given)
-                    # The input of a layer may be a tuple. Its first entry holds the units.
+                    # The input of a layer may be a tuple. The first entry of the tuple holds the units.
                     found = found[0] if isinstance(found, tuple) else found
                     total += _by_unit(site, axis, found.detach().float(), gates, len(batch.index))
                 columns.append(total)
-        # These methods have no completeness error.
+        # The second tensor is the completeness error, which does not exist for these methods.
         return torch.cat(columns, dim=1), torch.zeros(len(batch.index), device=batch.index.device)
 
 
 class _ClassScores(nn.Module):
-    """A module that returns log probabilities (samples, classes). Some of Captum's methods accept no function."""
+    """A module that returns the log probabilities of all classes, (samples, classes).
+
+    Some methods of Captum need a module and do not accept a function.
+    """
 
     def __init__(self, context: Context, several: bool) -> None:
         super().__init__()
         self.model, self.task, self.several = context.model, context.task, several
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Returns the log probabilities of the model for its inputs, which Captum passes one by one."""
+        """Runs the model on its inputs, which Captum passes as separate arguments. Returns the log probabilities."""
         logs: Tensor = self.task.forward(self.model, inputs if self.several else inputs[0]).float().log_softmax(-1)
         return logs
 
 
 def _by_unit(site: Site, axis: int, found: Tensor, gates: Gates, samples: int) -> Tensor:
-    """Sums the attributions to a layer's input over tokens and features.
+    """Sums the attributions to a layer's input over the tokens and over the features of each unit.
 
     Args:
         site: The site of the units.
         axis: The feature axis of the layer's input.
-        found: Attributions, in the shape of the layer's input.
-        gates: The gates of the sites. They know which sample each row of the input belongs to.
+        found: The attributions, in the shape of the layer's input.
+        gates: The gates of all sites. They know which sample each row of the input belongs to.
         samples: The number of samples.
 
     Returns:
-        Attributions (samples, units).
+        The attributions of the units, (samples, units).
     """
-    # In a Swin attention each window of an image is a row, so there may be more rows than samples.
+    # There may be more rows than samples. For example, each window of an image is a row in a Swin attention.
     rows = gates._rows(site, found, samples)
     flat = found.movedim(axis, -1).reshape(len(found), -1, site.size * site.width).sum(1)  # (rows, features)
     unit_major = site.layout == "unit-major"

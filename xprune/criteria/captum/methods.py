@@ -1,4 +1,4 @@
-"""The criteria "captum:<class>": one for every attribution class of Captum that can score units."""
+"""Makes the criteria "captum:<class>", one for each attribution class of Captum that can score units."""
 
 from collections.abc import Mapping
 from dataclasses import make_dataclass
@@ -16,36 +16,41 @@ from xprune.errors import PluginError
 
 PREFIX = "captum:"
 COMPLETE = ("IntegratedGradients", "GradientShap", "ShapleyValueSampling", "ShapleyValues", "KernelShap")
-"""Methods whose attributions add up to the effect of all units together."""
+"""The methods whose attributions add up to the effect of all units together."""
 DEFAULTS: Mapping[str, Any] = {"n_steps": 16}
-"""Settings whose default in Captum costs more time than scores of units need."""
+"""Defaults that differ from Captum's. With Captum's own defaults, scoring would need more time than necessary."""
 _RULES = (
-    "its rules know ReLU and similar functions, but no gate, LayerNorm, GELU or attention: over gates it would be {}"
+    "its rules exist for ReLU and similar functions, but not for gates, LayerNorm, GELU or attention. For gates, its "
+    "result would be {}"
 )
 REFUSED: Mapping[str, str] = {
-    "DeepLift": _RULES.format("captum:InputXGradient under another name"),
-    "DeepLiftShap": _RULES.format("captum:InputXGradient under another name"),
-    "LRP": _RULES.format("nothing; try captum:LayerLRP"),
-    "GuidedBackprop": _RULES.format("captum:Saliency with a sign"),
-    "Deconvolution": _RULES.format("captum:Saliency with a sign"),
-    "FeaturePermutation": "gates are the same for all samples: permuting them changes nothing",
-    "LayerFeaturePermutation": "it permutes single features of a token, not units; use captum:FeatureAblation",
-    "LayerFeatureAblation": "it ablates single features of a token, not units; use captum:FeatureAblation",
-    "LayerDeepLiftShap": "it wants a distribution of baseline inputs; use captum:LayerDeepLift",
-    "LayerGradCam": "it sums over the features that distinguish units; use captum:LayerGradientXActivation",
-    "Occlusion": "it slides a window over neighbours, and units have none; use captum:FeatureAblation",
+    "DeepLift": _RULES.format("the same as that of captum:InputXGradient, so use that"),
+    "DeepLiftShap": _RULES.format("the same as that of captum:InputXGradient, so use that"),
+    "LRP": _RULES.format("meaningless. Use captum:LayerLRP"),
+    "GuidedBackprop": _RULES.format("the same as that of captum:Saliency with abs=False, so use that"),
+    "Deconvolution": _RULES.format("the same as that of captum:Saliency with abs=False, so use that"),
+    "FeaturePermutation": "it exchanges gates between samples, which changes nothing because they are equal",
+    "LayerFeaturePermutation": "it permutes single features of a token, not units. Use captum:FeatureAblation",
+    "LayerFeatureAblation": "it removes single features of a token, not units. Use captum:FeatureAblation",
+    "LayerDeepLiftShap": "it needs a distribution of baseline inputs. Use captum:LayerDeepLift",
+    "LayerGradCam": "it sums over the features of a layer, so it gives no number for a unit. "
+    "Use captum:LayerGradientXActivation",
+    "Occlusion": "it removes neighbouring features together, but units have no neighbours. Use captum:FeatureAblation",
     "GuidedGradCam": "it explains inputs, not units",
-    "NoiseTunnel": "it wraps another method; captum:GradientShap adds noise to gates (stdevs=0.1)",
-    "DataLoaderAttribution": "it wraps another method, and batches are read here already",
-    "LimeBase": "it is built from functions, not from settings; use captum:Lime",
+    "NoiseTunnel": "it adds noise to another method. captum:GradientShap adds noise to gates (stdevs=0.1)",
+    "DataLoaderAttribution": "it applies another method to all batches of a loader, which xprune does already",
+    "LimeBase": "its arguments are functions, which cannot be settings of a criterion. Use captum:Lime",
 }
-"""Name of an attribution class that cannot score units -> the reason, and a better choice."""
+"""The reason why an attribution class of Captum cannot score units, by the name of the class.
+
+If another method is a better choice, the reason names it.
+"""
 
 
 def served() -> dict[str, Any]:
-    """Returns the attribution classes of Captum that can score units: name -> class."""
+    """Returns the attribution classes of Captum that can score units, by their names."""
     found: dict[str, Any] = {}
-    # Neuron attributions explain one neuron, and LLM attributions explain tokens: neither scores units.
+    # Neuron attributions explain one neuron, and LLM attributions explain tokens. So both cannot score units.
     for name in captum.attr.__all__:
         kind = getattr(captum.attr, name)
         fits = isclass(kind) and issubclass(kind, Attribution) and not issubclass(kind, NeuronAttribution)
@@ -56,16 +61,17 @@ def served() -> dict[str, Any]:
 
 @cache
 def member(name: str) -> type[CaptumMethod]:
-    """Makes the criterion of one attribution class of Captum.
+    """Makes the criterion for one attribution class of Captum.
 
     Args:
-        name: "captum:" and the name of the class, such as "captum:Saliency".
+        name: "captum:" plus the name of the class, such as "captum:Saliency".
 
     Returns:
-        A frozen dataclass. Its fields are the arguments of the Captum class that have plain values.
+        A frozen dataclass, which is a subclass of `Criterion`. Its fields are the arguments of the Captum class with a
+        simple default.
 
     Raises:
-        PluginError: Captum has no such class, or the class cannot score units. The message gives the reason.
+        PluginError: Captum has no such class, or the class cannot score units. The message says why.
 
     Example:
         >>> member("captum:Saliency")()
@@ -84,7 +90,7 @@ def member(name: str) -> type[CaptumMethod]:
     fields = [(key, type(value), DEFAULTS.get(key, value)) for key, value in {**given, **more}.items()]
     base = LayerMethod if issubclass(kind, LayerAttribution) else GateMethod
     about = f"Captum's {short} of the class's log probability, {'at layers' if base is LayerMethod else 'over gates'}."
-    # `member` lets `xprune.core.registry.resolve` make the other criteria from any one of them.
+    # `xprune.core.registry.resolve` calls `member` of one of these criteria to make another one.
     space = {"name": name, "attribution": kind, "complete": short in COMPLETE, "member": staticmethod(member)}
     space |= {"__doc__": f"{about}\n\n    {base.__doc__}", "__module__": __name__}
     found: type[CaptumMethod] = make_dataclass(short, fields, bases=(base,), namespace=space, frozen=True)
@@ -92,7 +98,7 @@ def member(name: str) -> type[CaptumMethod]:
 
 
 IntegratedGradients = member("captum:IntegratedGradients")
-"""Integrated gradients (Sundararajan et al., ICML 2017).
+"""The criterion for integrated gradients (Sundararajan et al., ICML 2017).
 
-It is the only criterion from Captum in the table of criteria. The others are found through it, by its method `member`.
+It is the only criterion from Captum in the table `CRITERIA`. `resolve` makes all others with its method `member`.
 """

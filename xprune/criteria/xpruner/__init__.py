@@ -1,6 +1,7 @@
-"""X-Pruner: learns a mask for each class, and one mask for the plan, at the budget.
+"""The criterion X-Pruner, which learns for each unit and each class how much the unit is needed.
 
-`criterion` is the plug-in, `masks` holds the masks, and `learner` trains them. May import: the same as `criteria`.
+`criterion` contains the plug-in, `masks` the learned numbers, and `learner` their training. For developers of xprune:
+these files may import the same packages as `criteria`.
 """
 
 from xprune.criteria.xpruner.criterion import XPruner

@@ -1,4 +1,4 @@
-"""The criterion X-Pruner: scores from masks that are learned for each class, with the model's weights frozen."""
+"""The criterion X-Pruner. Its scores come from masks that are learned while the model's weights do not change."""
 
 import time
 from collections.abc import Sequence
@@ -17,79 +17,84 @@ from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, split
 from xprune.errors import PluginError
 
 AGGREGATES = ("shared", "mean", "max")
-"""How the logits of a table become one score for each unit, see `MaskTable.aggregate`."""
+"""The allowed values of `XPruner.aggregate`, which says how the logits become one score for each unit."""
 
 
 @dataclass(frozen=True)
 class XPruner(MaskSettings, Criterion):
-    """A criterion that learns masks: they show which units the model needs, and which units each class needs.
+    """A criterion that learns masks. They show which units the model needs, and which units each class needs.
 
-    Source: Yu and Xiang, "X-Pruner: eXplainable Pruning for Vision Transformers", CVPR 2023, arXiv 2303.04935,
-    section 3.2.
+    Source: Yu and Xiang, "X-Pruner: eXplainable Pruning for Vision Transformers", CVPR 2023, arXiv 2303.04935, section
+    3.2.
 
-    **Masks.** A mask holds a number from 0 to 1 for each unit, which multiplies the unit's output. Masks are learned by
-    gradient descent, and the model's weights do not change. There is a table of masks with a row for each class, and
-    one more row that all classes share. A row is stored as logits, and a sigmoid turns logits into masks. All logits
-    are 0 at the start, so no unit is preferred. After the last step, the logits are the scores.
+    **Masks.** A mask is a number from 0 to 1 for each unit. In each forward pass, a 0 or a 1 is sampled for the unit,
+    and the mask is the probability of the 1. Masks are learned by gradient descent, and the model's weights do not
+    change. Masks are stored in a table with one row for each class, and one more row that all classes share. A row
+    holds one logit for each unit, and a sigmoid turns the logit into the mask. All logits are 0 at the start, so no
+    unit is preferred. After the last step, the logits are the scores.
 
-    **Two questions, two kinds of rows.** Which units can the model do without? The shared row answers: it is trained
-    with cross-entropy on samples of all classes, and the plan is made from it. Which units does one class need? The row
-    of that class answers. Class-wise scores explain the plan, and do not change it.
+    **Shared row and class rows.** The shared row shows which units the model needs. It is trained with cross-entropy on
+    samples of all classes, and the plan is made from it. The row of a class shows which units this class needs. These
+    rows are the class-wise scores. They explain the plan but do not change it.
 
-    **One-vs-rest.** This is how the row of a class c is trained by default. We remove the units that the row holds.
-    Samples of c should then be misclassified: their loss is -log(1 - p_c). Samples of other classes should not be
-    affected: their loss is the cross-entropy. So the row comes to hold the units that c needs and other classes do not.
-    Units that every class needs are not in it.
+    **One-vs-rest.** By default, the row of a class c is trained as follows. The units for which the row gives a 1 are
+    removed from the model. Then samples of class c should be misclassified, so their loss is `-log(1 - p_c)`, where p_c
+    is the probability that the model gives to c. Samples of other classes should not be affected, so their loss is the
+    cross-entropy. As a result, the row gets high masks for units that c needs and other classes do not need. Units that
+    every class needs get low masks in it.
 
-    **Budget.** A row has an expected cost: the sum over the units of cost times mask. Before every step, one number is
-    subtracted from all logits of the shared row. We choose the number such that the expected cost equals the allowed
-    cost. The allowed cost falls from the dense model's cost to the budget. So a user gives a budget, and does not tune
-    the weight of a penalty. If `xprune.score` is called without a budget, masks learn at a cost halfway between the
-    dense model's MACs and the smallest possible MACs.
+    **Budget.** The expected cost of a row is the sum over all units of the unit's cost times its mask. Before every
+    step, the same number is subtracted from all logits of the shared row. The number is chosen so that the expected
+    cost equals the allowed cost. During training, the allowed cost falls from the dense model's cost to the budget. So
+    a user gives a budget, and need not tune the weight of a penalty. If `xprune.score` is called without a budget, the
+    allowed cost falls to the middle between the dense model's MACs and the smallest possible MACs.
 
-    **Deviations from the paper.** They concern points that the paper leaves open, and points that failed in our trials.
-    The settings in parentheses bring the paper's way back. The thresholds of section 3.3 are a selection, called
-    `LearnedThresholds`.
+    **Deviations from the paper.** We deviate where the paper leaves something open, and where its method failed in our
+    trials. A setting in parentheses selects the paper's method. The thresholds of section 3.3 of the paper are a
+    selection, called `LearnedThresholds`.
 
     - The paper trains the row of a sample's own class with cross-entropy (`objective="label"`). The row then tells the
-      model the answer: training accuracy rises to 100 % and the scores say little. One-vs-rest avoids this.
+      model the correct class. Training accuracy rises to 100 % and the scores say little. One-vs-rest avoids this.
     - The paper has no shared row (`shared=0.0` with `aggregate="mean"` or `"max"`).
-    - The paper multiplies by the mask itself (section 3.2), and many masks end between 0 and 1. Here each mask is drawn
-      as 0 or 1 with its value as the probability. So the model is trained in the form that will be cut. There is no
-      setting for the paper's way.
-    - The paper adds a penalty for large masks (equation 7: `sparsity="l2"`, `lambda_sparse`) and one for differences
-      between masks (equation 6: `lambda_smooth`). Both weights have to be tuned. Here the budget is met at every step.
+    - The paper multiplies the unit by the mask itself (section 3.2), and many masks end between 0 and 1. Here each gate
+      is sampled as 0 or 1, with the mask as the probability of 1. So the masks are trained with models in which units
+      are present or absent, as after surgery. There is no setting for the paper's method.
+    - The paper adds a penalty for large masks (equation 7: `sparsity="l2"`, `lambda_sparse`) and a penalty for
+      differences between masks (equation 6: `lambda_smooth`). The weights of both have to be tuned. Here the budget is
+      met at every step.
 
     Args:
-        objective: Which row gates a sample, how the gates use the row, and the loss.
-            "one-vs-rest": see above. The row is that of the sample's own class for half of the samples, else that of
-            another class c. The number of units that the row holds changes from step to step, between none and half of
-            all units by cost. This puts the units of the row in an order. The row is learned independently of the
-            shared row.
-            "one-vs-rest-kept": the same choice of rows, but only the units of the row are kept. The loss is -log p_c
-            for samples of c, and -log(1 - p_c) for others.
-            "label": the row of the sample's own class, whose units are kept, and cross-entropy. This is the paper's.
-            "random-row": the row of a random class, whose units are kept, and cross-entropy. These masks know nothing
-            of classes. Use it as a control.
+        objective: Which row gives the gates of a sample, how its units are used, and the loss.
+            "one-vs-rest": as described above. For half of the samples, the row is that of the sample's own class. For
+            the other half, it is that of another class. How many units the row removes changes from step to step,
+            between none and half of all units by cost. So the row learns an order of the units. The row does not depend
+            on the shared row. "one-vs-rest-kept": the row is chosen in the same way, but only the units for which the
+            row gives a 1 are kept. The loss is `-log(p_c)` for samples of c, and `-log(1 - p_c)` for other samples.
+            "label": the method of the paper. The row is that of the sample's own class, its units are kept, and the
+            loss is the cross-entropy. "random-row": the row is that of a random class, its units are kept, and the loss
+            is the cross-entropy. These masks cannot learn anything about classes. Use them as a baseline in
+            experiments.
         steps: The number of steps of Adam on the logits.
-        lr: The learning rate of the logits. It falls to 0 by a cosine.
-        shared: The share of the steps that train the shared row. The other steps train rows of classes. A task without
-            classes trains the shared row in all steps. 0: no step trains the shared row, as in the paper.
-        anneal: The share of the steps over which the allowed cost falls to the budget.
-        sparsity: The term that makes masks small: "cost" (their expected cost), "l1", or "l2" (equation 7).
-        lambda_sparse: The weight of the sparsity term in the loss. None: no fixed weight. The logits are shifted as
-            described under Budget, and the gradient gets as much of the term as keeps the expected cost constant.
-        smoothness: The term that makes masks similar (equation 6): "classes" compares the rows of classes, "units"
-            compares neighbouring units.
-        lambda_smooth: The weight of the smoothness term in the loss. 0: there is no such term.
-        rank: None: the rows of classes are one table (classes, units). r: they are the product of two factors,
-            (classes, r) and (r, units). This saves memory for many classes.
-        sparse: True: gradients of the table hold only the rows that were drawn. False: they hold all rows. None: True
-            for more than 1,000 classes on one process on the CPU or on CUDA.
-        warm_start: Name of another criterion, such as "taylor". The shared row starts in the order of its scores.
-            None: all units start equal.
-        aggregate: How logits become one score for each unit: the logit in the "shared" row, or the "mean" or "max" of
-            the logits over all classes that were drawn.
+        lr: The learning rate of Adam. It falls to 0 along a cosine.
+        shared: The fraction of the steps that train the shared row. The other steps train rows of classes. If the task
+            has no classes, all steps train the shared row. With 0, no step trains the shared row, as in the paper.
+        anneal: The fraction of the steps after which the allowed cost has fallen to the budget.
+        sparsity: The penalty for large masks: "cost" (the expected cost), "l1", or "l2" (equation 7).
+        lambda_sparse: The weight of this penalty in the loss. None means that there is no fixed weight. The logits are
+            then shifted as described under Budget, and only as much of the penalty's gradient is added as keeps the
+            expected cost constant.
+        smoothness: The penalty for differences between masks (equation 6): "classes" compares the rows of classes with
+            a common row, "units" compares neighbouring units.
+        lambda_smooth: The weight of this penalty in the loss. With 0, there is no such penalty.
+        rank: If None, the rows of all classes are one table (classes, units). If a number r, they are the product of
+            two matrices (classes, r) and (r, units), which needs less memory if there are many classes.
+        sparse: If True, gradients are computed only for the rows that are used in a step. If False, gradients are
+            tensors for all rows. None means True if there are more than 1,000 classes and one process on the CPU or on
+            CUDA, else False.
+        warm_start: The name of another criterion, such as "taylor". At the start, the shared row then has the same
+            order of units as the scores of this criterion. None means that all units are equal at the start.
+        aggregate: How the logits become one score for each unit. "shared": the logit in the shared row. "mean" or
+            "max": the mean or the maximum of the logits in the rows of all classes that were trained.
 
     Raises:
         PluginError: A setting is out of range or unknown, or no step trains the row that `aggregate` uses.
@@ -112,13 +117,13 @@ class XPruner(MaskSettings, Criterion):
     at_budget: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        # An unknown criterion is refused here, not after hours of other work.
+        # If the name of the criterion is unknown, this line raises the error now and not after hours of other work.
         self._warm_start_criterion()
         choices = {"objective": OBJECTIVES, "sparsity": SPARSITY, "smoothness": SMOOTHNESS, "aggregate": AGGREGATES}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise PluginError(f"xpruner: {field}={getattr(self, field)!r}, allowed are {', '.join(allowed)}.")
-        # Name of a field -> whether its value is in range, and the values that are.
+        # For each field: whether its value is allowed, and a text that says which values are allowed.
         checks = {
             "steps": (self.steps >= 1, "numbers of at least 1"),
             "lr": (self.lr > 0, "numbers above 0"),
@@ -142,24 +147,25 @@ class XPruner(MaskSettings, Criterion):
             )
 
     def _warm_start_criterion(self) -> Criterion | None:
-        """Returns the criterion whose order of units the shared row starts in. None if there is none."""
+        """Returns the criterion that `warm_start` names. Returns None if `warm_start` is not set."""
         return resolve(self.warm_start, registered("criteria"), Criterion, "criterion") if self.warm_start else None
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
         """Learns the masks, and returns their logits as scores.
 
         Args:
-            context: All of it is used: model, loader, task, seed, budget and checkpoint folder.
+            context: The inputs of a criterion. The model, the loader, the task, the seed, the budget and the checkpoint
+                folder are used.
             sites: The sites to score.
 
         Returns:
-            The scores, on the scale "plan": one threshold on all of them gives the plan, because the masks have learned
-            at the cost of the units already. If the task has at least two classes, also class-wise scores. A class that
-            was never drawn has NaN there.
+            The scores, with the scale "plan": the masks have already been learned with the costs of the units, so one
+            threshold for all sites gives the plan. If the task has at least two classes, there are also class-wise
+            scores. They are NaN for a class whose row was never trained.
 
         Raises:
             DataError: There is no loader, it has no length, or it does not fit the task.
-            BudgetError: The budget cannot be met.
+            BudgetError: No plan can meet the budget.
             TrainingError: The loss is not finite, or the checkpoint folder belongs to another run.
         """
         start = time.perf_counter()
@@ -172,12 +178,13 @@ class XPruner(MaskSettings, Criterion):
         info = {**asdict(self), "seconds": time.perf_counter() - start}
         classwise: tuple[Tensor | LowRank, ...] | None = None
         deviations = table.deviations.weight.detach().clone()
-        # The logits of a class that was never drawn are still 0. A reader must not take them for learned scores.
+        # The logits of a class that was never trained are still 0. With NaN, they cannot be mistaken for learned
+        # scores.
         deviations[undrawn] = torch.nan
         if learner.classes and table.basis is None:
             classwise = split(table.base + deviations, sizes)
         elif learner.classes and table.basis is not None:
-            # Factors stay factors: the product for all classes may be too large for memory.
+            # The two matrices are not multiplied, because the table of all classes may be too large for memory.
             parts = zip(split(table.basis, sizes), split(table.base, sizes), strict=True)
             classwise = tuple(LowRank(deviations.cpu(), basis, base) for basis, base in parts)
         return Scores(tuple(sites), split(values, sizes), self.name, classwise, info, "plan")

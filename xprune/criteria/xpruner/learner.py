@@ -1,4 +1,4 @@
-"""Trains the masks of X-Pruner: gradient steps on their logits, with the model's weights frozen."""
+"""Trains the masks of X-Pruner by gradient descent on their logits. The weights of the model do not change."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,16 +26,16 @@ from xprune.training.runtime import accelerator, reduced
 
 @dataclass(frozen=True)
 class Objective:
-    """The question that a step asks about the row of a class.
+    """A way to train the row of a class: which row a sample gets, how its units are used, and which loss.
 
     Args:
-        draw: Chooses the class whose row gates each sample. It is called with the own classes of the samples, int64
-            (samples,), with a function that draws another class for each sample, and with the number of classes. It
-            returns the chosen classes, int64 (samples,).
-        one_vs_rest: True: the loss is `Task.one_vs_rest`. False: it is `Task.loss`.
-        gone: True: the units that the row holds are removed, and the row is independent of the shared row, because
-            units that every class needs say nothing about this class. False: only the units that the row holds are
-            kept, and the row is a deviation from the shared row.
+        draw: A function that chooses the class whose row gives the gates of each sample. Its arguments are the own
+            class of each sample, int64 (samples,), a function that returns another class for each sample, and the
+            number of classes. It returns the chosen classes, int64 (samples,).
+        one_vs_rest: If True, the loss is `Task.one_vs_rest`. If False, it is `Task.loss`.
+        gone: If True, the units in the row are removed. The row is then independent of the shared row, because units
+            that every class needs say nothing about this class. If False, only the units in the row are kept, and the
+            row is stored as a difference from the shared row.
 
     Example:
         >>> import torch
@@ -50,10 +50,11 @@ class Objective:
 
 
 TAKEN = 0.5
-"""The largest share of all units, by cost, that the row of a class holds if its units are removed.
+"""The largest fraction of all units, by cost, that is removed to train the row of a class.
 
-The share changes from step to step and covers the range from 0 to this value evenly. So the logits learn an order of
-units: those that the class misses first, then those that it misses next. The budget and the plan do not depend on it.
+The fraction changes from step to step and covers the range from 0 to this value evenly. So the logits learn an order:
+first the unit that the class needs most, then the next one, and so on. The budget and the plan do not depend on this
+value.
 """
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -62,17 +63,17 @@ OBJECTIVES: Mapping[str, Objective] = {
     "label": Objective(lambda own, other, classes: own),
     "random-row": Objective(lambda own, other, classes: torch.randint_like(own, classes)),
 }
-"""Name -> objective. A script may add one under a new name. `XPruner(objective=...)` then accepts this name."""
+"""The objectives by name. If a script adds one under a new name, `XPruner(objective=...)` accepts this name."""
 
 
 def _either(other: Tensor, own: Tensor) -> Tensor:
-    """Returns one of the two classes for each sample, int64 (samples,), each with probability 1/2."""
+    """Returns one of two classes for each sample, int64 (samples,). Each of the two has the probability 1/2."""
     return torch.where(torch.rand(own.shape, device=own.device) < 0.5, own, other)
 
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """Settings of the training of masks. They are fields of the criterion, and `XPruner` describes them."""
+    """The settings of the training of masks. They are fields of the criterion `XPruner`, which describes them."""
 
     objective: str = "one-vs-rest"
     steps: int = 600
@@ -92,14 +93,15 @@ class MaskLearner:
     """The training of the masks of one model, for one task and one budget.
 
     Args:
-        context: The model, the data, the task, the seed, the budget and the checkpoint folder.
-        sites: The sites whose units have masks.
-        settings: How the masks learn.
-        start: Scores of another criterion, in whose order the shared row starts. None: all units start equal.
+        context: The context with the model, the data, the task, the seed, the budget and the checkpoint folder.
+        sites: The sites whose units get masks.
+        settings: The settings of the training.
+        start: Scores of another criterion. The shared row starts with the same order of units. None means that all
+            units are equal at the start.
 
     Attributes:
         table: The logits of the masks.
-        classes: The number of classes. 0 if the task has none, or only one.
+        classes: The number of classes. It is 0 if the task has no classes or only one.
     """
 
     def __init__(
@@ -107,7 +109,8 @@ class MaskLearner:
     ) -> None:
         self.context, self.settings, self.sites = context, settings, tuple(sites)
         self.objective = OBJECTIVES[settings.objective]
-        # A step of the shared row gives rows of classes no gradient, which several processes have to look for.
+        # A step that trains the shared row gives no gradient to rows of classes. With several processes, torch has to
+        # know that some parameters get no gradient.
         self.runner = accelerator(unused=True)
         device = self.runner.device
         self.classes, self._first_outputs = self._count_classes()
@@ -120,17 +123,17 @@ class MaskLearner:
         costs = context.measured(sites) or measure_costs(
             context.model, sites, context.example_inputs, asked, batch_axis=axis
         )
-        # Without a budget: halfway between the dense model's MACs and the smallest MACs that can be reached.
+        # Without a budget, the target is halfway between the dense model's MACs and the smallest possible MACs.
         budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
         if start is not None:
             self.table.shared.data = from_scores(torch.cat(normalise(start, costs, budget))).to(device)
         self.source = _GateSource(self.table, UnitCosts.of(costs, budget, device), settings)
-        # 1 for each class that was drawn. A buffer of a module, because checkpoints save modules.
+        # The entry of a class is 1 if its row was trained. It is a buffer of a module because checkpoints save modules.
         self.seen = nn.Module()
         self.seen.register_buffer("classes", torch.zeros(max(self.classes, 1), device=device))
 
     def run(self) -> "MaskLearner":
-        """Takes all steps. A run that was killed continues from its last checkpoint.
+        """Trains for all steps. If the program was killed, the training continues from its last checkpoint.
 
         Returns:
             The learner itself.
@@ -157,15 +160,15 @@ class MaskLearner:
 
     @property
     def undrawn(self) -> list[int]:
-        """The classes whose rows were never drawn, on any process. Their rows have learned nothing."""
+        """The classes whose rows were never trained on any process. It is an empty list if there are no classes."""
         drawn = reduced(self.runner, self.seen.get_buffer("classes"))
         return (drawn == 0).nonzero().flatten().tolist() if self.classes else []
 
     def _step(self, inputs: Any, targets: Any) -> None:
-        """Takes one step, which trains either the shared row or rows of classes."""
+        """Makes one training step with a batch. The step trains either the shared row or rows of classes."""
         task, settings, step = self.context.task, self.settings, self.loop.step
         samples = task.size(targets)
-        # Spreads the steps of the shared row evenly: with shared=2/3, two steps of every three.
+        # Distributes the steps for the shared row evenly. With shared=2/3, these are two of every three steps.
         trains_shared = int((step + 1) * settings.shared) > int(step * settings.shared)
         drawn = None if trains_shared or not self.classes else self._draw(targets)
         with self.runner.autocast():
@@ -175,7 +178,8 @@ class MaskLearner:
             loss = task.one_vs_rest(outputs, targets, drawn, self.objective.gone)
         else:
             loss = task.loss(outputs, targets)
-        # The rate is set by hand: it depends on the number of the step alone, so a checkpoint need not save it.
+        # The learning rate depends only on the number of the step. So no scheduler is needed that a checkpoint would
+        # have to save.
         rate = settings.lr * 0.5 * (1 + math.cos(math.pi * step / self.loop.steps))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -186,10 +190,10 @@ class MaskLearner:
             optimizer.step()
 
     def _draw(self, targets: Any) -> Tensor:
-        """Chooses the class whose row gates each sample, int64 (samples,)."""
+        """Chooses the class whose row gives the gates of each sample. Returns int64 (samples,)."""
         task, classes = self.context.task, self.classes
-        # The classes are needed before the forward pass. A task reads the number of classes from outputs, so it gets
-        # those of the first batch.
+        # The classes are needed before the forward pass. A task may read the number of classes from the outputs, so it
+        # gets the outputs for the first batch.
         found = task.classes(self._first_outputs, targets)
         assert found is not None  # `_count_classes` has seen that the task has classes
         own = found[0]
@@ -198,8 +202,11 @@ class MaskLearner:
         return drawn
 
     def _count_classes(self) -> tuple[int, Any]:
-        """Returns the number of classes, 0 if there are fewer than two, and the model's outputs for the first batch."""
-        # Raises DataError now if the loader has no length, which the loop needs for its schedule.
+        """Returns the number of classes, and the model's outputs for the first batch.
+
+        The number is 0 if the task has no classes or only one.
+        """
+        # Raises DataError if the loader has no length. The training loop needs the length for its schedule.
         length(self.context.data("xpruner"), "xpruner")
         inputs, targets = send_to_device(self.context.first("xpruner"), self.runner.device)
         with torch.no_grad():
@@ -209,20 +216,27 @@ class MaskLearner:
         return (found[1] if found and found[1] > 1 else 0), outputs
 
     def _is_sparse(self) -> bool:
-        """Returns whether gradients of the table hold only the rows that were drawn, see `XPruner(sparse=...)`."""
+        """Returns True if gradients are computed only for the rows that a step uses, else False.
+
+        The criterion `XPruner` describes the setting `sparse`.
+        """
         if self.settings.sparse is not None:
             return self.settings.sparse
-        # Dense gradients of a large table cost more than the rest of a step. Not all backends have sparse gradients.
+        # For a large table, gradients of all rows take more time than the rest of a step. Not all backends have sparse
+        # gradients.
         return self.classes > 1000 and self.runner.num_processes == 1 and self.runner.device.type in ("cpu", "cuda")
 
 
 class _GateSource(nn.Module):
-    """A module that computes the gates of each sample: it looks up rows, holds them to a cost, and draws 0 or 1.
+    """A module that computes the gates of each sample of a batch from the table of masks.
+
+    It looks up the row of each sample, shifts its logits to the allowed cost, and samples gates of 0 and 1 from the
+    masks.
 
     Args:
         table: The logits of the masks.
         costs: The costs of the units, and the allowed cost.
-        settings: How the masks learn.
+        settings: The settings of the training.
     """
 
     def __init__(self, table: MaskTable, costs: UnitCosts, settings: MaskSettings) -> None:
@@ -232,18 +246,20 @@ class _GateSource(nn.Module):
         self._penalty: Tensor | None = None
 
     def forward(self, drawn: Tensor | None, samples: int, step: int) -> Tensor:
-        """Computes the gates of one batch, and keeps the terms for the loss until `penalty` is called.
+        """Computes the gates for one batch. The penalties for this batch are stored until `penalty` is called.
 
         Args:
-            drawn: The class whose row gates each sample, int64 (samples,). None: the shared row gates all samples.
+            drawn: The class whose row gives the gates of each sample, int64 (samples,). None means that all samples use
+                the shared row.
             samples: The number of samples.
-            step: The number of the step.
+            step: The number of the training step.
 
         Returns:
             Gates (samples, units) of 0 and 1.
         """
         sparsity = SPARSITY[self.settings.sparsity]
-        # Each row is computed once, also if many samples have it. `inverse` maps samples to rows.
+        # Each row is computed only once, even if several samples use it. `inverse` holds the position of each sample's
+        # row.
         rows, inverse = (None, None) if drawn is None else drawn.unique(return_inverse=True)
         logits = self.table(rows)  # (rows, units)
         masks, cost = self._masks(logits, step, rows)
@@ -262,11 +278,13 @@ class _GateSource(nn.Module):
         return 1 - gates if self.gone else gates
 
     def _common_masks(self, logits: Tensor, step: int, rows: Tensor | None) -> Tensor:
-        """Computes the masks that the smoothness term compares the rows of classes with. They get no gradient.
+        """Computes the masks that the smoothness penalty "classes" compares the rows of classes with.
+
+        These masks get no gradient, so the penalty changes only the rows of classes.
 
         Returns:
-            The masks of the shared row, (1, units). If rows of classes are independent of the shared row, the masks of
-            the mean of the rows that were drawn, (rows, units).
+            The masks of the shared row, (1, units). If the rows of classes are independent of the shared row, the masks
+            of the mean of the rows in this batch, (rows, units).
         """
         with torch.no_grad():
             if rows is None or not self.table.alone:
@@ -277,22 +295,22 @@ class _GateSource(nn.Module):
         """Turns logits into masks whose expected cost is the allowed cost at this step.
 
         Args:
-            logits: Logits (rows, units).
-            step: The number of the step.
-            rows: The classes of the rows, int64 (rows,). None: the shared row.
+            logits: The logits, (rows, units).
+            step: The number of the training step.
+            rows: The classes of the rows, int64 (rows,). None if the row is the shared row.
 
         Returns:
-            The masks (rows, units), and the cost of each unit (rows, units).
+            The masks, (rows, units), and the cost of each unit in each row, (rows, units).
         """
-        # A fixed weight of the sparsity term makes masks small. Nothing else holds them to a cost.
+        # If the sparsity penalty has a fixed weight, only the penalty makes masks small, and no cost is enforced.
         if self.settings.lambda_sparse is not None:
             return self.costs.free(logits)
         if rows is not None and self.gone:
-            # Adding the class gives rows of one step different shares.
+            # The class is added so that rows of different classes remove different fractions in the same step.
             return self.costs.at(TAKEN * spread(step + rows)).settle(logits)
         return self.costs.settle(logits, (step + 1) / (self.settings.anneal * self.settings.steps))
 
     def penalty(self) -> Tensor:
-        """Returns the sparsity and smoothness terms of the last batch, which are added to the loss."""
+        """Returns the sum of the sparsity and smoothness penalties for the last batch, which is added to the loss."""
         assert self._penalty is not None
         return self._penalty

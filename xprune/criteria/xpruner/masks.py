@@ -1,4 +1,4 @@
-"""The table of masks, how gates are drawn from masks, and the terms that can be added to the loss."""
+"""The table of masks, the sampling of gates from masks, and the penalties that can be added to the loss."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,26 +8,28 @@ from torch import Tensor, nn
 from xprune.costs.expected import TEMPERATURE
 
 _STEEPNESS = 2.0
-"""How steeply the masks of a warm start rise with the rank of a unit, see `from_scores`."""
+"""How steeply the masks rise with the rank of a unit at a warm start, see `from_scores`."""
 
 _COLUMNS = 256
-"""Units for which rows of all classes are computed at once, where the table is a product of factors."""
+"""The number of columns of a low-rank table that are computed at a time, for all classes."""
 
 
 class MaskTable(nn.Module):
-    """A table of logits of masks: one row that all classes share, and a row for each class. All start at 0.
+    """A table of the logits of masks: one row that all classes share, and a row for each class. All logits start at 0.
 
-    The row of a class is stored as its deviation from a base. Training the row of a class does not train the shared
-    row: the shared row decides which units stay for all classes, so it learns only from samples of all classes.
+    The row of a class is stored as its difference from a base row. Training the row of a class does not change the
+    shared row. The shared row decides which units stay for all classes, so it must learn only from samples of all
+    classes.
 
     Args:
         classes: The number of classes.
         units: The number of units of all sites together.
-        rank: None: the deviations are one table (classes, units). r: they are the product of two factors, (classes, r)
-            and (r, units). Memory then grows with classes + units, not with classes * units.
-        sparse: True: the gradient of the deviations holds only the rows that were drawn. False: it holds all rows.
-        alone: True: the base is 0, so the row of a class is independent of the shared row. False: the base is the
-            shared row.
+        rank: If None, the differences are one table (classes, units). If a number r, they are the product of two
+            matrices (classes, r) and (r, units). Memory then grows with classes + units, not with classes * units.
+        sparse: If True, the gradient of the differences contains only the rows that were used. If False, it contains
+            all rows.
+        alone: If True, the base row is 0, so the row of a class is independent of the shared row. If False, the base
+            row is the shared row.
 
     Example:
         >>> import torch
@@ -46,22 +48,23 @@ class MaskTable(nn.Module):
         self.shared = nn.Parameter(torch.zeros(units))
         self.deviations = nn.Embedding(classes, rank or units, sparse=sparse)
         nn.init.zeros_(self.deviations.weight)
-        # One factor has to be random: if both were 0, both gradients would be 0, and nothing would be learned.
+        # One of the two matrices has to be random. If both were 0, both gradients would be 0, and nothing could be
+        # learned.
         self.basis = nn.Parameter(torch.randn(rank, units) / rank**0.5) if rank else None
 
     @property
     def base(self) -> Tensor:
-        """The logits that rows of classes deviate from, (units,): 0, or the shared row without its gradient."""
+        """The base row, (units,): zeros, or the shared row. No gradient flows from it to the shared row."""
         return torch.zeros_like(self.shared) if self.alone else self.shared.detach()
 
     def forward(self, classes: Tensor | None = None) -> Tensor:
-        """Looks up rows of the table.
+        """Returns rows of the table.
 
         Args:
-            classes: The classes, int64 (rows,). None: the shared row.
+            classes: The classes of the wanted rows, int64 (rows,). None means the shared row.
 
         Returns:
-            Logits (rows, units). (1, units) for the shared row.
+            Logits (rows, units). The shared row is (1, units).
         """
         if classes is None:
             return self.shared[None]
@@ -73,9 +76,9 @@ class MaskTable(nn.Module):
         """Combines the rows into one logit for each unit.
 
         Args:
-            how: "shared": the shared row. "mean" or "max": over the rows of classes.
-            undrawn: Classes that were never drawn. Their rows are left out. If no class was drawn, the shared row is
-                returned.
+            how: "shared": returns the shared row. "mean" or "max": the mean or the maximum over the rows of classes.
+            undrawn: The classes whose rows were never trained. They are left out. If no row of a class was trained, the
+                shared row is returned.
 
         Returns:
             Logits (units,).
@@ -89,19 +92,20 @@ class MaskTable(nn.Module):
             return self.base + (weight.mean(0) if how == "mean" else weight.amax(0))
         if how == "mean":
             return self.base + weight.mean(0) @ self.basis
-        # Some columns at a time: the full product (classes, units) may be too large for memory.
+        # The product is computed for some columns at a time, because the whole table may be too large for memory.
         return self.base + torch.cat([(weight @ part).amax(0) for part in self.basis.split(_COLUMNS, dim=1)])
 
 
 def from_scores(values: Tensor) -> Tensor:
-    """Turns scores of another criterion into logits to start from, in the same order.
+    """Turns scores of another criterion into logits that put the units in the same order. Training starts from them.
 
-    Only the ranks of the scores are used, so the result does not depend on the scale of the criterion. If half of the
-    cost is allowed, a unit of rank r in (0, 1) starts with a mask m where m / (1 - m) = (r / (1 - r))^2. So masks near
-    the budget's threshold start between 0 and 1, and can still move to either side.
+    Only the ranks of the scores are used, so the result does not depend on the scale of the scores. The formula is
+    chosen for the case that half of the cost is allowed. Then a unit of rank r in (0, 1) starts with a mask m for which
+    m / (1 - m) = (r / (1 - r))^2. So masks near the threshold start between 0 and 1, and training can still move them
+    in both directions.
 
     Args:
-        values: Scores (units,) that are comparable across sites.
+        values: Scores (units,) that can be compared across sites.
 
     Returns:
         Logits, float32 (units,).
@@ -113,10 +117,10 @@ def from_scores(values: Tensor) -> Tensor:
 
 
 def spread(index: Tensor) -> Tensor:
-    """Turns whole numbers into numbers from 0 to 1 that cover the interval evenly: Weyl's sequence of the golden ratio.
+    """Turns consecutive whole numbers into numbers from 0 to 1 that cover this interval evenly.
 
-    Any run of consecutive numbers gives an even cover. It is used instead of random numbers, because it has no state: a
-    run that was killed needs only the number of the step to continue.
+    The result is Weyl's sequence of the golden ratio. It is used instead of random numbers because it has no state: to
+    continue a killed run, only the number of the step is needed.
 
     Args:
         index: Whole numbers, int64, of any shape.
@@ -129,11 +133,12 @@ def spread(index: Tensor) -> Tensor:
 
 
 def sampled(masks: Tensor) -> Tensor:
-    """Draws gates of 0 and 1, each 1 with its mask as the probability.
+    """Samples gates of 0 and 1. The mask of a gate is the probability that the gate is 1.
 
-    The gradient of a gate is passed to its mask unchanged: the straight-through estimator (Bengio et al., 2013). Some
-    gradients are taken with the unit kept, others with the unit removed. By the trapezoidal rule, their mean estimates
-    the change of the loss by removal better than the gradient at a mask in between, because it includes curvature.
+    The gradient of a gate is passed to its mask unchanged. This is the straight-through estimator (Bengio et al.,
+    2013). Some gradients are computed with the unit present, and others with the unit absent. By the trapezoidal rule,
+    their mean estimates the change of the loss by removal better than a single gradient at a mask between 0 and 1,
+    because the mean includes the curvature of the loss.
 
     Args:
         masks: Probabilities, of any shape.
@@ -142,7 +147,7 @@ def sampled(masks: Tensor) -> Tensor:
         Gates of the same shape and dtype.
     """
     gates = (torch.rand_like(masks) < masks).to(masks.dtype)
-    # The value is that of the gates, and the gradient that of the masks.
+    # The sum has the value of `gates` and the gradient of `masks`.
     return gates + masks - masks.detach()
 
 
@@ -151,27 +156,29 @@ SPARSITY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": lambda masks, cost: masks.sum(1),
     "l2": lambda masks, cost: masks.square().sum(1).sqrt(),
 }
-"""Name -> a term that makes masks small. "l2" is equation 7 of the paper.
+"""The penalties for large masks, by name. "l2" is equation 7 of the paper.
 
 Each is a function of masks (rows, units) and of the costs of these units (rows, units). It returns one number for each
-row. A script may add a term under a new name. `XPruner(sparsity=...)` then accepts this name.
+row. If a script adds a penalty under a new name, `XPruner(sparsity=...)` accepts this name.
 """
 
 SMOOTHNESS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": lambda masks, shared: (masks - shared).abs().mean(),
     "units": lambda masks, shared: masks.diff(dim=1).abs().mean(),
 }
-"""Name -> a term that makes masks similar: an L1 norm of differences, equation 6 of the paper.
+"""The penalties for differences between masks, by name.
 
-The paper leaves the axis open. "classes" compares the row of each class with the shared row, or with the mean of the
-rows that were drawn. "units" compares neighbouring units of a row. Heads and neurons have no order, so their neighbours
-are neighbours by chance.
+Both are means of absolute differences, like the L1 norm in equation 6 of the paper. The paper does not say which masks
+are compared. "classes" compares the row of each class with the shared row, or with the mean of the rows of the batch.
+"units" compares neighbouring units of a row. Heads and neurons have no natural order, so it has no meaning which units
+are neighbours.
 
-Each is a function of masks (rows, units) and of the masks that "classes" compares with, (1, units) or (rows, units). It
-returns one number. A script may add a term under a new name. `XPruner(smoothness=...)` then accepts this name.
+Each is a function of masks (rows, units) and of the masks that "classes" compares them with, (1, units) or
+(rows, units). It returns one number. If a script adds a penalty under a new name, `XPruner(smoothness=...)` accepts
+this name.
 """
 
 
 def split(values: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """Splits values (..., units) of all sites into a tensor for each site, float32 on the CPU."""
+    """Splits a tensor (..., units of all sites) into one tensor for each site, float32 on the CPU."""
     return tuple(part.detach().float().cpu().contiguous() for part in values.split(list(sizes), dim=-1))

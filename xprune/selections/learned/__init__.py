@@ -1,6 +1,7 @@
-"""A selection that learns a threshold for each site. `selection` is the plug-in, and `learner` trains the thresholds.
+"""The selection LearnedThresholds, which learns a threshold for each site.
 
-May import: the same as `selections`.
+`selection` contains the plug-in, and `learner` the training of the thresholds. For developers of xprune: these files
+may import the same packages as `selections`.
 """
 
 from xprune.selections.learned.selection import LearnedThresholds

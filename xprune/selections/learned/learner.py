@@ -1,4 +1,7 @@
-"""Trains the thresholds of `LearnedThresholds`: gradient steps towards a budget, with the weights frozen or not."""
+"""Trains the thresholds of `LearnedThresholds` by gradient descent, so that the cost falls to the budget.
+
+The weights of the model are trained too, or do not change.
+"""
 
 import math
 from collections.abc import Sequence
@@ -19,12 +22,12 @@ from xprune.training.optim import decayed
 from xprune.training.runtime import accelerator
 
 _RECORDS = 50
-"""About how many records of a training the history keeps."""
+"""The approximate number of records that the history of a training contains."""
 
 
 @dataclass(frozen=True)
 class ThresholdSettings:
-    """Settings of the training of thresholds. They are fields of the selection: `LearnedThresholds` describes them."""
+    """The settings of the training of thresholds. They are fields of `LearnedThresholds`, which describes them."""
 
     weights: str | None = None
     steps: int | None = None
@@ -36,38 +39,39 @@ class ThresholdSettings:
 
 
 class History:
-    """Records of a training as plain data, which a checkpoint can save.
+    """The records of a training, in a form that checkpoints can save.
 
     Attributes:
-        records: One record for every few steps, see `_GateSource.state`.
+        records: One dict for every few steps, see `_GateSource.state`.
     """
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the records, for a checkpoint."""
+        """Returns the records for a checkpoint."""
         return {"records": self.records}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from the records of a checkpoint."""
+        """Replaces the records by those of a checkpoint. The training then adds new ones."""
         self.records = list(state["records"])
 
 
 class ThresholdLearner:
-    """The training of one threshold for each site, on the ranks of its units.
+    """The training of one threshold for each site. Thresholds are compared with the ranks of the units.
 
     Args:
-        context: The model, the data, the task, the seed and the checkpoint folder.
-        ranks: For each site, the ranks of its units in (0, 1), (units,).
+        context: The context with the model, the data, the task, the seed and the checkpoint folder.
+        ranks: For each site, a tensor (units,) with the ranks of its units, from 0 to 1. The unit with the highest
+            score has the highest rank.
         costs: The costs of the units.
-        budget: The budget to meet.
-        settings: How the thresholds learn.
-        start: Thresholds (points, sites) to start from: the first row at the dense model's cost, the last one at the
-            budget.
+        budget: The budget that the thresholds have to meet at the end.
+        settings: The settings of the training.
+        start: A table (points, sites) of thresholds to start from. Its first row belongs to the cost of the dense
+            model, and its last row to the budget.
 
     Attributes:
-        history: Records of the training.
+        history: The records of the training.
     """
 
     def __init__(
@@ -80,22 +84,22 @@ class ThresholdLearner:
         start: Tensor,
     ) -> None:
         self.context, self.sites, self.settings, self.history = context, costs.sites, settings, History()
-        # Frozen weights get no gradient, which several processes have to look for.
+        # Weights that are not trained get no gradient. With several processes, torch has to know that.
         self.runner = accelerator(unused=True)
         self.source = _GateSource(ranks, UnitCosts.of(costs, budget, self.runner.device), settings, start)
 
     @property
     def thresholds(self) -> Tensor:
-        """The threshold of each site at the budget, float32 (sites,). Units with lower ranks are removed."""
+        """The threshold of each site at the budget, float32 (sites,). A unit with a lower rank is removed."""
         return self.source.thresholds(1.0).detach().cpu()
 
     def run(self, steps: int, joint: bool) -> "ThresholdLearner":
-        """Takes all steps. A run that was killed continues from its last checkpoint.
+        """Trains for all steps. If the program was killed, the training continues from its last checkpoint.
 
         Args:
             steps: The number of steps.
-            joint: True: the weights of `context.model` are trained too. It must not share them with the caller's model.
-                False: the weights do not change.
+            joint: If True, the weights of `context.model` are trained too. They must not be shared with the caller's
+                model. If False, the weights do not change.
 
         Returns:
             The learner itself.
@@ -106,7 +110,8 @@ class ThresholdLearner:
             gated = Gated(model, self.sites, self.source, context.task.forward, context.task.rows).to(
                 self.runner.device
             )
-            # A checkpoint of a run that started from other weights, ranks or thresholds must not be taken.
+            # The checkpoint contains this digest, so that a run with other weights, ranks or thresholds does not use
+            # the checkpoint.
             start = Weights(model).digest() + Weights(self.source).digest()
             optimizers: list[torch.optim.Optimizer] = []
             optimizers.append(torch.optim.Adam([self.source.learned], lr=settings.lr))
@@ -119,7 +124,7 @@ class ThresholdLearner:
             fingerprint = {**asdict(settings), **self.source.costs.budget, "joint": joint, "start": start}
             loop.keep(context.checkpoint_dir, parts, **fingerprint)
             self.loop = loop
-            # Frozen weights learn thresholds for the model as it will be used: without dropout.
+            # If the weights are not trained, the model is in eval mode, without dropout. This is how it will be used.
             model.train(joint)
             with gated.gates.attached(model):
                 loop.run(self._step)
@@ -127,13 +132,14 @@ class ThresholdLearner:
         return self
 
     def _step(self, inputs: Any, targets: Any) -> None:
-        """Takes one step on the thresholds, and on the weights if these are trained too."""
+        """Makes one training step with a batch. It changes the thresholds, and the weights if these are trained too."""
         task, loop, settings = self.context.task, self.loop, self.settings
         progress = (loop.step + 1) / loop.steps
         first, last = settings.slope
         # The slope grows by the same factor at each step.
         slope = first * (last / first) ** progress
-        # The first optimizer is that of the thresholds. Large steps while the target moves, small ones to settle.
+        # The first optimizer is that of the thresholds. Its learning rate is large while the target cost falls, and
+        # small at the end.
         for group in self.optimizers[0].param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
         with self.runner.autocast():
@@ -152,15 +158,16 @@ class ThresholdLearner:
 
 
 class _GateSource(nn.Module):
-    """A module that computes the gates of each sample from the thresholds, and holds the multipliers of the budget.
+    """A module that computes the gates of each sample from the thresholds, and makes the cost meet the budget.
 
-    Names of buffers and parameters are those in checkpoints.
+    It holds one Lagrange multiplier for each limit of the budget. Checkpoints contain the names of its parameters and
+    buffers, so these must not be renamed.
 
     Args:
-        ranks: For each site, the ranks of its units, (units,).
+        ranks: For each site, a tensor (units,) with the ranks of its units.
         costs: The costs of the units, and the allowed cost.
-        settings: How the thresholds learn.
-        start: Thresholds (points, sites) to start from, from the dense model's cost to the budget.
+        settings: The settings of the training.
+        start: A table (points, sites) of thresholds to start from, see `ThresholdLearner`.
     """
 
     def __init__(self, ranks: Sequence[Tensor], costs: UnitCosts, settings: ThresholdSettings, start: Tensor) -> None:
@@ -171,34 +178,37 @@ class _GateSource(nn.Module):
         self.register_buffer("path", start.float().to(device), persistent=False)
         self.register_buffer("multipliers", torch.zeros(len(costs.allowed), device=device))
         self.register_buffer("ranks", torch.cat(list(ranks)).float().to(device), persistent=False)
-        # The site of each unit, (units,).
+        # The index of the site of each unit, (units,).
         index = torch.arange(len(ranks), device=device)
         self.register_buffer("index", index.repeat_interleave(torch.tensor(costs.sizes, device=device)))
-        # True for the best units of each site, as many as the budget says must stay, (units,).
+        # True for units that always stay, (units,): at each site the units with the highest ranks, as many as the
+        # budget demands.
         stays = torch.cat([(r.argsort(descending=True).argsort() < n) for r, n in zip(ranks, costs.least, strict=True)])
         self.register_buffer("stays", stays.to(device))
 
     def thresholds(self, progress: float) -> Tensor:
-        """Returns the thresholds (sites,): the starting thresholds at this progress, plus the learned distances.
+        """Returns the thresholds, (sites,): the starting thresholds at some progress, plus the learned changes.
 
         Args:
-            progress: The share of the annealing that is done. From 1 on, the target is the budget.
+            progress: How far the target cost has fallen, from 0 (the cost of the dense model) to 1 (the budget). Larger
+                values count as 1.
         """
         start = self.get_buffer("path")
         point = round(min(progress, 1.0) * (len(start) - 1))
         return start[point] + self.learned
 
     def forward(self, samples: int, slope: float, progress: float) -> Tensor:
-        """Draws the gates of one batch.
+        """Computes the gates for one batch.
 
-        A gate is 1 if rank > threshold + noise. The noise is logistic, so a gate is 1 with the probability
-        (1 + tanh(slope (rank - threshold))) / 2. The gradient is that of this probability. All units of a site have the
-        same noise, so each sample sees the site with its best units up to some number, as a plan would keep them.
+        A gate is 1 if rank > threshold + noise, else 0. The noise has a logistic distribution. So a gate is 1 with the
+        probability `(1 + tanh(slope (rank - threshold))) / 2`. The gradient of a gate is the gradient of this
+        probability. In one sample, all units of a site have the same noise. So the sample keeps the units of a site
+        with the highest ranks, as a plan does.
 
         Args:
             samples: The number of samples.
-            slope: The slope of the smooth step.
-            progress: The share of the annealing that is done.
+            slope: The slope of the probability as a function of the rank. With a larger slope, fewer gates are random.
+            progress: How far the target cost has fallen, see `thresholds`.
 
         Returns:
             Gates (samples, units) of 0 and 1.
@@ -209,40 +219,43 @@ class _GateSource(nn.Module):
         soft = torch.sigmoid(2 * slope * margin).masked_fill(self.get_buffer("stays"), 1.0)
         self._excess = self.costs.excess(soft[None], progress)[0]
         self._rates, self._thresholds = soft.detach(), thresholds.detach()
-        # (samples, sites). The logit of a uniform number is logistic, and infinite at 0 and 1.
+        # The shape is (samples, sites). The logit of a uniform number has a logistic distribution. It is infinite at 0
+        # and 1.
         noise = torch.rand(samples, len(thresholds), device=soft.device).clamp(1e-6, 1 - 1e-6).logit() / (2 * slope)
         hard = ((margin.detach() > noise[:, index]) | self.get_buffer("stays")).to(soft.dtype)
-        # The value is that of the hard gates, and the gradient that of the smooth step.
+        # The result has the value of `hard` and the gradient of `soft`.
         return hard + soft - soft.detach()
 
     def lagrangian(self) -> Tensor:
-        """Returns penalty / 2 * (R - target)^2 + multiplier * (R - target), for the thresholds of the last batch.
+        """Returns the term that makes the cost meet the budget. The training adds it to the loss of the last batch.
 
-        It is the sum over all limits of the budget. R is the expected cost as a share of the dense model's cost.
+        The term is `penalty / 2 * (R - target)^2 + multiplier * (R - target)`, summed over all limits of the budget. R
+        is the expected cost and target the allowed cost, both as a fraction of the dense model's cost.
         """
         return (self.penalty / 2 * self._excess.square() + self.get_buffer("multipliers") * self._excess).sum()
 
     @torch.no_grad()
     def ascend(self) -> Tensor:
-        """Changes each multiplier in proportion to penalty times excess: up if the cost is above the target, else down.
+        """Changes each multiplier in proportion to the excess of the cost, which is the expected cost minus the target.
 
-        The multiplier has to ascend. Public attempts at the paper descend on it too, which has no minimum.
+        A multiplier rises if the cost is above the target, and falls if it is below. Public implementations of the
+        paper let the multiplier descend on the loss, but then the loss has no minimum.
 
         Returns:
-            The excess (limits,): the expected cost less the target, as shares of the dense model's cost.
+            The excess for each limit of the budget, (limits,), as a fraction of the dense model's cost.
         """
         self.get_buffer("multipliers").add_(_PACE * self.penalty * self._excess.detach())
         return self._excess.detach()
 
     def state(self, excess: Tensor) -> dict[str, Any]:
-        """Returns a record of the last batch as plain data.
+        """Returns a record of the last batch for the history, as a dict that JSON can hold.
 
         Args:
-            excess: The excess (limits,), as `ascend` returns it.
+            excess: The excess, (limits,), as `ascend` returned it.
 
         Returns:
-            "rates": the expected share of units that each site keeps. "thresholds": one for each site. "excess" and
-            "multipliers": one for each limit of the budget.
+            A dict. "rates": for each site, the expected fraction of its units that stay. "thresholds": the threshold of
+            each site. "excess" and "multipliers": one number for each limit of the budget.
         """
         rates = [float(part.mean()) for part in self._rates.split(list(self.costs.sizes))]
         return {
@@ -254,7 +267,8 @@ class _GateSource(nn.Module):
 
 
 _PACE = 0.1
-"""How far a multiplier moves at each step, as a factor on penalty times excess.
+"""How far a multiplier moves in one step: this factor times the penalty times the excess.
 
-The method of multipliers has 1, but it finds a minimum before each step of the multiplier. We take a gradient step.
+The method of multipliers uses the factor 1, because it finds a minimum of the loss before each change of the
+multiplier. We make only one gradient step before each change.
 """

@@ -1,4 +1,4 @@
-"""The selection LearnedThresholds: learns how many units each site keeps, by gradient descent."""
+"""The selection LearnedThresholds, which learns by gradient descent how many units each site keeps."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,50 +17,53 @@ from xprune.errors import PluginError
 from xprune.selections.learned.learner import ThresholdLearner, ThresholdSettings
 
 WEIGHTS = (None, "joint", "frozen")
-"""Whether the model's weights are trained together with the thresholds, see `LearnedThresholds`."""
+"""The allowed values of `LearnedThresholds.weights`, which says whether the model's weights are trained too."""
 FROZEN_STEPS = 300
-"""The default number of steps if the weights are frozen."""
+"""The default number of steps if the weights are not trained."""
 POINTS = 65
-"""At how many costs between the dense model's and the budget the starting thresholds are computed."""
+"""The number of costs, from the dense model's cost to the budget, for which starting thresholds are computed."""
 
 
 @dataclass(frozen=True)
 class LearnedThresholds(ThresholdSettings, Selection):
-    """A selection that learns a threshold for each site, which decides how many units the site keeps.
+    """A selection that learns a threshold for each site. The threshold decides how many units the site keeps.
 
     Source: Yu and Xiang, "X-Pruner", CVPR 2023, section 3.3 (layer-wise thresholds and pruning rates).
 
-    **Thresholds on ranks.** Within each site, units get ranks from 0 to 1 by their scores, the best unit the highest.
-    A unit is removed if its rank is below the site's threshold. So a threshold of 0.3 removes the worst 30 % of the
-    units: the threshold is the pruning rate. Scores decide which units of a site are removed. The thresholds decide how
-    many.
+    **Thresholds on ranks.** At each site, units get ranks from 0 to 1 by their scores. The unit with the highest score
+    has the highest rank. A unit is removed if its rank is below the threshold of its site. So a threshold of 0.3
+    removes the 30 % of the units with the lowest scores. The scores decide which units of a site are removed, and the
+    threshold decides how many.
 
-    **Learning.** A comparison has no gradient. So the gate of a unit is a smooth step (1 + tanh(n (rank - threshold)))
-    / 2, the tanh form of equation 9. Its slope n grows during training, and the step becomes sharp. In the forward pass
-    each gate is 0 or 1, drawn with the smooth step as the probability.
+    **Learning.** The comparison of a rank with a threshold has no useful gradient. So the gate of a unit is 1 with the
+    probability `(1 + tanh(n (rank - threshold))) / 2`, the tanh form of equation 9. The gradient is that of this
+    probability. The slope n grows during training, until almost no gate is random.
 
-    **Budget.** Let R be the expected cost as a share of the dense model's, and target the allowed share. To the task's
-    loss we add penalty / 2 * (R - target)^2 + multiplier * (R - target), an augmented Lagrangian. While the thresholds
-    descend on the loss, the multiplier ascends: it grows as long as the cost is too high. These are equations 10 and
-    11, which do not say that the multiplier ascends. The target falls from 1 to the budget.
+    **Budget.** Let R be the expected cost, and target the allowed cost, both as fractions of the dense model's cost. We
+    add `penalty / 2 * (R - target)^2 + multiplier * (R - target)` to the loss of the task. This is an augmented
+    Lagrangian (equations 10 and 11 of the paper). The thresholds descend on this loss. The multiplier grows as long as
+    the cost is above the target, which the paper does not say. The target falls from 1 to the budget.
 
-    **Start and end.** At each target, the starting thresholds are those of the selection `global`. Learning changes
-    the distance of each threshold from its start. At the end, one number is added to all thresholds to meet the budget.
+    **Start and end.** At each target, the starting thresholds are those that the selection `global` would use. Training
+    learns a change of each threshold. At the end, the same number is added to all thresholds, so that the budget is
+    met.
 
-    **Deviations from the paper.** Thresholds are compared with ranks, not with mask values, so they work with every
-    criterion. Learning starts from the thresholds of the selection `global`, which compares scores of units of
-    different sites. Gates are 0 or 1 in the forward pass. The cost is that of the limited resources, such as MACs, not
-    a count of units.
+    **Deviations from the paper.** Thresholds are compared with ranks and not with mask values, so they work with every
+    criterion. Training starts from the thresholds of the selection `global`, which compares scores of different sites.
+    Gates are 0 or 1 in the forward pass. The cost is that of the limited resources, such as MACs, and not the number of
+    units.
 
     Args:
-        weights: "joint": the model's weights are trained together with the thresholds. This uses updates of
-            fine-tuning. "frozen": the weights do not change. None: "joint" if the run fine-tunes, else "frozen".
-        steps: The number of gradient steps. None: half of fine-tuning's updates for joint weights, else 300.
-        lr: The learning rate of Adam on the thresholds. It falls to 0 by a cosine.
-        weights_lr: The learning rate of AdamW on the weights.
-        slope: The slope n at the first and at the last step.
-        anneal: The share of the steps over which the target falls to the budget.
-        penalty: The weight of the squared excess of the cost. It also sets how fast the multiplier ascends.
+        weights: "joint": the weights of the model are trained together with the thresholds. This uses updates of
+            fine-tuning. "frozen": the weights do not change. None means "joint" if the run fine-tunes, else "frozen".
+        steps: The number of gradient steps. None means half of fine-tuning's updates if the weights are trained, else
+            300.
+        lr: The learning rate of Adam for the thresholds. It falls to 0 along a cosine.
+        weights_lr: The learning rate of AdamW for the weights.
+        slope: A tuple with the slope n at the first step and at the last step.
+        anneal: The fraction of the steps after which the target has fallen to the budget.
+        penalty: The weight of the squared difference between the cost and the target. It also sets how fast the
+            multiplier changes.
 
     Raises:
         PluginError: A setting is out of range.
@@ -81,7 +84,7 @@ class LearnedThresholds(ThresholdSettings, Selection):
     name: ClassVar[str] = "learned"
 
     def __post_init__(self) -> None:
-        # Name of a field -> whether its value is in range, and the values that are.
+        # For each field: whether its value is allowed, and a text that says which values are allowed.
         checks = {
             "weights": (self.weights in WEIGHTS, '"joint", "frozen" and None'),
             "steps": (self.steps is None or self.steps >= 1, "None and numbers of at least 1"),
@@ -96,24 +99,24 @@ class LearnedThresholds(ThresholdSettings, Selection):
                 raise PluginError(f"learned: {field}={getattr(self, field)!r}, allowed are {what}.")
 
     def updates(self, available: int) -> int:
-        """Returns how many of fine-tuning's updates the weights use while the thresholds learn.
+        """Returns how many of fine-tuning's updates are used to train the weights together with the thresholds.
 
         Args:
-            available: The number of updates of fine-tuning. 0 if there is none.
+            available: The number of updates that fine-tuning makes. 0 if the run does not fine-tune.
 
         Returns:
-            The number of updates, 0 if the weights are frozen.
+            The number of updates. 0 if the weights are not trained.
 
         Raises:
-            PluginError: More updates are wanted than fine-tuning has.
+            PluginError: The settings ask for more updates than fine-tuning makes.
         """
         if self.weights == "frozen" or (self.weights is None and not available):
             return 0
         steps = self.steps or max(1, available // 2)
         if steps > available:
             raise PluginError(
-                f"learned: weights='joint' takes {steps} updates off fine-tuning's {available}, which are too few. "
-                "Fine-tune for more epochs, take fewer steps=, or give weights='frozen'."
+                f"learned: weights='joint' needs {steps} updates, but fine-tuning makes only {available}. Fine-tune "
+                "for more epochs, give fewer steps=, or give weights='frozen'."
             )
         return steps
 
@@ -121,16 +124,17 @@ class LearnedThresholds(ThresholdSettings, Selection):
         """Learns the thresholds, and selects the units that stay. See `Selection.select`.
 
         Returns:
-            The plan, with the trained model and the number of updates if the weights were trained. `plan.info` holds
-            the thresholds, the number of updates, and a history of rates, thresholds and multipliers.
+            A `Selected` object with the plan. If the weights were trained, it also holds the trained model and the
+            number of updates. `plan.info` contains the thresholds, the number of updates, and the history of the
+            training.
         """
         updates = self.updates(context.updates)
         ranks = [within_site(values) for values in scores.values]
-        # Raises BudgetError for an impossible budget, before anything learns.
+        # Raises BudgetError if the budget is impossible, before the training starts.
         allocation = Allocation.on(costs, budget, ranks)
         learner = ThresholdLearner(context, ranks, costs, budget, self, starting_thresholds(scores, costs, budget))
         learner.run(updates or self.steps or FROZEN_STEPS, joint=updates > 0)
-        # One threshold on these margins is the same as one number added to all thresholds.
+        # A common threshold for these differences is the same as one number that is added to all thresholds.
         margins = [rank - float(theta) for rank, theta in zip(ranks, learner.thresholds, strict=True)]
         allocation = Allocation.on(costs, budget, margins)
         plan = allocation.plan(allocation.fill(allocation.one_threshold()), self.name)
@@ -145,15 +149,17 @@ class LearnedThresholds(ThresholdSettings, Selection):
 
 
 def starting_thresholds(scores: Scores, costs: Costs, budget: Budget) -> Tensor:
-    """Computes the thresholds that the selection `global` would give, from the dense model's cost down to the budget.
+    """Returns the thresholds that the selection `global` would use at several costs.
+
+    The costs go from that of the dense model down to the budget.
 
     Returns:
-        Thresholds on ranks, float64 (points, sites). The first row is 0: nothing is removed.
+        Thresholds on ranks, float64 (points, sites). The first row is 0, which removes no unit.
     """
     allocation = Allocation.on(costs, budget, normalise(scores, costs, budget))
     full = torch.tensor(allocation.full, dtype=torch.float64)
     kept = [allocation.one_threshold(remaining(point / (POINTS - 1))) for point in range(POINTS)]
-    # A site that keeps 70 % of its units has a threshold of 0.3 on ranks.
+    # If a site keeps 70 % of its units, its threshold on ranks is 0.3.
     return 1 - torch.tensor(kept) / full
 
 
@@ -161,11 +167,11 @@ def within_site(values: Tensor) -> Tensor:
     """Turns the scores of a site into ranks between 0 and 1.
 
     Args:
-        values: Scores (units,).
+        values: The scores, (units,).
 
     Returns:
-        Ranks, float64 (units,): (1/2, 3/2, ...) / units from the lowest to the highest score. Of units with equal
-        scores, the one with the lower index has the higher rank.
+        Ranks, float64 (units,). The ranks are (1/2, 3/2, ...) / units, from the lowest to the highest score. If two
+        units have equal scores, the unit with the lower index has the higher rank.
     """
     order = torch.argsort(values, descending=True, stable=True)
     ranks = torch.empty(len(values), dtype=torch.float64)
