@@ -1,4 +1,4 @@
-"""latency: times a forward pass."""
+"""latency: measures the time of a forward pass."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
 
     Args:
         model: The model. It is not changed.
-        example_inputs: The inputs to time, a whole batch: a tensor, a tuple of arguments, or a dict of keyword
-            arguments. They are moved to the model's device.
-        seconds: How long to repeat the forward pass, in seconds.
+        example_inputs: One batch, with which the model is called: a tensor, a tuple of arguments, or a dict of keyword
+            arguments. It is moved to the model's device.
+        seconds: The forward pass is repeated for at least this time, in seconds.
 
     Returns:
         The median time of one forward pass of the whole batch, in milliseconds.
@@ -34,6 +34,7 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
         timer = Timer(
             "call(model, inputs)",
             globals={"call": call, "model": model, "inputs": inputs},
-            num_threads=torch.get_num_threads(),  # a Timer uses one thread unless it is given a number
+            # Without this number, a Timer uses one thread.
+            num_threads=torch.get_num_threads(),
         )
         return float(timer.blocked_autorange(min_run_time=seconds).median * 1e3)
