@@ -265,7 +265,7 @@ def remove_working(working: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 checksum of a file, hexadecimal."""
+    """Returns the SHA-256 checksum of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -42,7 +42,7 @@ def build(arch: Arch, device: str = "meta") -> nn.Module:
     library = LIBRARIES.get(arch.library) if isinstance(arch.library, str) else None
     if library is None:
         raise ArtefactError(
-            f"models of the library {arch.library!r} cannot be built again; known libraries: {', '.join(LIBRARIES)}. "
+            f"models of the library {arch.library!r} cannot be built. Known libraries: {', '.join(LIBRARIES)}. "
             "Give load(..., model_fn=), a function that builds the dense model."
         )
     try:

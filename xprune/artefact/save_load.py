@@ -122,7 +122,7 @@ def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any],
                 (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
             except (TypeError, ValueError) as error:
                 raise ArtefactError(
-                    f"`extra` is no plain data, so it cannot be kept with the model: {error}. Give numbers, strings, "
+                    f"`extra` is not plain data, so it cannot be kept with the model: {error}. Give numbers, strings, "
                     "lists and dicts of these."
                 ) from error
             # safetensors writes files that only their owner can read. So they get the permissions of the header, which
@@ -213,7 +213,7 @@ def read_header(directory: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ArtefactError(f"{directory} is no saved model: it needs the files {MODEL} and {HEADER}.") from error
     except ValueError as error:
-        raise ArtefactError(f"{file} is no JSON ({error}). It is truncated, or xprune did not write it.") from error
+        raise ArtefactError(f"{file} is not JSON ({error}). It is truncated, or xprune did not write it.") from error
     lacking = files.FIELDS - set(header) if isinstance(header, dict) else files.FIELDS
     if lacking:
         raise ArtefactError(f"{file} was not written by xprune: it has no {', '.join(sorted(lacking))}.")
@@ -289,7 +289,7 @@ def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) ->
             # safetensors returns views of the file. With copies, the file can be replaced while the model is in use.
             loaded = {name: opened.get_tensor(name).clone() for name in theirs}
     except SafetensorError as error:
-        raise ArtefactError(f"{file} cannot be read: it is truncated, or no safetensors file ({error}).") from error
+        raise ArtefactError(f"{file} cannot be read: it is truncated, or not a safetensors file ({error}).") from error
     # There is one parameter for each stored tensor, so that tied names share it.
     parameters = {name: nn.Parameter(t, t.is_floating_point()) for name, t in loaded.items()}
     for name, old in ours.items():

@@ -172,7 +172,7 @@ class Allocation:
         return self._without(steps[:low])
 
     def _without(self, removed: Sequence[tuple[float, int, int]]) -> list[int]:
-        """Returns the number of units that each site keeps if these steps of `_ascending` are removed."""
+        """Returns the number of units that each site keeps after these steps of `_ascending` are removed."""
         kept = self.full
         for _, index, count in removed:
             kept[index] = min(kept[index], count)
@@ -194,7 +194,7 @@ class Allocation:
             (value, index, a, b) for index in range(len(kept)) for value, a, b in self.steps(index) if a >= kept[index]
         ]
         full = self.full
-        # Among equal scores, the site that keeps the smallest fraction of its units comes first.
+        # Among steps with equal mean scores, the one whose site keeps the smallest fraction of its units comes first.
         for _, index, a, b in sorted(steps, key=lambda step: (-step[0], step[2] / full[step[1]], step[1])):
             if a != kept[index] or b > most[index]:
                 # An earlier step of this site did not fit, so this step cannot follow it.

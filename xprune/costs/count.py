@@ -72,7 +72,7 @@ def number_of_samples(model: nn.Module, example_inputs: Any, batch_axis: int | N
             the axis `batch_axis`.
     """
     if not any(tensor.dim() for tensor in tensors_in(example_inputs)):
-        raise ModelError("the example inputs hold no tensor with rows, so MACs per sample cannot be counted.")
+        raise ModelError("the example inputs hold no tensor with an axis, so MACs per sample cannot be counted.")
     if batch_axis is None:
         found = find_samples(model, example_inputs)
         if found is None:

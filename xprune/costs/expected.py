@@ -28,8 +28,8 @@ _OPEN = 4.0
 def remaining(progress: float) -> float:
     """Returns which part of the pruning is still to do at some time of a run, as a fraction from 1 to 0.
 
-    Masks start at the cost of the dense model and reach the budget at the end. The schedule is cubic, as in Zhu and
-    Gupta (2017): the cost falls fast at the start, when many units can be spared, and slowly at the end.
+    Learning starts at the cost of the dense model and reaches the budget at the end. The schedule is cubic, as in Zhu
+    and Gupta (2017): the cost falls fast at the start, when many units can be spared, and slowly at the end.
 
     Args:
         progress: The part of the run that is over, from 0 to 1. Larger values count as 1.
@@ -110,13 +110,14 @@ class UnitCosts:
         )
 
     def at(self, shares: Tensor) -> "UnitCosts":
-        """Returns the same costs with another limit for each row. The limit is a part of the cost of all units.
+        """Returns the same costs with another limit for each row. A site need not keep any unit then.
 
-        With the criterion `xpruner`, each class then gets a limit of its own, and sites need not keep any unit.
+        The limit of a row is the cost of the model without units, plus a fraction of the cost of all units. The
+        criterion `xpruner` uses it for masks of classes whose units are removed, not kept: it gives each class another
+        limit.
 
         Args:
-            shares: For each row, the cost of the units that it may keep, as a fraction of the cost of all units,
-                (rows,).
+            shares: The fraction for each row, (rows,).
         """
         return replace(self, allowed=self.base + shares[:, None] * (1 - self.base), least=(0,) * len(self.sizes))
 

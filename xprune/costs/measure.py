@@ -89,8 +89,8 @@ def measure_costs(
         raise
     except Exception as problem:
         raise ModelError(
-            f"costs cannot be measured: with units gone the forward fails: {type(problem).__name__}: {problem}. Were "
-            "these sites found on this model? find_sites proves them, and find_sites(..., exclude=) leaves some out."
+            f"costs cannot be measured: the forward fails if units are removed: {type(problem).__name__}: {problem}. "
+            "Were these sites found on this model? find_sites proves them, and find_sites(..., exclude=) leaves some out."
         ) from problem
 
 
@@ -130,7 +130,7 @@ def check_allocation(
         if counted[name] > allowed * (1 + 1e-6) + 1:
             raise BudgetError(
                 f"the plan may cost at most {allowed:.0f} {name}, but the pruned model costs {counted[name]}. Give a "
-                "budget that is a little smaller, or keep a unit at each site: min_units=1."
+                "budget that is a little smaller, or keep a unit at each site, with min_units=1."
             )
 
 
@@ -248,8 +248,8 @@ def _measured(
         if abs(predicted - got) > 1e-6 * got + 1:
             raise ModelError(
                 f"{resource.label} of smaller models cannot be predicted here: {predicted:.0f} predicted, {got:.0f} "
-                "counted. Leave kinds of unit that cross others, such as 'channel', out of units=. If the resource is "
-                "your own and not linear in the kept units, override Resource.cost."
+                "counted. Leave 'channel', and other kinds whose units cut tensors of other sites, out of units=. If "
+                "the resource is your own and not linear in the kept units, override Resource.cost."
             )
     return Costs(tuple(sites), costs)
 

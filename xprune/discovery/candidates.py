@@ -103,7 +103,7 @@ def heads_of(module: nn.Module) -> int | None:
 
 
 def linears_of(module: nn.Module) -> dict[str, nn.Linear]:
-    """Returns name -> layer of the linear layers of a module.
+    """Returns the linear layers of a module by their names.
 
     These are the children of the module, and the layers inside its children of the classes nn.Sequential, nn.ModuleList
     and nn.ModuleDict. Layers inside other children are not included.

@@ -134,6 +134,6 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
         if "forward fails" in why:
             raise ModelError(f"with half of its units removed, {why}.")
         raise ModelError(
-            f"something mixes its features on the way to {', '.join(site.consumers)}: with half of its units removed, "
+            f"an operation before {', '.join(site.consumers)} mixes its features: with half of its units removed, "
             f"{why}."
         )

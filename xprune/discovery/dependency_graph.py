@@ -110,7 +110,7 @@ class _Graph(tp.DependencyGraph):
 
 
 def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[nn.Module, Any]:
-    """Builds the dependency graph of a model.
+    """Builds the dependency graph of a model, in which discovery follows features.
 
     Args:
         model: The model. It is not changed.
@@ -162,7 +162,8 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
                 graph.build_dependency(
                     copy,
                     as_given,
-                    # torch-pruning's own call has a bare `except`, which would ignore Ctrl-C.
+                    # Without `forward_fn`, torch-pruning calls the model inside a bare `except`, which would ignore
+                    # Ctrl-C.
                     forward_fn=call,
                     customized_pruners=pruners,
                     output_transform=_traceable,

@@ -55,7 +55,7 @@ def find_sites(
         like an attention or MLP but give no site: path of the module -> reason.
 
     Raises:
-        ModelError: The forward fails, or the model has no sites. Or `units` names an unknown kind. Or it names
+        ModelError: The forward fails, or the model has no sites. Or `units` names an unknown kind. Or `units` names
             "channel", but no stream can be pruned exactly. Or a pattern of `exclude` matches no site. This is an error
             because a typing mistake would prune units that the user wants to keep.
 
@@ -147,8 +147,8 @@ def _with_all_consumers(
 ) -> list[Site]:
     """Returns the sites with all their consumers.
 
-    An adapter that cannot know a consumer writes "" in its place. It is found here. If it cannot be found, the site is
-    left out, and `left` gets the reason.
+    An adapter that cannot know a consumer writes "" in its place. This function finds the consumer. If it cannot be
+    found, the site is left out, and the reason is added to the dict `left`.
     """
     found = []
     for site in sites:
@@ -195,7 +195,7 @@ def _no_sites(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) -
     also = "".join(f" Also left alone: {reason}" for reason in others[:2])
     return (
         f"{type(model).__name__} has no sites of units {', '.join(units)}: {first}{also} "
-        "See docs/adapters.md on how to add an architecture."
+        "docs/adapters.md says how to add an architecture."
     )
 
 

@@ -36,8 +36,8 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
         known: Path of a module -> its site. The graph does not look inside these modules.
 
     Returns:
-        (sites, reasons). There is a reason, by the path of the layer, for each layer that reads a hidden layer which
-        cannot be a site.
+        (sites, reasons): a list of sites, and a dict of reasons by paths of layers. It has each layer that reads a
+        hidden layer which cannot be a site.
 
     Raises:
         ModelError: The forward fails, or it cannot be traced.
@@ -213,7 +213,7 @@ def _keeps_positions(graph: Any, owner: str, path: str, axis: int) -> bool:
 def _returns_output_of(graph: Any, owner: str, consumer: nn.Module) -> bool:
     """Returns True if the module `owner` returns the output of the consumer, possibly reshaped. Else False.
 
-    If there is a gate or a norm layer after the consumer, its bias cannot replace the module.
+    If there is a gate or a norm layer after the consumer, the bias of the consumer cannot replace the module.
     """
     node, wanted = graph.output_nodes.get(graph.model.get_submodule(owner)), graph.output_nodes.get(consumer)
     while node is not None and node is not wanted and type(node).__name__.startswith(_MOVES):

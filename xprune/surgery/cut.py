@@ -226,7 +226,8 @@ def _update_sizes(module: Any) -> None:
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
-    elif is_linear(module):  # a linear layer of another library that calls its features channels
+    # Linear layers of some libraries have `in_channels` and `out_channels`.
+    elif is_linear(module):
         module.out_channels, module.in_channels = tensor_at(module, "weight").shape
     elif isinstance(module, _BatchNorm):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))

@@ -181,7 +181,8 @@ def prove(
     found = _compare(runs, pruned, plan)
     if not found.problem or not thorough:
         return found
-    if found.difference.error:  # 0 if a forward failed or shapes differ: float64 would not change that
+    # The error is 0 if a forward failed or if shapes differ. float64 would not change that.
+    if found.difference.error:
         in_float64 = _in_float64(runs, pruned, plan)
         if in_float64 is not None:
             return Finding(in_float64)
@@ -263,7 +264,8 @@ def compare(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any
         SurgeryError: A forward fails, or the two models return different outputs in number or shape.
     """
     found = prove(model, pruned, plan, example_inputs)
-    if found.problem and found.difference.exact:  # there is a problem, but no difference was measured
+    # There is a problem, but no difference was measured: a forward failed, or the shapes differ.
+    if found.problem and found.difference.exact:
         raise SurgeryError(f"{found.problem}.")
     return found.difference.error, found.difference.scale
 
@@ -316,12 +318,18 @@ def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
 
 
 def randomness(model: nn.Module, example_inputs: Any) -> str:
-    """Returns the reason why two forwards of the model cannot be compared, in one sentence, or "" if they can."""
+    """Returns the reason why two forwards of the model cannot be compared, or "" if they can.
+
+    The reason is one sentence, for example that the forward draws random numbers.
+    """
     return _randomness(Runs(model, example_inputs))
 
 
 class _ForwardFailed(Exception):
-    """A forward of one of the compared models failed. The message says which forward, and with which error."""
+    """Raised if a forward of one of the compared models fails.
+
+    The message has the name of the forward and the error.
+    """
 
 
 def _comparisons(runs: Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[str, Outputs, Outputs]]:
@@ -335,7 +343,7 @@ def _comparisons(runs: Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[st
     """
 
     def run(what: str, forward: Callable[[bool], Outputs]) -> Callable[[bool], Outputs]:
-        """Returns the forward, with its errors turned into `_ForwardFailed`."""
+        """Returns a function that calls the forward, and raises any error of it as `_ForwardFailed`."""
 
         def named(twice: bool) -> Outputs:
             try:
@@ -391,7 +399,7 @@ def _in_words(failure: Exception) -> str:
 
 
 def _shapes(outputs: Outputs) -> Any:
-    """Returns name of an output -> its shape. If there is one output without a name, returns only its shape."""
+    """Returns a dict with the shape of each output by its name. If one output has no name, returns its shape only."""
     found = {name: tuple(tensor.shape) for name, tensor in outputs.items()}
     return found if len(found) > 1 or "" not in found else found[""]
 
@@ -506,7 +514,7 @@ def _randomness(runs: Runs) -> str:
         first, second = runs.dense(), runs.dense(seed)
         if _shapes(first) != _shapes(second) or not _worst(first, second).exact:
             return (
-                f"{why}, so a pruned model cannot be compared with it: switch off in eval mode what is random, or give "
+                f"{why}, so a pruned model cannot be compared with it: switch off all randomness in eval mode, or give "
                 "the random numbers as inputs"
             )
     return ""

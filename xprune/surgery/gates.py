@@ -178,7 +178,7 @@ class Gates:
                 f"{site.name}: its gates have the shape {tuple(value.shape)}. Give the shape (units,) or "
                 f"(samples, units), with {site.size} units."
             )
-        # From one gate for each unit to one for each feature, in the order (groups, units, width).
+        # Each gate is repeated, so that there is one for each feature, in the order (groups, units, width).
         value = value.repeat_interleave(width, -1).repeat(*[1] * (value.dim() - 1), groups)
         shape = [1] * x.dim()
         shape[axis] = -1
@@ -200,7 +200,8 @@ class Gates:
         if rows is None and site.batch < 0:
             raise GateError(
                 f"{site.name}: it is unknown which row of the input of {site.consumers[0]} belongs to which sample. "
-                "Give the axis of the samples, find_sites(..., batch_axis=), or the sample of each row, in Task.rows."
+                "Give the axis of the samples in find_sites(..., batch_axis=), or return the sample of each row from "
+                "Task.rows."
             )
         length = x.shape[max(site.batch, 0)]
         if rows is None:
@@ -209,7 +210,8 @@ class Gates:
             if length % samples:
                 raise GateError(
                     f"{site.name}: the input of {site.consumers[0]} has {length} rows for {samples} samples. Give "
-                    "the axis of the samples, find_sites(..., batch_axis=), or the sample of each row, in Task.rows."
+                    "the axis of the samples in find_sites(..., batch_axis=), or return the sample of each row from "
+                    "Task.rows."
                 )
             rows = torch.arange(samples, device=x.device).repeat_interleave(length // samples)
         if len(rows) != length:
@@ -257,17 +259,17 @@ class _Hooks:
     handles: list[Any]
 
     def on_input(self, path: str, axis: int) -> None:
-        """See GateHooks.on_input."""
+        """Multiplies the input of the module at `path` by the gates, along `axis`. See GateHooks.on_input."""
         hook = self.gates._gate(self.index, path, axis)
         self._add(path, self.model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
 
     def on_output(self, path: str, axis: int) -> None:
-        """See GateHooks.on_output."""
+        """Multiplies the output of the module at `path` by the gates, along `axis`. See GateHooks.on_output."""
         hook = self.gates._output(self.index, path, axis)
         self._add(path, self.model.get_submodule(path).register_forward_hook(hook))
 
     def on_norm(self, path: str) -> None:
-        """See GateHooks.on_norm."""
+        """Makes the norm layer at `path` compute its statistics over the kept units. See GateHooks.on_norm."""
         hook = self.gates._norm(self.index, path)
         self._add(path, self.model.get_submodule(path).register_forward_hook(hook))
 

@@ -81,7 +81,8 @@ class Runs:
         dtypes = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
         self.dtype = dtype or (torch.float64 if dtypes == {torch.float64} else torch.float32)
         self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in dtypes) or dtype is not None
-        # It becomes True if the model does not run with lifted operations. Then whole copies are converted.
+        # It becomes True if the operations of the model cannot compute in the wider dtype, see `lifted`. Then whole
+        # copies are converted to it.
         self.copies = False
         device = reference_device(model)
         self.inputs = map_tensors(example_inputs, lambda t: t.to(device, self.dtype if t.is_floating_point() else None))
@@ -105,16 +106,16 @@ class Runs:
     def pruned(self, model: nn.Module, twice: bool = False) -> Outputs:
         """Returns the outputs of a pruned model. For `twice`, see `dense`.
 
-        Call `dense` or `gated` before it. They find out whether the model runs with lifted operations, and the pruned
+        Call `dense` or `gated` before it. They find out whether operations can compute in the wider dtype. The pruned
         model has to run in the same way.
         """
         return self._run(model, Plan((), ()), SEED, twice)
 
     def _run_dense(self, plan: Plan, seed: int, twice: bool) -> Outputs:
-        """Runs the dense model, and finds out whether it runs with lifted operations.
+        """Runs the dense model, and finds out whether its operations can compute in the wider dtype, see `lifted`.
 
-        If it does not, the whole copy is converted, now and in all later runs. If the converted copy fails too, the
-        first error is raised.
+        If they cannot, the whole copy is converted to the wider dtype, now and in all later runs. If the converted copy
+        fails too, the first error is raised.
         """
         try:
             return self._run(self.model, plan, seed, twice)
@@ -245,7 +246,7 @@ class _Same:
 
 
 def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Yields each tensor in what a model returns, with its place as its name.
+    """Yields (name, tensor) of each tensor that a model returns. The name is its place, such as "[0].mean".
 
     NumPy arrays, floats and complex numbers count as tensors. Tuples, lists, mappings and the attributes of objects are
     searched. Python's integers, strings and generators are left out. The key-value caches of transformers are left out

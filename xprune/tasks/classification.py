@@ -78,5 +78,5 @@ class Classification(Task):
         return in_double(MulticlassAccuracy(outputs.shape[-1], average="micro", validate_args=False), outputs)
 
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
-        """Returns (labels, number of classes of the model's head). See Task.classes."""
+        """Returns (labels, number of classes that the model has logits for). See Task.classes."""
         return targets, outputs.shape[-1]

@@ -45,9 +45,9 @@ class NodeClassification(Pointwise):
     mask: str = "train_mask"
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Returns (the fields of the graph, (labels, mask)). Raises DataError if the batch has another form.
+        """Returns (values of `fields`, (labels int64 (nodes,), mask bool (nodes,))).
 
-        See Task.unpack.
+        Raises DataError if the batch has another form. See Task.unpack.
         """
         data, mask = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
         inputs = _fields(data, (*self.fields, "y"), "data or (data, mask)")
@@ -130,7 +130,7 @@ class GraphClassification(Classification):
             )
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Returns (the fields of the batch, labels).
+        """Returns (values of `fields`, labels int64 (graphs,)).
 
         Raises DataError if the batch has another form. See Task.unpack.
         """

@@ -1,8 +1,8 @@
 """The private names of Accelerate that this package uses. A test fails if a new version of Accelerate changes them.
 
-They were read in the source of accelerate 1.15.0. Accelerate keeps its settings in dictionaries that all `Accelerator`
-objects of a process share. With its public names, one can neither start a second `Accelerator` with other settings nor
-restore the settings of the first one.
+The names come from the source of accelerate 1.15.0. Accelerate keeps its settings in dictionaries that all
+`Accelerator` objects of a process share. With public names only, one can neither start a second `Accelerator` with
+other settings nor restore the settings of the first one.
 """
 
 from collections.abc import Iterator

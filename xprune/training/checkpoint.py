@@ -70,7 +70,7 @@ def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if header.get("format") != str(FORMAT) and "state" in header:
             raise TrainingError(
-                f"{file} was written by another version of xprune, whose runs draw other random numbers. Finish the "
+                f"{file} was written by another version of xprune, whose runs use other random numbers. Finish the "
                 "run with that version, or delete the file to start anew."
             )
         tensors = load(data)

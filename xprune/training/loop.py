@@ -59,13 +59,16 @@ class Weights:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copies the values of a state into the tensors of the module.
 
-        The tensors stay the same objects for optimizers.
+        The tensors stay the same objects, since an optimizer may refer to them.
         """
         for name, tensor in tensors(self.module).items():
             tensor.copy_(state[name])
 
     def digest(self) -> str:
-        """Returns a hash of all values. By this hash, a checkpoint knows the model that it belongs to."""
+        """Returns a hash of all values.
+
+        A checkpoint keeps it, so that a run with another model cannot continue from it.
+        """
         return values_digest(self.module)
 
 
@@ -199,7 +202,7 @@ class Loop:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
     def backward(self, loss: Tensor) -> None:
-        """Computes the gradients of a loss.
+        """Computes the gradients of a loss with respect to the weights, after a check that the loss is finite.
 
         Raises:
             TrainingError: The loss is not finite on one of the processes. The message names the step and the last

@@ -61,7 +61,7 @@ class Neuron(UnitKind):
 
 
 class MlpStructure(Structure):
-    """The rules for an MLP of an unknown class: it has two or more linear layers, and no number of heads.
+    """The rules for an MLP of an unknown class: it has two or more linear layers, and no attribute for a number of heads.
 
     Example:
         >>> from torch import nn
@@ -102,6 +102,6 @@ class MlpStructure(Structure):
 
 
 def _is_explained(path: str, found: Mapping[str, Site], left: Mapping[str, str]) -> bool:
-    """Returns True for a layer that belongs to a site, or that lies in a module with a reason. Else False."""
+    """Returns True for a layer that belongs to a site, or whose module has a reason for having no site. Else False."""
     in_site = any(path in site.consumers or path in site.modules for site in found.values())
     return in_site or any(path == other or path.startswith(f"{other}.") for other in left)
