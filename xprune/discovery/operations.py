@@ -8,6 +8,8 @@ for an elementwise one, so xprune has a list of its own. Any operation that is n
 import re
 from typing import Any
 
+from xprune.modules.torch_private import saved_dim, saved_input, saved_sizes
+
 _NUMBERS = """
 Abs Acos Add Addcdiv Addcmul Asin Atan Celu Clamp ClampMax ClampMin Clone Cos Cosh Div Elu Erf Erfc Exp Exp2 Expm1 Fmod
 Gelu Hardshrink Hardsigmoid Hardswish Hardtanh LeakyRelu Lerp Log Log10 Log1P Log2 LogSigmoid LogSigmoidForward
@@ -95,7 +97,7 @@ def _is_mean_over_map(node: Any, features: int | None) -> bool:
         node: The autograd node of the operation.
         features: The number of channels that the feature map has to have. If None, any number is allowed.
     """
-    dims, shape = getattr(node, "_saved_dim", None), _map_shape(node)
+    dims, shape = saved_dim(node), _map_shape(node)
     if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4 or features not in (None, shape[1]):
         return False
     # Autograd stores a negative axis as an unsigned 64-bit number: -1 is 2**64 - 1.
@@ -105,6 +107,6 @@ def _is_mean_over_map(node: Any, features: int | None) -> bool:
 def _map_shape(node: Any) -> list[int]:
     """Returns the input shape of an operation, or [] if its autograd node does not hold the shape."""
     # Some autograd nodes save the shape only, others save the whole input.
-    sizes: Any = getattr(node, "_saved_self_sym_sizes", None)
-    sizes = getattr(getattr(node, "_saved_self", None), "shape", ()) if sizes is None else sizes
+    sizes = saved_sizes(node)
+    sizes = getattr(saved_input(node), "shape", ()) if sizes is None else sizes
     return [int(size) for size in sizes]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 from torch import nn
 
 from xprune.artefact.libraries.library import Library, plain
@@ -23,6 +22,9 @@ _FORBIDDEN = {
 
 def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """Builds a timm model without weights from a file, see Library.build."""
+    # Importing timm takes seconds, and models of other libraries do not need it. So each function here imports it.
+    import timm
+
     # timm.create_model also accepts names such as "hf-hub:...", and downloads such models. `timm.is_model` is False for
     # these names.
     if not isinstance(name, str) or not timm.is_model(name):
@@ -55,6 +57,8 @@ def create(name: str, **kwargs: Any) -> nn.Module:
         >>> model.pretrained_cfg["input_size"]
         (3, 32, 32)
     """
+    import timm
+
     model: Any = timm.create_model(name, **kwargs)
     cfg = getattr(model, "pretrained_cfg", None)
     if isinstance(cfg, Mapping) and cfg.get("input_size"):
@@ -74,7 +78,12 @@ def _arch_of(model: nn.Module) -> Arch | None:
     """
     cfg = getattr(model, "pretrained_cfg", None)
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
-    if not isinstance(name, str) or not timm.is_model(name):
+    # A model without such a config is not timm's, so timm does not have to be imported.
+    if not isinstance(name, str):
+        return None
+    import timm
+
+    if not timm.is_model(name):
         return None
     classes = getattr(model, "num_classes", None)
     kwargs = {"num_classes": classes} if isinstance(classes, int) and classes != (cfg or {}).get("num_classes") else {}

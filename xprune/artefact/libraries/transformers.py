@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from xprune.artefact.libraries.library import Library, plain
+from xprune.artefact.libraries.transformers_private import attention_of
 from xprune.core.provenance import Arch
 from xprune.errors import ArtefactError
 
@@ -97,8 +98,8 @@ def _arch_of(model: nn.Module) -> Arch | None:
         # The config holds an object, or a number such as infinity, that JSON cannot hold.
         return None
     # to_dict leaves out the implementation of attention.
-    if config._attn_implementation in _ATTENTION:
-        data["attn_implementation"] = config._attn_implementation
+    if attention_of(config) in _ATTENTION:
+        data["attn_implementation"] = attention_of(config)
     return Arch(type(model).__name__, tuple(_settings(data).items()), "transformers")
 
 
