@@ -33,14 +33,14 @@ def classes_of_xprune(model: nn.Module) -> dict[str, str]:
         >>> classes_of_xprune(xprune.apply(model, xprune.Plan(sites, ((),)), x))
         {'0': 'xprune.modules.removed.Removed'}
     """
-    # The classes of the built-in adapters are in xprune anyway. Asking for them would import the library of each.
+    # The classes of the built-in adapters are in xprune, so they are recognised below. To read them here would import
+    # the library of each adapter.
     others = [adapter for adapter in ADAPTERS.values() if adapter not in OURS]
     added = {kind for adapter in others for kind in (adapter.pruned, adapter.removed) if kind is not None}
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         kind = type(module)
-        # `added` has the classes of adapters, also of those in other packages. The classes of xprune are recognised by
-        # their module.
+        # `added` has the classes of adapters in other packages. The classes of xprune are recognised by their module.
         if kind in added or kind.__module__.split(".")[0] == "xprune":
             found[path] = f"{kind.__module__}.{kind.__qualname__}"
     return found

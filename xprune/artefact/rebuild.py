@@ -23,7 +23,7 @@ from xprune.surgery.cut import remove_units
 
 
 def build(arch: Arch, device: str = "meta") -> nn.Module:
-    """Builds the model of an architecture, without weights from a file.
+    """Builds the model of an architecture and loads no weights.
 
     It downloads nothing and opens no file, even if the name or the arguments ask for it.
 

@@ -180,7 +180,7 @@ def macs_by_module(model: nn.Module, example_inputs: Any, samples: int) -> dict[
     Returns:
         A dict: path of a module -> its MACs, with those of the modules inside it. The path "" is the whole model.
     """
-    # Imported here, because it imports triton, which takes long.
+    # The import is here because it imports triton, which takes long.
     from torch.utils.flop_counter import FlopCounterMode
 
     device = reference_device(model)

@@ -27,7 +27,8 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
         >>> latency(nn.Linear(4, 2), torch.randn(3, 4), seconds=0.01) > 0
         True
     """
-    # This import looks for CUDA's compiler, and prints a line if there is a compiler but no GPU.
+    # The import is here because it searches for the compiler of CUDA. It prints a line if there is a compiler but no
+    # GPU.
     from torch.utils.benchmark import Timer
 
     model = shared_copy(model)

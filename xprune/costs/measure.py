@@ -90,7 +90,8 @@ def measure_costs(
     except Exception as problem:
         raise ModelError(
             f"costs cannot be measured: the forward fails if units are removed: {type(problem).__name__}: {problem}. "
-            "Were these sites found on this model? find_sites proves them, and find_sites(..., exclude=) leaves some out."
+            "Were these sites found on this model? find_sites proves its sites, and find_sites(..., exclude=) leaves "
+            "some out."
         ) from problem
 
 

@@ -181,7 +181,7 @@ def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[S
     Returns:
         (the copy, the sites of the copy), or None if units cannot be cut out.
     """
-    # Only the adapters of these sites are asked for their classes, because that imports the library of each.
+    # Only the adapters of these sites are used, because reading the classes of an adapter imports its library.
     adapters = {site.adapter for site in sites} & set(ADAPTERS)
     changes = {name for name in adapters if ADAPTERS[name].pruned or ADAPTERS[name].gated}
     # -(-a // b) rounds a / b up: enough units to hold FEW_FEATURES features.

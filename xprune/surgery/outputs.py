@@ -220,7 +220,8 @@ def _traces(model: nn.Module) -> list[Any]:
 
     for module in model.modules():
         for name, value in vars(module).items():
-            # Torch's own attributes hold the weights and hooks, which do not change in a forward. Buffers may.
+            # The attributes that every module has hold weights and hooks, which do not change in a forward. They also
+            # hold the buffers, which may change, so buffers are added below.
             if name not in EVERY_MODULE_HAS:
                 mark(value, 0)
         for buffer in module.buffers(recurse=False):

@@ -21,7 +21,7 @@ _FORBIDDEN = {
 
 
 def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Builds a timm model without weights from a file, see Library.build."""
+    """Builds a timm model and loads no weights. See Library.build."""
     # Importing timm takes seconds, and models of other libraries do not need it. So each function here imports it.
     import timm
 
@@ -78,7 +78,7 @@ def _arch_of(model: nn.Module) -> Arch | None:
     """
     cfg = getattr(model, "pretrained_cfg", None)
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
-    # A model without such a config is not timm's, so timm does not have to be imported.
+    # A model without such a config is not from timm. So timm is not imported for it.
     if not isinstance(name, str):
         return None
     import timm

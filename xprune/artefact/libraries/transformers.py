@@ -34,7 +34,7 @@ _FORBIDDEN = {
 
 
 def _build(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """Builds a model from its config, without weights from a file. See Library.build."""
+    """Builds a model from its config and loads no weights. See Library.build."""
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:

@@ -61,7 +61,7 @@ class Neuron(UnitKind):
 
 
 class MlpStructure(Structure):
-    """The rules for an MLP of an unknown class: it has two or more linear layers, and no attribute for a number of heads.
+    """The rules for an MLP of an unknown class: it has two or more linear layers, and no attribute for heads.
 
     Example:
         >>> from torch import nn
