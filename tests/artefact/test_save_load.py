@@ -11,6 +11,7 @@ from torch import nn
 
 import xprune
 from tests.support.models import CLASSES, MODELS, SIZE, VIT, build, images
+from xprune.artefact import rebuild
 from xprune.testing import random_plan
 
 ARCH = ("vit_tiny_patch16_224", {**VIT, "num_classes": CLASSES})
@@ -74,6 +75,15 @@ def test_a_model_that_its_name_does_not_rebuild_says_so(kwargs, tmp_path):
         xprune.load(tmp_path / "model")
     xprune.save(model, tmp_path / "model", arch=("vit_tiny_patch16_224", kwargs))
     assert xprune.load(tmp_path / "model").num_classes == 1000
+
+
+def test_an_architecture_whose_rebuilding_fails_without_a_message_is_not_proved(monkeypatch):
+    def fail(*_):
+        raise ValueError
+
+    monkeypatch.setattr(rebuild, "build", fail)
+    arch, why = rebuild.proved_arch(timm.create_model("test_vit"), xprune.Plan((), ()), None)
+    assert arch is None and "ValueError" in why
 
 
 def test_a_wrong_architecture_is_refused_before_anything_is_written(tmp_path):

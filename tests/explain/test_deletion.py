@@ -193,6 +193,8 @@ def test_what_cannot_be_measured_is_refused(model, scores):
     few = xprune.Scores(scores.sites, scores.values, "few", tuple(table[:3] for table in scores.classwise))
     with pytest.raises(xprune.DataError, match="scores are of 3 classes, the task has 7"):
         faithfulness(model, few, loader(ROWS, 7))
+    with pytest.raises(xprune.PluginError, match=r"agreement: order='contrasts', allowed are"):
+        agreement(scores, scores, "contrasts")
     with pytest.raises(xprune.PluginError, match="different sites"):
         agreement(scores, xprune.Scores(scores.sites[:1], scores.values[:1], "one", scores.classwise[:1]))
 

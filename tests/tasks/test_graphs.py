@@ -187,6 +187,14 @@ def test_rows_that_are_neither_nodes_nor_graphs_are_refused():
         task.rows(site, torch.zeros(4, 6), 2, given)
 
 
+def test_the_graph_of_each_node_may_be_a_keyword_argument():
+    task, site = xprune.GraphClassification(), xprune.Site("conv", "head", 2, 3, ("mlp.0",))
+    given = Given((None, None), {"batch": torch.tensor([0, 0, 1])})
+    assert task.rows(site, torch.zeros(3, 6), 2, given).tolist() == [0, 0, 1]
+    with pytest.raises(xprune.GateError, match="called without `batch`"):
+        task.rows(site, torch.zeros(3, 6), 2, Given((None, None), {}))
+
+
 QUICK = {"xpruner": "xpruner,steps=6", "captum:IntegratedGradients": "captum:IntegratedGradients,n_steps=4"}
 CASES = {
     "nodes": (lambda: built(Net), lambda: [graph()], xprune.NodeClassification()),

@@ -19,6 +19,7 @@ from xprune.core.plan import Plan
 from xprune.core.provenance import Arch, provenance
 from xprune.errors import ArtefactError
 from xprune.modules.copies import tensors
+from xprune.modules.forward import error_text
 from xprune.surgery.cut import remove_units
 
 
@@ -84,7 +85,8 @@ def proved_arch(
         rebuilt = remove_units(build(arch), plan, ADAPTERS)
         difference = _difference(rebuilt, model, {"training", *LIBRARIES[arch.library].transient})
     except Exception as error:
-        difference = str(error)
+        # An error may have no message. Its kind is named too, since an empty text would mean that nothing differs.
+        difference = error_text(error)
     if difference and given is not None:
         raise ArtefactError(f"arch={given!r} does not rebuild this model: {difference.rstrip('.')}.")
     return (None, f"the {arch.name} that {arch.library} builds differs: {difference}") if difference else (arch, "")

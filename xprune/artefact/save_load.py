@@ -93,7 +93,7 @@ def save(
     if (directory / REPORT).is_file():
         warnings.warn(
             f"{directory / REPORT} describes the model that was there before. Write a new report, or remove it.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return directory
 

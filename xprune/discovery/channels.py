@@ -161,7 +161,7 @@ def channel_sites(
         except Refused as reason:
             reasons.append(f"the {size} channels that {path} writes: {reason}")
     if reasons and sites:
-        warnings.warn(f"some residual streams are left alone: {'; '.join(reasons)}.", stacklevel=4)
+        warnings.warn(f"some residual streams are left alone: {'; '.join(reasons)}.", stacklevel=5)
     if not sites:
         why = "; ".join(reasons) or "no two layers write to the same features"
         raise ModelError(f"channels cannot be pruned in this model: {why}. Leave 'channel' out of units=.")

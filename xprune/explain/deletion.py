@@ -157,7 +157,7 @@ def agreement(first: Scores, second: Scores, order: str = "scores") -> dict[str,
         Name of a site -> the correlation for each class, from -1 to 1. NaN if a class has no scores.
 
     Raises:
-        PluginError: The two have different sites or classes, or one has no class-wise scores.
+        PluginError: The two have different sites or classes, one has no class-wise scores, or `order` is not known.
 
     Example:
         >>> import torch, xprune
@@ -169,6 +169,8 @@ def agreement(first: Scores, second: Scores, order: str = "scores") -> dict[str,
         >>> agreement(scores, scores)["0.self_attn"]
         (1.0, 1.0, 1.0)
     """
+    if order not in ORDERS:
+        raise PluginError(f"agreement: order={order!r}, allowed are {', '.join(ORDERS)}.")
     if first.sites != second.sites:
         raise PluginError(
             f"{first.criterion} and {second.criterion} have scores of different sites. Score the same sites with both."

@@ -146,9 +146,17 @@ class GraphClassification(Classification):
         """Returns the graph of each node, int64 (nodes,), or None if each row is a graph. See Task.rows.
 
         Raises:
-            GateError: The number of rows is neither the number of nodes nor the number of graphs.
+            GateError: The model was called without `batch`. Or the number of rows is neither the number of nodes nor
+                the number of graphs.
         """
-        graph: Tensor = given.args[self.fields.index("batch")]
+        place = self.fields.index("batch")
+        # A model of the user's may hand `batch` on as a keyword argument.
+        graph: Any = given.args[place] if place < len(given.args) else given.kwargs.get("batch")
+        if not isinstance(graph, Tensor):
+            raise GateError(
+                f"{site.name}: the model was called without `batch`, which says to which graph each node belongs. "
+                f"Call it with the fields {self.fields}, in this order."
+            )
         if len(inputs) == len(graph):
             return graph
         if len(inputs) != samples:
