@@ -85,7 +85,8 @@ def proved_arch(
         rebuilt = remove_units(build(arch), plan, ADAPTERS)
         difference = _difference(rebuilt, model, {"training", *LIBRARIES[arch.library].transient})
     except Exception as error:
-        # An error may have no message. Its kind is named too, since an empty text would mean that nothing differs.
+        # An error may have no message, and an empty text would mean that nothing differs. So the text has the class of
+        # the error too.
         difference = error_text(error)
     if difference and given is not None:
         raise ArtefactError(f"arch={given!r} does not rebuild this model: {difference.rstrip('.')}.")

@@ -150,7 +150,7 @@ class GraphClassification(Classification):
                 the number of graphs.
         """
         place = self.fields.index("batch")
-        # A model of the user's may hand `batch` on as a keyword argument.
+        # The model of a user may be called with `batch` as a keyword argument.
         graph: Any = given.args[place] if place < len(given.args) else given.kwargs.get("batch")
         if not isinstance(graph, Tensor):
             raise GateError(
