@@ -65,7 +65,7 @@ def test_saved_equals_loaded(name, tmp_path, recwarn):
 
 def test_what_a_config_does_not_tell_is_not_claimed(tmp_path):
     model = transformers.ViTModel(MODELS["hf vit"]()[0].config, add_pooling_layer=False)
-    with pytest.warns(UserWarning, match=r"transformers builds as ViTModel differs: pooler.*model_fn"):
+    with pytest.warns(UserWarning, match=r"the ViTModel that transformers builds differs: pooler.*model_fn"):
         xprune.save(model, tmp_path / "model")
     with pytest.raises(xprune.ArtefactError, match="does not rebuild"):
         config = {**MODELS["hf vit"]()[0].config.to_dict(), "num_hidden_layers": 3}

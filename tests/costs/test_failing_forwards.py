@@ -37,7 +37,7 @@ def test_a_cut_forward_that_fails_is_an_error_in_words(name):
     x = torch.randn(2, 8)
     sites = xprune.find_sites(Rigid(None), x)
     kind = type(PROBLEMS[name]).__name__
-    with pytest.raises(xprune.ModelError, match=f"with units gone the forward fails: {kind}"):
+    with pytest.raises(xprune.ModelError, match=f"the forward fails if units are removed: {kind}"):
         xprune.measure_costs(Rigid(PROBLEMS[name]), sites, x)
 
 

@@ -87,7 +87,7 @@ def test_pictures(name):
 
 
 def test_groups_and_parts_that_tie_all_channels_are_refused():
-    with pytest.raises(xprune.ModelError, match="all of them would go together"):
+    with pytest.raises(xprune.ModelError, match="they can only be removed all together"):
         xprune.find_sites(perturb(Grouped((6, 6))), images(2), units=CHANNELS)
 
 

@@ -1,8 +1,9 @@
-"""Decides which files xprune may replace, and replaces an artefact so that a kill at any time leaves a readable one.
+"""Decides which files xprune may replace, and replaces an artefact safely.
 
-xprune replaces only what it wrote itself. A folder that holds anything else is refused before any work starts. The name
-of a file is not enough to recognise it: weights are recognised by their checksum in the header, and texts by a stamp in
-their last line.
+If the process is killed at any time, the folder still holds an artefact that can be read. xprune replaces only files
+that it wrote itself. If a folder holds anything else, an error is raised before any work starts. The name of a file
+does not show who wrote it. So weights are recognised by their checksum, which is in the header, and texts by a line at
+their end.
 """
 
 import hashlib
@@ -18,16 +19,19 @@ from typing import Any
 from xprune.errors import ArtefactError
 
 FORMAT = 1
-"""The version of the format of an artefact. `load` refuses any other."""
+"""The version of the format of an artefact. `load` refuses an artefact of any other version."""
 
 MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"
-"""The files of an artefact: the weights, the header, and tensors such as scores. The last one may be missing."""
+"""The names of the files of an artefact: the weights, the header, and other tensors such as scores.
+
+The last file is missing if there are no other tensors.
+"""
 
 REPORT = "report.html"
-"""The report of a run. It may lie in the folder of the artefact."""
+"""The name of the report of a run. It may lie in the folder of an artefact."""
 
 WORKING = ".xprune-saving-"
-"""The beginning of the names of temporary files and folders."""
+"""The names of temporary files and folders begin with this text."""
 
 FIELDS = {"format", "arch", "plan", "ties", "sha256", "extra"}
 """The keys that each header has."""
@@ -38,14 +42,17 @@ _STAMP = "<!-- written by xprune, sha256 of the text above: {} -->\n"
 
 
 def check_folder(directory: str | Path) -> None:
-    """Checks that an artefact can be written to a folder. Call it before hours of work.
+    """Checks that an artefact can be written to a folder.
+
+    Call it before a long run, so that no work is lost at the end.
 
     Args:
-        directory: A folder that is new, empty, or holds an artefact and nothing else. A report that xprune wrote may
-            lie beside the artefact. A link to such a folder is allowed.
+        directory: A folder that does not exist, is empty, or holds only an artefact. It may also hold a report that
+            xprune wrote. A link to such a folder is allowed.
 
     Raises:
-        ArtefactError: The folder holds something that xprune did not write, is no folder, or cannot be written to.
+        ArtefactError: The folder holds something that xprune did not write, it is not a folder, or it cannot be written
+            to.
 
     Example:
         >>> check_folder("pruned")
@@ -58,7 +65,8 @@ def check_folder(directory: str | Path) -> None:
     directory = Path(directory)
     if directory.is_symlink() and not directory.exists():
         raise ArtefactError(
-            f"{directory} is a link to {directory.readlink()}, which does not exist. Make that folder, or give another."
+            f"{directory} is a link to {directory.readlink()}, which does not exist. Make that folder, or "
+            "give another one."
         )
     if directory.exists() and not directory.is_dir():
         raise ArtefactError(f"{directory} is a file, wanted a folder. Give the name of a folder.")
@@ -70,7 +78,7 @@ def check_folder(directory: str | Path) -> None:
                 f"{directory} holds something that xprune did not write: {names}. Give a new folder, an empty one, "
                 "or one that holds only a saved model, which is then replaced."
             )
-        # Only an attempt shows whether the file system allows new files. The temporary file is removed at once.
+        # Only an attempt shows whether new files can be written here. The temporary file is removed at once.
         with tempfile.TemporaryFile(prefix=WORKING, dir=_nearest_existing(directory)):
             pass
     except OSError as error:
@@ -78,14 +86,16 @@ def check_folder(directory: str | Path) -> None:
 
 
 def check_file(path: str | Path, ours: Callable[[Path], bool]) -> None:
-    """Checks that a single file can be written.
+    """Checks that a single file can be written, without replacing a file that xprune did not write.
 
     Args:
-        path: The file. It is new, or one that xprune wrote.
-        ours: A function that takes a file that exists. It returns True if xprune wrote the file and nobody changed it.
+        path: The file. It may exist if xprune wrote it.
+        ours: A function that is called with the file if it exists. It returns True if xprune wrote the file and nobody
+            changed it since, else False.
 
     Raises:
-        ArtefactError: The name belongs to a folder or to another file, or the file cannot be written.
+        ArtefactError: There is a folder of this name, or a file that xprune did not write, or the file cannot be
+            written.
 
     Example:
         >>> _ = Path("page.html").write_text(stamped("<html></html>"))
@@ -108,21 +118,21 @@ def check_file(path: str | Path, ours: Callable[[Path], bool]) -> None:
 
 
 def _nearest_existing(directory: Path) -> Path:
-    """Returns the folder itself, or the nearest folder above it that exists."""
+    """Returns the folder if it exists, otherwise the nearest folder above it that exists."""
     return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
 
 
 def foreign(directory: Path) -> list[str]:
-    """Returns the sorted names of files and folders in a folder that xprune did not write.
+    """Returns the names of files and folders in a folder that xprune did not write, sorted.
 
-    Files that an operating system leaves, such as .DS_Store, do not count.
+    Files that an operating system makes, such as .DS_Store, are left out.
     """
     header = _header(directory)
     return sorted(entry.name for entry in directory.iterdir() if not _written_by_xprune(entry, header))
 
 
 def _header(directory: Path) -> Mapping[str, Any] | None:
-    """Returns the header of the artefact in a folder, or None if there is none that xprune wrote."""
+    """Returns the header of the artefact in a folder, or None if there is no header that xprune wrote."""
     try:
         header = json.loads((directory / HEADER).read_text())
     except (OSError, ValueError):
@@ -131,7 +141,7 @@ def _header(directory: Path) -> Mapping[str, Any] | None:
 
 
 def _written_by_xprune(entry: Path, header: Mapping[str, Any] | None) -> bool:
-    """Returns True if xprune wrote a file or folder, or if an operating system left it.
+    """Returns True if xprune or an operating system wrote a file or folder, else False.
 
     Args:
         entry: The file or folder.
@@ -140,7 +150,7 @@ def _written_by_xprune(entry: Path, header: Mapping[str, Any] | None) -> bool:
     name, pending = entry.name, _PENDING.fullmatch(entry.name)
     if name in _OF_THE_SYSTEM or name.startswith(WORKING):
         return True
-    # A link may point to a file of the user.
+    # A link may point to a file of the user, so it never counts as a file of xprune.
     if entry.is_symlink() or not entry.is_file():
         return False
     if pending:
@@ -149,15 +159,15 @@ def _written_by_xprune(entry: Path, header: Mapping[str, Any] | None) -> bool:
         return is_page(entry)
     if header is None or name not in (HEADER, MODEL, TENSORS):
         return False
-    # If the weights are still at their pending name, a save was killed before its last step. The files at the usual
-    # names are then of the artefact before, and their checksums are not in this header.
+    # If the weights still have their pending name, a save was killed before its last step. The files with the final
+    # names then belong to the old artefact, and their checksums are not in this header.
     if name == HEADER or stored_file(entry.parent / MODEL, header["sha256"]).name != MODEL:
         return True
     return sha256(entry) == checksum(header, name)
 
 
 def checksum(header: Mapping[str, Any], name: str) -> Any:
-    """Returns the checksum that a header has for MODEL or TENSORS, or None if it has none."""
+    """Returns the checksum of the file MODEL or TENSORS that a header holds, or None if it holds none."""
     if name == MODEL:
         return header["sha256"]
     beside = header.get("beside")
@@ -165,30 +175,35 @@ def checksum(header: Mapping[str, Any], name: str) -> Any:
 
 
 def pending_file(file: Path, digest: Any) -> Path:
-    """Returns the name of a new file until it takes the place of the one before.
+    """Returns the name that a new file has until it replaces the old one.
 
-    The name has the first 16 digits of the checksum: model-0123456789abcdef.safetensors.
+    The name contains the first 16 digits of the checksum: model-0123456789abcdef.safetensors.
 
     Args:
-        file: The file at its final name.
-        digest: Its checksum, hexadecimal. A header that was tampered with may hold anything else.
+        file: The file under its final name.
+        digest: The checksum of the file, hexadecimal. If a header was changed by hand, it may be anything.
     """
     return file.with_name(f"{file.stem}-{digest[:16] if isinstance(digest, str) else ''}{file.suffix}")
 
 
 def stored_file(file: Path, digest: Any) -> Path:
-    """Returns the file to read for a checksum: the pending one if it exists, otherwise the one at its final name."""
+    """Returns the file to read for a checksum: the one with the pending name if it exists, else the one given.
+
+    Args:
+        file: The file under its final name.
+        digest: The checksum that the header holds for the file.
+    """
     pending = pending_file(file, digest)
     return pending if _PENDING.fullmatch(pending.name) and pending.is_file() else file
 
 
 def replace_artefact(working: Path, directory: Path) -> None:
-    """Makes the finished files of a working folder the artefact of a folder.
+    """Turns the finished files of a working folder into the artefact of a folder.
 
-    Each step is a single rename, and the order of the steps matters. The weights first get a pending name, which holds
-    their checksum. Then the header is replaced. Until that moment, the artefact before is read. From then on, the new
-    one is read, with weights at their pending name. So a kill at any point leaves one of the two whole. What such a
-    kill leaves behind is removed by the next save.
+    Each step is a single rename, and the order of the steps matters. First, the weights get a pending name, which
+    contains their checksum. Then the header is replaced. Before this step, a reader finds the old artefact. After it, a
+    reader finds the new one, with weights under their pending name. At last, the weights get their final name. So after
+    a kill at any time, one of the two artefacts is complete. The next save removes the files that a kill leaves behind.
 
     Args:
         working: A folder inside `directory` that holds the new header and weights.
@@ -201,11 +216,11 @@ def replace_artefact(working: Path, directory: Path) -> None:
     (working / HEADER).replace(directory / HEADER)
     if TENSORS not in held:
         (directory / TENSORS).unlink(missing_ok=True)
-    # The model's weights are renamed last. While they are pending, `_written_by_xprune` knows that the other files may
-    # be of the artefact before.
+    # The weights of the model are renamed last. While they have their pending name, `_written_by_xprune` accepts files
+    # of the old artefact under the final names.
     for name in held:
         pending_file(directory / name, checksum(header, name)).replace(directory / name)
-    # Now the leftovers of saves that were killed.
+    # Now the files are removed that killed saves have left behind.
     for entry in directory.iterdir():
         if entry == working or not _written_by_xprune(entry, header):
             continue
@@ -219,16 +234,16 @@ def replace_artefact(working: Path, directory: Path) -> None:
 
 
 def make_folder(directory: Path) -> Callable[[], None]:
-    """Makes a folder and those above it.
+    """Makes a folder, and the folders above it that do not exist.
 
     Returns:
-        A function that undoes it: it removes the folders that were made, if they are empty.
+        A function without arguments that undoes it. It removes the folders that were made, if they are empty.
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
 
     def undo() -> None:
-        """Removes the new folders, the innermost first. Stops at the first one that is not empty."""
+        """Removes the new folders, the innermost first. Stops at the first folder that is not empty."""
         with suppress(OSError):
             for path in made:
                 path.rmdir()
@@ -239,7 +254,7 @@ def make_folder(directory: Path) -> Callable[[], None]:
 def working_folder(directory: Path) -> Path:
     """Makes a new empty folder inside a folder, for files that are not finished.
 
-    It is on the same disk as the final place of the files. A rename can therefore move them.
+    The files can later be moved to their final place by a rename, because this folder is on the same disk.
     """
     return Path(tempfile.mkdtemp(prefix=WORKING, dir=directory))
 
@@ -250,13 +265,15 @@ def remove_working(working: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 checksum of a file, hexadecimal."""
+    """Returns the SHA-256 checksum of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamped(text: str) -> str:
-    """Adds a last line to HTML or Markdown, with the checksum of the text. `is_stamped` finds later changes by it.
+    """Returns an HTML or Markdown text with one more line, which holds the checksum of the text.
+
+    `is_stamped` uses it to recognise files that xprune wrote and nobody changed.
 
     Example:
         >>> stamped("# Table ").startswith("# Table <!-- written by xprune")
@@ -286,9 +303,9 @@ def is_stamped(path: Path) -> bool:
 
 
 def is_page(path: Path) -> bool:
-    """Returns True if a file is a report that xprune wrote and nobody changed.
+    """Returns True if a file is a report that xprune wrote and nobody changed. Else False.
 
-    Reports of xprune 0.1.0 have no stamp. They are recognised by their heading, changed or not.
+    Reports of xprune 0.1.0 have no checksum. They are recognised by their heading, even if they were changed.
     """
     if is_stamped(path):
         return True

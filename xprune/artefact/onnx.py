@@ -1,4 +1,4 @@
-"""Exports a model to ONNX, and compares the exported file with the model before it appears on disk."""
+"""Exports a model to ONNX. The exported file is compared with the model before it gets its final name."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,32 +12,33 @@ from xprune.errors import ModelError
 from xprune.modules.copies import shared_copy, unwrap
 
 _MARK = "written by xprune"
-"""A key in the metadata of the file, by which `is_exported` recognises it."""
+"""A key in the metadata of each exported file. `is_exported` recognises the file by it."""
 
 
 def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tolerance: float = 1e-3) -> float:
-    """Exports a model to an ONNX file that takes batches of any size.
+    """Exports a model to an ONNX file that accepts batches of any size.
 
-    The file appears only if onnxruntime returns what torch returns, on the example inputs and on a batch with one more
-    sample. Needs the extra `xprune[onnx]`.
+    The file is written only if onnxruntime gives the same outputs as torch, for the example inputs and for a batch with
+    one more sample. This function needs the extra `xprune[onnx]`.
 
     Args:
-        model: The model, on any device. It takes one tensor and returns one tensor. It is exported in eval mode and is
-            not changed.
+        model: The model, on any device. Its forward has to have one input tensor and one output tensor. A copy is
+            exported in eval mode, so the model is not changed.
         example_inputs: One batch, (samples, ...).
-        path: The file to write. Its folder is made if it does not exist. A file that this function wrote before is
-            replaced. Any other file is refused.
-        tolerance: The largest difference allowed, as a share of max(1, max |output|).
+        path: The file to write. Its folder is made if it does not exist. If the file exists and this function wrote it,
+            it is replaced. If it exists and is any other file, an error is raised.
+        tolerance: The largest difference that is allowed, as a fraction of max(1, max |output|).
 
     Returns:
         The largest absolute difference between onnxruntime and torch.
 
     Raises:
         ModelError: The difference is larger than the tolerance, torch exports nothing, or a package is not installed.
-        ArtefactError: There is another file or a folder of that name, or the file cannot be written.
+        ArtefactError: There is a folder of this name, or a file that this function did not write, or the file cannot be
+            written.
 
     Example:
-        The export needs a few seconds, so this example does not run as a test.
+        The export takes a few seconds:
 
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> error = export_onnx(model, torch.randn(3, 4), "model.onnx")  # doctest: +SKIP
@@ -51,7 +52,7 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tole
     model, path = shared_copy(unwrap(model)).cpu(), Path(path).resolve()
     inputs = example_inputs.detach().cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and renamed at the end, so that no unchecked file has the final name.
+    # The file gets its final name only after the check, so that no unchecked file has this name.
     temporary = path.with_name(f".{path.name}.part")
     try:
         program = torch.onnx.export(
@@ -61,7 +62,7 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tole
             raise ModelError("torch.onnx.export returned nothing for this model.")
         program.model.metadata_props[_MARK] = "1"
         program.save(str(temporary), external_data=False)
-        # The second batch has another size: a size that the export took for fixed shows here.
+        # The second batch has another size, because the export may have fixed the size of the first batch.
         error = max(_compare(model, batch, temporary, tolerance) for batch in (inputs, torch.cat((inputs, inputs[:1]))))
         temporary.replace(path)
     finally:
@@ -70,7 +71,7 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tole
 
 
 def is_exported(path: Path) -> bool:
-    """Returns True if a file is an ONNX model that `export_onnx` wrote. Needs the package onnx."""
+    """Returns True if a file is an ONNX model that `export_onnx` wrote, else False. Needs the package onnx."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -83,10 +84,18 @@ def is_exported(path: Path) -> bool:
 
 @torch.no_grad()
 def _compare(model: nn.Module, inputs: Tensor, file: Path, tolerance: float) -> float:
-    """Returns the largest absolute difference between an ONNX file in onnxruntime and the model in torch, on the CPU.
+    """Returns the largest absolute difference between the outputs of an ONNX file and of the model, on the CPU.
+
+    onnxruntime runs the file, and torch runs the model.
+
+    Args:
+        model: The model, on the CPU and in eval mode.
+        inputs: One batch.
+        file: The ONNX file.
+        tolerance: The largest difference that is allowed, as a fraction of max(1, max |output|).
 
     Raises:
-        ModelError: The difference is too large, or not a number.
+        ModelError: The difference is larger than the tolerance, or NaN.
     """
     import onnxruntime
 
@@ -94,7 +103,7 @@ def _compare(model: nn.Module, inputs: Tensor, file: Path, tolerance: float) -> 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     got = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
     error = float(np.abs(got - expected).max())
-    # "not <=" also catches NaN, which is neither larger nor smaller than anything.
+    # "not <=" also catches NaN, for which every comparison is False.
     if not error <= tolerance * max(1.0, float(np.abs(expected).max())):
         raise ModelError(
             f"onnxruntime differs from torch by {error:.2e}, which is more than tolerance={tolerance:g} allows. The "

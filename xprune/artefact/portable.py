@@ -1,4 +1,7 @@
-"""Lists the parts of a pruned model that have a class of xprune, for which a pickle of the model needs xprune."""
+"""Lists the parts of a pruned model that have a class of xprune.
+
+A pickle of such a model can only be read with xprune.
+"""
 
 from torch import nn
 
@@ -6,19 +9,18 @@ from xprune.adapters import ADAPTERS, OURS
 
 
 def classes_of_xprune(model: nn.Module) -> dict[str, str]:
-    """Lists the modules of a model whose class comes from xprune or from one of its adapters.
+    """Lists the modules of a model whose class comes from xprune or from an adapter.
 
-    Most pruned models have no such module. `torch.save(model)` then writes a file that needs only the library of the
-    model. A model gets such a module in two cases: all units of an attention or MLP are removed, or the library's own
-    forward assumes that the heads fill the hidden size. A process that reads a pickle of such a model needs xprune.
-
-    `xprune.load` needs xprune in any case.
+    It tells whether a file that `torch.save(model)` writes can be read without xprune. Most pruned models have no such
+    module, and the file then needs only the library of the model. A model has such a module in two cases: an attention
+    or MLP lost all its units, or the library's own forward assumes that the heads fill the hidden size. `xprune.load`
+    needs xprune in any case.
 
     Args:
         model: Any module.
 
     Returns:
-        The full name of the class, by the path of the module. The path of the model itself is "".
+        A dict: path of the module -> full name of its class. The path of the model itself is "".
 
     Example:
         >>> import torch
@@ -31,13 +33,14 @@ def classes_of_xprune(model: nn.Module) -> dict[str, str]:
         >>> classes_of_xprune(xprune.apply(model, xprune.Plan(sites, ((),)), x))
         {'0': 'xprune.modules.removed.Removed'}
     """
-    # The classes of the built-in adapters are in xprune anyway. Asking for them would import the library of each.
+    # The classes of the built-in adapters are in xprune, so they are recognised below. To read them here would import
+    # the library of each adapter.
     others = [adapter for adapter in ADAPTERS.values() if adapter not in OURS]
     added = {kind for adapter in others for kind in (adapter.pruned, adapter.removed) if kind is not None}
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         kind = type(module)
-        # Classes of adapters in other packages are in `added`, those of xprune itself are known by their module.
+        # `added` has the classes of adapters in other packages. The classes of xprune are recognised by their module.
         if kind in added or kind.__module__.split(".")[0] == "xprune":
             found[path] = f"{kind.__module__}.{kind.__qualname__}"
     return found

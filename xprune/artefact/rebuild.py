@@ -1,8 +1,9 @@
-"""Finds the name and arguments that build the dense model again, and proves that they do.
+"""Finds the architecture of the dense model, and proves that it leads to the pruned model.
 
-An artefact holds the weights of the pruned model and the plan. To load it, the dense model is built without weights,
-cut by the plan, and filled. `Arch` is the name and arguments of the dense model. It is saved only if this way leads to
-the saved model. The check runs on the meta device, so it needs no memory for weights.
+An artefact holds the weights of the pruned model and the plan. `load` builds the dense model without weights, cuts it
+according to the plan, and puts the weights in. To build the dense model, it needs an `Arch`: the library, the name of
+the architecture in it, and its arguments. `save` writes the `Arch` only if these steps give a model like the one that
+is saved. It checks this on the meta device, so the check needs no memory for weights.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,14 +24,16 @@ from xprune.surgery.cut import remove_units
 
 
 def build(arch: Arch, device: str = "meta") -> nn.Module:
-    """Builds a model without weights. Downloads nothing and opens no file, even if the name or arguments ask for it.
+    """Builds the model of an architecture and loads no weights.
+
+    It downloads nothing and opens no file, even if the name or the arguments ask for it.
 
     Args:
-        arch: The library, the name of the architecture in it, and its arguments.
-        device: Where the parameters are. On "meta", the default, they have shapes and no values.
+        arch: The architecture: the library, the name in it, and the arguments.
+        device: The device of the parameters. On "meta", the default, they have shapes but no values.
 
     Raises:
-        ArtefactError: The library or name is not known, or an argument is not plain data or would load weights.
+        ArtefactError: The library or the name is unknown. Or an argument is not plain data, or it would load weights.
 
     Example:
         >>> model = build(Arch("test_vit", (("num_classes", 3),)))
@@ -40,7 +43,7 @@ def build(arch: Arch, device: str = "meta") -> nn.Module:
     library = LIBRARIES.get(arch.library) if isinstance(arch.library, str) else None
     if library is None:
         raise ArtefactError(
-            f"models of the library {arch.library!r} cannot be built again; known libraries: {', '.join(LIBRARIES)}. "
+            f"models of the library {arch.library!r} cannot be built. Known libraries: {', '.join(LIBRARIES)}. "
             "Give load(..., model_fn=), a function that builds the dense model."
         )
     try:
@@ -61,35 +64,40 @@ def proved_arch(
 
     Args:
         model: The pruned model.
-        plan: The plan from the dense model to this one.
-        given: A timm name, a timm name with keyword arguments, or an Arch. None means what the model itself carries.
+        plan: The plan from the dense model to the pruned model.
+        given: The architecture: a timm name, a pair (timm name, keyword arguments), or an Arch. If None, the model
+            itself has to name its architecture.
 
     Returns:
-        The architecture and "". Or None and the reason why there is none.
+        (architecture, ""), or (None, the reason why there is no architecture).
 
     Raises:
-        ArtefactError: The given architecture gives another model.
+        ArtefactError: The architecture in `given` leads to another model.
 
     Example:
         >>> proved_arch(nn.Linear(2, 3), Plan((), ()), given=None)
-        (None, 'the model carries no name of an architecture of timm or transformers')
+        (None, 'the model does not name its architecture, as models of timm or transformers do')
     """
     arch = _as_arch(given) or _carried(model)
     if arch is None:
-        return None, f"the model carries no name of an architecture of {' or '.join(LIBRARIES)}"
+        return None, f"the model does not name its architecture, as models of {' or '.join(LIBRARIES)} do"
     try:
         rebuilt = remove_units(build(arch), plan, ADAPTERS)
         difference = _difference(rebuilt, model, {"training", *LIBRARIES[arch.library].transient})
     except Exception as error:
-        # An error may have no message. Its kind is named too, since an empty text would mean that nothing differs.
+        # An error may have no message, and an empty text would mean that nothing differs. So the text has the class of
+        # the error too.
         difference = error_text(error)
     if difference and given is not None:
         raise ArtefactError(f"arch={given!r} does not rebuild this model: {difference.rstrip('.')}.")
-    return (None, f"what {arch.library} builds as {arch.name} differs: {difference}") if difference else (arch, "")
+    return (None, f"the {arch.name} that {arch.library} builds differs: {difference}") if difference else (arch, "")
 
 
 def _as_arch(given: Arch | str | tuple[str, Mapping[str, Any]] | None) -> Arch | None:
-    """Returns an Arch for what a user may give, or None for None. Names are those of timm."""
+    """Returns an `Arch` for the argument `given` of `proved_arch`. Names are taken as names of timm.
+
+    Returns None if `given` is None.
+    """
     if given is None or isinstance(given, Arch):
         return given
     if isinstance(given, str):
@@ -99,7 +107,11 @@ def _as_arch(given: Arch | str | tuple[str, Mapping[str, Any]] | None) -> Arch |
 
 
 def _carried(model: nn.Module) -> Arch | None:
-    """Returns the architecture from the model's provenance, or what its library wrote on the model, or None."""
+    """Returns the architecture that the model itself names, or None if it names none.
+
+    A pruned model may hold it in its provenance, which says how the model was pruned. Otherwise timm or transformers
+    may have written it on the model.
+    """
     before = provenance(model)
     if before and before.arch:
         return before.arch
@@ -108,38 +120,45 @@ def _carried(model: nn.Module) -> Arch | None:
 
 
 def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]) -> str:
-    """Returns the first difference between two models, or "" if there is none.
+    """Returns a text about the first difference between two models, or "" if there is none.
 
-    Compared are the paths and classes of modules, their plain attributes, and the shapes of tensors. Weights are not
+    The paths and classes of modules, their plain attributes, and the shapes of tensors are compared. Weights are not
     compared, since the rebuilt model has none.
 
     Args:
         rebuilt: The model that the architecture gives.
         model: The model that is saved.
-        transient: Names of attributes that may differ, because they say how a model is run.
+        transient: The names of attributes that may differ, because they only say how a model is run.
     """
     there, here = dict(rebuilt.named_modules()), dict(model.named_modules())
     for path in {**there, **here}:
         if path not in there or path not in here:
-            return f"{path} is in one of the two models only"
+            return f"only one of the two models has the module {path}"
         if type(there[path]) is not type(here[path]):
-            return f"{path or 'the model'} is a {type(there[path]).__name__} there, a {type(here[path]).__name__} here"
+            return (
+                f"{path or 'the model'} is a {type(there[path]).__name__} in the architecture, but a "
+                f"{type(here[path]).__name__} in the model"
+            )
         values_there, values_here = _attributes(there[path]), _attributes(here[path])
         for name in sorted({*values_there, *values_here} - set(transient)):
             if values_there.get(name) != values_here.get(name):
-                return f"{path}.{name} is {values_there.get(name)!r} there, {values_here.get(name)!r} here".lstrip(".")
+                return (
+                    f"{path}.{name} is {values_there.get(name)!r} in the architecture, but {values_here.get(name)!r} "
+                    "in the model"
+                ).lstrip(".")
     shapes_there, shapes_here = ({name: tuple(t.shape) for name, t in tensors(m).items()} for m in (rebuilt, model))
     for name in {**shapes_there, **shapes_here}:
         if shapes_there.get(name) != shapes_here.get(name):
-            return f"{name} is {shapes_there.get(name)} there, {shapes_here.get(name)} here"
+            return f"{name} is {shapes_there.get(name)} in the architecture, but {shapes_here.get(name)} in the model"
     return ""
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Returns the public attributes of a module that are plain values, and a description of tensors among them.
+    """Returns name -> value of the public attributes of a module that are plain values.
 
-    A tensor that is neither parameter nor buffer is not saved with the weights. The description holds its device, so
-    it differs between a model on meta and one with weights, and the model counts as not rebuilt.
+    For an attribute that is a tensor, the value is a description. Such a tensor is neither a parameter nor a buffer, so
+    it is not saved with the weights. The description has the device of the tensor. So it differs between a model on the
+    meta device and the saved model, and the architecture is not accepted.
     """
     found: dict[str, Any] = {}
     for name, value in vars(module).items():

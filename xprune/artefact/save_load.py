@@ -1,11 +1,11 @@
-"""Saves a pruned model as safetensors and JSON, and loads it. No pickle, no download, no torch-pruning to load.
+"""Saves a pruned model as safetensors and JSON, and loads it. No pickle is used, and nothing is downloaded.
 
-An artefact is a folder with two or three files:
+Loading does not need torch-pruning. An artefact is a folder with two or three files:
 
 - model.safetensors: the weights of the pruned model.
-- xprune.json: the header. It has the plan from the dense model to this one, and the architecture of the dense model.
-  It also has the names of tied tensors, checksums, and plain data of the user.
-- tensors.safetensors: other tensors to keep, such as scores. Only if there are any.
+- xprune.json: the header. It has the plan from the dense model to the pruned model, and the architecture of the dense
+  model. It also has the names of tied tensors, checksums, and plain data of the user.
+- tensors.safetensors: other tensors to keep, such as scores. It is missing if there are none.
 """
 
 import json
@@ -42,17 +42,18 @@ def save(
     """Writes a model to a folder, from which `load` reads it in another process.
 
     The plan in the header leads from the original dense model to this one, even if the model was pruned several times.
-    An artefact in the folder is replaced, and nothing else is: a folder that holds other things is refused. A process
-    that is killed leaves the artefact before or the new one, never a mix. A report.html that xprune wrote in the folder
-    stays, with a warning that it describes the model before.
+    If the folder holds an artefact, it is replaced. If the folder holds other files, an error is raised. If the process
+    is killed, the folder holds either the old artefact or the new one, never a mix. If the folder holds a report.html
+    that xprune wrote, it stays, and a warning says that it describes the old model.
 
     Args:
         model: The pruned model, or a model that was never pruned.
-        directory: A new folder, an empty one, or one that holds an artefact.
-        arch: The architecture of the dense model: a timm name, or a timm name with keyword arguments. None, the
-            default, means what the model carries: models of timm carry their name, Hugging Face models their config. In
-            each case, xprune proves that the architecture leads to this model, without memory for weights. If the one
-            that the model carries does not, or if it carries none, a warning says that `load` will need `model_fn`.
+        directory: A folder that does not exist, is empty, or holds an artefact.
+        arch: The architecture of the dense model: a timm name, or a pair (timm name, keyword arguments). If None, the
+            model itself has to name it: a timm model has its name as an attribute, and a Hugging Face model has its
+            config. In each case, xprune proves that the architecture leads to this model. This needs no memory for
+            weights. If `arch` is None and no architecture leads to the model, a warning says that `load` will need
+            `model_fn`.
         extra: Plain data to keep with the model, such as metrics and settings.
         tensors_beside: Tensors to keep with the model, such as scores. `read_tensors` reads them.
 
@@ -60,8 +61,8 @@ def save(
         The folder.
 
     Raises:
-        ArtefactError: The folder cannot be used (see `check_folder`), `arch` does not lead to the model, or `extra` is
-            not plain data. The folder is then as it was before.
+        ArtefactError: The folder cannot be used, see `check_folder`. Or `arch` does not lead to the model. Or `extra`
+            is not plain data. In these cases the folder is not changed.
 
     Example:
         >>> import timm
@@ -91,20 +92,20 @@ def save(
         raise ArtefactError(f"{directory} could not be written: {error}.") from error
     if (directory / REPORT).is_file():
         warnings.warn(
-            f"{directory / REPORT} describes the model that was there before. Write it anew, or remove it.",
+            f"{directory / REPORT} describes the model that was there before. Write a new report, or remove it.",
             stacklevel=3,
         )
     return directory
 
 
 def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any], beside: Any) -> None:
-    """Writes all files of an artefact to a working folder, and moves them into place once they are complete.
+    """Writes all files of an artefact to a working folder, and moves them to their final place when they are complete.
 
     Args:
-        directory: The folder of the artefact. It is made if it does not exist, and removed again after an error.
+        directory: The folder of the artefact. If it does not exist, it is made, and removed again after an error.
         named: The tensors of the model, by name.
         header: The header. The names of tied tensors and the checksums are added to it.
-        beside: Other tensors to keep, by name, or None.
+        beside: Other tensors to keep, by their names, or None.
     """
     undo = files.make_folder(directory)
     try:
@@ -121,16 +122,17 @@ def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any],
                 (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
             except (TypeError, ValueError) as error:
                 raise ArtefactError(
-                    f"`extra` is no plain data, so it cannot be kept with the model: {error}. Give numbers, strings, "
+                    f"`extra` is not plain data, so it cannot be kept with the model: {error}. Give numbers, strings, "
                     "lists and dicts of these."
                 ) from error
-            # safetensors writes files that only their owner can read. The header has the usual permissions.
+            # safetensors writes files that only their owner can read. So they get the permissions of the header, which
+            # are the usual ones.
             for file in working.iterdir():
                 file.chmod((working / HEADER).stat().st_mode)
             files.replace_artefact(working, directory)
         finally:
             files.remove_working(working)
-    # Also after Ctrl-C, which is no Exception.
+    # BaseException, because Ctrl-C is not an Exception.
     except BaseException:
         undo()
         raise
@@ -138,22 +140,22 @@ def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any],
 
 @undisturbed()
 def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """Loads a saved model, in eval mode and on the CPU.
+    """Loads a model that `save` wrote, in eval mode and on the CPU.
 
-    `load` reads only the files of the artefact and downloads nothing. All names and shapes are compared with those of
-    the architecture before any weight is read.
+    `load` reads only the files of the artefact and downloads nothing. Before it reads any weights, it compares the
+    names and shapes of all tensors with those of the model that it has built.
 
     Args:
         directory: The folder that `save` wrote.
         model_fn: A function without arguments that builds the dense model. It is needed if the artefact names no
-            architecture. If it is given, it is used in any case.
+            architecture. If the artefact names one, `model_fn` is used instead.
 
     Returns:
         The pruned model.
 
     Raises:
-        ArtefactError: A file is missing, truncated, not from xprune or changed since, or it does not fit the dense
-            model.
+        ArtefactError: A file is missing, truncated, changed, or not written by xprune. Or the weights or the plan do
+            not fit the dense model.
 
     Example:
         >>> import torch
@@ -188,16 +190,17 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
 
 
 def read_header(directory: str | Path) -> dict[str, Any]:
-    """Reads the header of an artefact.
+    """Reads the header of an artefact, for example to get the data that `save` was given as `extra`.
 
     Args:
         directory: The folder that `save` wrote.
 
     Returns:
-        The header as plain data. Its keys are those of `files.FIELDS`. "beside" is there if `save` was given tensors.
+        The header as plain data. Its keys are "format", "arch", "plan", "ties", "sha256" and "extra". If `save` was
+        given tensors, there is also "beside".
 
     Raises:
-        ArtefactError: The folder holds no artefact, or one of another format.
+        ArtefactError: The folder holds no artefact, or one of another version of the format.
 
     Example:
         >>> folder = save(nn.Linear(2, 3), "saved", extra={"accuracy": 0.75})
@@ -208,9 +211,9 @@ def read_header(directory: str | Path) -> dict[str, Any]:
     try:
         header = json.loads(file.read_text())
     except OSError as error:
-        raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.") from error
+        raise ArtefactError(f"{directory} is no saved model: it needs the files {MODEL} and {HEADER}.") from error
     except ValueError as error:
-        raise ArtefactError(f"{file} is no JSON ({error}). It is truncated, or xprune did not write it.") from error
+        raise ArtefactError(f"{file} is not JSON ({error}). It is truncated, or xprune did not write it.") from error
     lacking = files.FIELDS - set(header) if isinstance(header, dict) else files.FIELDS
     if lacking:
         raise ArtefactError(f"{file} was not written by xprune: it has no {', '.join(sorted(lacking))}.")
@@ -220,7 +223,7 @@ def read_header(directory: str | Path) -> dict[str, Any]:
             "the version that wrote it."
         )
     if not stored_file(file.parent / MODEL, header["sha256"]).is_file():
-        raise ArtefactError(f"{directory} is no saved model: it needs {MODEL} and {HEADER}.")
+        raise ArtefactError(f"{directory} is no saved model: it needs the files {MODEL} and {HEADER}.")
     return header
 
 
@@ -231,10 +234,10 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
         directory: The folder that `save` wrote.
 
     Returns:
-        The tensors by name, on the CPU. Empty if `save` was given none.
+        Name -> tensor, on the CPU. The dict is empty if `save` was given no tensors.
 
     Raises:
-        ArtefactError: The folder holds no artefact, or the file of the tensors is missing or changed.
+        ArtefactError: The folder holds no artefact, or the file of the tensors is missing or was changed.
 
     Example:
         >>> import torch
@@ -257,12 +260,12 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
 
 
 def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) -> None:
-    """Replaces the tensors of a model by those of a file, after all names and shapes were compared.
+    """Replaces the tensors of a model by those in a file, after the names and shapes were compared.
 
     Args:
         model: The pruned model, which is changed. Its parameters may be on the meta device.
-        file: The weights.
-        ties: For each name of a tied tensor, the name under which the file holds it.
+        file: The file of the weights.
+        ties: Name of a tied tensor -> the name under which the file holds it.
         sha256: The checksum that the file has to have.
 
     Raises:
@@ -271,7 +274,7 @@ def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) ->
     ours = tensors(model)
     try:
         with safe_open(file, framework="pt") as opened:
-            # Shapes are in the head of the file, so nothing large is read yet.
+            # The shapes are at the beginning of the file, so nothing large is read yet.
             theirs = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
             for name in {**ours, **theirs, **ties}:
                 stored = theirs.get(ties.get(name, name))
@@ -283,11 +286,11 @@ def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) ->
                     )
             if files.sha256(file) != sha256:
                 raise ArtefactError(f"{file} is not the file that was saved: its checksum differs.")
-            # safetensors gives views of the file. A copy lets the file be replaced while the model is in use.
+            # safetensors returns views of the file. With copies, the file can be replaced while the model is in use.
             loaded = {name: opened.get_tensor(name).clone() for name in theirs}
     except SafetensorError as error:
-        raise ArtefactError(f"{file} cannot be read: it is truncated, or no safetensors file ({error}).") from error
-    # One parameter for each stored tensor, so that tied names share it.
+        raise ArtefactError(f"{file} cannot be read: it is truncated, or not a safetensors file ({error}).") from error
+    # There is one parameter for each stored tensor, so that tied names share it.
     parameters = {name: nn.Parameter(t, t.is_floating_point()) for name, t in loaded.items()}
     for name, old in ours.items():
         source, (owner, _, attribute) = ties.get(name, name), name.rpartition(".")
@@ -296,13 +299,14 @@ def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) ->
 
 
 def _without_ties(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Keeps each tensor under its first name, so that the file holds a tied tensor once and `load` ties it again.
+    """Finds tied tensors, so that the file holds each of them once and `load` can tie them again.
 
     Args:
-        named: Tensors by name. A tied tensor has several names.
+        named: Name -> tensor. A tied tensor has several names.
 
     Returns:
-        Copies of the tensors on the CPU, by their first name, and for each further name the first one.
+        (tensors, ties). `tensors` has a copy of each tensor on the CPU, under its first name. `ties` has further name
+        -> first name.
     """
     first: dict[int, str] = {}
     ties = {}

@@ -1,4 +1,4 @@
-"""Allocation: decides how many units each site keeps, so that a plan meets a budget."""
+"""Allocation: decides how many units each site keeps, so that a plan meets a budget. Selections use it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,26 +14,25 @@ from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 
 NORMALISATIONS = {"site": "mean", "loss": "cost", "plan": "none"}
-"""Scale of the scores -> how they are made comparable across sites, see `normalise`."""
+"""For each value of `Scores.scale`, how scores of different sites are made comparable, see `normalise`."""
 
 
 def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = None) -> list[Tensor]:
-    """Makes scores comparable across sites.
+    """Makes the scores of different sites comparable, so that one threshold can be used for all sites.
 
     Args:
         scores: The scores of a criterion.
         costs: The costs of the units.
-        budget: The budget, for the resource that "cost" divides by.
-        how: None to choose by `scores.scale`, see NORMALISATIONS. Otherwise one of these:
+        budget: The budget. The method "cost" uses the first resource that it limits, for example MACs.
+        how: The method. If None, NORMALISATIONS gives the method for `scores.scale`.
 
-            - "mean": each score is divided by the mean absolute score of its site. The result says how a unit compares
-              with the others of its site. It is not divided by the cost.
-            - "cost": each score is divided by the cost of its unit, in the first resource that the budget limits, for
-              example MACs.
+            - "mean": each score is divided by the mean absolute score of its site. The result compares a unit with the
+              other units of its site. The cost of the unit is ignored.
+            - "cost": each score is divided by the cost of its unit.
             - "none": the scores stay as they are.
 
     Returns:
-        For each site, float64 (units,).
+        A list with one float64 tensor (units,) for each site.
     """
     how = how or NORMALISATIONS[scores.scale]
     values = [value.to(torch.float64) for value in scores.values]
@@ -42,7 +41,8 @@ def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = No
     if how == "cost":
         full = [site.size for site in costs.sites]
         cost = costs.of(next(iter(budget.shares)))
-        least = 1e-9 * cost.total(full)  # a unit may cost nothing, and nothing can be divided by 0
+        # A unit may cost nothing, and a score cannot be divided by 0.
+        least = 1e-9 * cost.total(full)
         return [value / max(unit, least) for value, unit in zip(values, cost.units(full), strict=True)]
     return values
 
@@ -51,15 +51,16 @@ def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = No
 class Allocation:
     """The sites of a model with their scores, and the limits that a plan has to meet. Selections build plans with it.
 
-    The units of a site are kept in the order of their scores, best first. So a plan is given by a number of units for
-    each site. A budget with `round_to` allows only some numbers. The way from one allowed number to the next is a step.
+    Each site keeps its units with the highest scores. So the numbers of kept units determine the plan. A budget with
+    `round_to` allows only some numbers. A step adds to a site the units between one allowed number and the next.
 
     Attributes:
         costs: The costs of the units.
         budget: The budget.
-        values: For each site, scores that can be compared across sites, (units,). See `normalise`.
-        counts: For each site, every number of units that it may keep, ascending.
-        limits: For each resource that the budget limits, its name, its cost and the cost allowed.
+        values: The scores of the units of each site, (units,). Scores of different sites have to be comparable, see
+            `normalise`.
+        counts: For each site, all numbers of units that it may keep, in ascending order.
+        limits: (name, cost, allowed cost) of each resource that the budget limits.
 
     Example:
         >>> from xprune import LinearCost, Site
@@ -85,7 +86,7 @@ class Allocation:
         Args:
             costs: The costs of the units.
             budget: The budget to meet.
-            values: For each site, scores that can be compared across sites, (units,).
+            values: The scores of the units of each site, (units,). Scores of different sites have to be comparable.
 
         Raises:
             BudgetError: Even the smallest model costs more than the budget allows.
@@ -95,12 +96,12 @@ class Allocation:
 
     @property
     def full(self) -> list[int]:
-        """The number of units of each site, if all are kept."""
+        """The number of units of each site in the dense model."""
         return [site.size for site in self.costs.sites]
 
     @property
     def least(self) -> list[int]:
-        """The least number of units that each site may keep."""
+        """The smallest number of units that each site may keep."""
         return [counts[0] for counts in self.counts]
 
     def fits(self, kept: Sequence[int], remaining: float = 0.0) -> bool:
@@ -108,9 +109,9 @@ class Allocation:
 
         Args:
             kept: The number of units kept at each site.
-            remaining: Loosens the limits, for selections that approach the budget in steps. It is the fraction of the
-                way from the dense model's cost to the limit that need not be done yet. 0 for the limits themselves, 1
-                for the dense model's cost.
+            remaining: A selection that prunes little by little may exceed the budget until its end. `remaining` is the
+                part of the pruning that is still to do. 0 means that the limits of the budget hold. 1 means that the
+                cost of the dense model is allowed. Values between them give a limit between these costs.
         """
         full = self.full
         return all(
@@ -119,15 +120,18 @@ class Allocation:
         )
 
     def order(self, index: int) -> Tensor:
-        """Returns the units of the site at `index`, best first, int64 (units,). Equal scores: the lower unit first."""
+        """Returns the indices of the units of the site at `index`, best score first, int64 (units,).
+
+        Among equal scores, the unit with the lower index comes first.
+        """
         return torch.argsort(self.values[index], descending=True, stable=True)
 
     def steps(self, index: int) -> list[tuple[float, int, int]]:
-        """Lists the steps of the site at `index` from the least to the full number of units.
+        """Lists the steps of the site at `index`, from the smallest allowed number of units to all units.
 
         Returns:
             For each step, (mean score of the units that it adds, number of units before, number of units after). The
-            means fall, since better units are added first.
+            mean scores fall from step to step, since better units are added first.
         """
         ordered = self.values[index][self.order(index)].tolist()
         counts = self.counts[index]
@@ -138,9 +142,9 @@ class Allocation:
 
     @cached_property
     def _ascending(self) -> list[tuple[float, int, int]]:
-        """The steps of all sites as (mean score, site, number of units before), worst first.
+        """The steps of all sites as (mean score, site, number of units before). The worst step comes first.
 
-        Among equal scores, the site that keeps the largest fraction of its units comes first.
+        Among equal mean scores, the step of the site that keeps the largest fraction of its units comes first.
         """
         full = self.full
         return sorted(
@@ -149,16 +153,18 @@ class Allocation:
         )
 
     def one_threshold(self, remaining: float = 0.0) -> list[int]:
-        """Finds the lowest threshold on the scores of all sites that meets the limits.
+        """Finds the lowest threshold that meets the limits, if one threshold is used for all sites.
 
         Args:
-            remaining: Loosens the limits, see `fits`.
+            remaining: The part of the pruning that is still to do, see `fits`. 0 means that the limits of the budget
+                hold.
 
         Returns:
-            The number of units that each site keeps: those of all steps above the threshold.
+            The number of units that each site keeps. A step is kept if its mean score is above the threshold.
         """
         steps = self._ascending
-        # Bisection on the number of steps that are removed, worst first. All of them fit: `on` has checked it.
+        # Bisection on the number of steps that are removed, the worst first. If all steps are removed, the limits are
+        # met: `on` has checked this.
         low, high = 0, len(steps)
         while low < high:
             middle = (low + high) // 2
@@ -166,21 +172,21 @@ class Allocation:
         return self._without(steps[:low])
 
     def _without(self, removed: Sequence[tuple[float, int, int]]) -> list[int]:
-        """Returns the number of units that each site keeps if these steps of `_ascending` are removed."""
+        """Returns the number of units that each site keeps after these steps of `_ascending` are removed."""
         kept = self.full
         for _, index, count in removed:
             kept[index] = min(kept[index], count)
         return kept
 
     def fill(self, kept: Sequence[int], most: Sequence[int] | None = None) -> list[int]:
-        """Spends what is left of the budget: adds steps, best first, as long as one fits.
+        """Spends the rest of the budget: adds steps, the best mean score first, and skips those that exceed a limit.
 
         Args:
-            kept: The number of units kept at each site so far.
-            most: The largest number of units that each site may keep. None for all.
+            kept: The number of units that each site keeps so far.
+            most: The largest number of units that each site may keep. If None, a site may keep all units.
 
         Returns:
-            The number of units kept at each site afterwards.
+            The number of units that each site keeps afterwards.
         """
         most, kept = list(most or self.full), list(kept)
         spent = {name: cost.total(kept) for name, cost, _ in self.limits}
@@ -188,21 +194,23 @@ class Allocation:
             (value, index, a, b) for index in range(len(kept)) for value, a, b in self.steps(index) if a >= kept[index]
         ]
         full = self.full
-        # Among equal scores, the site that keeps the smallest fraction of its units comes first.
+        # Among steps with equal mean scores, the one whose site keeps the smallest fraction of its units comes first.
         for _, index, a, b in sorted(steps, key=lambda step: (-step[0], step[2] / full[step[1]], step[1])):
             if a != kept[index] or b > most[index]:
-                continue  # an earlier step of this site did not fit, so this one has nothing to build on
+                # An earlier step of this site did not fit, so this step cannot follow it.
+                continue
             after = {name: spent[name] + cost.step(kept, index, b) for name, cost, _ in self.limits}
             if all(after[name] <= allowed * (1 + 1e-9) for name, _, allowed in self.limits):
                 kept[index], spent = b, after
         return kept
 
     def plan(self, kept: Sequence[int], selection: str) -> Plan:
-        """Returns the plan that keeps the best units of each site.
+        """Returns the plan in which each site keeps its best units.
 
         Args:
-            kept: The number of units to keep at each site.
-            selection: The name of the selection, for `Plan.info`. The costs that are predicted are added to it.
+            kept: The number of units that each site keeps.
+            selection: The name of the selection. `Plan.info` gets it, and also the predicted cost in each limited
+                resource, as a fraction of the dense model's cost.
         """
         keeps = tuple(tuple(sorted(self.order(i)[:count].tolist())) for i, count in enumerate(kept))
         full = self.full

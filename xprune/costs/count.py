@@ -1,4 +1,4 @@
-"""Counts what one model costs of each resource. torch's FlopCounterMode counts the MACs."""
+"""Counts the cost of one model in each resource, such as MACs and parameters. MACs need torch's FlopCounterMode."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,15 +21,17 @@ from xprune.modules.undisturbed import undisturbed
 def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None = None) -> int:
     """Counts the multiply-accumulates (MACs) of a forward pass of one sample.
 
-    FlopCounterMode counts the operations of matrix products, convolutions and attention products on the real forward.
-    One MAC is two of these operations. A sample is an image or a sentence. For a graph it is a node. Message passing
-    costs one MAC for each feature of each edge that is summed up, as a matrix product with the adjacency would.
+    torch's FlopCounterMode counts the operations of matrix products, convolutions and attention products while the
+    model runs. One MAC is two of these operations. A sample is an image, or a sequence. For a graph, the MACs are those
+    of one node. Message passing costs one MAC for each feature of each edge, as a product with the adjacency matrix
+    does.
 
     Args:
         model: The model. It is not changed.
         example_inputs: The inputs that the model is called with: a tensor, a tuple of arguments, or a dict of keyword
             arguments.
-        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+        batch_axis: The axis of the inputs along which samples lie. If None, it is found by running the model with one
+            sample less.
 
     Returns:
         The number of MACs, rounded to an integer.
@@ -48,29 +50,33 @@ def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None 
     except XPruneError:
         raise
     except Exception as problem:
-        try_forward(model, example_inputs)  # raises the error of a forward that fails without gradients too
+        # If the forward fails without gradients too, this raises its error.
+        try_forward(model, example_inputs)
         raise ModelError(
             f"MACs cannot be counted: the forward fails if gradients are on: {type(problem).__name__}: {problem}."
         ) from problem
 
 
 def number_of_samples(model: nn.Module, example_inputs: Any, batch_axis: int | None) -> int:
-    """Finds the number of samples in the example inputs.
+    """Returns the number of samples in the example inputs. The MACs are divided by it.
 
     Args:
         model: The model. It is not changed.
         example_inputs: The inputs that the model is called with.
-        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+        batch_axis: The axis of the inputs along which samples lie. If None, it is found by running the model with one
+            sample less.
 
     Raises:
-        ModelError: No tensor has rows, the axis cannot be found, or no tensor has the axis given.
+        ModelError: The inputs hold no tensor with an axis. Or the axis of the samples cannot be found. Or no tensor has
+            the axis `batch_axis`.
     """
     if not any(tensor.dim() for tensor in tensors_in(example_inputs)):
-        raise ModelError("the example inputs hold no tensor with rows, so MACs per sample cannot be counted.")
+        raise ModelError("the example inputs hold no tensor with an axis, so MACs per sample cannot be counted.")
     if batch_axis is None:
         found = find_samples(model, example_inputs)
         if found is None:
-            try_forward(model, example_inputs)  # a forward that fails is the better explanation
+            # If the forward fails on the inputs as they are, this raises the error, which explains more.
+            try_forward(model, example_inputs)
             raise ModelError(
                 f"the axis of the samples in the inputs of {type(model).__name__} cannot be found, so MACs per sample "
                 "cannot be counted: give batch_axis=, 0 if samples come first, 1 if tokens come first."
@@ -83,7 +89,7 @@ def number_of_samples(model: nn.Module, example_inputs: Any, batch_axis: int | N
 
 
 def count_params(model: nn.Module) -> int:
-    """Counts the parameters of a model. Tied parameters count once.
+    """Returns the number of parameters of a model. A tied parameter counts once.
 
     Example:
         >>> count_params(nn.Linear(4, 6))
@@ -96,17 +102,20 @@ def count_params(model: nn.Module) -> int:
 def count_resources(
     model: nn.Module, example_inputs: Any, resources: Iterable[str] = (), *, batch_axis: int | None = None
 ) -> dict[str, float]:
-    """Measures what a model costs of each resource.
+    """Measures the cost of a model in each resource, such as MACs and parameters.
 
     Args:
         model: The model. It is not changed.
         example_inputs: The inputs that the model is called with: a tensor, a tuple of arguments, or a dict of keyword
             arguments.
-        resources: Names of resources to measure in addition to those that every run measures.
-        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+        resources: The names of further resources to measure. MACs, parameters, and other resources that are always
+            measured, need not be named.
+        batch_axis: The axis of the inputs along which samples lie. If None, it is found by running the model with one
+            sample less.
 
     Returns:
-        Name of a resource -> its cost. The cost is a whole number if the resource has no unit, such as ms.
+        A dict: name of a resource -> cost of the model in it. The cost is a float if the resource has a unit of
+        measurement, such as ms. Otherwise it is rounded to an integer.
 
     Raises:
         ModelError: The forward fails, or the axis of the samples cannot be found.
@@ -126,7 +135,8 @@ def count_resources(
         except XPruneError:
             raise
         except Exception as problem:
-            try_forward(model, example_inputs)  # raises the error of a forward that fails without gradients too
+            # If the forward fails without gradients too, this raises its error.
+            try_forward(model, example_inputs)
             raise ModelError(
                 f"{resource.label} cannot be counted: the forward fails if gradients are on: "
                 f"{type(problem).__name__}: {problem}."
@@ -136,19 +146,19 @@ def count_resources(
 
 
 def by_module(resource: Resource, model: nn.Module, example_inputs: Any, samples: int) -> Mapping[str, float]:
-    """Measures a model and its modules, and checks what the resource returns.
+    """Measures a model and its modules in one resource, and checks the result for the whole model.
 
     Args:
-        resource: The resource, which may come from another package.
-        model: A copy of the model. Its forward may write into it.
+        resource: The resource. It may come from another package, so its result is checked.
+        model: A copy of the model, since its forward may change it.
         example_inputs: The inputs that the model is called with.
         samples: The number of samples in the inputs.
 
     Returns:
-        Path of a module -> its cost, "" for the whole model. See `Resource.by_module`.
+        A mapping: path of a module -> its cost. The path "" is the whole model. See `Resource.by_module`.
 
     Raises:
-        PluginError: The resource has no finite number for the whole model.
+        PluginError: The cost of the whole model is missing or not finite.
     """
     counted = resource.by_module(model, example_inputs, samples)
     if not math.isfinite(counted.get("", math.nan)):
@@ -160,36 +170,39 @@ def by_module(resource: Resource, model: nn.Module, example_inputs: Any, samples
 
 
 def macs_by_module(model: nn.Module, example_inputs: Any, samples: int) -> dict[str, float]:
-    """Counts the MACs of a forward pass of one sample.
+    """Counts the MACs of a forward pass of one sample, in the whole model and in each module.
 
     Args:
-        model: A copy of the model, which may be on the meta device. Its forward may write into it.
-        example_inputs: The inputs that the model is called with. They are moved to the model's device and dtype.
-        samples: The number of samples in the inputs. Each gets an equal share of the MACs.
+        model: A copy of the model, since its forward may change it. It may be on the meta device.
+        example_inputs: The inputs that the model is called with. They are moved to the device and dtype of the model.
+        samples: The number of samples in the inputs. The MACs of the forward pass are divided by it.
 
     Returns:
-        Path of a module -> its MACs with those of all modules inside, "" for the whole model.
+        A dict: path of a module -> its MACs, with those of the modules inside it. The path "" is the whole model.
     """
-    # Imported here, because it imports triton, which takes long.
+    # The import is here because it imports triton, which takes long.
     from torch.utils.flop_counter import FlopCounterMode
 
     device = reference_device(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs = map_tensors(example_inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
-    # PyG sums up messages by these operations, which FlopCounterMode does not count.
+    # PyTorch Geometric adds up messages with these operations. FlopCounterMode does not count them.
     message_sums = (torch.ops.aten.scatter_add_, torch.ops.aten.scatter_add)
     counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(message_sums, _summed_messages))
-    # Without gradients nn.TransformerEncoder takes a path that counts as 0. And torch up to 2.11 does not count the
-    # fused attention of CPUs.
+    # Without gradients, nn.TransformerEncoder uses a fast path, in which FlopCounterMode counts nothing. The math
+    # backend is needed because FlopCounterMode of torch up to 2.11 does not count the fused attention of CPUs.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         call(model, inputs)
     counts = {"": sum(counter.get_flop_counts().get("Global", {}).values()) / 2 / samples}
     for name, operations in counter.get_flop_counts().items():
-        # Names begin with the class of the model: "ViT.blocks.0".
+        # The names begin with the class of the model, as in "ViT.blocks.0". The rest is the path of the module.
         counts.setdefault(name.partition(".")[2], sum(operations.values()) / 2 / samples)
     return counts
 
 
 def _summed_messages(_into: Any, _dim: Any, _index: Any, source: Sequence[int], **_: Any) -> int:
-    """Returns the FLOPs of messages of the shape `source`: each is multiplied by a weight and added to its node."""
+    """Returns the FLOPs of adding up messages of the shape `source`, for FlopCounterMode.
+
+    Each number of a message counts as one multiplication by the weight of its edge, and one addition.
+    """
     return 2 * math.prod(source)

@@ -1,6 +1,7 @@
-"""Expected costs: what masks between 0 and 1 cost, and how masks are held at a budget while they learn.
+"""The expected cost of a model with learned masks, and two ways to keep this cost at a budget during learning.
 
-A mask is the probability that a unit is kept. So a model with masks has an expected cost, by which gradients can flow.
+A mask is the probability that a unit is kept, a number from 0 to 1. So a model with masks has an expected cost, and
+gradients flow from this cost to the masks. Masks are computed from logits, one learned number for each unit.
 """
 
 from collections.abc import Callable
@@ -13,25 +14,25 @@ from xprune.core.budget import Budget
 from xprune.core.costs import Costs, LinearCost
 
 TEMPERATURE = 0.5
-"""The temperature of the sigmoid that turns logits into masks. Learning rates of logits are chosen for it."""
+"""The temperature of the sigmoid that turns logits into masks. The learning rates of logits are chosen to fit it."""
 
 
 _HALVINGS = 24
-"""Steps of the bisection that finds the shift of logits. Each halves the error."""
+"""The number of steps of the bisection in `UnitCosts.settle`. Each step halves the error of the result."""
 
 
 _OPEN = 4.0
-"""The sigmoid's argument for a mask whose logit is 0, if only a penalty makes masks small: the mask is 0.98."""
+"""The number that `UnitCosts.free` adds to the argument of the sigmoid, so that a logit of 0 gives a mask of 0.98."""
 
 
 def remaining(progress: float) -> float:
-    """Returns how much of the way from the dense model's cost to the budget is left at some progress of a run.
+    """Returns which part of the pruning is still to do at some time of a run, as a fraction from 1 to 0.
 
-    The schedule is cubic, as in Zhu and Gupta (2017): the cost falls fast while there is much to spare, and slowly at
-    the end.
+    Learning starts at the cost of the dense model and reaches the budget at the end. The schedule is cubic, as in Zhu
+    and Gupta (2017): the cost falls fast at the start, when many units can be spared, and slowly at the end.
 
     Args:
-        progress: The progress, from 0 to 1. Larger values count as 1.
+        progress: The part of the run that is over, from 0 to 1. Larger values count as 1.
 
     Returns:
         (1 - progress)^3: 1 at the start, 0 at the end.
@@ -43,18 +44,18 @@ def remaining(progress: float) -> float:
 class UnitCosts:
     """The costs of all units of a model, as fractions of the dense model's cost, for each limit of a budget.
 
-    Masks and logits are (rows, units): the units of all sites side by side, in the order of the sites. Each row is a
-    model with masks of its own, for example the masks of one class.
+    Masks and logits have the shape (rows, units). The units of all sites lie side by side, in the order of the sites.
+    Each row describes another pruned model. For example, a row may hold the masks of one class.
 
     Attributes:
-        unit: The cost that each unit adds alone, (limits, units). A cost that a site has beside its units is shared
-            out over them.
+        unit: The cost of each unit without its pairs, (limits, units). A cost that a site has once, for all its units
+            together, is divided equally among them.
         base: The cost of the model without any units, (limits,).
-        allowed: The cost that the budget allows, (limits,). Or (rows, limits) if it differs between rows, see `at`.
+        allowed: The cost that the budget allows, (limits,). After `at`, it differs between rows and is (rows, limits).
         sizes: The number of units of each site.
         least: The number of units that each site has to keep.
-        pairs: The cost of each pair of units of two sites, (limits, sites, sites). The entry [limit, i, j] holds one
-            half of it, and [limit, j, i] the other half.
+        pairs: The cost of one unit of a site together with one unit of another site, (limits, sites, sites). The entry
+            [limit, i, j] holds one half of this cost, and [limit, j, i] the other half.
 
     Example:
         >>> from xprune import Site
@@ -77,7 +78,7 @@ class UnitCosts:
         """Creates the unit costs from measured costs.
 
         Args:
-            costs: The measured costs. One that is not linear is replaced by a linear one, see `Cost.linear`.
+            costs: The measured costs. A cost that is not linear is replaced by a linear one, see `Cost.linear`.
             budget: The budget, which says which resources are limited.
             device: The device of the masks.
 
@@ -88,14 +89,15 @@ class UnitCosts:
         limits = [(name, cost.linear(full), allowed) for name, cost, allowed in costs.limits(budget)]
 
         def shares(cost: LinearCost) -> Tensor:
-            """Returns the cost of each unit with its share of the site's fixed cost, (units,)."""
+            """Returns the cost of each unit plus an equal part of the fixed cost of its site, (units of all sites,)."""
             each = [(u * n + f) / n for n, u, f in zip(full, cost.unit, cost.fixed, strict=True)]
             return torch.cat([torch.full((n,), value) for n, value in zip(full, each, strict=True)]) / cost.total(full)
 
         pairs = torch.zeros(len(limits), len(full), len(full), device=device)
         for limit, (_, cost, _) in enumerate(limits):
             for i, j, each in cost.pairs:
-                # A symmetric matrix, whose product with the kept units from both sides counts each pair once.
+                # The matrix is symmetric. Its product with the numbers of kept units from both sides counts each pair
+                # once.
                 for a, b in ((i, j), (j, i)):
                     pairs[limit, a, b] += each / 2 / cost.total(full)
         return UnitCosts(
@@ -108,9 +110,11 @@ class UnitCosts:
         )
 
     def at(self, shares: Tensor) -> "UnitCosts":
-        """Returns the same costs with other limits: each row may keep units up to a fraction of their whole cost.
+        """Returns the same costs with another limit for each row. A site need not keep any unit then.
 
-        Sites need not keep any unit then.
+        The limit of a row is the cost of the model without units, plus a fraction of the cost of all units. The
+        criterion `xpruner` uses it for masks of classes whose units are removed, not kept: it gives each class another
+        limit.
 
         Args:
             shares: The fraction for each row, (rows,).
@@ -119,24 +123,31 @@ class UnitCosts:
 
     @property
     def budget(self) -> dict[str, list[float]]:
-        """The limits as plain data, for the fingerprint of a checkpoint: a run at another budget must not resume it."""
+        """The limits as plain data. They are part of the fingerprint of a checkpoint, see `Loop.keep`.
+
+        So a run at another budget cannot continue from the checkpoint.
+        """
         return {"allowed": self.allowed.tolist(), "least": list(self.least)}
 
     def excess(self, masks: Tensor, progress: float = 1.0) -> Tensor:
-        """Returns how much the expected cost is over what is allowed by now.
+        """Returns how much the expected cost of each row exceeds the cost that is allowed at this time of the run.
 
         Args:
             masks: The probability that each unit is kept, (rows, units).
-            progress: The progress of the run, from 0 to 1. Before the end, more is allowed, see `remaining`.
+            progress: The part of the run that is over, from 0 to 1. Before the end, a higher cost is allowed, see
+                `remaining`.
 
         Returns:
-            (rows, limits), as fractions of the dense model's cost. Negative if there is room.
+            (rows, limits), as fractions of the dense model's cost. Negative if the cost is below the limit.
         """
         allowed = self.allowed + (1 - self.allowed) * remaining(progress)
         return self.base + self._of_pairs(masks) + masks @ self.unit.T - allowed
 
     def _of_pairs(self, masks: Tensor) -> Tensor:
-        """Returns the expected cost of pairs of units, (rows, limits), as if all sites were drawn independently."""
+        """Returns the expected cost of all pairs of units, (rows, limits).
+
+        It treats the numbers of kept units of two sites as independent.
+        """
         if not self.pairs.any():
             return masks.new_zeros(())
         kept = self._kept_units(masks)
@@ -148,42 +159,44 @@ class UnitCosts:
 
     @torch.no_grad()
     def _cost_of_one_more(self, masks: Tensor, limit: Tensor) -> Tensor:
-        """Returns what one more unit costs each row, beside the units that its masks keep, (rows, units).
+        """Returns the cost of one more unit, in addition to the units that a row keeps, (rows, units).
 
         Args:
             masks: The probability that each unit is kept, (rows, units).
-            limit: The index of the limit that binds each row, (rows,).
+            limit: For each row, the index of the limit whose cost is meant, (rows,).
         """
         # The derivative of kept @ pairs @ kept is twice the product.
         shared = 2 * torch.einsum("rij,rj->ri", self.pairs[limit], self._kept_units(masks))  # (rows, sites)
         return self.unit[limit] + shared.repeat_interleave(torch.tensor(self.sizes, device=masks.device), dim=1)
 
     def free(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Turns logits into masks without holding them at a budget: a penalty in the loss has to make them small.
+        """Turns logits into masks without a budget. The caller adds a penalty to the loss, which makes masks small.
 
         Args:
             logits: (rows, units). A logit of 0 gives a mask of about 1.
 
         Returns:
-            (masks, costs), both (rows, units): the masks, and what one more unit costs by the first limit.
+            (masks, costs), both (rows, units). The costs are those of one more unit, in the first resource that the
+            budget limits.
         """
         masks = torch.sigmoid(logits / TEMPERATURE + _OPEN)
         first_limit = torch.zeros(len(masks), dtype=torch.long, device=masks.device)
         return masks, self._cost_of_one_more(masks, first_limit)
 
     def settle(self, logits: Tensor, progress: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Turns logits into masks whose expected cost is what is allowed by now.
+        """Turns logits into masks whose expected cost is the cost that is allowed at this time of the run.
 
-        masks = sigmoid((logits - shift) / TEMPERATURE). Bisection finds the shift of each row. Without it, the weight
-        of a sparsity penalty would have to be tuned until the cost is right.
+        masks = sigmoid((logits - shift) / TEMPERATURE). Bisection finds the shift of each row. Without the shift, the
+        weight of a sparsity penalty would have to be tuned until the cost is right.
 
         Args:
-            logits: (rows, units). The scores of the units.
-            progress: The progress of the run, from 0 to 1. Before the end, more is allowed, see `remaining`.
+            logits: The learned scores of the units, (rows, units).
+            progress: The part of the run that is over, from 0 to 1. Before the end, a higher cost is allowed, see
+                `remaining`.
 
         Returns:
-            (masks, costs), both (rows, units): masks in (0, 1), and 1 for units that always stay; and what one more
-            unit costs by the limit that binds its row.
+            (masks, costs), both (rows, units). A mask is in (0, 1), or 1 for a unit that always stays. The costs are
+            those of one more unit, in the resource that is closest to its limit in that row.
         """
         kept = self._always_kept(logits)
         with torch.no_grad():
@@ -198,33 +211,39 @@ class UnitCosts:
         return masks, self._cost_of_one_more(masks, binding)
 
     def _shifted(self, logits: Tensor, shift: Tensor, kept: Tensor) -> Tensor:
-        """Returns the masks of logits that are lowered by the shift of their row. Units that always stay have 1."""
+        """Returns the masks of logits after the shift of each row is subtracted. Units that always stay get 1."""
         return torch.sigmoid((logits - shift) / TEMPERATURE).masked_fill(kept, 1.0)
 
     @torch.no_grad()
     def _always_kept(self, logits: Tensor) -> Tensor:
-        """Returns which units stay in any case, bool (rows, units): the best ones of each site, as many as `least`."""
+        """Returns True for units that always stay, bool (rows, units).
+
+        These are the best units of each site, as many as the site has to keep (`least`).
+        """
         kept = torch.zeros_like(logits, dtype=torch.bool)
         for part, of_site, least in zip(
             logits.split(self.sizes, 1), kept.split(self.sizes, 1), self.least, strict=True
         ):
-            of_site.scatter_(1, part.topk(least, dim=1).indices, True)  # `split` gives views, so this fills `kept`
+            # `split` returns views, so this writes into `kept`.
+            of_site.scatter_(1, part.topk(least, dim=1).indices, True)
         return kept
 
 
 def hold_cost(logits: Tensor, masks: Tensor, cost: Tensor, sparsity: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Adds the gradient of a sparsity term to that of the loss, so that a gradient step keeps the expected cost.
+    """Changes the gradient of the logits, so that a gradient step does not change the expected cost.
 
-    Let g be the gradient of the loss by the logits, r that of the sparsity term and a that of the cost, each (rows,
+    `UnitCosts.settle` computes its shift without gradients. So the gradient of the loss ignores that the cost is held.
+    Here a sparsity term is added to the gradient of the loss, with the weight that keeps the cost equal. Let g be the
+    gradient of the loss with respect to the logits, r that of the sparsity term and a that of the cost, each (rows,
     units). The logits get the gradient g + mu r. For each row, mu solves (g + mu r) . a = 0. If the sparsity term is
     the cost, this is the projection of g on the surface of equal cost. mu is then the multiplier of the budget,
     estimated by least squares.
 
     Args:
-        logits: The logits, (rows, units). They get a hook that changes their gradient.
-        masks: The masks made from these logits, (rows, units).
+        logits: The logits, (rows, units). They get a hook that changes their gradient in the next backward pass.
+        masks: The masks that were computed from these logits, (rows, units). If they need no gradient, nothing happens.
         cost: The cost of one more unit, (rows, units).
-        sparsity: The sparsity term, a function of masks and cost.
+        sparsity: A function of (masks, cost) that returns the sparsity term.
     """
     if not masks.requires_grad:
         return

@@ -1,4 +1,4 @@
-"""latency: times a forward pass."""
+"""latency: measures the time of a forward pass."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
 
     Args:
         model: The model. It is not changed.
-        example_inputs: The inputs to time, a whole batch: a tensor, a tuple of arguments, or a dict of keyword
-            arguments. They are moved to the model's device.
-        seconds: How long to repeat the forward pass, in seconds.
+        example_inputs: One batch, with which the model is called: a tensor, a tuple of arguments, or a dict of keyword
+            arguments. It is moved to the model's device.
+        seconds: The forward pass is repeated for at least this time, in seconds.
 
     Returns:
         The median time of one forward pass of the whole batch, in milliseconds.
@@ -27,7 +27,8 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
         >>> latency(nn.Linear(4, 2), torch.randn(3, 4), seconds=0.01) > 0
         True
     """
-    # This import looks for CUDA's compiler, and prints a line if there is a compiler but no GPU.
+    # The import is here because it searches for the compiler of CUDA. It prints a line if there is a compiler but no
+    # GPU.
     from torch.utils.benchmark import Timer
 
     model = shared_copy(model)
@@ -36,6 +37,7 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
         timer = Timer(
             "call(model, inputs)",
             globals={"call": call, "model": model, "inputs": inputs},
-            num_threads=torch.get_num_threads(),  # a Timer uses one thread unless it is given a number
+            # Without this number, a Timer uses one thread.
+            num_threads=torch.get_num_threads(),
         )
         return float(timer.blocked_autorange(min_run_time=seconds).median * 1e3)

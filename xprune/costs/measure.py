@@ -1,4 +1,7 @@
-"""Measures how the cost of a model depends on the units that each site keeps, by counting smaller models."""
+"""Measures how the cost of a model depends on the units that each site keeps, by counting smaller models.
+
+A smaller model is a copy of the model without some of its units.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,34 +34,36 @@ def measure_costs(
     *,
     batch_axis: int | None = None,
 ) -> Costs:
-    """Measures what the units of each site cost of each resource.
+    """Measures the cost of the units of each site in each resource.
 
-    These models are counted:
+    Selections need these costs to find a plan that meets the budget. The costs are found by counting smaller models:
 
     - the model as it is;
-    - with one unit less at every site;
-    - with as few units as possible at every site;
-    - with one unit less at one site, for each site that is only a part of its module;
-    - the models above except the smallest one, with one channel less of one residual stream, for each stream;
-    - with two thirds of all units. The costs found have to predict this count.
+    - the model with one unit less at every site;
+    - the model with as few units as possible at every site;
+    - for each site that is only a part of its module, the model with one unit less at this site alone;
+    - for each residual stream, the models above except the smallest one, with one channel less of this stream;
+    - the model with two thirds of all units. The costs that were found have to predict this count.
 
-    They are counted on the meta device if the forward runs there. This takes neither much time nor memory.
+    Models are counted on the meta device if the forward runs there. This takes little time and memory.
 
     Args:
         model: The model. It is not changed.
         sites: The sites whose units are measured.
         example_inputs: The inputs that the model is called with: a tensor, a tuple of arguments, or a dict of keyword
             arguments.
-        resources: Names of resources to measure in addition to those that every run measures, such as
-            `budget.shares`.
-        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+        resources: The names of further resources to measure, such as those in `budget.shares`. MACs, parameters, and
+            other resources that are always measured, need not be named.
+        batch_axis: The axis of the inputs along which samples lie. If None, it is found by running the model with one
+            sample less.
 
     Returns:
-        The costs of each resource, as a function of the units that each site keeps.
+        The costs in each resource, as functions of the numbers of units that the sites keep.
 
     Raises:
-        ModelError: The forward fails, with all units or with fewer. Or the axis of the samples cannot be found. Or a
-            cost is not linear in the units of each site and in pairs of sites, although its resource says so.
+        ModelError: The forward fails with all units or with fewer units. Or the axis of the samples cannot be found. Or
+            a cost is not linear in the units of each site and in pairs of units of two sites, although its resource
+            does not give another cost.
         BudgetError: A resource is unknown.
 
     Example:
@@ -75,7 +80,8 @@ def measure_costs(
         return _measured(model, sites, example_inputs, samples, asked, "meta")
     except XPruneError:
         raise
-    except Exception:  # a forward that looks at values does not run on the meta device
+    # A forward whose control flow depends on values of tensors does not run on the meta device.
+    except Exception:
         try_forward(model, example_inputs)
     try:
         return _measured(model, sites, example_inputs, samples, asked, None)
@@ -83,8 +89,9 @@ def measure_costs(
         raise
     except Exception as problem:
         raise ModelError(
-            f"costs cannot be measured: with units gone the forward fails: {type(problem).__name__}: {problem}. Were "
-            "these sites found on this model? find_sites proves them, and find_sites(..., exclude=) leaves some out."
+            f"costs cannot be measured: the forward fails if units are removed: {type(problem).__name__}: {problem}. "
+            "Were these sites found on this model? find_sites proves its sites, and find_sites(..., exclude=) leaves "
+            "some out."
         ) from problem
 
 
@@ -97,11 +104,10 @@ def check_allocation(
     *,
     batch_axis: int | None = None,
 ) -> None:
-    """Counts the pruned model of a plan if its costs cannot be predicted exactly, and checks the budget.
+    """Checks the budget by counting the pruned model, if the predicted cost of a plan may be wrong.
 
-    Two costs cannot be predicted. One is that of a resource whose cost is not linear. The other is that of an attention
-    that is removed as a whole, if it has more layers on a residual stream: what these save depends on the channels that
-    the stream keeps.
+    The predicted cost may be wrong in two cases. The cost of a resource is not linear. Or a plan prunes a residual
+    stream and removes a whole attention: the saved cost depends on the number of channels that the stream keeps.
 
     Args:
         model: The dense model. It is not changed.
@@ -109,7 +115,8 @@ def check_allocation(
         costs: The costs that the plan was made with.
         budget: The budget that the plan has to meet.
         example_inputs: The inputs that the model is called with.
-        batch_axis: The axis of the samples in the inputs. None to find it by running the model with one sample less.
+        batch_axis: The axis of the inputs along which samples lie. If None, it is found by running the model with one
+            sample less.
 
     Raises:
         BudgetError: The pruned model costs more than the budget allows.
@@ -120,29 +127,30 @@ def check_allocation(
     pruned = remove_units(shared_copy(model), plan, ADAPTERS)
     counted = count_resources(pruned, example_inputs, budget.shares, batch_axis=batch_axis)
     for name, _, allowed in limits:
-        if counted[name] > allowed * (1 + 1e-6) + 1:  # the MACs of a sample are rounded
+        # The cost may be rounded to an integer, so one more is allowed.
+        if counted[name] > allowed * (1 + 1e-6) + 1:
             raise BudgetError(
                 f"the plan may cost at most {allowed:.0f} {name}, but the pruned model costs {counted[name]}. Give a "
-                "budget that is a little smaller, or keep a unit at each site: min_units=1."
+                "budget that is a little smaller, or keep a unit at each site, with min_units=1."
             )
 
 
 def _needs_recount(plan: Plan, cost: Cost) -> bool:
-    """Returns True if the cost of this plan may differ from what was predicted, else False."""
+    """Returns True if the cost of this plan may differ from the predicted cost, else False."""
     return not isinstance(cost, LinearCost) or any(unit_kind(site.kind).crosses for site in plan.sites)
 
 
 Meeting = tuple[int, int, str]
-"""A tensor that two sites cut along different axes: the indices of the two sites, and the path of the tensor."""
+"""A tensor that two sites cut along different axes: (index of a site, index of the other site, path of the tensor)."""
 CostByPath = dict[str, float]
-"""Path of a module -> its cost, "" for the whole model. For the tensors of meetings: path of the tensor -> its cost."""
+"""Path of a module -> its cost. The path "" is the whole model. The tensors of meetings are included by their paths."""
 
 
 def _meetings(model: nn.Module, sites: Sequence[Site]) -> list[Meeting]:
-    """Finds the tensors that two sites cut, each along another axis, if both sites are streams or none is.
+    """Finds the tensors that two sites cut along different axes, if both sites are residual streams or neither is.
 
-    The cost of such a tensor grows with the product of the units that both sites keep. A stream and a site that is no
-    stream meet in many tensors. Their joint cost is measured, see `_linear`, and not derived from tensors.
+    The cost of such a tensor grows with the product of the numbers of units that the two sites keep. A stream and a
+    site of another kind have many tensors in common. Their joint cost is measured instead, see `_linear`.
     """
     by_tensor: dict[int, tuple[str, list[int]]] = {}
     for index, site in enumerate(sites):
@@ -153,7 +161,7 @@ def _meetings(model: nn.Module, sites: Sequence[Site]) -> list[Meeting]:
 
 
 def _crosses(site: Site) -> bool:
-    """Returns True for a residual stream, whose channels cut tensors of other sites, else False."""
+    """Returns True for a residual stream, whose channels cut tensors of other sites along another axis. Else False."""
     return unit_kind(site.kind).crosses
 
 
@@ -173,30 +181,35 @@ def _measured(
         example_inputs: The inputs that the model is called with.
         samples: The number of samples in the inputs.
         resources: The resources to measure.
-        device: "meta", or None for the model's device.
+        device: "meta", or None for the device of the model.
 
     Raises:
-        ModelError: The costs do not predict one more count.
+        ModelError: The costs that were found do not predict the count of one more smaller model.
     """
 
     def with_counts(kept: Sequence[int], device: str | None = None) -> nn.Module:
-        """Returns a copy of the model that keeps this number of units at each site. Which units makes no difference."""
+        """Returns a copy of the model that keeps these numbers of units. The cost does not depend on which units."""
         plan = Plan(tuple(sites), tuple(tuple(range(units)) for units in kept))
         return remove_units(shared_copy(model, requires_grad=True, device=device), plan, ADAPTERS)
 
-    # A resource may say itself how its cost depends on the units. All others are linear.
+    # A resource may give its own function of the units as cost. The cost of any other resource is taken to be linear.
     own_costs = {resource.name: resource.cost(sites, example_inputs, samples, with_counts) for resource in resources}
     linear = [resource for resource in resources if own_costs[resource.name] is None]
     meetings, full = _meetings(model, sites), [site.size for site in sites]
     streams = [index for index, site in enumerate(sites) if _crosses(site) and site.size > 1]
-    # Streams keep all channels in these two, and lose one of them in `and_thinner`.
+    # In `least` and `one_less`, streams keep all channels. `and_thinner` removes one channel of a stream.
     least = [site.size if _crosses(site) else 0 if site.module else 1 for site in sites]
     one_less = [max(size - 1, low) for size, low in zip(full, least, strict=True)]
 
     def count(kept: Sequence[int]) -> dict[str, CostByPath]:
-        """Returns name of a resource -> costs of modules and of tensors of meetings, with these numbers of units."""
+        """Counts a model with these numbers of units.
+
+        Returns:
+            Name of a resource -> its costs by the paths of modules, and of the tensors that two sites cut.
+        """
         smaller, found = with_counts(kept, device), {}
-        tensors = dict(smaller.named_parameters(remove_duplicate=False))  # lacks those of removed modules
+        # Parameters of removed modules are missing here.
+        tensors = dict(smaller.named_parameters(remove_duplicate=False))
         for resource in linear:
             counted = by_module(resource, smaller, example_inputs, samples)
             of_tensors = {name: resource.of_tensor(counted, name, tensors.get(name)) for _, _, name in meetings}
@@ -204,12 +217,13 @@ def _measured(
         return found
 
     def and_thinner(kept: Sequence[int]) -> list[dict[str, CostByPath]]:
-        """Counts with these numbers of units, and then with one channel less of one stream, for each stream."""
+        """Counts a model with these numbers of units, and then, for each stream, with one channel less of it."""
         return [count([n - (index == thinner) for index, n in enumerate(kept)]) for thinner in (None, *streams)]
 
     whole, everywhere, smallest = and_thinner(full), and_thinner(one_less), count(least)
-    # A site that is a whole module is seen in the cost of that module, so one count serves all such sites. Any other
-    # site is seen only in the cost of the whole model, and needs a count in which no other site changes.
+    # The cost of a site that is a whole module can be read from the cost of that module. So one count, with one unit
+    # less everywhere, serves all such sites. Any other site needs a count in which no other site changes, because only
+    # the cost of the whole model shows the cost of its units.
     smaller = {
         index: everywhere if site.module else and_thinner([*full[:index], one_less[index], *full[index + 1 :]])
         for index, site in enumerate(sites)
@@ -235,8 +249,8 @@ def _measured(
         if abs(predicted - got) > 1e-6 * got + 1:
             raise ModelError(
                 f"{resource.label} of smaller models cannot be predicted here: {predicted:.0f} predicted, {got:.0f} "
-                "counted. Leave kinds of unit that cross others, such as 'channel', out of units=. If the resource is "
-                "your own and not linear in the kept units, override Resource.cost."
+                "counted. Leave 'channel', and other kinds whose units cut tensors of other sites, out of units=. If "
+                "the resource is your own and not linear in the kept units, override Resource.cost."
             )
     return Costs(tuple(sites), costs)
 
@@ -251,16 +265,16 @@ def _linear(
 ) -> LinearCost:
     """Finds the linear cost that explains the counts of one resource.
 
-    In the two lists of counts, the first count has all channels. The next ones have one channel less of one stream, in
-    the order of `streams`.
+    `whole`, and each value of `smaller`, is a list of counts. In the first count of a list, the streams keep all
+    channels. Each further count is with one channel less of one stream, in the order of `streams`.
 
     Args:
         sites: The sites.
         streams: The indices of the sites that are residual streams.
         meetings: The tensors that two sites cut.
         whole: Counts with all units.
-        smaller: For the index of each site that is no stream, counts with one unit less at this site.
-        least: The count with as few units as possible at each site that is no stream.
+        smaller: For the index of each site that is not a stream, counts with one unit less at this site.
+        least: The count with as few units as possible at each site that is not a stream.
     """
     full, sizes = whole[0], [site.size for site in sites]
     pairs = [(i, j, full[name] / (sizes[i] * sizes[j])) for i, j, name in meetings]
@@ -270,21 +284,24 @@ def _linear(
         owners = site.modules if site.module else ("",)
 
         def alone(counts: CostByPath, owners: Sequence[str] = owners, names: Sequence[str] = names) -> float:
-            """Returns the cost of the site's modules, without the tensors that it shares with another site."""
+            """Returns the cost of the modules of the site, without the tensors that another site cuts too."""
             return sum(counts.get(path, 0) for path in owners) - sum(counts[name] for name in names)
 
-        # What one unit costs: with all channels, and with one channel less of each stream. If a stream's channel
-        # changes this, the unit and the channel meet in layers, and the change is the price of each such pair.
+        # The cost of one unit, with all channels (`step`) and with one channel less of each stream (`thinner`). If a
+        # channel changes the cost of a unit, both cut the same layers. The change is then the cost of one unit together
+        # with one channel.
         step, *thinner = (alone(a) - alone(b) for a, b in zip(whole, fewer, strict=True))
         crossed = [(index, stream, step - less) for stream, less in zip(streams, thinner, strict=True) if step != less]
         pairs += crossed
         unit[index] = step - sum(each * sizes[stream] for _, stream, each in crossed)
-        # What is saved beyond the units once the module is removed as a whole, such as a norm that all heads share.
+        # The cost that is saved, in addition to that of the units, if the module loses all its units. An example is the
+        # cost of a norm layer that all heads share.
         fixed[index] = alone(full) - alone(least) - step * site.size if site.module else 0.0
-    # A channel costs what the model loses with it, except for the pairs that are known by now.
+    # The cost of a channel is the difference between two counts of the model, without the cost of pairs, which is known
+    # by now.
     shared = LinearCost(0.0, tuple(fixed), tuple(unit), tuple(pairs))
     for stream, thinner_whole in zip(streams, whole[1:], strict=True):
         unit[stream] = full[""] - thinner_whole[""] + shared.step(sizes, stream, sizes[stream] - 1)
-    # The rest of the model's cost depends on no unit.
+    # The rest of the model's cost does not depend on any unit.
     found = LinearCost(0.0, tuple(fixed), tuple(unit), tuple(pairs))
     return replace(found, base=full[""] - found.total(sizes))

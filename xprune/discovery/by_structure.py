@@ -1,15 +1,16 @@
-"""Finds units in attentions and MLPs of unknown classes: tries proposed sites and takes the first that is exact.
+"""Finds units in attentions and MLPs of unknown classes. It tries proposed sites and takes the first exact one.
 
 Each module is handled in three steps:
 
-1. One forward of the whole model records the arguments of the module's first call, and the order in which it calls its
-   linear layers. The last of these is the consumer, the others are producers.
-2. `candidates.proposals` lists sites that would fit the shapes of the module.
-3. Each proposal is tried on the module alone, with the recorded arguments. Units are removed from a copy, and its
-   output has to be that of the module with gates at 0.
+1. The whole model runs once. This records the arguments of the module's first call, and the order in which this call
+   uses the linear layers of the module. The last of these layers is taken as the consumer, the others as producers.
+2. `candidates.proposals` lists sites that fit the shapes of the module.
+3. Each proposed site is tried on the module outside of the model, with the recorded arguments. Units are removed from a
+   copy of the module, and its output has to be that of the module with gates of 0 on these units.
 
-A site that passes is plain data, as the sites of adapters are. Nothing is searched again when a plan is carried out.
-Modules of one class and shapes are searched once: the others try the result of the one before first.
+A site that passes is plain data, like the sites of adapters. So nothing has to be searched again when a plan is
+applied. The search runs once for modules of the same class and shapes. For each further such module, the site that was
+found is tried first.
 """
 
 import copy
@@ -38,12 +39,13 @@ TRIES = 48
 
 @dataclass
 class FirstCall:
-    """The record of the first call of a module in a forward pass.
+    """The record of a module's first call in a forward pass.
 
     Attributes:
         args: The positional arguments of the call. None until the module is called.
         kwargs: The keyword arguments of the call.
-        layers: Names of the module's linear layers in the order of their calls. A layer may occur several times.
+        layers: The names of the module's linear layers, in the order in which the call uses them. A layer that is used
+            several times has several entries.
     """
 
     args: Any = None
@@ -52,9 +54,10 @@ class FirstCall:
 
 
 class Alone(nn.Module):
-    """A model that holds one module and calls it with the arguments that it had inside the larger model.
+    """A model that contains one module of a larger model, and calls it as the larger model does.
 
-    Surgery and proof work on whole models. This class makes a model of the module. The path of the module is "module".
+    Surgery and the proof need a whole model. With this class, they can work on one module. The path of the module is
+    "module".
 
     Args:
         module: The module.
@@ -71,13 +74,21 @@ class Alone(nn.Module):
         self.module = module
 
     def forward(self, args: Any, kwargs: Any) -> Tensor:
-        """Returns the first tensor in the module's output. The arguments are copied, as the module may change them."""
+        """Calls the module, and returns the first tensor in its output.
+
+        Args:
+            args: The positional arguments of the call. They are copied, since the module may change them.
+            kwargs: The keyword arguments of the call. They are copied too.
+        """
         args, kwargs = _copied((args, kwargs))
         return tensors_in(self.module(*args, **kwargs))[0]
 
 
 def _copied(given: Any) -> Any:
-    """Returns a copy of a module's arguments. A module may write into them: a key-value cache grows at every call."""
+    """Returns a copy of a module's arguments, since a module may change them.
+
+    An example is a key-value cache, which grows at every call.
+    """
     if isinstance(given, Tensor):
         return given.detach().clone()
     # Named tuples and other subclasses are left to deepcopy, since their constructors may take other arguments.
@@ -85,31 +96,32 @@ def _copied(given: Any) -> Any:
         return type(given)(_copied(item) for item in given)
     if type(given) is dict:
         return {name: _copied(item) for name, item in given.items()}
-    # A module is not copied: it may be large, and the calls that we make leave it alone.
+    # A module is not copied: it may be large, and our calls do not change it.
     if given is None or isinstance(given, (nn.Module, str, int, float, bool)):
         return given
     try:
         return copy.deepcopy(given)
-    except Exception:  # Some objects cannot be copied, such as locks. The module gets the object itself.
+    # Some objects cannot be copied, such as locks. The module then gets the object itself.
+    except Exception:
         return given
 
 
 def sites_by_structure(
     model: nn.Module, example_inputs: Any, known: Mapping[str, Site], structure: Structure
 ) -> tuple[dict[str, Site], dict[str, str]]:
-    """Finds the sites of modules that look like those of a structure and belong to no known site.
+    """Finds the sites of modules that no known site belongs to and that have a given structure.
 
-    The model runs once, on a copy. All other forwards are of single modules.
+    The model runs once, on a copy. After that, only single modules run.
 
     Args:
         model: The model. It is not changed.
-        example_inputs: What the model is called with.
-        known: Site by name. The modules of these sites are skipped.
-        structure: What the modules look like.
+        example_inputs: The inputs that the model is called with.
+        known: The sites that are known, by their names. Their modules are skipped.
+        structure: The rules by which a module is recognised, for example as an attention.
 
     Returns:
-        The proved sites, and the reasons for modules without one, both by the path of the module. Modules that turn out
-        not to hold such units have no reason.
+        (sites, reasons), two dicts by the path of the module. The sites were proved on the module alone. There is a
+        reason for each module without a site, except modules that turn out not to have such units.
 
     Raises:
         ModelError: The forward of the model fails.
@@ -117,7 +129,7 @@ def sites_by_structure(
     paths = _candidates(model, known, structure)
     sites: dict[str, Site] = {}
     left: dict[str, str] = {}
-    # The result for the last module of each class and shapes. A deep model has many modules of one kind.
+    # The result for the last module of each class and shapes. A deep model has many equal modules.
     found_before: dict[Any, Site | str] = {}
     for path, first_call in _record_first_calls(model, example_inputs, paths).items() if paths else ():
         module = model.get_submodule(path)
@@ -131,15 +143,19 @@ def sites_by_structure(
 
 
 def _candidates(model: nn.Module, known: Mapping[str, Site], structure: Structure) -> list[str]:
-    """Returns the paths of the innermost modules that fit the structure and share no layer with a known site."""
-    # A site that can lose its whole module takes that module. Other sites take each layer that they cut or gate.
+    """Returns the paths of modules that fit the structure and share no layer with a known site.
+
+    If a module that fits contains another one, only the inner one is returned.
+    """
+    # If all units of a site can be removed, the whole module belongs to the site. Otherwise only the layers that the
+    # site cuts or gates belong to it.
     taken = {
         path for site in known.values() for path in (site.modules if site.module else (*site.modules, *site.consumers))
     }
     found = []
     for path, module in model.named_modules():
         inside = any(path == other or path.startswith(f"{other}.") for other in taken)
-        # The lists are passed over as modules: nothing calls them, so they have no forward to try.
+        # A model never calls an nn.ModuleList or nn.ModuleDict, so these have no forward to try.
         if not path or inside or isinstance(module, (Removed, nn.ModuleList, nn.ModuleDict)):
             continue
         own_layers = {f"{path}.{name}" for name in linears_of(module)}
@@ -147,36 +163,40 @@ def _candidates(model: nn.Module, known: Mapping[str, Site], structure: Structur
             layer == other or layer.startswith(f"{other}.") for layer in own_layers for other in taken
         ):
             found.append(path)
-    # A block that contains an attention also has linear layers, but its units are those of the attention.
+    # A block that contains an attention may look like an attention too, but its heads are those of the attention.
     inner = found if structure.around else (*found, *taken)
     return [path for path in found if not any(other.startswith(f"{path}.") for other in inner)]
 
 
 @torch.no_grad()
 def _record_first_calls(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[str, FirstCall]:
-    """Runs a copy of the model and returns the first call of each module. Modules that are not called are left out."""
+    """Runs a copy of the model, and records the first call of each module.
+
+    Returns:
+        Path of a module -> its first call. Modules that the forward does not call are left out.
+    """
     twin, calls = shared_copy(model), {path: FirstCall() for path in paths}
-    # The modules whose first call is going on. A layer counts only inside such a call.
+    # The paths of the modules whose first call has begun and not ended. A layer is recorded only inside such a call.
     running: list[str] = []
 
     def enter(path: str) -> Any:
-        """Makes a hook that keeps the arguments of the first call."""
+        """Returns a hook that records the arguments of the module's first call."""
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            # A module without arguments has args (), so None means that it was not called yet.
+            # If a module is called without arguments, `args` is (). So None means that it was not called yet.
             if calls[path].args is None:
                 calls[path].args, calls[path].kwargs = _copied((args, kwargs))
                 running.append(path)
 
         return hook
 
-    # Hooks return None here: torch would take anything else for a new output.
+    # The hooks below return None. torch would use any other value as the new output.
     def leave(path: str) -> Any:
-        """Makes a hook for the end of the module's call."""
+        """Returns a hook that notes the end of the module's call."""
         return lambda *_: running.remove(path) if path in running else None
 
     def step(path: str, name: str) -> Any:
-        """Makes a hook that notes the call of a linear layer."""
+        """Returns a hook that records the call of a linear layer."""
         return lambda *_: calls[path].layers.append(name) if path in running else None
 
     for path in paths:
@@ -194,14 +214,15 @@ def _find(module: nn.Module, first_call: FirstCall, structure: Structure, before
 
     Args:
         module: The module. It is not changed.
-        first_call: How the model called it.
-        structure: What the module looks like.
-        before: The result for a module of the same class and shapes. A site is tried first. A reason is returned
-            as it is: the same search would fail again. None if this is the first such module.
+        first_call: The record of the module's call in the model.
+        structure: The rules by which the module was recognised.
+        before: The result for an earlier module of the same class and shapes. If it is a site, that site is tried
+            first. If it is a reason, it is returned, since the same search would fail again. None if there is no
+            earlier module.
 
     Returns:
-        The site, with paths that start with "module". Or the reason why there is none. Or "" if the module does not
-        look like one with units after all.
+        The site, with paths that start with "module". Or the reason why there is no site. Or "" if the module turns out
+        not to have such units.
     """
     if isinstance(before, str):
         return before
@@ -225,7 +246,8 @@ def _find(module: nn.Module, first_call: FirstCall, structure: Structure, before
     alone = unshare(shared_copy(Alone(module)), module)
     _randomise(alone)
     inputs, tried, problems = (first_call.args, first_call.kwargs), 0, []
-    # Whether this module can go as a whole is tried anew: it depends on the arguments of its call.
+    # Whether the whole module can be removed depends on the arguments of its call, so it is tested again for this
+    # module.
     first = (replace(before, module=""),) if before else ()
     for site in islice(chain(first, proposals(module, structure, consumer, producers, sizes)), TRIES):
         tried += 1
@@ -233,41 +255,46 @@ def _find(module: nn.Module, first_call: FirstCall, structure: Structure, before
         if problem is None:
             return _with_module(alone, site, inputs)
         problems.append(problem)
-    # A difference of outputs says more about the module than a forward that fails on wrong shapes.
+    # The reason shows one failure. A difference of outputs explains more than a forward that fails on wrong shapes.
     closest = next((p for p in problems if "forward fails" not in p), problems[0])
     try:
         random = exactness.randomness(alone, inputs)
-    except Exception as problem:  # The forward of any module runs here, and it may raise anything.
+    # The forward of an unknown module runs here, and it may raise any error.
+    except Exception as problem:
         return (
-            f"{_fails_alone(problem)}, where xprune has to call a module of an unknown class. Write an adapter for its "
-            "class, see docs/adapters.md."
+            f"{_fails_alone(problem)}, but xprune has to call a module of an unknown class there. Write an adapter for "
+            "the class, see docs/adapters.md."
         )
     if random:
         return f"{random}."
     return (
-        f"xprune tried {tried} ways to cut out its {structure.called}, and none is exact. One of them: {closest}. If "
-        f"the forward assumes that all {structure.called} are there, write an adapter with a `pruned` forward, see "
-        "docs/adapters.md."
+        f"xprune tried {tried} ways to cut out its {structure.called}, and none is exact. The result of one of them: "
+        f"{closest}. If the forward assumes that all {structure.called} are there, write an adapter with a `pruned` "
+        "class, see docs/adapters.md."
     )
 
 
 @torch.no_grad()
 def _randomise(module: nn.Module) -> None:
-    """Adds noise to all weights in place. With the noise, each unit changes the output.
+    """Adds noise to all weights of a module in place, so that each unit changes the output.
 
-    Some weights are zero at the start of training, such as a last projection. They would hide a wrong cut.
+    Some weights are zero at the start of training, for example those of a last projection. They would hide a wrong cut.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         if parameter.is_floating_point():
-            # For matrices, noise of this size keeps the outputs of a layer about as large as its inputs.
+            # With noise of this size on a weight matrix, the outputs of the layer are about as large as its inputs.
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.2
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.add_(noise * scale)
 
 
 def _plans(site: Site) -> Iterator[Plan]:
-    """Yields the plans that are tried: without the first unit, with a random half, with one unit in the middle."""
+    """Yields the plans that a proposed site is tested with.
+
+    The first one removes the first unit. The second one keeps a random half of the units. The third one keeps one unit
+    in the middle.
+    """
     chance = torch.Generator().manual_seed(0)
     half = torch.randperm(site.size, generator=chance)[: (site.size + 1) // 2].sort().values.tolist()
     every = tuple(range(site.size))
@@ -278,13 +305,13 @@ def _plans(site: Site) -> Iterator[Plan]:
 
 @torch.no_grad()
 def _disproof(alone: nn.Module, site: Site, called: str, inputs: Any) -> str | None:
-    """Returns why a proposed site is wrong, or None if each cut is exact and the gates have an effect.
+    """Returns the reason why a proposed site is wrong, or None if its cuts are exact and its gates have an effect.
 
     Args:
         alone: The module as a model, with noise on its weights.
-        site: The proposal.
-        called: Name of the units, for the reason.
-        inputs: Positional and keyword arguments of the module.
+        site: The proposed site.
+        called: The name of the units, for the reason.
+        inputs: (positional arguments, keyword arguments) of the module.
     """
     for plan in _plans(site):
         try:
@@ -293,27 +320,28 @@ def _disproof(alone: nn.Module, site: Site, called: str, inputs: Any) -> str | N
             problem = exactness.problem(alone, pruned, plan, inputs, thorough=False)
             if problem:
                 return f"with {plan.counts[0]} of {site.size} {called} kept, {problem.splitlines()[0]}"
-            # A gate without any effect makes the comparison empty: a cut of anything unused would pass.
+            # If a gate has no effect, the comparison proves nothing: a cut of any unused features would pass.
             if len(plan.keeps[0]) == site.size - 1 and not exactness.changes(alone, plan, inputs):
                 return f"a gate on the input of {site.consumers[0].partition('.')[2]} does not change the output"
         except XPruneError as refused:
             return str(refused).rstrip(".")
-        except Exception as problem:  # The forward of any module runs here, and it may raise anything.
+        # The forward of an unknown module runs here, and it may raise any error.
+        except Exception as problem:
             return _fails_alone(problem)
     return None
 
 
 def _fails_alone(problem: Exception) -> str:
-    """Returns the reason for a module whose forward fails outside of the model, with the first line of the error."""
+    """Returns the reason for a module whose forward fails outside of the model. It has the first line of the error."""
     return f"its forward fails outside of the model ({error_text(problem).splitlines()[0].removesuffix(': ')})"
 
 
 @torch.no_grad()
 def _with_module(alone: Any, site: Site, inputs: Any) -> Site:
-    """Returns the site with `module` set if the module can be replaced once all its units are removed.
+    """Returns the site with `module` set, if the module can be replaced after it has lost all its units.
 
-    That is so if the module returns a single tensor, and if without units that tensor is the bias of the consumer.
-    Otherwise the site is returned as it is, and a plan has to keep one unit.
+    It can be replaced if it returns a single tensor, and if this tensor is the bias of the consumer when all units are
+    removed. Otherwise the site is returned unchanged, and a plan has to keep at least one unit.
     """
     whole = replace(site, module="module")
     plan = Plan((whole,), ((),))
@@ -321,21 +349,22 @@ def _with_module(alone: Any, site: Site, inputs: Any) -> Site:
         args, kwargs = _copied(inputs)
         is_tensor = isinstance(alone.module(*args, **kwargs), Tensor)
         exact = exactness.problem(alone, remove_units(shared_copy(alone), plan, {}), plan, inputs) is None
-    except Exception:  # `Removed` takes its input as first argument. A call with keywords alone fails.
+    # `Removed` needs its input as the first positional argument. If there are only keyword arguments, it fails.
+    except Exception:
         return site
     return whole if is_tensor and exact else site
 
 
 def _at_path(site: Site, path: str) -> Site:
-    """Returns the site of a module as a site of the model, where the module is at `path`.
+    """Returns the site of a single module as a site of the model.
 
     Args:
         site: A site whose paths start with "module".
-        path: The path that replaces "module".
+        path: The path of the module in the model. It replaces "module".
     """
 
     def at(name: str) -> str:
-        """Returns a path in the model for a path that starts with "module", and "" for ""."""
+        """Returns a path in the model for a path that starts with "module". Returns "" for ""."""
         return path + name.removeprefix("module") if name else ""
 
     return replace(

@@ -1,14 +1,14 @@
-"""Finds residual streams in the dependency graph and proves that their channels can be removed.
+"""Finds residual streams in the dependency graph, and proves that their channels can be removed.
 
-A residual stream is a set of features that at least two layers or modules write to, and to which blocks add. One
-site is made for each stream, and its units are the channels. The site cuts every tensor on the stream:
+A residual stream is a set of features that at least two layers or modules write to, and to which blocks add. Each
+stream gives one site, whose units are the channels. The site cuts every tensor that has an axis of channels:
 
-1. `dependency_graph.trace` makes placeholders of the known attentions and MLPs. The graph shows the stream between
-   them.
-2. From each layer that writes, `stream_walk.holders` lists all that holds the same channels.
-3. `_site` turns the holders into cuts. For a placeholder, the adapter of the module says which of its tensors hold the
-   channels, or `stream_shapes` guesses it.
-4. `_prove` removes channels from a copy of the model and compares the copy with the gated model.
+1. `dependency_graph.trace` replaces known attentions and MLPs by placeholders. The graph shows the stream between them.
+2. The walk starts at each layer that writes to a stream. `stream_walk.holders` lists all nodes of the graph that hold
+   the same channels: layers, modules, parameters and operations. We call them holders.
+3. `_site` turns the holders into cuts. For a placeholder, the adapter of its module says which tensors hold the
+   channels. Without an adapter, `stream_shapes` guesses it.
+4. `_prove` removes channels from a copy of the model, and compares this copy with the gated model.
 """
 
 import warnings
@@ -36,20 +36,20 @@ from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
 
 _MIXING = ("Softmax", "Bmm", "ScaledDotProduct")
-"""Parts of the names of operations of an attention. In a stream, they mean that an attention has no placeholder."""
+"""Parts of the names of operations inside attentions. If a stream has one, an attention has no placeholder."""
 
 
 @dataclass
 class _Stream:
-    """Collects the cuts, consumers and norms of one stream.
+    """Collects the cuts, consumers and norm layers of one stream, while `_site` goes through its holders.
 
     Attributes:
         model: The model.
         size: The number of units.
-        cuts: The cuts so far, by the identity of the tensor and the axis. A tied tensor is cut once.
-        consumers: The paths of the consumers so far, with the feature axis of their input.
-        norms: The paths of the norms over the channels so far.
-        attributes: The paths of the attributes so far that hold a multiple of the channels.
+        cuts: (id of the tensor, axis) -> the cut. So a tied tensor is cut once.
+        consumers: Path of a consumer -> the feature axis of its input.
+        norms: The paths of the norm layers over the channels.
+        attributes: The paths of the attributes that hold a multiple of the number of channels.
     """
 
     model: nn.Module
@@ -60,15 +60,16 @@ class _Stream:
     attributes: dict[str, None] = field(default_factory=dict)
 
     def add_parameter(self, path: str, guessed_axis: int, width: int) -> None:
-        """Adds a cut of a bare parameter, such as a class token or a layer scale.
+        """Adds a cut of a bare parameter: one that belongs to no layer, such as a class token or a layer scale.
 
-        The cut is along an axis as long as the stream, or a multiple of it. If several axes fit, it is the guessed axis
-        or else the last one. If no axis fits, nothing is added.
+        The cut is along an axis that is as long as the stream, or else along an axis whose length is a multiple of it.
+        If several axes fit, it is the guessed axis if this one fits, and else the last one. If no axis fits, nothing is
+        added.
 
         Args:
             path: The path of the parameter.
-            guessed_axis: The axis that torch-pruning takes: the last one with more than one entry.
-            width: How many neighbouring channels a unit has.
+            guessed_axis: The axis that torch-pruning assumes: the last one with more than one entry.
+            width: The number of neighbouring channels that form one unit.
         """
         shape, channels = tensor_at(self.model, path).shape, self.size * width
         fits = [axis for axis, length in enumerate(shape) if length == channels]
@@ -77,15 +78,17 @@ class _Stream:
             self.add_cut(path, guessed_axis if guessed_axis in fits else fits[-1], width)
 
     def add_cut(self, path: str, axis: int, width: int) -> None:
-        """Adds a cut of a tensor. Its axis holds the stream once, or several copies of it one after another.
+        """Adds a cut of a tensor.
+
+        Its axis holds the channels once, or several copies of all channels one after another.
 
         Args:
             path: The path of the tensor.
             axis: The axis.
-            width: How many neighbouring channels a unit has.
+            width: The number of neighbouring channels that form one unit.
 
         Raises:
-            Refused: There is no such tensor, or its axis does not hold a whole number of copies.
+            Refused: There is no such tensor, or the length of its axis is not a multiple of the number of channels.
         """
         try:
             tensor = tensor_at(self.model, path)
@@ -94,7 +97,8 @@ class _Stream:
         copies, rest = divmod(tensor.shape[axis] if axis < tensor.dim() else 1, self.size * width)
         if rest:
             raise Refused(
-                f"axis {axis} of {path}, of shape {tuple(tensor.shape)}, is no multiple of {self.size * width} long"
+                f"the length of axis {axis} of {path}, of shape {tuple(tensor.shape)}, is not a multiple of "
+                f"{self.size * width}"
             )
         self.cuts[id(tensor), axis] = Cut(path, axis, copies, width)
         owner = path.rpartition(".")[0]
@@ -107,23 +111,24 @@ def channel_sites(
 ) -> list[Site]:
     """Finds the residual streams of a model.
 
-    Each stream is proved on a copy with other weights. Without one channel, and without half of the channels, the copy
-    has to return what it returns with gates of 0. Streams that fail are left alone with a warning.
+    Each stream is proved on a copy of the model with noise on its weights. One channel is removed, and then half of the
+    channels. The outputs have to be those of the copy with gates of 0. A stream that fails gives no site. If other
+    streams succeed, a warning names it.
 
     Args:
         model: The model. It is not changed.
-        example_inputs: What the model is called with.
-        known: For the path of each module that the graph does not look into, its site.
-        hidden: The sites of hidden neurons, whose features are no stream.
+        example_inputs: The inputs that the model is called with.
+        known: Path of a module -> its site. The graph does not look inside these modules.
+        hidden: The sites of hidden neurons. Their features are not taken for a stream.
 
     Returns:
         One site for each stream. Its units are the channels.
 
     Raises:
-        ModelError: The model cannot be traced, a module has lost all its units, or no stream can be pruned. The message
-            has the reasons.
+        ModelError: The model cannot be traced. Or one of its modules has lost all its units. Or no stream can be
+            pruned, and the message has the reasons.
     """
-    # The bias that replaces such a module is on the stream, but the walk finds no cut for it.
+    # `Removed` replaces a module without units. Its bias has an entry for each channel, but the walk would not find it.
     if any(isinstance(module, Removed) for module in model.modules()):
         raise ModelError(
             "an attention or MLP of this model has lost all its units, so its channels can no longer be found. Remove "
@@ -132,7 +137,8 @@ def channel_sites(
     copy, graph = trace(model, example_inputs, known)
     paths = {module: path for path, module in copy.named_modules()}
     inner = {cut.tensor for site in hidden for cut in site.cuts if cut.axis == 0}
-    # Weights of layers at which no walk starts: they make hidden features, or an earlier walk has met them.
+    # `seen` holds the weights of layers at which no walk starts. These layers produce hidden neurons, or an earlier
+    # walk has reached them.
     sites, reasons, seen = [], [], set(inner)
     for module, path in paths.items():
         if not isinstance(module, PRODUCERS) or module not in graph.module2node or f"{path}.weight" in seen:
@@ -145,7 +151,7 @@ def channel_sites(
         seen |= {f"{paths[h.module]}.weight" for h in found if h.writes or h.sideways}
         if len(producers) < 2 or inner & {f"{producer}.weight" for producer in producers} or not _is_stream(found):
             continue
-        # Only now is a refusal a reason for the user: these features are a stream.
+        # Here it is known that the features are a stream. So now the user gets the reason if it cannot be pruned.
         try:
             if refused:
                 raise refused
@@ -163,7 +169,11 @@ def channel_sites(
 
 
 def _holders(graph: Any, producer: nn.Module, size: int) -> tuple[list[Holder], Refused | None]:
-    """Returns all that holds the channels of a layer, and why the walk stopped early, or None if it did not."""
+    """Finds all holders of the channels that a layer writes.
+
+    Returns:
+        (holders, the reason why the walk stopped early). The reason is None if the walk did not stop early.
+    """
     found: list[Holder] = []
     try:
         found.extend(holders(graph, producer, size))
@@ -173,23 +183,23 @@ def _holders(graph: Any, producer: nn.Module, size: int) -> tuple[list[Holder], 
 
 
 def _is_stream(found: Sequence[Holder]) -> bool:
-    """Returns True if the features look like a residual stream.
+    """Returns True if the features look like a residual stream, else False.
 
-    One sign is enough: a known module that adds to its input. Otherwise there have to be three: the features are added
-    up, a layer or module reads them, and a norm, a bare parameter or a known module is on the stream.
+    They do if a known module adds to its input. Without such a module, three conditions have to hold: the features are
+    part of an addition, a layer or module reads them, and a norm layer, a bare parameter or a known module holds them.
     """
     joins = any(isinstance(holder.module, JoiningPlaceholder) for holder in found)
     is_read = any(
         isinstance(h.module, (nn.Linear, nn.Conv2d, Placeholder)) and not h.out and not h.sideways for h in found
     )
-    # A norm without statistics is a bare scale and shift, as in ResMLP.
+    # A bare parameter counts too, since ResMLP has a scale and a shift in place of norm layers.
     scaled = (Placeholder, nn.Parameter)
     in_blocks = any(_is_norm(holder.module) or isinstance(holder.module, scaled) for holder in found)
     return joins or (is_read and in_blocks and any("Add" in holder.node.name for holder in found))
 
 
 def _is_norm(module: Any) -> bool:
-    """Returns True for a batch norm, a group norm, or a norm over the features."""
+    """Returns True for a batch norm, a group norm, or a norm layer over the features. Else False."""
     return isinstance(module, (*BATCH_NORMS, nn.GroupNorm)) or is_feature_norm(module)
 
 
@@ -205,14 +215,14 @@ def _site(
 
     Args:
         model: The model.
-        graph: The graph of its copy with placeholders.
+        graph: The dependency graph. It was built from a copy of the model with placeholders.
         found: The holders.
-        path: The path of the first layer that writes to the stream. It names the site.
+        path: The path of the first layer that writes to the stream. The site is named after it.
         paths: The path of each module of the copy.
-        known: For the path of each placeholder, its site.
+        known: Path of a placeholder -> the site of the module that it replaces.
 
     Raises:
-        Refused: A holder is of a kind that xprune cannot cut.
+        Refused: xprune does not know how to cut one of the holders.
     """
     stream = _Stream(model, found[0].size)
     parameters = {parameter: name for name, parameter in graph.model.named_parameters()}
@@ -242,15 +252,16 @@ def _site(
 
 
 def _add_module(stream: _Stream, path: str, holder: Holder, known: Mapping[str, Site]) -> None:
-    """Adds the cuts of a module on the stream, and a consumer if the module reads the stream.
+    """Adds the cuts of a module that holds the channels, and a consumer if the module reads the stream.
 
     Raises:
-        Refused: The module is of a class that xprune cannot cut, or its tensors do not fit.
+        Refused: xprune does not know how to cut modules of this class, or the tensors of the module do not fit.
     """
     module, out, width = holder.module, holder.out, holder.width
     if isinstance(module, Placeholder):
         inside, served = stream.model.get_submodule(path), ADAPTERS.get(known[path].adapter)
-        # A module found in the graph or by structure has no adapter. Another adapter may know its class all the same.
+        # A site that was found in the graph or by structure has no adapter. But an adapter may still know the class of
+        # the module.
         adapters = [served] if served else [a for a in ADAPTERS.values() if a.serves(inside)]
         known_parts = (adapter.stream_parts(path, inside) for adapter in adapters)
         parts = next(filter(None, known_parts), None) or stream_parts_by_shape(
@@ -265,9 +276,10 @@ def _add_module(stream: _Stream, path: str, holder: Holder, known: Mapping[str, 
         stream.attributes |= dict.fromkeys(parts.attributes)
         return
     tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    # A tensor without axes, such as the count of batches in a batch norm, holds no channels.
+    # A tensor without axes holds no channels. An example is `num_batches_tracked` of a batch norm.
     names = [f"{path}.{name}" for name, tensor in tensors if tensor.dim()]
-    # The weight of a transposed convolution is (in, out / groups, height, width), others are (out, in / groups, ...).
+    # The weight of a transposed convolution is (in, out / groups, height, width). The weights of other convolutions are
+    # (out, in / groups, height, width).
     transposed = isinstance(module, nn.ConvTranspose2d)
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and not out:
         stream.add_cut(f"{path}.weight", 0 if transposed else 1, width)
@@ -282,17 +294,20 @@ def _add_module(stream: _Stream, path: str, holder: Holder, known: Mapping[str, 
         for name in names:
             stream.add_cut(name, 0, width)
     elif names:
-        raise Refused(f"{path} is a {type(module).__name__}, and it is not known whether it keeps them apart")
+        raise Refused(f"{path} is a {type(module).__name__}, which may mix them")
 
 
 @torch.no_grad()
 def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
     """Removes channels from a copy of the model with noise on its weights, and compares it with the gated copy.
 
+    One channel is removed, and then half of the channels, both at random.
+
     Raises:
         Refused: The outputs differ, or the channels cannot be cut out.
     """
-    # The noise has a standard deviation of 0.02. It must not reach the caller's weights, hence `unshare`.
+    # The noise has a standard deviation of 0.02. `unshare` gives the copy separate weights, so that the caller's
+    # weights get no noise.
     copy, generator = unshare(shared_copy(model), model), torch.Generator().manual_seed(0)
     for tensor in dict.fromkeys(copy.parameters()):
         if tensor.is_floating_point():

@@ -1,8 +1,9 @@
-"""Finds the consumers of units that leave their module as features, such as the heads of a graph attention (GAT).
+"""Finds the consumers of units that are the output of a module, such as the heads of a graph attention (GAT).
 
-An adapter sees one module and cannot know which layers of the model read its output. It marks the consumer with "".
-This file finds the layers on a real forward: the output of the module is made the start of a gradient, so every tensor
-that needs a gradient afterwards depends on it. The result is proved by removing units.
+An adapter sees one module only. It cannot know which layers of the model read the output of this module. So it writes
+"" in place of the consumer's path. The functions here run the model to find the layers. They make the output of the
+module the start of a gradient. Then every tensor that needs a gradient depends on this output. At the end, units are
+removed to prove the result.
 """
 
 from dataclasses import replace
@@ -24,18 +25,18 @@ from xprune.surgery.cut import remove_units
 
 
 def with_consumers(model: nn.Module, site: Site, example_inputs: Any) -> Site:
-    """Adds the missing consumers of a site, and the cuts that come with them.
+    """Adds the missing consumers of a site, and their cuts.
 
-    Between the module and its consumers, each feature has to be treated without regard to the others: by activations,
-    dropout, batch norms, or pooling over the nodes of a graph.
+    Between the module and its consumers, only operations that treat each feature separately are allowed, such as
+    activations, dropout, batch norms, and pooling over the nodes of a graph.
 
     Args:
         model: The model. It is not changed.
-        site: A site with "" among its consumers.
-        example_inputs: What the model is called with.
+        site: A site that has "" among its consumers.
+        example_inputs: The inputs that the model is called with.
 
     Returns:
-        The site with all its consumers, proved.
+        The site with all its consumers. It is proved.
 
     Raises:
         ModelError: The consumers cannot be found, or half of the units cannot be removed exactly.
@@ -46,14 +47,14 @@ def with_consumers(model: nn.Module, site: Site, example_inputs: Any) -> Site:
         reads = model.get_parameter(f"{path}.weight").shape[1]
         if reads != features:
             raise ModelError(
-                f"its consumer {path} reads {reads} features, but its units have {features}. Other features are joined "
-                "with them on the way."
+                f"its consumer {path} reads {reads} features, but its units have {features}. Something between "
+                "them joins these features with others."
             )
     cuts = [*site.cuts, *(Cut(f"{path}.weight", 1, 1, site.width) for path in consumers)]
     for path in norms:
         norm = model.get_submodule(path)
         held = (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False))
-        # The count of batches in a batch norm has no axes and is not cut.
+        # `num_batches_tracked` of a batch norm has no axes and is not cut.
         cuts += [Cut(f"{path}.{name}", 0, 1, site.width) for name, tensor in held if tensor.dim()]
     known = tuple(filter(None, site.consumers))
     found = replace(site, consumers=(*consumers, *known), axes=(), cuts=tuple(cuts))
@@ -62,12 +63,18 @@ def with_consumers(model: nn.Module, site: Site, example_inputs: Any) -> Site:
 
 
 def _first_consumers(model: nn.Module, site: Site, example_inputs: Any) -> tuple[list[str], list[str]]:
-    """Returns the first linear layers that the output of a module reaches, and the batch norms on the way.
+    """Finds the layers that read the output of a module.
+
+    Returns:
+        (consumers, norms), two lists of paths: the first linear layers that the output reaches, and the batch norms
+        between the module and these layers.
 
     Raises:
-        ModelError: No linear layer reads the output, it reaches the output of the model, or it is no single tensor.
+        ModelError: No linear layer reads the output. Or the output reaches the output of the model without a linear
+            layer between them. Or the output is not a single tensor.
     """
-    # Without gradients of the weights, only what depends on the module's output needs a gradient.
+    # The weights need no gradients in this copy. So a tensor needs a gradient only if it depends on the module's
+    # output.
     copy = shared_copy(model, requires_grad=False)
     consumers: dict[str, None] = {}
     norms: dict[str, None] = {}
@@ -76,19 +83,20 @@ def _first_consumers(model: nn.Module, site: Site, example_inputs: Any) -> tuple
         """Replaces the output of the module by a copy at which gradients start. A forward hook."""
         if not isinstance(output, Tensor):
             raise ModelError(
-                "it returns more than one tensor, and xprune cannot tell which layers read its units. Change the call: "
-                "it has to return its output alone."
+                "it returns something else than a single tensor, so xprune cannot find the layers that read its units. "
+                "Change the model so that it returns its output tensor only."
             )
         return output.detach().requires_grad_()
 
     def note(path: str, is_consumer: bool) -> Any:
-        """Makes a forward pre-hook that notes a layer if its input depends on the output of the module."""
+        """Returns a forward pre-hook that notes a layer if its input depends on the output of the module."""
 
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> Any:
             if not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
                 return None
             (consumers if is_consumer else norms)[path] = None
-            # The gradient ends at a consumer, so layers behind it are not noted. It passes through a norm.
+            # At a consumer, the input loses its gradient, so later layers are not noted. At a batch norm, it keeps its
+            # gradient.
             return (args[0].detach(), *args[1:]) if is_consumer else None
 
         return hook
@@ -110,10 +118,10 @@ def _first_consumers(model: nn.Module, site: Site, example_inputs: Any) -> tuple
 
 
 def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
-    """Removes every other unit and compares the model with the gated one.
+    """Removes every other unit, and compares the pruned model with the gated model.
 
     Raises:
-        ModelError: The outputs differ. Something on the way mixes features, or adds to them.
+        ModelError: The outputs differ, or units cannot be cut out. An operation before the consumers may mix features.
     """
     plan = Plan((site,), (tuple(range(1, site.size, 2)),))
     try:
@@ -126,6 +134,6 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
         if "forward fails" in why:
             raise ModelError(f"with half of its units removed, {why}.")
         raise ModelError(
-            f"something mixes its features on the way to {', '.join(site.consumers)}: with half of its units removed, "
+            f"an operation before {', '.join(site.consumers)} mixes its features: with half of its units removed, "
             f"{why}."
         )

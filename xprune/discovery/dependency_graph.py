@@ -1,16 +1,18 @@
 """Builds the dependency graph of a model with torch-pruning (DepGraph, Fang et al., CVPR 2023) and follows features.
 
-The graph answers one question: if this layer loses a feature, which other layers lose it, too? torch-pruning runs the
+The graph answers one question: if this layer loses a feature, which other layers lose it too? torch-pruning runs the
 model once and reads the autograd graph of its outputs. Each layer, bare parameter and operation becomes a node. A node
-has two ends, its inputs and its outputs, and a pruner. The methods `prune_in_channels` and `prune_out_channels` of the
-pruner name the ends. An edge, called dependency, leads from one end of a node to one end of a neighbour. It has
+has two ends: its inputs and its outputs. It also has a pruner, an object of torch-pruning. The methods
+`prune_in_channels` and `prune_out_channels` of the pruner serve as names of the two ends. An edge, called dependency,
+leads from one end of a node to one end of a neighbour. It has
 
-- `trigger`: the end of the source node at which the loss starts,
-- `handler`: the end of the target node that then loses features,
-- `index_mapping`: functions that turn indices of the source into indices of the target, as after torch.cat.
+- `trigger`: the end of the source node that loses a feature first,
+- `handler`: the end of the target node that then loses the feature,
+- `index_mapping`: functions that turn indices at the source into indices at the target. They are needed for torch.cat,
+  for example.
 
-xprune only reads the graph. It never prunes through it, because torch-pruning guesses at reshapes and attentions.
-Modules that are known already become placeholders before the graph is built, see `placeholders`.
+xprune only reads the graph. It never prunes with it, because torch-pruning guesses the effect of reshapes and
+attentions. Modules whose sites are known are replaced by placeholders before the graph is built, see `placeholders`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,15 +47,15 @@ _ENDS = {
     tp.ops.OPTYPE.PARAMETER,
     tp.ops.OPTYPE.OUTPUT,
 }
-"""Operations that join or split features, and the ends of the model. Features that meet them are no hidden layer."""
+"""Kinds of nodes at which a hidden layer ends: operations that join or split features, and the ends of the model."""
 
 
 class CannotTraceError(ModelError):
-    """Raised for a model whose forward runs but cannot be traced. Such a model has no dependency graph."""
+    """Raised for a model whose forward runs but cannot be traced. Such a model gets no dependency graph."""
 
 
 class _LinearPruner(tp.function.LinearPruner):
-    """A pruner for linear layers of other classes than nn.Linear. It reads the sizes from the weight."""
+    """Tells torch-pruning the sizes of linear layers that are not of the class nn.Linear, read from their weights."""
 
     def get_in_channels(self, layer: Any) -> int:
         """Returns the number of features that the layer reads."""
@@ -68,16 +70,16 @@ _LINEAR = _LinearPruner()
 
 
 class _Graph(Graph):
-    """The graph of torch-pruning, with the shapes and autograd nodes of all modules, and one guess corrected.
+    """The graph of torch-pruning, plus the shapes and autograd nodes of all modules, with one correction.
 
-    The guess: on torch versions whose autograd nodes do not hold shapes, one flag (`_2d_4d`) says for the whole model
-    whether a reshape flattens maps or only moves tokens. A wrong flag makes lists of indices explode. torch-pruning
-    takes the model for one of tokens if an nn.Linear has an output of three axes. Here, any linear layer and any
-    placeholder counts, and any number of axes above two.
+    The correction concerns reshapes. In some versions of torch, autograd nodes do not hold shapes. Then torch-pruning
+    has one flag (`_2d_4d`) for the whole model. It says whether a reshape flattens feature maps or only moves tokens.
+    With a wrong flag, lists of indices become huge. torch-pruning assumes tokens if an nn.Linear has an output with
+    three axes. Here, tokens are assumed if any linear layer or placeholder has an output with more than two axes.
 
     Attributes:
-        shapes: For each module, the shapes of the first tensor that it takes and of the first that it returns.
-        output_nodes: For each module, the autograd node of the first tensor that it returns.
+        shapes: For each module, (shape of its first input tensor, shape of its first output tensor).
+        output_nodes: For each module, the autograd node of its first output tensor.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,7 +90,7 @@ class _Graph(Graph):
             module.register_forward_hook(self._look, with_kwargs=True)
 
     def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Notes shapes and autograd node of a module, after its forward. A forward hook."""
+        """Notes the shapes and the autograd node of a module after its forward. A forward hook."""
         given, returned = tensors_in((args, kwargs)), tensors_in(output)
         if given and returned:
             self.shapes[module] = list(given[0].shape), list(returned[0].shape)
@@ -98,15 +100,15 @@ class _Graph(Graph):
 
 
 def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[nn.Module, Any]:
-    """Builds the dependency graph of a model.
+    """Builds the dependency graph of a model, in which discovery follows features.
 
     Args:
         model: The model. It is not changed.
-        example_inputs: What the model is called with.
-        known: For the path of each module that becomes a placeholder, its site.
+        example_inputs: The inputs that the model is called with.
+        known: Path of a module -> its site. A placeholder replaces each of these modules.
 
     Returns:
-        A copy of the model with placeholders, and the graph of this copy.
+        (copy of the model with placeholders, dependency graph of this copy).
 
     Raises:
         CannotTraceError: The forward runs but cannot be traced.
@@ -116,22 +118,33 @@ def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> t
     try:
         return _trace(model, example_inputs, known, "meta")
     except Exception:
-        # The forward looks at values, or it fails on any device. `try_forward` raises a ModelError in the second case.
+        # The control flow of the forward depends on values of tensors, or the forward fails on any device. In the
+        # second case, `try_forward` raises a ModelError.
         try_forward(model, example_inputs)
         return _trace(model, example_inputs, known, None)
 
 
 def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], device: str | None) -> tuple[Any, Any]:
-    """Returns a copy of the model with placeholders, and its graph. `device` None is the device of the model."""
+    """Returns (copy of the model with placeholders, its dependency graph).
+
+    Args:
+        model: The model. It is not changed.
+        example_inputs: The inputs that the model is called with.
+        known: Path of a module -> its site. A placeholder replaces each of these modules.
+        device: The device of the copy. If None, it is the device of the model.
+
+    Raises:
+        CannotTraceError: The forward cannot be traced.
+    """
     # torch-pruning follows gradients, so frozen weights would be missing from the graph.
     copy = shared_copy(model, requires_grad=True, device=device)
     inputs = map_tensors(example_inputs, lambda tensor: tensor.detach().to(device))
-    # A tuple or dict, as torch-pruning documents. It may unpack a bare tensor along its first axis.
+    # torch-pruning documents a tuple or a dict. It may unpack a bare tensor along its first axis.
     as_given = inputs if isinstance(inputs, (dict, tuple)) else (inputs,)
     try:
         put_placeholders(copy, inputs, known)
         with torch.enable_grad():
-            # torch-pruning looks pruners up by the exact class of a module.
+            # torch-pruning finds a pruner by the exact class of a module.
             pruners = {type(m): _LINEAR for m in copy.modules() if is_linear(m) and not isinstance(m, nn.Linear)}
             pruners = {Placeholder: PlaceholderPruner(), JoiningPlaceholder: JoiningPlaceholderPruner(), **pruners}
             graph = _Graph(copy)
@@ -139,15 +152,16 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
                 graph.build_dependency(
                     copy,
                     as_given,
-                    # The call of torch-pruning has a bare `except`, which would swallow Ctrl-C.
+                    # Without `forward_fn`, torch-pruning calls the model inside a bare `except`, which would ignore
+                    # Ctrl-C.
                     forward_fn=call,
                     customized_pruners=pruners,
                     output_transform=_traceable,
                     verbose=False,
                 )
             except (ZeroDivisionError, TypeError):
-                # The nodes are there, but torch-pruning failed at the indices across a reshape. That is enough: those
-                # who follow the graph compare widths and prove what they find.
+                # The nodes exist, but torch-pruning failed to compute indices at a reshape. This is enough: the
+                # functions that follow the graph compare numbers of features, and prove what they find.
                 if not getattr(graph, "module2node", None):
                     raise
     except Exception as error:
@@ -160,7 +174,11 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
 
 
 def _traceable(output: Any) -> list[Tensor]:
-    """Returns the tensors of the model's output that lead back to its layers, or raises ValueError if there is none."""
+    """Returns the tensors of the model's output from which autograd leads back to layers.
+
+    Raises:
+        ValueError: There is no such tensor.
+    """
     found = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
     if not found:
         raise ValueError("its output holds no tensor with a gradient")
@@ -168,21 +186,21 @@ def _traceable(output: Any) -> list[Tensor]:
 
 
 def reached(graph: Any, consumer: nn.Module, handler: Any, probe: int) -> Iterator[Any]:
-    """Follows one feature from the input of a layer to everything that loses it, too.
+    """Follows one feature from the input of a layer to all nodes that lose it too.
 
-    torch-pruning also has a walk, `get_pruning_group`. A reshape that it guesses wrongly multiplies the indices at each
-    step, and the walk may never end. Here, a single index is followed. Each dependency has to turn it into the same
-    single index, otherwise the walk stops.
+    torch-pruning has a similar method, `get_pruning_group`. After a reshape that it guesses wrongly, the number of
+    indices grows at each step, and the method may never end. Here, a single index is followed. If a dependency does not
+    turn it into the same single index, the walk stops.
 
     Args:
         graph: The dependency graph.
         consumer: The layer at which the walk starts.
-        handler: The end of that layer: `prune_in_channels` of its pruner.
+        handler: The end of that layer at which the walk starts: `prune_in_channels` of its pruner.
         probe: The index of the feature.
 
     Yields:
-        Each dependency that the feature reaches, once. None as the last item if the feature meets something at which a
-        hidden layer ends, such as torch.cat, an attention or the output of the model.
+        Each dependency that the feature reaches, once. If the feature reaches something at which a hidden layer ends,
+        such as torch.cat, an attention or the output of the model, None comes last.
     """
     stack, seen = [(graph.module2node[consumer], handler)], {(graph.module2node[consumer], handler)}
     while stack:
@@ -203,17 +221,18 @@ def reached(graph: Any, consumer: nn.Module, handler: Any, probe: int) -> Iterat
 
 
 def unknown_operation(node: Any, features: int) -> str:
-    """Returns the name of an operation that may mix features, or "" if the node is known to keep them apart.
+    """Returns the name of an operation that may mix features, or "" if the node is known not to mix them.
 
     Args:
         node: A node of the graph.
-        features: The number of features that pass through it.
+        features: The number of features that pass through the node.
     """
     if not _is_operation(node) or keeps_apart(node.grad_fn, features):
         return ""
-    # A linear layer on inputs of three axes runs as reshape, product, reshape. The graph has the layer at the last
-    # reshape, and the product in front of it as a separate node. That product is the layer itself and does not count.
-    # If the node of a layer is a product, it is the whole layer. Another product in front of it does count.
+    # With inputs of three axes, a linear layer runs as a reshape, a product and a reshape. In the graph, the node of
+    # the layer is the last reshape, and the product before it is a separate node. Such a product belongs to the layer,
+    # so it is not an unknown operation. If the node of a layer is itself a product, a further product before it is an
+    # unknown operation.
     inside = name_of(node.grad_fn) in PRODUCTS and all(
         is_linear(user.module) and name_of(user.grad_fn) not in PRODUCTS for user in node.outputs
     )
@@ -221,5 +240,8 @@ def unknown_operation(node: Any, features: int) -> str:
 
 
 def _is_operation(node: Any) -> bool:
-    """Returns True for a node without a layer. torch-pruning takes each operation it does not know for elementwise."""
+    """Returns True for a node without a layer.
+
+    torch-pruning gives each operation that it does not know the type ELEMENTWISE.
+    """
     return bool(node.type == tp.ops.OPTYPE.ELEMENTWISE)

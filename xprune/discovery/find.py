@@ -1,4 +1,4 @@
-"""Lists the sites of a model: the entry point of discovery."""
+"""find_sites: lists the sites of a model. It is the entry point of discovery."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,29 +33,31 @@ def find_sites(
 ) -> Sites:
     """Finds the sites of a model: the places where units can be removed exactly.
 
-    Adapters know the sites of common classes. Other sites are found in the dependency graph of the model or proposed by
-    the structure of a module. At the end, all sites are proved together: units are removed from a copy of the model,
-    and the outputs have to be those of the gated dense model. A site that fails is left out. The model is not changed.
+    Adapters know the sites of common classes. Other sites are found in the dependency graph of the model, or proposed
+    from the structure of a module. At the end, all sites are proved together: units are removed from a copy of the
+    model, and the outputs have to be those of the gated dense model. A site that fails is left out.
 
     Args:
-        model: The model, in any mode and on any device but meta. It is probed in eval mode, on a copy.
-        example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        units: Unit kinds to look for, by their names in the table UNIT_KINDS: "head", "neuron", "channel" (the channels
-            of residual streams), or a kind that another package adds. One name may be given without a list. None, the
-            default, means heads and neurons, and each further kind that sets `by_default`.
-        exclude: Patterns of site names to leave out, as `fnmatch` reads them: "blocks.0.*", "*.mlp". One pattern may be
-            given without a list.
-        batch_axis: The axis of the inputs along which samples lie: 0, or 1 where tokens come first. None, the default,
-            means that xprune finds it by running the model with one sample less.
+        model: The model, in any mode and on any device except meta. A copy of it runs in eval mode. The model is not
+            changed.
+        example_inputs: The inputs that the model is called with: a tensor, a tuple of arguments, or a dict of keyword
+            arguments.
+        units: The unit kinds to look for, one name or a list of names: "head", "neuron", "channel" (the channels of
+            residual streams), or a kind that another package adds to the table UNIT_KINDS. If None, heads and neurons
+            are looked for, and all other kinds that set `by_default`.
+        exclude: Sites whose names match are left out. One pattern or a list of patterns in the notation of `fnmatch`,
+            such as "blocks.0.*" or "*.mlp".
+        batch_axis: The axis of the inputs along which samples lie: 0, or 1 if tokens come first. If None, it is found
+            by running the model with one sample less.
 
     Returns:
-        The sites as a tuple, in the order of the modules in the model. `sites.left` says for each module that looks
-        like an attention or MLP but gives no site why it was left alone: path of the module -> reason.
+        The sites as a tuple, in the order of the modules in the model. Its attribute `left` has the modules that look
+        like an attention or MLP but give no site: path of the module -> reason.
 
     Raises:
-        ModelError: The forward fails, or the model has no sites. `units` names an unknown kind. Channels are asked for,
-            and no stream can be pruned exactly. A pattern of `exclude` matches no site: a typing mistake would prune
-            what was meant to be left alone.
+        ModelError: The forward fails, or the model has no sites. Or `units` names an unknown kind. Or `units` names
+            "channel", but no stream can be pruned exactly. Or a pattern of `exclude` matches no site. This is an error
+            because a typing mistake would prune units that the user wants to keep.
 
     Example:
         >>> import torch
@@ -81,8 +83,8 @@ def find_sites(
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     known = _adapter_sites(model)
     search = Search(known, closed=known, model=model, example_inputs=example_inputs)
-    # The default kinds are searched even if the caller asks for others only. A later kind has to know which modules
-    # earlier kinds have taken, and what they say about modules without sites.
+    # The default kinds are searched even if the caller asks for other kinds only. A later kind has to know which
+    # modules belong to sites of earlier kinds, and why other modules have no sites.
     for kind in _with_needed((*default, *units)):
         search = search.after(kind.find(search))
     found, left = search.sites, dict(search.left)
@@ -93,11 +95,11 @@ def find_sites(
         if not any(fnmatchcase(site.name, pattern) for site in sites):
             names = _first_names([site.name for site in sites])
             raise ModelError(f"exclude={pattern!r} matches no site. Correct the pattern. The sites are: {names}.")
-    # Excluded sites are dropped before the proof: a site that is not used cannot make others fail.
+    # Excluded sites are dropped before the proof, so that they cannot make the proof of others fail.
     sites = [site for site in sites if not any(fnmatchcase(site.name, pattern) for pattern in exclude)]
     if sites:
         layers = [site.consumers[0] for site in sites]
-        # The consumers of some classes are called only once the module has its gated class, see Adapter.gated.
+        # In some classes, the forward calls the consumer only if the module has its gated class, see Adapter.gated.
         samples = find_samples(
             model, example_inputs, layers, batch_axis, prepare=lambda copy: with_gated_classes(copy, sites)
         )
@@ -109,7 +111,7 @@ def find_sites(
 
 
 def _with_needed(names: Sequence[str]) -> list[UnitKind]:
-    """Returns the unit kinds of these names, each after the kinds that it needs, without repeats."""
+    """Returns the unit kinds of these names without repeats. The kinds that a kind needs come before it."""
     found: dict[str, UnitKind] = {}
     for name in names:
         kind = UNIT_KINDS[name]
@@ -118,14 +120,15 @@ def _with_needed(names: Sequence[str]) -> list[UnitKind]:
 
 
 def _adapter_sites(model: nn.Module) -> dict[str, Site]:
-    """Returns the sites of all modules that an adapter knows, by site name.
+    """Returns the sites of all modules that an adapter knows, by their names.
 
-    Modules inside such a module are skipped, and so is the model itself, which has no path.
+    Modules inside such a module are skipped. The model itself is skipped too, since its path is empty.
     """
     sites: dict[str, Site] = {}
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{other}.") for other in sites)
-        # What replaces a module without units (Adapter.removed) may be of a class that the adapter serves, too.
+        # A module that lost all its units was replaced by one of the class Adapter.removed. The adapter may serve this
+        # class too.
         for adapter in ADAPTERS.values() if path and not inside and not isinstance(module, Removed) else ():
             site = adapter.site(path, module) if adapter.serves(module) else None
             if site is not None:
@@ -135,17 +138,17 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
 
 
 def _with_batch_axis(site: Site, samples: Samples | None) -> Site:
-    """Returns the site with the sample axis of its first consumer's input, or -1 if that axis is not known."""
+    """Returns the site with `batch` set to the sample axis of its first consumer's input, or to -1 if it is unknown."""
     return replace(site, batch=samples.layers.get(site.consumers[0], -1) if samples else -1)
 
 
 def _with_all_consumers(
     model: nn.Module, sites: Iterable[Site], example_inputs: Any, left: dict[str, str]
 ) -> list[Site]:
-    """Returns the sites with all their consumers, where an adapter could not know them.
+    """Returns the sites with all their consumers.
 
-    Such an adapter marks an unknown consumer with "". A site whose consumers cannot be found is put into `left`, with
-    the reason.
+    An adapter that cannot know a consumer writes "" in its place. This function finds the consumer. If it cannot be
+    found, the site is left out, and the reason is added to the dict `left`.
     """
     found = []
     for site in sites:
@@ -153,7 +156,8 @@ def _with_all_consumers(
             found.append(with_consumers(model, site, example_inputs) if "" in site.consumers else site)
         except ModelError as reason:
             left[site.name] = str(reason)
-        except Exception as problem:  # The forward of any model runs here, and it may raise anything.
+        # The forward of the model runs here, and it may raise any error.
+        except Exception as problem:
             left[site.name] = (
                 "its consumers are unknown: the model's forward fails while we look for the layers that read its "
                 f"output, with {type(problem).__name__}: {problem}. Check that the model runs on the example inputs, "
@@ -163,16 +167,16 @@ def _with_all_consumers(
 
 
 def _in_model_order(model: nn.Module, sites: list[Site]) -> list[Site]:
-    """Sorts sites by the place of their first consumer among the modules of the model."""
+    """Sorts sites by the position of their first consumer among the modules of the model."""
     order = {path: place for place, (path, _) in enumerate(model.named_modules(remove_duplicate=False))}
     return sorted(sites, key=lambda site: order[site.consumers[0]])
 
 
 def _keep_one_unit_if_shared(model: nn.Module, site: Site) -> Site:
-    """Returns the site without `module` if its module is used under several paths.
+    """Returns the site with `module` set to "" if its module has several paths in the model, else unchanged.
 
-    A module that loses all units is replaced under one path only. The other paths would keep the old module. Without
-    `module`, a plan has to keep at least one unit.
+    A module that loses all its units is replaced at one path only. At its other paths, the old module would remain. If
+    `module` is "", a plan has to keep at least one unit.
     """
     if not site.module:
         return site
@@ -182,7 +186,7 @@ def _keep_one_unit_if_shared(model: nn.Module, site: Site) -> Site:
 
 
 def _no_sites(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) -> str:
-    """Returns the message for a model without sites: the first reason, then up to two more."""
+    """Returns the error message for a model without sites. It has up to three reasons."""
     reasons = [f"{path}: {why.rstrip('.')}." for path, why in left.items()]
     first, *others = reasons or [
         "it has no attention with an attribute for the number of heads, such as num_heads, and no hidden layer: "
@@ -191,10 +195,10 @@ def _no_sites(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) -
     also = "".join(f" Also left alone: {reason}" for reason in others[:2])
     return (
         f"{type(model).__name__} has no sites of units {', '.join(units)}: {first}{also} "
-        "See docs/adapters.md on how to add an architecture."
+        "docs/adapters.md says how to add an architecture."
     )
 
 
 def _first_names(names: Sequence[str]) -> str:
-    """Returns the first six names, and how many more there are."""
+    """Returns the first six names as one text, and how many more names there are."""
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,8 +1,8 @@
 """Finds hidden neurons of MLPs in the dependency graph.
 
-For each linear layer and 1x1 convolution, one feature of its input is followed back through the graph. It has to come
-from layers that produce as many features, through operations that keep features apart. These layers then form an MLP,
-and the features between them are its neurons.
+For each linear layer and 1x1 convolution, the last feature of its input is followed backwards through the graph. The
+feature has to come from layers that produce the same number of features, and only through operations that do not mix
+features. If so, these layers form an MLP, and the features between them are its neurons.
 """
 
 from collections.abc import Mapping
@@ -19,26 +19,27 @@ from xprune.modules.paths import is_linear
 from xprune.modules.removed import Removed
 
 _MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "Clone", "Alias", "Squeeze", "Unsqueeze")
-"""Beginnings of the names of autograd nodes that move numbers without changing them."""
+"""Beginnings of the names of autograd nodes that move numbers in a tensor without changing the numbers."""
 
 
 def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[list[Site], dict[str, str]]:
     """Finds the hidden layers of a model outside of known modules.
 
-    A hidden layer is produced by linear layers or convolutions. It passes only elementwise operations, depthwise
-    convolutions and norms. One linear layer or 1x1 convolution consumes it. Squeeze layers, which read the means of the
-    same features over the map, may consume it beside that layer.
+    A hidden layer is a set of features that linear layers or convolutions produce, and that one linear layer or 1x1
+    convolution consumes. Between them there may be elementwise operations, depthwise convolutions and norm layers.
+    Squeeze layers may consume the same features too. They read the mean of each feature over the feature map.
 
     Args:
         model: The model. It is not changed.
-        example_inputs: What the model is called with.
-        known: For the path of each module that is not looked into, its site.
+        example_inputs: The inputs that the model is called with.
+        known: Path of a module -> its site. The graph does not look inside these modules.
 
     Returns:
-        The sites, and the reasons for layers that read a hidden layer which is no site, by the path of the layer.
+        (sites, reasons): a list of sites, and a dict of reasons by paths of layers. It has each layer that reads a
+        hidden layer which cannot be a site.
 
     Raises:
-        ModelError: The forward fails, or cannot be traced.
+        ModelError: The forward fails, or it cannot be traced.
     """
     copy, graph = trace(model, example_inputs, known)
     paths = {module: path for path, module in copy.named_modules()}
@@ -54,17 +55,17 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
 
 
 def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module, str]) -> Site | str | None:
-    """Returns the site of the features that a layer reads.
+    """Returns the site whose units are the input features of a layer, if these features are a hidden layer.
 
     Args:
         graph: The dependency graph.
         consumer: The layer.
-        path: Its path.
-        paths: The path of each module of the graph's model.
+        path: The path of the layer.
+        paths: The path of each module of the model that the graph was built from.
 
     Returns:
-        The site. Or a reason, if the features would be a hidden layer but pass an unknown operation or span the whole
-        model. Or None if they are no hidden layer.
+        The site. Or a reason, if the features would be a hidden layer, but pass an unknown operation or span the whole
+        model. Or None if the features are not a hidden layer.
     """
     if isinstance(consumer, nn.Conv2d) and (consumer.groups != 1 or set(consumer.kernel_size) != {1}):
         return None
@@ -79,7 +80,7 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
         if module is None:
             return None
         if module not in paths:
-            # torch-pruning makes a module for each operation. It is not one of the model.
+            # torch-pruning makes a module for each operation. Such a module does not belong to the model.
             unknown |= dict.fromkeys(filter(None, [unknown_operation(dep.target, size)]))
             continue
         if is_linear(module) or isinstance(module, nn.Conv2d):
@@ -91,29 +92,31 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
                 cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
                 continue
             writes = dep.handler == graph.get_pruner_of_module(module).prune_out_channels
-            # A second layer reads the features, or a producer has groups or another size: no plain hidden layer.
+            # Another layer reads the features, or a producer has groups or another number of features. So this is not a
+            # hidden layer as xprune supports it.
             if not depthwise and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
                 return None
             has_producer = has_producer or not depthwise
         elif isinstance(module, BATCH_NORMS):
-            # Each channel has separate statistics, which are cut with it. Gates need nothing special.
+            # Each channel has separate statistics, which are cut together with the channel. Gates need no special
+            # treatment.
             pass
         elif is_feature_norm(module) and norms <= {paths[module]}:
-            # The statistics run over all neurons, so gates have to know this norm. One such norm is supported.
+            # The mean and variance are over all neurons, so gates have to know this norm layer. Only one is supported.
             norms.add(paths[module])
         elif any(True for _ in module.parameters()):
             return None
         held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         cuts |= {f"{paths[module]}.{name}": Cut(f"{paths[module]}.{name}", 0) for name, tensor in held if tensor.dim()}
     if not has_producer:
-        # A norm or a depthwise convolution reads the inputs of the model. No layer produces these features.
+        # No layer produces these features. For example, a norm layer reads them from the inputs of the model.
         return None
     if not _common_parent({cut.tensor.rpartition(".")[0] for cut in cuts.values()}):
-        # Layers that are children of the model itself may be its stem and its head, with the residual stream between.
+        # Such layers may be the first and the last layer of the model, with the residual stream between them.
         return (
-            "it reads a hidden layer that spans the whole model: the layers have no module in common but the model. "
-            "xprune looks at hidden layers inside one module. Put these layers, and no others, into a module such as "
-            "nn.Sequential to prune them."
+            "it reads a hidden layer that spans the whole model: only the model itself contains all of its layers. "
+            "xprune looks at hidden layers inside one module. To prune this one, put its layers, and no others, into a "
+            "module such as nn.Sequential."
         )
     site = _assemble(graph, consumer, path, axis, tuple(cuts.values()), tuple(norms), tuple(consumers))
     if site is None or not unknown:
@@ -125,9 +128,9 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
 
 
 def _is_squeeze(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, consumer: nn.Module) -> bool:
-    """Returns True for a squeeze: a convolution that reads the means of the features over the map.
+    """Returns True for a squeeze layer: a convolution that reads the mean of each feature over the feature map.
 
-    The layer has to read a map of 1x1, while the consumer reads the whole map.
+    The layer has to read feature maps of size 1x1, while the consumer reads larger ones with the same channels.
     """
     if handler != tp.prune_conv_in_channels or not isinstance(consumer, nn.Conv2d) or module.groups != 1:
         return False
@@ -144,11 +147,20 @@ def _assemble(
     norms: tuple[str, ...],
     consumers: tuple[str, ...],
 ) -> Site | None:
-    """Puts the site together.
+    """Makes the site from its parts.
 
-    The innermost module around all layers may hold nothing else and return what the consumer returns. Then the site is
-    named after that module, and the module can be replaced once all its neurons are removed. Otherwise the site is
-    named after the consumer, and a plan has to keep one neuron.
+    The innermost module around all layers may hold no other parameters and return the output of the consumer. Then the
+    site is named after this module, and the module can be replaced after it has lost all its neurons. Otherwise the
+    site is named after the consumer, and a plan has to keep at least one neuron.
+
+    Args:
+        graph: The dependency graph.
+        consumer: The consumer.
+        path: The path of the consumer.
+        axis: The feature axis of the consumer's input.
+        cuts: The cuts of the site.
+        norms: The paths of the norm layers over the neurons.
+        consumers: The paths of all consumers.
 
     Returns:
         The site, or None if one of the tensors belongs to a placeholder or to a module without units.
@@ -159,7 +171,7 @@ def _assemble(
         return None
     owner = _common_parent(members)
     parameters = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
-    # The bias of the consumer is what remains of the module.
+    # After all neurons are removed, only the bias of the consumer remains of the module.
     replaceable = parameters <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
     replaceable = (
         replaceable and _keeps_positions(graph, owner, path, axis) and _returns_output_of(graph, owner, consumer)
@@ -178,14 +190,16 @@ def _assemble(
 
 
 def _keeps_positions(graph: Any, owner: str, path: str, axis: int) -> bool:
-    """Returns True if a module returns as many tokens, or as large a map, as it takes and as the layer at `path` makes.
+    """Returns True if the module `owner` returns as many tokens, or as large a feature map, as it reads. Else False.
 
-    The bias of that layer, repeated at each position of the module's input, then has the shape of the module's output.
+    The layer at `path` has to return the same number of tokens too. Then the bias of this layer, repeated at each
+    position of the module's input, has the shape of the module's output.
     """
     of_module, of_layer = (
         [list(shape) for shape in graph.shapes.get(graph.model.get_submodule(p), ())] for p in (owner, path)
     )
-    # Input and output of the module, output of the layer. A module that returns no tensor has no shapes.
+    # Three shapes: of the module's input, of its output, and of the layer's output. A module that returns no tensor has
+    # no shapes.
     shapes = [*of_module, *of_layer[1:]]
     if len(shapes) < 3 or min(len(shape) for shape in shapes) < 2:
         return False
@@ -196,9 +210,9 @@ def _keeps_positions(graph: Any, owner: str, path: str, axis: int) -> bool:
 
 
 def _returns_output_of(graph: Any, owner: str, consumer: nn.Module) -> bool:
-    """Returns True if a module returns the output of its last layer, at most reshaped.
+    """Returns True if the module `owner` returns the output of the consumer, possibly reshaped. Else False.
 
-    A gate or a norm after the layer would change the bias that replaces the module.
+    If there is a gate or a norm layer after the consumer, the bias of the consumer cannot replace the module.
     """
     node, wanted = graph.output_nodes.get(graph.model.get_submodule(owner)), graph.output_nodes.get(consumer)
     while node is not None and node is not wanted and type(node).__name__.startswith(_MOVES):
@@ -207,7 +221,7 @@ def _returns_output_of(graph: Any, owner: str, consumer: nn.Module) -> bool:
 
 
 def _common_parent(paths: set[str]) -> str:
-    """Returns the path of the innermost module around all of these, or "" if that is the model itself."""
+    """Returns the path of the innermost module that contains all these paths, or "" if only the model does."""
     parts = [path.split(".")[:-1] for path in paths]
     shared = []
     for names in zip(*parts, strict=False):

@@ -1,8 +1,8 @@
-"""Says which operations between layers keep features apart, by the names of their autograd nodes.
+"""Says which operations between layers do not mix features, by the names of their autograd nodes.
 
-A cut of hidden features is exact only if each feature is treated without regard to the others until the next layer
-reads it. An activation does that, a softmax over the features does not. torch-pruning takes every operation that it
-does not know for an elementwise one, so xprune has a list. Any operation that is not on it counts as mixing.
+Hidden features can only be cut exactly if each feature is treated separately until the next layer reads it. An
+activation does that. A softmax over the features mixes them. torch-pruning takes every operation that it does not know
+for an elementwise one, so xprune has a list of its own. Any operation that is not on the list is taken to mix features.
 """
 
 import re
@@ -19,41 +19,42 @@ Rsqrt Rsub Sigmoid Sign Silu Sin Sinh Softplus Softshrink Sqrt Sub Tan Tanh Thre
 """Elementwise operations: each number of the result depends on one number of each input."""
 
 _POOLS = frozenset(("AdaptiveAvgPool2D", "AdaptiveMaxPool2D", "AvgPool2D", "MaxPool2DWithIndices"))
-"""Pooling over maps. It keeps features apart only if they lie along the channel axis."""
+"""Pooling over feature maps. It does not mix features if they are the channels, along axis 1."""
 
 _MAPS = """
 CudnnBatchNorm NativeBatchNorm UpsampleBicubic2D UpsampleBicubic2DAa UpsampleBilinear2D UpsampleBilinear2DAa
 UpsampleNearest2D UpsampleNearestExact2D
 """
-"""Operations that work on the map of each channel."""
+"""Operations that treat the feature map of each channel separately."""
 
 _ROWS = "IndexAdd IndexSelect ScatterAdd"
-"""Operations that choose or add rows, which are tokens or nodes of a graph."""
+"""Operations that select or add up rows, which are tokens, or nodes of a graph."""
 
 _MOVES = "Alias MovedimInt Permute ReshapeAlias Squeeze T Transpose UnsafeView Unsqueeze View"
-"""Operations that move numbers without changing them."""
+"""Operations that move numbers in a tensor without changing the numbers."""
 
 KEEP_APART = frozenset(f"{_NUMBERS} {_MAPS} {_ROWS} {_MOVES}".split())
-"""Names of operations that keep features apart. Some can still mix them, such as a view that splits features.
+"""Names of operations that do not mix features. Some of them can still mix features, such as a view that splits them.
 
-A site is therefore proved before it is used.
+So a site is proved before it is used.
 """
 
 PRODUCTS = frozenset(("Addmm", "Mm"))
-"""The matrix products that linear layers run. Outside of a linear layer, they mix features."""
+"""The matrix products inside linear layers. Outside of a linear layer, such a product mixes features."""
 
 _ENDS = ("Bmm", "ScaledDotProduct", "Softmax", "Mean", "Sum")
-"""Beginnings of the names of attention and pooling operations, at which a hidden layer ends."""
+"""Beginnings of the names of operations in attentions and pooling. A hidden layer ends at such an operation."""
 
 
 def name_of(node: Any) -> str:
-    """Returns the name of the operation that an autograd node belongs to.
+    """Returns the name of the operation that an autograd node computes the gradient of.
 
     Args:
         node: The node, such as the `grad_fn` of a tensor.
 
     Returns:
-        "Gelu" for GeluBackward0. For a torch.autograd.Function, the name of its class.
+        The name without "Backward" and its number: "Gelu" for GeluBackward0. For a torch.autograd.Function, the name of
+        its class.
 
     Example:
         >>> import torch
@@ -61,16 +62,16 @@ def name_of(node: Any) -> str:
         'Exp'
     """
     name = node.name() if hasattr(node, "name") else type(node).__name__
-    # Functions written in C++ have a namespace in front: "torch::autograd::CopySlices".
+    # The names of functions written in C++ begin with a namespace: "torch::autograd::CopySlices".
     return re.sub(r"Backward\w*$", "", str(name).rpartition("::")[2])
 
 
 def keeps_apart(node: Any, features: int) -> bool:
-    """Returns True if an operation is known to treat each feature without regard to the others.
+    """Returns True if an operation is known not to mix features, else False.
 
     Args:
         node: The autograd node of the operation.
-        features: The number of features. For operations over maps, the features have to be the channels.
+        features: The number of features. In operations over feature maps, it has to be the number of channels.
 
     Example:
         >>> import torch
@@ -85,16 +86,16 @@ def keeps_apart(node: Any, features: int) -> bool:
 
 
 def ends(node: Any) -> bool:
-    """Returns True for attention and pooling: the features behind them are others than before."""
+    """Returns True for operations of attentions and pooling. After them, the features are other ones than before."""
     return name_of(node).startswith(_ENDS) and not _is_mean_over_map(node, None)
 
 
 def _is_mean_over_map(node: Any, features: int | None) -> bool:
-    """Returns True for a mean over height and width, which keeps channels apart.
+    """Returns True for a mean over height and width, which does not mix channels. Else False.
 
     Args:
         node: The autograd node of the operation.
-        features: The number of channels that the map has to have. None allows any number.
+        features: The number of channels that the feature map has to have. If None, any number is allowed.
     """
     dims, shape = saved_dim(node), _map_shape(node)
     if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4 or features not in (None, shape[1]):
@@ -104,8 +105,8 @@ def _is_mean_over_map(node: Any, features: int | None) -> bool:
 
 
 def _map_shape(node: Any) -> list[int]:
-    """Returns the input shape of an operation, or [] if its autograd node does not hold it."""
-    # Some nodes save the shape alone, others the whole input.
+    """Returns the input shape of an operation, or [] if its autograd node does not hold the shape."""
+    # Some autograd nodes save the shape only, others save the whole input.
     sizes = saved_sizes(node)
     sizes = getattr(saved_input(node), "shape", ()) if sizes is None else sizes
     return [int(size) for size in sizes]

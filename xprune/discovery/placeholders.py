@@ -1,12 +1,13 @@
-"""Placeholders: single operations in the place of attentions and MLPs, which keep the dependency graph simple.
+"""Placeholders: modules that replace attentions and MLPs before the dependency graph is built, to keep it simple.
 
-The dependency graph follows each feature from operation to operation. Inside an attention it gets lost: reshapes and
-products mix axes, and torch-pruning guesses. For modules whose sites are known already, the graph does not have to look
-inside. It only needs to see that the module reads features of the stream and writes features to the stream.
+The dependency graph follows each feature from operation to operation. Inside an attention, this does not work: reshapes
+and products mix axes, and torch-pruning guesses their effect. If the sites of a module are known already, the graph
+does not have to look inside. It only needs to know that the module reads features of the stream and writes features to
+the stream.
 
-So before the graph is built, each such module of a copy is replaced by a placeholder. A forward pass of the original
-records the outputs. The placeholder then returns zeros of the same shapes in the same containers, made by one autograd
-operation that depends on all inputs.
+So in a copy of the model, each such module is replaced by a placeholder. Before, a forward pass records the outputs of
+the module. The placeholder returns zeros of the same shapes, in the same tuples, dicts or objects. One autograd
+operation makes these zeros, and they depend on all inputs. So the graph sees the module as one operation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,14 @@ from xprune.modules.calls import call, map_tensors, slow_path, tensors_in
 
 
 class Placeholder(nn.Module):
-    """A module in the place of another one, which the dependency graph sees as one operation.
+    """A module that replaces another module, and that the dependency graph sees as one operation.
 
-    Attributes that the placeholder lacks are taken from the original module, since the code around it may ask for them.
+    Attributes that the placeholder lacks are read from the original module, since other modules may use them.
 
     Args:
-        in_features: The number of features of the stream that the original module reads.
-        out_features: The number of features that it writes to the stream.
-        outputs: What the original module returned, one entry for each of its calls in a forward pass.
+        in_features: The number of features that the original module reads from the stream.
+        out_features: The number of features that the original module writes to the stream.
+        outputs: The outputs that the original module returned, one for each of its calls in a forward pass.
         original: The original module.
 
     Example:
@@ -42,25 +43,26 @@ class Placeholder(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, outputs: Sequence[Any], original: nn.Module) -> None:
         super().__init__()
-        # nn.Module registers each module that is an attribute. Inside a tuple, the original is no submodule, and its
-        # layers stay out of the graph.
+        # nn.Module registers each attribute that is a module. Inside a tuple, the original is not registered, so its
+        # layers are not part of the graph.
         self.original = (original,)
         self.in_features, self.out_features = in_features, out_features
         self.outputs, self.calls = tuple(outputs), 0
-        # One parameter, so that the output has a gradient even if no input has one.
+        # With a parameter, the output has a gradient even if no input has one.
         self.weight = nn.Parameter(torch.zeros(1))
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # Copying asks for attributes before __init__ has run. Without this, the next line would never end.
+            # A copy is asked for attributes before its __init__ has run. Without this test, the next line would call
+            # this method again without end.
             if "original" not in self.__dict__:
                 raise
             return getattr(self.original[0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the recorded output of this call, with zeros that depend on all inputs as its first tensor."""
+        """Returns the recorded output of this call. Its first tensor is replaced by zeros that depend on all inputs."""
         # A module that is called several times in one forward pass may return another shape each time.
         recorded = self.outputs[self.calls % len(self.outputs)]
         self.calls += 1
@@ -71,9 +73,9 @@ class Placeholder(nn.Module):
 
 
 class JoiningPlaceholder(Placeholder):
-    """A placeholder of a module that adds its input to its output itself, see Adapter.joins.
+    """A placeholder for a module that adds its input to its output, see Adapter.joins.
 
-    The stream that such a module reads is the stream that it writes, so both lose the same channels.
+    Such a module reads and writes the same stream. So its inputs and its outputs lose the same channels.
 
     Example:
         >>> pruner = JoiningPlaceholderPruner()
@@ -83,22 +85,23 @@ class JoiningPlaceholder(Placeholder):
 
 
 class _ZerosFrom(torch.autograd.Function):
-    """The operation of a placeholder: zeros like the first tensor, which depend on all other tensors.
+    """The autograd operation of a placeholder. It returns zeros that depend on all given tensors.
 
-    It has no backward, because the graph is only read.
+    It has no backward, because no gradient is computed. Only the graph is read.
     """
 
     @staticmethod
     def forward(ctx: Any, like: Tensor, *inputs: Tensor) -> Tensor:
-        """Returns zeros. Autograd notes the dependence on `inputs`."""
+        """Returns zeros with the shape and dtype of `like`. Autograd notes that they depend on `inputs`."""
         return torch.zeros_like(like)
 
 
 class PlaceholderPruner(tp.BasePruningFunc):
     """Says how many features a placeholder reads and writes, in the form that torch-pruning asks for.
 
-    torch-pruning needs a pruner for each class in its graph. Its two prune methods name the ends of a dependency: the
-    inputs or the outputs of a layer. xprune never calls them, because surgery follows the cuts of a site.
+    torch-pruning needs a pruner for each class of modules in its graph. The two prune methods of a pruner serve as
+    names for the inputs and the outputs of a module. xprune never calls these methods, because surgery uses the cuts of
+    a site.
     """
 
     def get_in_channels(self, layer: Placeholder) -> int:
@@ -110,18 +113,19 @@ class PlaceholderPruner(tp.BasePruningFunc):
         return layer.out_features
 
     def prune_in_channels(self, layer: Placeholder, idxs: Sequence[int]) -> Placeholder:
-        """Returns the layer as it is. Names the inputs in the graph, and is never called."""
+        """Returns the layer unchanged. The graph uses this method as a name for the inputs, and nobody calls it."""
         return layer
 
     def prune_out_channels(self, layer: Placeholder, idxs: Sequence[int]) -> Placeholder:
-        """Returns the layer as it is. Names the outputs in the graph, and is never called."""
+        """Returns the layer unchanged. The graph uses this method as a name for the outputs, and nobody calls it."""
         return layer
 
 
 class JoiningPlaceholderPruner(PlaceholderPruner):
-    """The pruner of a joining placeholder: its inputs and outputs lose the same channels.
+    """The pruner of a joining placeholder, whose inputs and outputs lose the same channels.
 
-    torch-pruning expresses this by one method for both ends, as it does for norms.
+    So both have the same name in the graph: one method for inputs and outputs. torch-pruning does the same for norm
+    layers.
     """
 
     prune_in_channels = PlaceholderPruner.prune_out_channels
@@ -135,14 +139,14 @@ def put_placeholders(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -
 
     Args:
         model: The model, which is changed. Give a copy.
-        inputs: What the model is called with.
-        known: For the path of each module to replace, its site. The site says which features the module reads and
-            writes.
+        inputs: The inputs that the model is called with.
+        known: Path of a module to replace -> its site. The first cut of the site and its axes say how many features the
+            module reads and writes.
     """
     outputs: dict[str, list[Any]] = {path: [] for path in known}
 
     def watch(path: str) -> Any:
-        """Keeps each output of a module. `append` returns None, so the hook leaves the output alone."""
+        """Adds a hook that records each output of a module. `append` returns None, so the output does not change."""
         return model.get_submodule(path).register_forward_hook(lambda _module, _args, out: outputs[path].append(out))
 
     handles = [watch(path) for path in known]
@@ -153,9 +157,10 @@ def put_placeholders(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -
         for handle in handles:
             handle.remove()
     for path, site in known.items():
-        # A module that the forward does not call is not in the graph, and needs no placeholder.
+        # If the forward does not call a module, the module is not in the graph and needs no placeholder.
         if outputs[path]:
-            # The first cut is of a producer's weight, along its output axis. The other axis is the stream.
+            # The first cut is of a producer's weight, along its output axis. The other axis has an entry for each
+            # channel of the stream.
             first_cut, given = site.cuts[0], tensors_in(outputs[path][0])[0]
             weight = model.get_parameter(first_cut.tensor)
             parent, _, child = path.rpartition(".")

@@ -1,6 +1,7 @@
-"""Guesses which tensors of a module hold the channels of a residual stream, from their shapes.
+"""Guesses which tensors of a module hold the channels of a residual stream, from the shapes of the tensors.
 
-It is used for attentions and MLPs whose adapter does not say it. `channels` proves the guess before it is used.
+The guess is used for attentions and MLPs whose adapter does not know it, or that have no adapter. `channels` proves it
+before it is used.
 """
 
 from torch import nn
@@ -10,14 +11,15 @@ from xprune.modules.paths import is_linear
 
 
 def stream_parts_by_shape(path: str, module: nn.Module, site: Site, size: int) -> StreamParts:
-    """Returns every axis with as many entries as the stream has channels, except the axes of the module's units.
+    """Returns every axis that has as many entries as the stream has channels, except the axes of the module's units.
 
-    Along the first axis of the consumer, the module writes to the stream. Along any other such axis, it reads.
+    The first axis of the consumer's tensors is taken as output to the stream. Any other such axis is taken as input
+    from the stream.
 
     Args:
         path: The path of the module in the model.
-        module: The module before anything is cut.
-        site: The site of its units. The cuts of the site say which axes are of units.
+        module: The module, before anything is cut.
+        site: The site of the module's units. Its cuts say which axes belong to units.
         size: The number of channels of the stream.
 
     Example:

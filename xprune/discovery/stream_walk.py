@@ -1,16 +1,17 @@
-"""Follows the channels of one residual stream through the dependency graph, to everything that holds them.
+"""Follows the channels of one residual stream through the dependency graph, to all nodes that hold them.
 
-A stream is held by many nodes: the layers that write to it, those that read it, norms, embeddings, additions. The walk
-starts at one layer that writes and follows a single channel, the last one, along each dependency.
+Many nodes hold the channels of a stream: layers that write to it or read from it, norm layers, embeddings, additions.
+We call these nodes holders. The walk starts at one layer that writes, and follows a single channel, the last one, along
+the dependencies.
 
-Two things make this more than a search in a graph:
+Two things make this more difficult than a search in a graph:
 
-- Channels can be tied. torch.cat may put two halves of a stream beside each other, and a convolution of groups may read
-  four channels as one. Then several channels have to be removed together, and form one unit. The walk starts with one
-  channel in each unit. When a node shows that channels are tied, the walk begins anew with larger units.
-- The same channels can lie in a tensor in several copies, one after another, for example where a reshape has joined
-  neighbouring patches. The walk does not follow copies. `channels` finds them from the length of the tensor and proves
-  the result.
+- Channels can be tied: they have to be removed together. For example, torch.cat may join two halves of a stream, or a
+  convolution with groups may read four channels as one group. Tied channels form one unit. The walk first takes each
+  channel as a unit. If a node shows that channels are tied, the walk starts again with larger units.
+- A tensor can hold several copies of the channels, one after another. An example is a reshape that joins neighbouring
+  patches. The walk does not follow the copies. `channels` finds them from the length of the tensor and proves the
+  result.
 """
 
 import math
@@ -31,18 +32,19 @@ PRODUCERS = (nn.Linear, nn.Conv2d, nn.Embedding, Placeholder)
 
 
 class Refused(Exception):
-    """Raised for a stream whose channels cannot be removed. The message says why, and calls the channels "they"."""
+    """Raised for a stream whose channels cannot be removed. In the message, "they" are the channels."""
 
 
 @dataclass(frozen=True)
 class _Tied(Exception):
-    """How the channels of a stream are tied. Raised when a node needs larger units than the walk has.
+    """Raised if a node needs larger units than the walk has. It says how the channels of the stream are tied.
 
-    The channels are parts of size x width, one after another. Unit i has the i-th `width` channels of each part.
+    The channels lie in parts, one after another, each of size * width channels. Unit i consists of the i-th group of
+    `width` neighbouring channels of each part.
 
     Attributes:
-        size: The number of units. 1 means that all channels are tied.
-        width: How many neighbouring channels a unit has in each part.
+        size: The number of units. 1 means that all channels are tied together.
+        width: The number of neighbouring channels that a unit has in each part.
     """
 
     size: int
@@ -51,15 +53,16 @@ class _Tied(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """A node of the graph that holds the channels of a stream: an operation, a module or a bare parameter.
+    """A node of the dependency graph that holds the channels of a stream: an operation, a module or a bare parameter.
 
     Attributes:
         node: The node.
-        out: True if the node writes the stream, False if it reads the stream. Either if it only passes channels on.
-        size: The number of units: the number of channels, or less if channels are tied.
-        width: How many neighbouring channels a unit has in this node.
-        sideways: True for a layer that runs over another axis, such as tokens, and for which the channels are a batch.
-            It keeps all its weights.
+        out: True if the node writes the channels, False if it reads them. For a node that only passes channels on, it
+            has no meaning.
+        size: The number of units. It is the number of channels, or less if channels are tied.
+        width: The number of neighbouring channels that a unit has in this node.
+        sideways: True for a layer that computes over another axis, such as tokens, and treats the channels like samples
+            of a batch. No weight of such a layer is cut.
     """
 
     node: Any
@@ -70,31 +73,31 @@ class Holder:
 
     @property
     def module(self) -> Any:
-        """The module or bare parameter of the node. For an operation, a module that torch-pruning made."""
+        """The module or bare parameter of the node. For an operation, it is a module that torch-pruning made."""
         return self.node.module
 
     @property
     def writes(self) -> bool:
-        """True for a layer, embedding or placeholder that writes to the stream, False for any other node."""
+        """True for a layer, embedding or placeholder that writes to the stream. False for any other node."""
         return isinstance(self.module, PRODUCERS) and self.out and not self.sideways
 
 
 def holders(graph: Any, producer: nn.Module, channels: int) -> Iterator[Holder]:
-    """Lists everything that holds the channels that a layer writes.
+    """Lists all nodes that hold the channels which a layer writes.
 
-    The walk is bounded. torch-pruning's own `get_pruning_group` multiplies indices at every reshape that it guesses
-    wrongly, and may never end. Here, the last channel is followed, once along each dependency.
+    The walk always ends: it follows only the last channel, and each dependency once. torch-pruning's own method
+    `get_pruning_group` may never end. After a reshape that it guesses wrongly, it follows more and more indices.
 
     Args:
         graph: The dependency graph.
         producer: A layer that writes the channels.
-        channels: How many channels it writes.
+        channels: The number of channels that it writes.
 
     Yields:
-        Each holder, the producer first.
+        Each holder. The producer comes first.
 
     Raises:
-        Refused: The channels cannot be removed separately. The holders found so far come first.
+        Refused: The channels cannot be removed separately. It is raised after the holders that were found so far.
     """
     tied, found = _Tied(channels, 1), list[Holder]()
     while True:
@@ -108,7 +111,7 @@ def holders(graph: Any, producer: nn.Module, channels: int) -> Iterator[Holder]:
                 tied = wanted
                 continue
             yield from found
-            raise Refused("they are joined or grouped with others, so all of them would go together") from wanted
+            raise Refused("they are tied to each other, so they can only be removed all together") from wanted
         except Refused:
             yield from found
             raise
@@ -117,35 +120,35 @@ def holders(graph: Any, producer: nn.Module, channels: int) -> Iterator[Holder]:
 
 
 def _walk(graph: Any, producer: nn.Module, channels: int, tied: _Tied) -> Iterator[Holder]:
-    """Walks through the graph once, with channels tied in a given way.
+    """Walks through the graph once, with units of a given size.
 
     Args:
         graph: The dependency graph.
         producer: The layer at which the walk starts.
-        channels: How many channels it writes.
-        tied: How the channels are tied.
+        channels: The number of channels that it writes.
+        tied: The size of the units.
 
     Yields:
         Each holder.
 
     Raises:
-        _Tied: A node needs the channels tied in another way.
+        _Tied: A node needs larger units.
     """
     size, node = tied.size, graph.module2node[producer]
-    # (node, end of the node, index of the last channel there, channels of a unit there)
+    # (node, end of the node, index of the followed channel at this end, channels of a unit at this end)
     stack = [(node, graph.get_pruner_of_module(producer).prune_out_channels, channels - 1, tied.width)]
     seen = {(node, stack[0][1])}
     while stack:
         node, handler, index, width = stack.pop()
-        # The ends of the node from which the walk continues, each with the index and the width of a unit there. Most
-        # nodes have one: the end at which the walk has arrived.
+        # The ends of the node from which the walk continues, each with the index of the channel and the width of a unit
+        # there. For most nodes, this is only the end at which the walk has arrived.
         pruner, ends = graph.get_pruner_of_module(node.module), {handler: (index, width)}
         sideways = _is_sideways(graph, node, handler, size * width)
         if sideways:
-            # The channels pass through the layer as a batch does, so the walk continues at both ends.
+            # The channels pass through the layer like samples of a batch, so the walk continues at both ends.
             ends = dict.fromkeys((pruner.prune_in_channels, pruner.prune_out_channels), (index, width))
         elif getattr(node.module, "groups", 1) > 1:
-            # A unit takes whole groups of a convolution, and so both input and output channels.
+            # A unit consists of whole groups of a convolution, so it has both input and output channels.
             out = handler != pruner.prune_in_channels or pruner.prune_in_channels == pruner.prune_out_channels
             width_in, width_out = _widths_in_groups(node.module, tied, width, out)
             units_up_to_here = (index + 1) // width
@@ -160,14 +163,15 @@ def _walk(graph: Any, producer: nn.Module, channels: int, tied: _Tied) -> Iterat
                 continue
             index, width_here = ends[end]
             part = size * width_here
-            # A split or slice may cut off the channel that is followed. The last unit of another part is as good.
+            # A split or slice may leave out the followed channel. Then the last channel of another part is followed.
             others = range(part - 1, part * (channels // (size * tied.width)), part)
             mapped = next((m for i in (index, *others) if (m := _mapped(dep, i, part)) is not None), None)
             if mapped is None:
                 continue
             if (mapped + 1) % part:
-                # The last channel does not end a part there, so the parts have to be smaller: the largest number of
-                # units that fits both. If units do not even start at a multiple of their width, none fits.
+                # At the target, the followed channel is not the last one of a part. So the parts have to be smaller.
+                # The new number of units is the largest one that fits at both ends. If units do not start at multiples
+                # of their width, no number fits, and all channels are tied.
                 raise _Tied(
                     math.gcd(size, (mapped + 1) // width_here) if (mapped + 1) % width_here == 0 else 1, tied.width
                 )
@@ -176,16 +180,16 @@ def _walk(graph: Any, producer: nn.Module, channels: int, tied: _Tied) -> Iterat
 
 
 def _widths_in_groups(layer: Any, tied: _Tied, width: int, out: bool) -> tuple[int, int]:
-    """Returns how many channels of a unit a convolution of groups reads, and how many it writes.
+    """Returns (input channels, output channels) that a unit has in a convolution with groups.
 
     Args:
         layer: The convolution.
-        tied: How the channels are tied.
-        width: How many neighbouring channels a unit has at the end of the layer where the walk arrives.
-        out: True if that end is the output.
+        tied: The size of the units.
+        width: The number of neighbouring channels of a unit at the end of the layer where the walk arrives.
+        out: True if this end is the output of the layer, False if it is the input.
 
     Raises:
-        _Tied: The unit covers only a part of a group. Units have to be larger.
+        _Tied: A unit covers only a part of a group. Units have to be larger.
     """
     reads, writes = layer.in_channels // layer.groups, layer.out_channels // layer.groups
     per_group = writes if out else reads
@@ -196,10 +200,11 @@ def _widths_in_groups(layer: Any, tied: _Tied, width: int, out: bool) -> tuple[i
 
 
 def _is_sideways(graph: Any, node: Any, handler: Any, size: int) -> bool:
-    """Returns True for a linear layer, or the placeholder of an MLP, that runs over tokens of the transposed stream.
+    """Returns True for a layer that computes over another axis of the stream, such as tokens. Else False.
 
-    Its features are not a multiple of the stream's channels, and an inner axis of its input and output has the length
-    of the stream.
+    It may be a linear layer, or the placeholder of an MLP, that reads the transposed stream. Then its number of
+    features is not a multiple of the number of channels, and an inner axis of its input and output is as long as the
+    stream.
     """
     module = node.module
     if not (isinstance(module, Placeholder) or is_linear(module)) or module not in graph.shapes:
@@ -210,10 +215,10 @@ def _is_sideways(graph: Any, node: Any, handler: Any, size: int) -> bool:
 
 
 def _mapped(dep: Any, index: int, size: int) -> int | None:
-    """Returns the index of a channel behind a dependency, or None if the channel does not arrive there.
+    """Returns the index of a channel at the target of a dependency, or None if the channel does not arrive there.
 
-    Only concatenations, splits and slices change the index. torch-pruning's mappings for reshapes are guesses, and are
-    left out.
+    Only concatenations, splits and slices change the index. torch-pruning's index mappings for reshapes are guesses, so
+    they are ignored.
     """
     for mapping in dep.index_mapping:
         if isinstance(mapping, JOINS_AND_SPLITS) or (isinstance(mapping, SLICES) and _slices_channels(dep, size)):
@@ -225,9 +230,10 @@ def _mapped(dep: Any, index: int, size: int) -> int | None:
 
 
 def _slices_channels(dep: Any, size: int) -> bool:
-    """Returns False for a slice of an axis that cannot hold the channels, such as one of tokens.
+    """Returns False for a slice along an axis that cannot hold the channels, such as an axis of tokens. Else True.
 
-    An axis of channels is a multiple of `size` long. If the autograd node does not hold the shape, the answer is True.
+    The length of an axis of channels is a multiple of `size`. If the autograd node does not hold the shape, the answer
+    is True.
     """
     node = next(n for n in (dep.source, dep.target) if n.type == tp.ops.OPTYPE.SLICE).grad_fn
     sizes, dim = saved_sizes(node), saved_dim(node)

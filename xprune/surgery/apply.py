@@ -1,4 +1,4 @@
-"""apply: cuts a model as a plan says, and hands it out only if it is proved equal to the gated dense model."""
+"""apply: cuts a model as a plan says, and returns it only if it is proved equal to the gated dense model."""
 
 import gc
 from typing import Any
@@ -22,26 +22,26 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
     """Removes the units that a plan does not keep, and proves that the pruned model is exact.
 
     The proof compares the pruned model with the gated dense model on the example inputs, in eval mode and in float32 or
-    better. See `xprune.surgery.exactness`. The random states and torch settings of the caller stay as they are.
+    better. See `xprune.surgery.exactness`. `apply` restores the caller's random states and torch settings when it ends.
 
     Args:
         model: The dense model. It is not changed unless `in_place` is True.
         plan: The units that stay at each site.
         example_inputs: The inputs for the proof: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        in_place: True to cut `model` itself and to return it. This needs no memory for a second model. The proof runs
+        in_place: If True, `model` itself is cut and returned. This needs no memory for a second model. The proof runs
             first, on a copy whose smaller tensors are computed when an operation reads them. Then the tensors of
-            `model` are cut one at a time. If the proof fails, `model` is as it was. After the cut, its gradients are
-            gone, and optimizers that held its parameters have to be made anew.
+            `model` are cut one at a time. If the proof fails, `model` is unchanged. After the cut, the parameters of
+            `model` are new ones without gradients, so an optimizer for `model` has to be created again.
 
     Returns:
         The pruned model in eval mode. Without `in_place`, it shares no tensor with `model`.
 
     Raises:
         PlanError: The plan does not fit the model.
-        SurgeryError: The pruned model is not exact, or its forward fails. The message names the sites that are to
-            blame, if there are any.
-        ModelError: The model has no values (meta device), cannot be copied, or is a wrapper such as torch.compile's
-            although `in_place` is True.
+        SurgeryError: The pruned model is not exact, or its forward fails. The message names each site that is not exact
+            even if it is pruned alone.
+        ModelError: The model is on the meta device and has no values, or it cannot be copied. Or `in_place` is True and
+            the model is a wrapper around another one, such as that of torch.compile.
 
     Example:
         >>> import xprune
@@ -53,7 +53,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
         (Linear(in_features=4, out_features=3, bias=True), 6)
     """
     inner = unwrap(model)
-    # Tensors that are made in inference mode could not be trained afterwards.
+    # The caller may be in inference mode. Tensors that are made in that mode cannot be trained later.
     with torch.inference_mode(False):
         if in_place:
             if inner is not model:
@@ -62,7 +62,8 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
                     "model that is inside, and wrap the model that is returned."
                 )
             return _cut_in_place(inner, plan, example_inputs)
-        # The copy shares the tensors that lose no units. It gets tensors that it owns once it is proved.
+        # The copy shares with the model all tensors that lose no units, which saves memory during the proof. After the
+        # proof, `unshare` gives the copy memory of its own for these tensors.
         pruned = remove_units(shared_copy(inner), plan, ADAPTERS)
         verify(inner, pruned, plan, example_inputs)
         inherit(inner, pruned, plan)
@@ -70,29 +71,35 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
 
 
 def _cut_in_place(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
-    """Proves the plan on a copy that shares all weights, then cuts the model. Returns the model in eval mode."""
+    """Proves the plan on a copy that shares all weights, then cuts the model. Returns the model in eval mode.
+
+    If the cut fails or is interrupted before the first tensor is freed, the model is restored.
+    """
     verify(model, remove_units(shared_copy(model), plan, ADAPTERS, slice_of), plan, example_inputs)
-    # Modules of a copy may refer to each other in circles. Until these are collected, they hold weights that `fill`
-    # is to free.
+    # The modules of the proved copy may refer to each other in circles. Python frees such modules only when it collects
+    # garbage. Until then they keep the weights alive that `fill` has to free.
     gc.collect()
     before = _Structure(model)
     try:
-        # `slice_of` puts `Sliced` tensors into the model, which refer to the whole ones. So nothing is lost yet.
+        # `slice_of` puts `Sliced` tensors into the model. Each of them refers to its whole tensor, so the model can
+        # still be restored.
         remove_units(model, plan, ADAPTERS, slice_of)
         inherit(model, model, plan)
-        # From the first real tensor on, the way back is given up: whole tensors are freed one after the other.
+        # `fill` calls `before.forget` once it has made the first real tensor. From then on, the whole tensors are freed
+        # one after another, so the model can no longer be restored.
         fill(model, before.forget)
-    except BaseException:  # an interrupt by the user must not leave half a cut either
+    # Ctrl-C is no Exception, and it must not leave a model that is cut in part.
+    except BaseException:
         before.put_back()
         raise
     return model.eval()
 
 
 class _Structure:
-    """The classes and attributes of all modules of a model, to undo a cut that fails half-way.
+    """The classes and attributes of all modules of a model, which undo a cut that fails half-way.
 
     Args:
-        model: The model as it is to be put back. Its tensors are held, not copied.
+        model: The model before the cut. Its tensors are referred to, not copied.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -106,7 +113,7 @@ class _Structure:
         self.held = []
 
     def put_back(self) -> None:
-        """Gives each module the class and the attributes that it had."""
+        """Restores the class and the attributes that each module had before the cut."""
         for module, kind, state, tables in self.held:
             module.__class__ = kind
             vars(module).clear()

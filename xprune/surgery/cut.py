@@ -1,7 +1,8 @@
-"""Cuts units out of a model's tensors and updates its attributes. Proves nothing, and needs no data.
+"""Cuts units out of a model's tensors and updates its attributes, without data and without a proof.
 
 A site lists every tensor that loses entries (`Site.cuts`) and every attribute that holds the number of units
-(`Site.attributes`). So a cut carries out a list. `apply` and discovery prove the result afterwards.
+(`Site.attributes`). The functions here go through these lists. They do not check that the result is exact. `apply` and
+discovery prove it afterwards.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,22 +24,24 @@ from xprune.modules.removed import Removed
 
 
 def _selected(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Returns the entries of a tensor at these indices along an axis, as a tensor with memory of its own."""
+    """Returns the entries of a tensor at these indices along an axis, as a new tensor."""
     return tensor.detach().index_select(axis, index)
 
 
 Take = Callable[[Tensor, int, Tensor], Tensor]
-"""(tensor, axis, indices that stay) -> the smaller tensor."""
+"""The type of a function that makes a smaller tensor from (tensor, axis, indices of the entries that stay)."""
 
 
 def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter], take: Take = _selected) -> nn.Module:
     """Removes the units that a plan does not keep from `model`, in place.
 
     Args:
-        model: The model. It is changed. If the plan does not fit, some sites may be cut already: give a copy.
+        model: The model, which is changed. After a PlanError, some of its sites may be cut already. So give a copy.
         plan: The units that stay at each site.
-        adapters: Adapter by name. They finish the modules that they serve, for example with another class.
-        take: Makes each smaller tensor. `xprune.modules.sliced.slice_of` makes tensors that take no memory.
+        adapters: The adapters by their names. After the cuts in a module, its adapter changes what cuts cannot change,
+            for example the class of the module.
+        take: A function that makes each smaller tensor. The default copies the entries that stay.
+            `xprune.modules.sliced.slice_of` makes tensors that take no memory.
 
     Returns:
         The same model.
@@ -60,8 +63,8 @@ def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter], 
     """
     owners = _owners(model)
     pairs = zip(plan.sites, plan.keeps, strict=True)
-    # Channels are cut before heads and neurons: a module that is removed as a whole leaves the bias of its last layer,
-    # and this bias must have lost its channels by then.
+    # Channels are cut before heads and neurons. The reason: a module that loses all its units is replaced by the bias
+    # of its last layer, and this bias must have lost its channels by then.
     for site, keep in sorted(pairs, key=lambda pair: unit_kind(pair[0].kind).order):
         check_fit(model, site, adapters)
         unit_kind(site.kind).cut(model, site, keep, partial(_by_cuts, model, site, keep, owners, adapters, take))
@@ -76,24 +79,28 @@ def _by_cuts(
     adapters: Mapping[str, Adapter],
     take: Take,
 ) -> None:
-    """Carries out the cuts of one site. Replaces the whole module if no unit is kept.
+    """Removes units of one site as its lists of cuts and attributes say.
+
+    If no unit is kept, the whole module is replaced, unless the adapter's module can run without units
+    (`Adapter.empties`). If all units are kept, nothing changes.
 
     Args:
         model: The model, which is changed.
         site: The site.
         keep: The units that stay.
-        owners: For the id of each tensor, the places that hold it, see `_owners`. It is updated.
-        adapters: Adapter by name.
-        take: Makes each smaller tensor.
+        owners: For the id of each tensor, the modules that hold it, see `_owners`. It is updated.
+        adapters: The adapters by their names.
+        take: A function that makes each smaller tensor.
     """
-    empties = bool(site.adapter) and adapters[site.adapter].empties  # the module itself runs without any units
+    # A module of such an adapter also runs without units. Its tensors get the size 0, and the module stays.
+    empties = bool(site.adapter) and adapters[site.adapter].empties
     if not keep and not empties:
         removed = adapters[site.adapter].removed if site.adapter else None
         parts = model.get_submodule(site.consumers[0]), model.get_submodule(site.module)
         parent, _, child = site.module.rpartition(".")
         setattr(model.get_submodule(parent), child, (removed or Removed)(*parts))
     elif len(keep) < site.size:
-        # An attribute may belong to a layer that `_cut_tensors` updates too. So all are read before the cut.
+        # `_cut_tensors` may update the same attributes. So all attributes are read before the cut.
         before = {path: attribute_at(model, path) for path in site.attributes}
         _cut_tensors(model, site, keep, owners, take)
         _set_attributes(model, {path: value * len(keep) // site.size for path, value in before.items()})
@@ -102,10 +109,10 @@ def _by_cuts(
 
 
 def _adapters_to_resize(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> list[tuple[Adapter, str]]:
-    """Returns each adapter that has to finish a module after a cut, with the path of that module.
+    """Returns the adapters whose `resize` has to run after the cut of a site, each with the path of its module.
 
-    That is the adapter of the site. A stream has none, but it crosses modules of many adapters: each of them resizes
-    its module.
+    For most sites, this is the adapter of the site. A residual stream has no adapter, but it cuts tensors inside
+    modules of many adapters. Each of these adapters resizes its module.
     """
     if site.adapter:
         return [(adapters[site.adapter], site.owner)]
@@ -119,22 +126,23 @@ def _adapters_to_resize(model: nn.Module, site: Site, adapters: Mapping[str, Ada
 
 
 def _ancestors(path: str) -> list[str]:
-    """Returns the paths of all modules that contain a tensor, the model ("") first."""
+    """Returns the paths of all modules that contain the tensor at a path. The first is "", the path of the model."""
     parts = path.split(".")
     return [".".join(parts[:length]) for length in range(len(parts))]
 
 
 def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> None:
-    """Checks that a site belongs to this model.
+    """Checks that a site fits a model, before units are removed.
 
     Args:
         model: The model. It is not changed.
-        site: The site. A saved plan may bring it from another model.
+        site: The site. It may come from a saved plan that was made for another model.
         adapters: Adapter by name.
 
     Raises:
-        PlanError: A module or tensor of the site is not in the model, or a tensor has another shape. Or an attribute is
-            no multiple of the number of units. Or the adapter is unknown or does not serve the module.
+        PlanError: A module or tensor of the site is not in the model, or a tensor has another shape. Or the value of an
+            attribute is not a multiple of the number of units. Or the adapter of the site is unknown, or it does not
+            serve the module.
     """
     if site.adapter and site.adapter not in adapters:
         raise PlanError(
@@ -169,16 +177,18 @@ def _cut_tensors(
     owners: dict[int, list[tuple[nn.Module, str]]],
     take: Take,
 ) -> None:
-    """Replaces each tensor of a site by a smaller one, and updates the sizes that layers and norms hold."""
+    """Replaces each tensor of a site by a smaller one, and updates the sizes that layers and norm layers hold."""
     for cut in site.cuts:
         old = tensor_at(model, cut.tensor)
         new = take(old, cut.axis, cut.index(keep, site.size).to(old.device))
         value = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         places = owners.pop(id(old))
-        for module, name in places:  # all owners of a tied tensor get the same new one, so it stays tied
+        # All modules that hold a tied tensor get the same new tensor, so it stays tied.
+        for module, name in places:
             setattr(module, name, value)
             _update_sizes(module)
-        owners[id(value)] = places  # a later cut may go along another axis of this tensor
+        # A later cut may shrink another axis of this tensor. It looks the new tensor up by its id.
+        owners[id(value)] = places
     for path in site.norms:
         norm: Any = model.get_submodule(path)
         if hasattr(norm, "normalized_shape"):
@@ -188,17 +198,21 @@ def _cut_tensors(
 
 
 def _set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:
-    """Sets attributes by their paths. An attribute of a layer, such as `groups`, changes what its sizes mean."""
+    """Sets attributes by their paths, and updates the sizes of the layers that have these attributes.
+
+    For example, a convolution with a new number of `groups` also needs a new `in_channels`.
+    """
     for path, value in values.items():
         _update_sizes(set_attribute(model, path, value))
 
 
 def _update_sizes(module: Any) -> None:
-    """Sets the sizes that a layer holds beside its weight, such as `in_features`, to those of its weight."""
+    """Sets the attributes of a layer that hold sizes, such as `in_features`, to the sizes of its weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
-        # A convolution with groups loses whole groups with their inputs: channels of a depthwise one, heads of others.
+        # A convolution with groups loses whole groups, each with its input channels. In a depthwise convolution, a
+        # group is one channel. In other convolutions, a group holds the channels of one head.
         if module.groups > 1:
             module.groups = module.groups * module.weight.shape[0] // module.out_channels
         # The weight is (out_channels, in_channels / groups, height, width).
@@ -213,14 +227,20 @@ def _update_sizes(module: Any) -> None:
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
-    elif is_linear(module):  # a linear layer of another library that calls its features channels
+    # Linear layers of some libraries have `in_channels` and `out_channels`.
+    elif is_linear(module):
         module.out_channels, module.in_channels = tensor_at(module, "weight").shape
     elif isinstance(module, BATCH_NORMS):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Returns the id of each tensor -> the places that hold it, as (module, name). Tied tensors have several places."""
+    """Finds the modules that hold each tensor of a model.
+
+    Returns:
+        The id of each tensor -> a list of (module, name of the tensor in the module). The list of a tied tensor has
+        several entries.
+    """
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, tensor in tensors_of(module):

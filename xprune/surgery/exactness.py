@@ -5,31 +5,33 @@ place. Cutting the unit out of the weights takes these zeros away and changes no
 the pruned model have to give the same outputs, up to rounding.
 
 Why this finds errors: the gated model uses the original weights and a few hooks. The pruned model uses smaller weights
-and no hooks. If surgery takes a wrong index, forgets a tensor, or leaves a wrong number of heads behind, their outputs
-differ.
+and no hooks. If surgery takes a wrong index, forgets a tensor, or sets a wrong number of heads, their outputs differ.
 
-What is not proved: that the pruned model is accurate. Both models have lost the same units. And the proof sees only the
-example inputs. It cannot see a forward that takes another branch for longer sequences.
+What is not proved: that the pruned model is accurate. The proof compares two models that have lost the same units. It
+also uses the example inputs only. If the forward takes another branch for longer sequences, this branch is not tested.
 
 How it is proved:
 
-1. One forward of the gated dense model and one of the pruned model, on the same example inputs.
-2. Both in eval mode, which switches dropout off, and with the same random numbers, for models that draw some anyway.
-3. Both in float32, also if the model is in bfloat16 or float16, and in float64 if the whole model is in float64. TF32
-   and autocast are off.
-4. Each tensor that the model returns is compared by itself, so that a large output hides no error in a small one. An
+1. The gated dense model and the pruned model each run one forward on the same example inputs.
+2. Both run in eval mode, which switches dropout off. Both get the same random numbers, since some models draw random
+   numbers in eval mode too.
+3. Both compute in float32, also if the model is in bfloat16 or float16. They compute in float64 if the whole model is
+   in float64. TF32 and autocast are off.
+4. Each tensor that the model returns is compared separately, so that a large output hides no error in a small one. An
    error may be at most TOLERANCE times the size of the output, see `Difference.scale`. Integers have to be equal.
-5. `verify` calls each model a second time and compares the second outputs too, since a cache may hold features of
-   removed units. The other checks do so only if a forward leaves traces in the model.
-6. If an adapter gives the gated model another class (`Adapter.gated`), the dense model is compared with that class with
-   gates of 1. Otherwise that class and the pruned class could be wrong in the same way.
+5. `verify` calls each model a second time and compares the second outputs too, because the first call may leave a cache
+   in the model that holds features of removed units. The other functions call the models a second time only if the
+   first forward changed something in a model.
+6. An adapter may give the gated model another class (`Adapter.gated`). The dense model is then also compared with
+   itself in that class, with gates of 1. Otherwise that class and the class of the pruned model could be wrong in the
+   same way.
 7. If float32 finds an error, everything is computed again in float64. An error by rounding almost vanishes there. A
    wrong cut gives the same error as before.
 8. If the error remains, the dense model is examined. If it returns NaN or differs from call to call, no pruned model
-   could be compared with it, and this is the reason given.
+   can be compared with it, and the error message says so.
 
-All checks of surgery, discovery and the conformance tests end up in this file. `verify` raises an error, `problem`
-returns the reason as text, and `prove` returns both numbers and text.
+Surgery, discovery and the conformance tests all use this comparison. `verify` raises an error, `problem` returns the
+reason as text, and `prove` returns both numbers and text.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,19 +53,21 @@ from xprune.surgery.outputs import OTHER_SEED, SECOND, SEED, Outputs, Runs
 TOLERANCE = 1e-4
 """The largest error that an output may have, as a fraction of the output's size.
 
-See `Difference.scale` for the size. If float32 finds a larger error, float64 decides, and NOISE is allowed there too.
+`Difference.scale` defines the size. If the error in float32 is larger, the outputs are computed again in float64. There
+an error up to NOISE is accepted too.
 """
 FLOOR = 1e-2
-"""The least size of an output, as a fraction of its largest absolute value.
+"""The size of an output is at least this fraction of the output's largest absolute value, see `Difference.scale`.
 
-It matters for outputs whose numbers are nearly equal, such as years, prices or temperatures.
+This matters if the numbers of an output are nearly equal, such as years, prices or temperatures. Such numbers differ
+from each other by little more than the rounding of float32.
 """
 NOISE = 2.0**-29 * 1000
-"""The largest error in float64 that passes as rounding, as a fraction of the error that float32 makes in this output.
+"""The largest error in float64 that is accepted as rounding, as a fraction of the rounding error in float32.
 
-float64 has 29 more bits than float32, so rounding shrinks by 2**-29. The factor 1000 leaves room. Some outputs are
-nothing but rounding, for example the difference of two equal numbers. Their own size says nothing about the error that
-is allowed in them.
+Both errors are of the same output. float64 has 29 more bits than float32, so rounding shrinks by 2**-29. The factor
+1000 leaves room. Some outputs are nothing but rounding, for example the difference of two equal numbers. The size of
+such an output says nothing about the error that is allowed in it.
 """
 
 
@@ -71,19 +75,20 @@ class Difference(NamedTuple):
     """How much an output of the pruned model differs from the same output of the gated model.
 
     Args:
-        error: The largest absolute difference. Infinite if integers, booleans or infinities differ. NaN if a number is
-            NaN.
-        scale: The size of the output, which the error is judged by. Only the numbers that differ count, so that the
-            -1e9 of a mask does not hide an error beside it. The size is how far these numbers are apart (largest minus
-            smallest), but at most their largest absolute value and at least FLOOR times that value. So an offset that
-            all numbers share hides no error.
-        output: Where the output is in the returned value, such as "['logits']". "" if the model returns one tensor.
+        error: The largest absolute difference. It is infinite if integers, booleans or infinities differ. It is NaN if
+            a number is NaN.
+        scale: The size of the output, with which the error is compared. Only the numbers that differ between the two
+            models count, so that the -1e9 of an attention mask does not hide an error in another number. The size is
+            the largest of these numbers minus the smallest, but at most their largest absolute value and at least FLOOR
+            times that value. So an offset that all numbers have in common hides no error.
+        output: The place of the output in the value that the model returns, such as "['logits']". It is "" if the model
+            returns one tensor.
 
     Example:
         >>> Difference(error=1e-6, scale=2.0).exact, Difference(error=0.5, scale=2.0).exact
         (True, False)
         >>> print("the pruned model", Difference(0.5, 2.0, "['logits']"))
-        the pruned model is off by 5.00e-01 in its output ['logits'] (outputs up to 2.00e+00)
+        the pruned model is off by 5.00e-01 in its output ['logits'] (size of the output: 2.00e+00)
     """
 
     error: float = 0.0
@@ -97,7 +102,10 @@ class Difference(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The error as a fraction of the scale. Infinite if the error is NaN."""
+        """The error as a fraction of the scale. It is infinite if the error is NaN.
+
+        If the scale is 0, it is 0 without an error, and infinite with an error.
+        """
         if self.error != self.error:
             return float("inf")
         return self.error / self.scale if self.scale else float("inf" if self.error else 0.0)
@@ -108,16 +116,17 @@ class Difference(NamedTuple):
             return f"gives NaN{where}"
         if self.error == float("inf"):
             return f"gives other whole numbers or infinities{where}"
-        return f"is off by {self.error:.2e}{where} (outputs up to {self.scale:.2e})"
+        return f"is off by {self.error:.2e}{where} (size of the output: {self.scale:.2e})"
 
 
 class Finding(NamedTuple):
     """The result of a proof.
 
     Args:
-        difference: The difference of the output that has the largest error for its size.
-        problem: Why the pruned model is not exact, in one sentence without a full stop. "" if it is exact.
-        of_model: True if the dense model is the reason, so that no site is to blame. False otherwise.
+        difference: The difference of the output with the largest error in proportion to its size.
+        problem: The reason why the pruned model is not exact, in one sentence without a full stop. It is "" if the
+            pruned model is exact.
+        of_model: True if the dense model itself is the reason, so that no site is wrong. False otherwise.
     """
 
     difference: Difference = Difference()
@@ -139,16 +148,18 @@ def prove(
 
     Args:
         model: The dense model. It is not changed unless `own` is True.
-        pruned: The model that the plan was carried out on. It is not changed unless `own` is True.
+        pruned: The model from which the plan removed units. It is not changed unless `own` is True.
         plan: The units that stayed.
         example_inputs: The inputs that both models are called with.
-        thorough: True to compute again in float64 after an error in float32, and to look for a reason in the dense
-            model. False takes less time, but may refuse an exact model whose outputs are tiny.
-        twice: True to call each model a second time in any case. False to do so only if a forward left traces.
-        own: True if the caller uses neither model afterwards. They are then run themselves, not copies of them.
+        thorough: If True, an error in float32 leads to a second comparison in float64 and to a search for a reason in
+            the dense model. False takes less time, but may refuse an exact model whose outputs are tiny.
+        twice: If True, each model is called a second time, and the second outputs are compared too. If False, this
+            happens only if the first forward changed something in a model.
+        own: If True, both models are run directly, and the caller must not use them afterwards. If False, copies of
+            them are run.
 
     Returns:
-        The finding. A failed forward of the pruned model is a finding, not an exception.
+        The finding. If the forward of the pruned model fails, the finding says so, and no exception is raised.
 
     Raises:
         SurgeryError: The model returns no tensor.
@@ -170,7 +181,8 @@ def prove(
     found = _compare(runs, pruned, plan)
     if not found.problem or not thorough:
         return found
-    if found.difference.error:  # 0 if a forward failed or shapes differ: float64 would not change that
+    # The error is 0 if a forward failed or if shapes differ. float64 would not change that.
+    if found.difference.error:
         in_float64 = _in_float64(runs, pruned, plan)
         if in_float64 is not None:
             return Finding(in_float64)
@@ -179,20 +191,22 @@ def prove(
 
 
 def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any) -> float:
-    """Raises an error unless the pruned model is exact. Each model is called twice.
+    """Raises an error unless the pruned model is exact.
+
+    `apply` calls it before it returns a pruned model. Each model is called twice.
 
     Args:
         model: The dense model. It is not changed.
-        pruned: The model that the plan was carried out on. It is not changed.
+        pruned: The model from which the plan removed units. It is not changed.
         plan: The units that stayed.
         example_inputs: The inputs that both models are called with.
 
     Returns:
-        The largest absolute difference in the output that has the largest error for its size.
+        The largest absolute difference in one output: the output with the largest error in proportion to its size.
 
     Raises:
-        SurgeryError: The pruned model is not exact. The message names the sites that are to blame, or says why nothing
-            can be compared with the dense model.
+        SurgeryError: The pruned model is not exact. The message names each site that is not exact even if it is pruned
+            alone. Or it says why no model can be compared with the dense model.
         ModelError: The dense model is on the meta device or cannot be copied.
     """
     found = prove(model, pruned, plan, example_inputs, twice=True)
@@ -212,19 +226,21 @@ def problem(
     thorough: bool = True,
     own: bool = False,
 ) -> str | None:
-    """Returns why the pruned model is not exact, in one sentence. None if it is exact.
+    """Returns the reason why the pruned model is not exact, in one sentence, or None if it is exact.
 
-    Discovery calls this for each proposed site, so a refused model is a reason too and no exception.
+    Discovery calls this for each proposed site. If the comparison raises an XPruneError, its message is returned as the
+    reason.
 
     Args:
         model: The dense model. It is not changed unless `own` is True.
-        pruned: The model that the plan was carried out on. It is not changed unless `own` is True.
+        pruned: The model from which the plan removed units. It is not changed unless `own` is True.
         plan: The units that stayed.
         example_inputs: The inputs that both models are called with.
-        thorough: True to compute again in float64 after an error in float32, and to look for a reason in the dense
-            model. False takes less time in a search over many proposals, but may refuse an exact model whose outputs
-            are tiny.
-        own: True if the caller uses neither model afterwards. They are then run themselves, not copies of them.
+        thorough: If True, an error in float32 leads to a second comparison in float64 and to a search for a reason in
+            the dense model. False takes less time in a search over many proposed sites, but may refuse an exact model
+            whose outputs are tiny.
+        own: If True, both models are run directly, and the caller must not use them afterwards. If False, copies of
+            them are run.
     """
     try:
         return prove(model, pruned, plan, example_inputs, thorough, own=own).problem or None
@@ -237,58 +253,64 @@ def compare(model: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any
 
     Args:
         model: The dense model. It is not changed.
-        pruned: The model that the plan was carried out on. It is not changed.
+        pruned: The model from which the plan removed units. It is not changed.
         plan: The units that stayed.
         example_inputs: The inputs that both models are called with.
 
     Returns:
-        (error, scale) of the output that has the largest error for its size, see `Difference`.
+        (error, scale) of the output with the largest error in proportion to its size, see `Difference`.
 
     Raises:
-        SurgeryError: A forward fails, or the outputs have other shapes.
+        SurgeryError: A forward fails, or the two models return different outputs in number or shape.
     """
     found = prove(model, pruned, plan, example_inputs)
-    if found.problem and found.difference.exact:  # there is a problem, but no difference was measured
+    # There is a problem, but no difference was measured: a forward failed, or the shapes differ.
+    if found.problem and found.difference.exact:
         raise SurgeryError(f"{found.problem}.")
     return found.difference.error, found.difference.scale
 
 
 def close(expected: Tensor, got: Tensor) -> bool:
-    """Returns True if two tensors of one shape are equal up to TOLERANCE of the expected tensor's size, else False."""
+    """Returns True if two tensors of one shape are equal, up to TOLERANCE times the size of the expected one."""
     return Difference(*_error_and_scale(expected, got)).exact
 
 
 def gated_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> list[Tensor]:
-    """Returns all outputs of the dense model with the gates of removed units at 0, in eval mode, float32 or better."""
+    """Returns all outputs of the dense model with gates of 0 on the removed units.
+
+    The model runs in eval mode and computes in float32 or better.
+    """
     return list(Runs(model, example_inputs).gated(plan).values())
 
 
 def effect(model: nn.Module, plan: Plan, example_inputs: Any) -> Difference:
-    """Measures how much closing the gates of the removed units changes the outputs.
+    """Measures how much the outputs of the dense model change if the gates of the removed units are 0.
 
     Args:
         model: The dense model. It is not changed.
-        plan: The units that stay. The gates of all other units are closed.
+        plan: The units that stay. The gates of all other units are 0.
         example_inputs: The inputs that the model is called with.
 
     Returns:
-        The difference of the output that changes most for its size. No error means that the units do nothing.
+        The difference of the output that changes most in proportion to its size. An error of 0 means that the units
+        have no effect on the outputs.
     """
     return _effect(Runs(model, example_inputs), plan)
 
 
 def _effect(runs: Runs, plan: Plan) -> Difference:
-    """Returns `effect` in the arithmetic of these runs."""
+    """Returns the result of `effect`, computed in the dtype of these runs."""
     full = Plan.full(plan.sites)
     return _worst(*_with_same_calls(lambda twice: runs.gated(full, twice), lambda twice: runs.gated(plan, twice)))
 
 
 def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
-    """Returns True if closing the gates of the removed units changes an output by more than rounding, else False.
+    """Returns True if gates of 0 on the removed units change an output by more than rounding, else False.
 
-    A proof of units that change nothing proves nothing: any cut of them gives the same outputs.
+    Discovery asks this about a proposed site. If the units have no effect on the outputs, any cut of them gives the
+    same outputs, and a proof would prove nothing.
     """
-    # A change may be smaller than the rounding of float32. Then float64 shows it.
+    # A change may be smaller than the rounding of float32. So float64 is tried too.
     for dtype, rounding in ((None, 1e-5), (torch.float64, 1e-10)):
         if _effect(Runs(model, example_inputs, dtype), plan).relative > rounding:
             return True
@@ -296,25 +318,32 @@ def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
 
 
 def randomness(model: nn.Module, example_inputs: Any) -> str:
-    """Returns why two forwards of the model cannot be compared, in one sentence. "" if they can."""
+    """Returns the reason why two forwards of the model cannot be compared, or "" if they can.
+
+    The reason is one sentence, for example that the forward draws random numbers.
+    """
     return _randomness(Runs(model, example_inputs))
 
 
 class _ForwardFailed(Exception):
-    """A forward of one of the compared models failed. The message says which forward, and with which error."""
+    """Raised if a forward of one of the compared models fails.
+
+    The message has the name of the forward and the error.
+    """
 
 
 def _comparisons(runs: Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[str, Outputs, Outputs]]:
     """Runs all models of a proof, and yields the pairs of outputs that have to be equal.
 
+    The first pair compares the pruned model with the gated dense model. There is a second pair if gates need another
+    class of a module. It compares the dense model in that class, with gates of 1, with the dense model as it is.
+
     Yields:
-        (name of the model that is judged, outputs that it should give, outputs that it gives). First the pruned model
-        against the gated one. Then, if gates need another class of a module, the dense model with gates of 1 against
-        the dense model.
+        (name of the model that is tested, outputs that it should give, outputs that it gives).
     """
 
     def run(what: str, forward: Callable[[bool], Outputs]) -> Callable[[bool], Outputs]:
-        """Returns the forward, with its errors turned into `_ForwardFailed`."""
+        """Returns a function that calls the forward, and raises any error of it as `_ForwardFailed`."""
 
         def named(twice: bool) -> Outputs:
             try:
@@ -337,10 +366,10 @@ def _comparisons(runs: Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[st
 
 
 def _with_same_calls(first: Callable[[bool], Outputs], second: Callable[[bool], Outputs]) -> tuple[Outputs, Outputs]:
-    """Returns the outputs of two models, each called equally often.
+    """Returns the outputs of two models, each called the same number of times.
 
-    A model is called again if its first forward left traces. One of two models alone may do so: a removed attention has
-    no cache left. Then both are called twice.
+    A model is called again if its first forward changed something in it. This may happen in only one of the two models:
+    an attention that was removed has no cache that could change. Then both models are called twice.
     """
     a, b = first(False), second(False)
     if any(name.endswith(SECOND.strip()) for name in {*a} ^ {*b}):
@@ -349,7 +378,7 @@ def _with_same_calls(first: Callable[[bool], Outputs], second: Callable[[bool], 
 
 
 def _compare(runs: Runs, pruned: nn.Module, plan: Plan) -> Finding:
-    """Makes all comparisons in the arithmetic of these runs. Stops at the first one that fails."""
+    """Makes all comparisons of a proof in the dtype of these runs. Stops at the first one that fails."""
     worst = Difference()
     try:
         for what, expected, got in _comparisons(runs, pruned, plan):
@@ -370,13 +399,13 @@ def _in_words(failure: Exception) -> str:
 
 
 def _shapes(outputs: Outputs) -> Any:
-    """Returns the shapes of the outputs by name. If there is one output without a name, only its shape."""
+    """Returns a dict with the shape of each output by its name. If one output has no name, returns its shape only."""
     found = {name: tuple(tensor.shape) for name, tensor in outputs.items()}
     return found if len(found) > 1 or "" not in found else found[""]
 
 
 def _worst(expected: Outputs, got: Outputs) -> Difference:
-    """Returns the difference of the output that has the largest error for its size."""
+    """Returns the difference of the output with the largest error in proportion to its size."""
     found = [Difference(*_error_and_scale(expected[name], got[name]), name) for name in expected]
     return max(found, key=lambda difference: difference.relative, default=Difference())
 
@@ -390,7 +419,7 @@ def _error_and_scale(expected: Tensor, got: Tensor) -> tuple[float, float]:
         return (0.0, 0.0) if torch.equal(expected, got) else (float("inf"), 0.0)
     if expected.isnan().any() or got.isnan().any():
         return float("nan"), 0.0
-    # Numbers that are equal to the last bit do not count for the size. Equal infinities are left out here too.
+    # Numbers that are equal to the last bit do not count for the size. This leaves out equal infinities too.
     differ = expected != got
     expected, got = expected[differ], got[differ].to(expected.device)
     if not expected.numel():
@@ -403,8 +432,9 @@ def _error_and_scale(expected: Tensor, got: Tensor) -> tuple[float, float]:
 def _scale(numbers: Tensor) -> float:
     """Returns the size of the numbers that differ, see `Difference.scale`.
 
-    The size is their spread: an offset, such as that of a year, says nothing about how much a model's answers vary. It
-    is at least FLOOR of the largest number, since float32 cannot tell apart numbers that are much closer.
+    The size is the largest number minus the smallest: an offset that all numbers share, such as 2000 in years, says
+    nothing about how much the answers of a model vary. The size is at least FLOOR times the largest absolute value,
+    since numbers in float32 that are much closer differ only by rounding.
     """
     largest, spread = float(numbers.abs().max()), float(numbers.max() - numbers.min())
     return max(min(spread, largest), FLOOR * largest) if spread else largest
@@ -414,16 +444,18 @@ def _in_float64(runs: Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
     """Makes all comparisons again in float64, where rounding is 2**29 times smaller.
 
     Returns:
-        The difference of the output that has the largest error for its size, if all errors are within TOLERANCE or
-        NOISE. None if the pruned model is not exact in float64 either, or if the model does not run in float64.
+        If all errors are within TOLERANCE or NOISE, the difference of the output with the largest error in proportion
+        to its size. If the pruned model is not exact in float64 either, or if a model does not run in float64, None.
     """
     if runs.dtype is torch.float64:
-        return None  # the first comparison was in float64
+        # The first comparison was in float64 already.
+        return None
     wide = Runs(runs.model, runs.example_inputs, torch.float64, twice=runs.twice)
     worst = Difference()
     try:
         pairs = list(zip(_comparisons(runs, pruned, plan), _comparisons(wide, pruned, plan), strict=True))
-    except Exception:  # not every operation has a float64 version
+    # Not every operation has a float64 version.
+    except Exception:
         return None
     for (_, coarse, _), (_, fine, got) in pairs:
         if coarse.keys() != fine.keys() or _shapes(fine) != _shapes(got):
@@ -437,15 +469,17 @@ def _in_float64(runs: Runs, pruned: nn.Module, plan: Plan) -> Difference | None:
 
 
 def _rounding(coarse: Tensor, fine: Tensor, got: Tensor) -> float:
-    """Measures how much rounding to float32 changes an output, at the numbers that differ between two models.
+    """Measures how much rounding to float32 changes an output.
+
+    Only the numbers count that differ between the expected model and the tested model.
 
     Args:
         coarse: The output of the expected model, computed in float32.
         fine: The same output, computed in float64.
-        got: The output of the judged model, computed in float64.
+        got: The output of the tested model, computed in float64.
 
     Returns:
-        The largest absolute change. 0 if it is not finite, or if the numbers are not real floating-point numbers.
+        The largest absolute change. It is 0 if that is not finite, or if the output has no real floating-point numbers.
     """
     differ = fine != got
     found = float((coarse[differ].to(fine.dtype) - fine[differ]).abs().max()) if fine.is_floating_point() else 0.0
@@ -453,7 +487,7 @@ def _rounding(coarse: Tensor, fine: Tensor, got: Tensor) -> float:
 
 
 def _reason_in_dense(runs: Runs) -> str:
-    """Returns why no pruned model can be compared with this dense model. "" if one can."""
+    """Returns the reason why no pruned model can be compared with this dense model, or "" if there is none."""
     try:
         outputs = runs.dense()
     except Exception as failure:
@@ -470,8 +504,9 @@ def _reason_in_dense(runs: Runs) -> str:
 
 
 def _randomness(runs: Runs) -> str:
-    """Returns why two forwards of the dense model cannot be compared. "" if they can."""
-    # With the same seed first: a model that differs even then draws from a source that no seed reaches.
+    """Returns the reason why two forwards of the dense model cannot be compared, or "" if they can."""
+    # The first test uses the same seed twice. A model that differs even then draws random numbers that no seed
+    # controls.
     for seed, why in (
         (SEED, "its forward gives other outputs at each call, with the same inputs and the same random numbers"),
         (OTHER_SEED, "its forward draws random numbers"),
@@ -479,14 +514,18 @@ def _randomness(runs: Runs) -> str:
         first, second = runs.dense(), runs.dense(seed)
         if _shapes(first) != _shapes(second) or not _worst(first, second).exact:
             return (
-                f"{why}, so a pruned model cannot be compared with it: switch off in eval mode what is random, or give "
+                f"{why}, so a pruned model cannot be compared with it: switch off all randomness in eval mode, or give "
                 "the random numbers as inputs"
             )
     return ""
 
 
 def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
-    """Cuts each site of a failed plan alone. Returns which sites fail and how to leave them out, in sentences."""
+    """Finds the sites of a failed plan that are wrong, by cutting each site alone.
+
+    Returns:
+        Sentences for the error message. They name the sites that fail and say how to leave them out.
+    """
     bad = []
     for site, keep in zip(plan.sites, plan.keeps, strict=True):
         alone = Plan((site,), (keep,))
@@ -500,7 +539,7 @@ def _blame(model: nn.Module, plan: Plan, example_inputs: Any) -> str:
             shapes = ", ".join(f"{cut.tensor} {tuple(tensor_at(model, cut.tensor).shape)}" for cut in site.cuts[:4])
             bad.append(f"{site.name} ({len(keep)} of {unit_kind(site.kind).many(site.size)} kept; {shapes})")
     if not bad:
-        return "No site fails alone; together they do. Your model is untouched."
+        return "Each site is exact if it is pruned alone, but not all of them together. Your model is untouched."
     names = [entry.split(" ")[0] for entry in bad]
     return (
         f"Not exact: {'; '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}. Your model is untouched. Leave these sites "

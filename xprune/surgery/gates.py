@@ -1,7 +1,8 @@
 """Gates: factors from 0 to 1 that multiply the units of a model while it runs.
 
-A gate of 0 gives the same outputs as removing the unit. So criteria learn gates or take gradients by them. The proof
-compares a pruned model with the dense model whose gates are closed. Hooks apply the gates. No weight is changed.
+A gate of 0 gives the same outputs as removing the unit. Some criteria learn gates, and others take the gradient of the
+loss with respect to gates. The proof compares a pruned model with the dense model in which the removed units have gates
+of 0. Hooks apply the gates. No weight is changed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,30 +21,34 @@ from xprune.modules.calls import Given, call, map_tensors, slow_path, takes, ten
 from xprune.modules.norms import feature_axis, weighted_norm
 
 Rows = Callable[[Site, Tensor, int, Given], Tensor | None] | Callable[[Site, Tensor, int], Tensor | None]
-"""The type of `Task.rows`. Returns the sample of each row of a layer's input, or None if each sample has an equal block
-of rows. Tasks from before 0.2 do not take the last argument."""
+"""The type of `Task.rows`, which says to which sample each row of a layer's input belongs.
+
+It returns the sample of each row, or None if each sample has an equal block of neighbouring rows. In tasks written for
+xprune before version 0.2, the method does not take the last argument.
+"""
 
 
 _LARGE = 1e4
-"""A bound on the features that a gated norm returns for removed units. Features that are kept are far below it."""
+"""A bound on the features that a gated norm layer returns for removed units. Features of kept units are far smaller."""
 
 
 class Gates:
     """Factors on the units of some sites, which multiply these units while they are attached to a model.
 
-    The gates multiply the inputs of the consumers of each site. In norms over the units, each unit's share of the
-    statistics is multiplied by its gate. The model's weights and its fused attention kernels stay as they are.
+    The gates multiply the inputs of the consumers of each site. In a norm layer over the units, the gate of a unit says
+    how much the unit counts in the mean and the variance. The weights of the model and its fused attention kernels stay
+    as they are.
 
     Args:
         sites: The sites whose units are gated.
-        values: The gates of each site, in the order of `sites`. Shape (units,) gives all samples the same gates. Shape
-            (samples, units) gives each sample its own gates. Values are cast to the dtype and device of the layer's
-            input, and gradients flow back to them. None for gates of 1.
-        rows: Finds the sample of each row of a layer's input: `Task.rows`. Only gates of shape (samples, units) need
-            it. None if each sample has an equal block of rows.
+        values: The gates of each site, in the order of `sites`. With the shape (units,), all samples get the same
+            gates. With the shape (samples, units), each sample gets separate gates. Gates are cast to the dtype and
+            device of the layer's input, and gradients flow back to them. If None, all gates are 1.
+        rows: A function that finds the sample of each row of a layer's input, such as `Task.rows`. Only gates of shape
+            (samples, units) need it. If None, each sample is taken to have an equal block of neighbouring rows.
 
     Attributes:
-        values: The gates in use. Assign new ones before each batch.
+        values: The gates in use. Assign new gates before each batch.
 
     Example:
         >>> import xprune
@@ -62,17 +67,19 @@ class Gates:
         self.sites = tuple(sites)
         self.values: Sequence[Tensor] = values if values is not None else [torch.ones(s.size) for s in self.sites]
         self.rows = rows
-        self._rows_take_given = rows is not None and takes(rows, 4)  # the rows of tasks from before 0.2 take three
+        # `Task.rows` of tasks that were written for xprune before version 0.2 takes three arguments.
+        self._rows_take_given = rows is not None and takes(rows, 4)
         self._given = Given((), {})
         self._fired: set[str] = set()
-        self._gated: list[tuple[Site, str]] = []  # each site with each path that has a gate
+        # (site, path of a module that has a gate of this site).
+        self._gated: list[tuple[Site, str]] = []
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[nn.Module]:
         """Attaches the gates to a model for the time of a `with` block.
 
-        If activations are recomputed in the backward pass (activation checkpointing), the block has to span that pass
-        too.
+        With activation checkpointing, the backward pass computes activations again, so the block has to contain the
+        backward pass too.
 
         Args:
             model: The model that the sites were found in. Its weights are not changed.
@@ -90,7 +97,8 @@ class Gates:
         ]
         for index, site in enumerate(self.sites):
             unit_kind(site.kind).gate(site, _Hooks(self, index, model, handles))
-        # A hook fires only if the forward calls its layer. Some forwards pass the layer's weight to a function instead.
+        # A hook runs only if the forward calls its layer. Some forwards pass the weight of the layer to a function
+        # instead. The modules with such a forward get another class here.
         changed = with_gated_classes(model, self.sites)
         try:
             # nn.TransformerEncoder's fast inference path computes a whole block without calling its layers.
@@ -101,10 +109,11 @@ class Gates:
                 handle.remove()
             for module, kind in changed:
                 module.__class__ = kind
-            self._given = Given((), {})  # holds on to no batch
+            # Otherwise the inputs of the last batch would stay in memory.
+            self._given = Given((), {})
 
     def _begin(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Notes the inputs of a forward pass as it begins. `Task.rows` may need them."""
+        """Notes the inputs of a forward pass when it begins, because `Task.rows` may need them. A forward pre-hook."""
         self._given = Given(args, kwargs)
         self._fired.clear()
 
@@ -115,7 +124,8 @@ class Gates:
             self._fired.add(path)
             if args:
                 gated = args[0] * self._factor(index, args[0], path, axis)
-                # The same tensor may be given several times, as query, key and value are. Each place is gated.
+                # The same tensor may be passed several times, for example as query, key and value. All of these
+                # arguments are gated.
                 return tuple(gated if arg is args[0] else arg for arg in args), kwargs
             name = next(iter(kwargs), "")
             if not isinstance(kwargs.get(name), Tensor):
@@ -136,20 +146,20 @@ class Gates:
         return hook
 
     def _norm(self, index: int, path: str) -> Callable[..., Any]:
-        """Returns a forward hook that computes the norm at `path` again, with statistics over the kept units."""
+        """Returns a forward hook that computes the norm layer at `path` again, with statistics over the kept units."""
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             self._fired.add(path)
             factor = self._factor(index, args[0], path, feature_axis(module)).float()
             normed = weighted_norm(module, args[0], factor)
-            # The statistics ignore removed units, so their features may be huge after the norm. They would grow from
-            # norm to norm until they overflow, and infinity times a gate of 0 is NaN.
+            # The statistics ignore removed units, so the features of these units may be huge after the norm layer. They
+            # would grow from norm layer to norm layer until they overflow, and infinity times a gate of 0 is NaN.
             return torch.where(factor == 0, normed.clamp(-_LARGE, _LARGE), normed).to(output.dtype)
 
         return hook
 
     def _factor(self, index: int, x: Tensor, path: str, axis: int) -> Tensor:
-        """Returns the gates of one site in the form that multiplies the input of a layer.
+        """Returns the gates of one site as a tensor that the input of a layer can be multiplied by.
 
         Args:
             index: The index of the site.
@@ -168,32 +178,40 @@ class Gates:
                 f"{site.name}: its gates have the shape {tuple(value.shape)}. Give the shape (units,) or "
                 f"(samples, units), with {site.size} units."
             )
-        # From one gate for each unit to one for each feature, in the order (groups, units, width).
+        # Each gate is repeated, so that there is one for each feature, in the order (groups, units, width).
         value = value.repeat_interleave(width, -1).repeat(*[1] * (value.dim() - 1), groups)
         shape = [1] * x.dim()
         shape[axis] = -1
         if value.dim() == 2:
             value = value[self._rows(site, x, len(value))]  # (rows, features)
-            sample_axis = max(site.batch, 0)  # -1: only the task knows the samples, and rows lie along the first axis
+            # If `site.batch` is -1, only the task knows the samples. Then the rows lie along the first axis.
+            sample_axis = max(site.batch, 0)
             shape[sample_axis] = len(value)
             value = value if sample_axis < axis else value.T
         return value.view(shape).to(x.dtype)
 
     def _rows(self, site: Site, x: Tensor, samples: int) -> Tensor:
-        """Returns the sample of each row of a layer's input, int64 (rows,). Raises GateError if it is unknown."""
+        """Returns the sample of each row of a layer's input, int64 (rows,).
+
+        Raises:
+            GateError: The sample of a row is unknown, or `rows` returned another number of rows.
+        """
         rows = self._rows_of_task(site, x, samples)
         if rows is None and site.batch < 0:
             raise GateError(
                 f"{site.name}: it is unknown which row of the input of {site.consumers[0]} belongs to which sample. "
-                "Give the axis of the samples, find_sites(..., batch_axis=), or the sample of each row, in Task.rows."
+                "Give the axis of the samples in find_sites(..., batch_axis=), or return the sample of each row from "
+                "Task.rows."
             )
         length = x.shape[max(site.batch, 0)]
         if rows is None:
-            # Windows of an image are folded into the batch, so each sample may have several rows in a block.
+            # Some models split an image into windows and put the windows along the sample axis. So each sample may have
+            # several neighbouring rows.
             if length % samples:
                 raise GateError(
                     f"{site.name}: the input of {site.consumers[0]} has {length} rows for {samples} samples. Give "
-                    "the axis of the samples, find_sites(..., batch_axis=), or the sample of each row, in Task.rows."
+                    "the axis of the samples in find_sites(..., batch_axis=), or return the sample of each row from "
+                    "Task.rows."
                 )
             rows = torch.arange(samples, device=x.device).repeat_interleave(length // samples)
         if len(rows) != length:
@@ -204,7 +222,7 @@ class Gates:
         return rows.to(x.device)
 
     def _rows_of_task(self, site: Site, x: Tensor, samples: int) -> Tensor | None:
-        """Calls `rows`. Returns None if there is no `rows` or if each sample has an equal block of rows."""
+        """Calls the function `rows`. Returns None if there is no such function, or if the function returns None."""
         if self.rows is None:
             return None
         arguments = (site, x, samples, self._given) if self._rows_take_given else (site, x, samples)
@@ -212,7 +230,10 @@ class Gates:
         return found
 
     def _check_fired(self, *_: Any) -> None:
-        """Raises GateError if a gate was not used. Without this check, its units would wrongly look useless."""
+        """Raises GateError if a gate was not used in the forward pass that ends. A forward hook.
+
+        Without this check, the units of such a gate would wrongly look useless.
+        """
         for site, path in self._gated:
             if path not in self._fired:
                 raise GateError(
@@ -223,13 +244,13 @@ class Gates:
 
 @dataclass(frozen=True)
 class _Hooks:
-    """Attaches the gates of one site. A unit kind calls it, see `GateHooks`.
+    """Attaches the gates of one site to a model. `UnitKind.gate` gets it, see `GateHooks`.
 
     Args:
-        gates: The gates.
-        index: The index of the site in the gates.
+        gates: The gates of all sites.
+        index: The index of the site in `gates.sites`.
         model: The model that gets the hooks.
-        handles: A list to which the handle of each hook is added, for its removal.
+        handles: A list to which the handle of each hook is added, so that the hook can be removed.
     """
 
     gates: Gates
@@ -238,38 +259,38 @@ class _Hooks:
     handles: list[Any]
 
     def on_input(self, path: str, axis: int) -> None:
-        """See GateHooks.on_input."""
+        """Multiplies the input of the module at `path` by the gates, along `axis`. See GateHooks.on_input."""
         hook = self.gates._gate(self.index, path, axis)
         self._add(path, self.model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
 
     def on_output(self, path: str, axis: int) -> None:
-        """See GateHooks.on_output."""
+        """Multiplies the output of the module at `path` by the gates, along `axis`. See GateHooks.on_output."""
         hook = self.gates._output(self.index, path, axis)
         self._add(path, self.model.get_submodule(path).register_forward_hook(hook))
 
     def on_norm(self, path: str) -> None:
-        """See GateHooks.on_norm."""
+        """Makes the norm layer at `path` compute its statistics over the kept units. See GateHooks.on_norm."""
         hook = self.gates._norm(self.index, path)
         self._add(path, self.model.get_submodule(path).register_forward_hook(hook))
 
     def _add(self, path: str, handle: Any) -> None:
-        """Notes one hook, so that it is removed later and checked for having fired."""
+        """Notes one hook. `attached` removes it later, and each forward pass checks that it was used."""
         self.handles.append(handle)
         self.gates._gated.append((self.gates.sites[self.index], path))
 
 
 def with_gated_classes(model: nn.Module, sites: Sequence[Site]) -> list[tuple[nn.Module, type[nn.Module]]]:
-    """Changes the class of modules whose own forward does not call the layer that a gate needs, in place.
+    """Changes, in place, the class of modules whose forward does not call the layer that a gate needs.
 
     For example, nn.MultiheadAttention passes the weight of its output projection to a function, so a hook on that layer
-    never fires. The new class, `Adapter.gated`, computes the same and calls the layer.
+    never runs. The new class, `Adapter.gated`, computes the same and calls the layer.
 
     Args:
         model: The model. The classes of some of its modules change. Its tensors do not.
-        sites: The sites that are going to be gated.
+        sites: The sites whose units will be gated.
 
     Returns:
-        Each changed module with the class that it had. Assign that class to undo the change.
+        (module, class that it had before) of each changed module. To undo the change, assign this class to the module.
     """
     changed = []
     for site in sites:
@@ -284,13 +305,16 @@ def with_gated_classes(model: nn.Module, sites: Sequence[Site]) -> list[tuple[nn
 def _order(site: Site, path: str, features: int) -> tuple[int, int]:
     """Returns the order of a layer's input features as (groups, width), see `Cut`.
 
-    A site may have several consumers that order the units differently. So the order is taken from the cut of the
-    layer's own weight, or of another tensor of the layer. Only a layer without such a cut gets the site's layout.
+    A site may have several consumers in which the units have different orders. So the order is taken from the cut of
+    the layer's weight, or of another tensor of the layer. If the layer has no such cut, `Site.layout` gives the order.
 
     Args:
         site: The site.
         path: The path of the layer.
         features: The number of input features of the layer.
+
+    Raises:
+        GateError: The units of the site have another number of features than the layer's input.
     """
     fits = [cut for cut in site.cuts if cut.groups * cut.width * site.size == features]
     of_layer = [cut for cut in fits if cut.tensor == f"{path}.weight"] or [
@@ -307,20 +331,21 @@ def _order(site: Site, path: str, features: int) -> tuple[int, int]:
 
 
 class Gated(nn.Module):
-    """A model together with a module that computes its gates.
+    """A model together with a module that computes its gates, for training gates in several processes.
 
-    DistributedDataParallel, which Accelerate uses, only reduces gradients of the one module that it wraps and calls. So
-    the model and the source of its gates are one module here. Enter `gated.gates.attached(model)` around the forward
-    and the backward pass.
+    With several processes, Accelerate uses DistributedDataParallel. It sums up gradients over the processes only for
+    the one module that it wraps and calls. So this class puts the model and the module that computes the gates into one
+    module. Enter `gated.gates.attached(model)` around the forward and the backward pass.
 
     Args:
         model: The model.
         sites: The sites whose units are gated.
-        source: Computes the gates of all sites side by side, shape (units,) or (samples, units). It is called with the
-            arguments that `forward` gets after the inputs.
-        forward: Calls the model with its inputs: `Task.forward`.
-        rows: Finds the sample of each row of a layer's input: `Task.rows`. None if each sample has an equal block of
-            rows.
+        source: The module that computes the gates. It is called with the arguments that `forward` gets after the
+            inputs. It returns the gates of all sites in one tensor (units of all sites,) or (samples, units of all
+            sites).
+        forward: A function that calls the model with inputs, such as `Task.forward`.
+        rows: A function that finds the sample of each row of a layer's input, such as `Task.rows`. If None, each sample
+            is taken to have an equal block of neighbouring rows.
 
     Example:
         >>> import xprune

@@ -1,4 +1,7 @@
-"""Runs the dense, the gated and the pruned model under the same conditions, and collects all tensors they return."""
+"""Runs the dense, the gated and the pruned model under the same conditions, and collects all tensors they return.
+
+The proof in `exactness` compares these tensors.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,7 +24,10 @@ from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gates
 
 SEED, OTHER_SEED = 0, 1
-"""The seed of the random numbers of every forward, and another seed, which shows whether a forward draws any."""
+"""SEED is the seed of the random numbers of every forward. OTHER_SEED is used for one more forward of the dense model.
+
+If the outputs of that forward differ, the model draws random numbers in eval mode.
+"""
 
 
 SECOND = " of the second call"
@@ -29,27 +35,30 @@ SECOND = " of the second call"
 
 
 Outputs = dict[str, Tensor]
-"""Every tensor that a model returns, by its place in the returned value: "['logits']", "[0].mean".
+"""The tensors that a model returns. A key is the place of a tensor in the returned value: "['logits']", "[0].mean".
 
-The name is "" if the model returns one tensor.
+If the model returns one tensor, its key is "".
 """
 
 
 class Runs:
     """Runs the forwards of one proof, each in the same dtype and with the same random numbers.
 
-    Each forward runs on a copy that shares the weights of the model, in eval mode. The arithmetic is as exact as its
-    dtype, see `exact_arithmetic`. A model in a narrower dtype is not converted. Each of its operations computes in the
-    wider dtype, see `lifted`. Only if that fails, copies of the whole models are converted.
+    Each forward runs in eval mode, on a copy that shares the weights of the model. TF32 and similar shortcuts are off,
+    see `exact_arithmetic`. If the tensors of a model have a narrower dtype than the proof, such as bfloat16, the model
+    is not converted. Instead each operation computes in the wider dtype, see `lifted`. Only if this fails, copies of
+    the whole models are converted.
 
     Args:
         model: The dense model.
         example_inputs: The inputs that the models are called with. They are cloned before each call, since a forward
             may write into them.
-        dtype: The dtype to compute in. None for float64 if all floating-point tensors of the model are in float64, else
-            float32.
-        twice: True to call each model a second time in any case. False to do so only if its forward left traces.
-        own: True if the caller uses the models no more. They are then run themselves, not copies of them.
+        dtype: The dtype to compute in. If None, it is float64 for a model whose floating-point tensors are all float64,
+            and float32 for any other model.
+        twice: If True, each model is called a second time, and the outputs of the second call are added. If False, this
+            happens only if the first forward changed something in the model.
+        own: If True, the models are run directly, and the caller must not use them afterwards. If False, copies of them
+            are run.
 
     Raises:
         ModelError: The model has no values, because it is on the meta device.
@@ -73,7 +82,9 @@ class Runs:
         dtypes = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
         self.dtype = dtype or (torch.float64 if dtypes == {torch.float64} else torch.float32)
         self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in dtypes) or dtype is not None
-        self.copies = False  # True once lifting has failed: whole copies are converted instead
+        # It becomes True if the operations of the model cannot compute in the wider dtype, see `lifted`. Then whole
+        # copies are converted to it.
+        self.copies = False
         device = reference_device(model)
         self.inputs = map_tensors(example_inputs, lambda t: t.to(device, self.dtype if t.is_floating_point() else None))
 
@@ -82,22 +93,30 @@ class Runs:
 
         Args:
             seed: The seed of all random numbers.
-            twice: True to add the outputs of a second call in any case.
+            twice: If True, the outputs of a second call are added, even if `Runs` was made with `twice=False`.
         """
         return self._run_dense(Plan((), ()), seed, twice)
 
     def gated(self, plan: Plan, twice: bool = False) -> Outputs:
-        """Returns the outputs of the dense model with the gates of removed units at 0, see `dense`."""
+        """Returns the outputs of the dense model with gates of 0 on the units that the plan removes.
+
+        For `twice`, see `dense`.
+        """
         return self._run_dense(plan, SEED, twice)
 
     def pruned(self, model: nn.Module, twice: bool = False) -> Outputs:
-        """Returns the outputs of a pruned model, see `dense`. Call `dense` or `gated` first, see `_run_dense`."""
+        """Returns the outputs of a pruned model. For `twice`, see `dense`.
+
+        Call `dense` or `gated` before it. They find out whether operations can compute in the wider dtype. The pruned
+        model has to run in the same way.
+        """
         return self._run(model, Plan((), ()), SEED, twice)
 
     def _run_dense(self, plan: Plan, seed: int, twice: bool) -> Outputs:
-        """Runs the dense model, and finds out whether it runs while its operations are lifted.
+        """Runs the dense model, and finds out whether its operations can compute in the wider dtype, see `lifted`.
 
-        If it does not, this and all later runs convert whole copies. If it fails there too, the first error is raised.
+        If they cannot, the whole copy is converted to the wider dtype, now and in all later runs. If the converted copy
+        fails too, the first error is raised.
         """
         try:
             return self._run(self.model, plan, seed, twice)
@@ -114,12 +133,13 @@ class Runs:
                 raise failure from None
 
     def _run(self, model: nn.Module, plan: Plan, seed: int, twice: bool) -> Outputs:
-        """Runs a model with gates of 0 on the units that the plan removes. Returns all that it returns.
+        """Runs a model with gates of 0 on the units that the plan removes. Returns all tensors that the model returns.
 
         Raises:
             SurgeryError: The model returns no tensor.
         """
-        with torch.inference_mode(False):  # a forward may write into its buffers, which inference tensors refuse
+        # A forward may write into its buffers. Tensors that are made in inference mode do not allow that.
+        with torch.inference_mode(False):
             copy = model.eval() if self.own else shared_copy(model)
         if self.copies:
             copy = fill(copy).to(self.dtype)
@@ -136,24 +156,28 @@ class Runs:
             before = _traces(copy)
             with self._lifting():
                 found = dict(_named(self._call(copy)))
-            # What a forward leaves in the model may hold features of units. The next call uses it, so it is compared.
+            # A forward may leave features of units in the model, for example in a cache. The next call uses them, so
+            # the outputs of a second call are compared too.
             if twice or self.twice or _traces(copy) != before:
                 with self._lifting():
                     found |= {f"{name}{SECOND}".strip(): t for name, t in _named(self._call(copy))}
         if not found:
             raise SurgeryError(
-                "the model returns no tensor that could be compared. Return tensors. They may be inside tuples, lists, "
-                "mappings and objects."
+                "the model returns no tensor that could be compared. Change its forward so that it returns tensors. "
+                "They may be inside tuples, lists, mappings and objects."
             )
         return found
 
     def _call(self, model: nn.Module) -> Any:
-        """Returns what the model returns for a fresh copy of the inputs, into which it may write."""
+        """Calls a model with a fresh copy of the inputs, since a forward may write into them. Returns its output."""
         return call(model, map_tensors(self.inputs, Tensor.clone))
 
     @contextmanager
     def _lifting(self) -> Iterator[None]:
-        """Computes each operation in the wider dtype, if the model is narrower and not converted as a whole."""
+        """Makes each operation in a `with` block compute in the wider dtype, if the model needs it.
+
+        A model needs it if its tensors have a narrower dtype and it is not converted as a whole.
+        """
         if self.lifts and not self.copies:
             with lifted(self.dtype):
                 yield
@@ -166,18 +190,18 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 
 
 def _traces(model: nn.Module) -> list[Any]:
-    """Returns a list that changes if a forward leaves something in the model.
+    """Returns a list that changes if a forward changes something in the model, such as a cache.
 
-    For the attributes and buffers of all modules, the list has plain values and the identities of other objects. For a
-    tensor, it has the version too, which rises when something writes into the tensor. Containers and objects are
-    followed to a depth of 4. The list holds the objects themselves, so that no new object gets the identity of an old
-    one.
+    The list is compared before and after a forward. It covers the attributes and buffers of all modules. A plain value
+    is in the list itself. Any other object is in it by its identity. For a tensor there is also its version number,
+    which rises when an operation writes into the tensor. Containers and objects are followed to a depth of 4. The list
+    keeps the objects alive, so that no new object gets the identity of an old one.
     """
     found: list[Any] = []
     seen: set[int] = set()
 
     def mark(value: Any, depth: int) -> None:
-        """Adds a value and what it contains."""
+        """Adds a value, and the values that it contains, to the list."""
         if isinstance(value, _PLAIN):
             found.append(value)
             return
@@ -196,7 +220,8 @@ def _traces(model: nn.Module) -> list[Any]:
 
     for module in model.modules():
         for name, value in vars(module).items():
-            # Torch's own attributes hold the weights and hooks, which do not change in a forward. Buffers may.
+            # The attributes that every module has hold weights and hooks, which do not change in a forward. They also
+            # hold the buffers, which may change, so buffers are added below.
             if name not in EVERY_MODULE_HAS:
                 mark(value, 0)
         for buffer in module.buffers(recurse=False):
@@ -205,7 +230,7 @@ def _traces(model: nn.Module) -> list[Any]:
 
 
 class _Same:
-    """Compares equal to another instance only if both hold the same object.
+    """A wrapper that equals another one only if both hold the same object.
 
     Args:
         thing: The object.
@@ -221,16 +246,17 @@ class _Same:
 
 
 def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Yields each tensor in what a model returns, with its place as its name.
+    """Yields (name, tensor) of each tensor that a model returns. The name is its place, such as "[0].mean".
 
-    Arrays, floats and complex numbers count as tensors. Tuples, lists, mappings and the attributes of objects are
-    searched. Left out are Python's integers, texts and generators. The caches of keys and values of transformers are
-    left out too, since fewer heads leave fewer of them.
+    NumPy arrays, floats and complex numbers count as tensors. Tuples, lists, mappings and the attributes of objects are
+    searched. Python's integers, strings and generators are left out. The key-value caches of transformers are left out
+    too, since a model with fewer heads caches fewer keys and values.
 
     Args:
         value: The returned value, or a part of it.
         name: The place of `value` in the returned value.
-        inside: The ids of the objects that contain `value`. Objects may refer back to their owners.
+        inside: The ids of the objects that contain `value`. They are not searched again, since an object may refer to
+            an object that contains it.
     """
     if isinstance(value, Tensor):
         if value.is_nested:
@@ -245,7 +271,8 @@ def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator
         yield name, torch.tensor(value, dtype=dtype, device="cpu")
     elif isinstance(value, (str, bytes, type, nn.Module)) or id(value) in inside or _is_cache(value):
         return
-    elif isinstance(value, (set, frozenset)) and len(value) == 1:  # the order of several items says nothing
+    # The items of a larger set have no fixed order, so they cannot be matched between two models.
+    elif isinstance(value, (set, frozenset)) and len(value) == 1:
         yield from _named(next(iter(value)), f"{name}{{}}", (*inside, id(value)))
     elif isinstance(value, (Mapping, tuple, list, deque)):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
@@ -257,7 +284,7 @@ def _named(value: Any, name: str = "", inside: tuple[int, ...] = ()) -> Iterator
 
 
 def _is_cache(value: object) -> bool:
-    """Returns True for the key-value caches of transformers, such as `DynamicCache`. Does not import transformers."""
+    """Returns True for a key-value cache of transformers, such as `DynamicCache`. Does not import transformers."""
     return any(
         f"{kind.__module__}.{kind.__qualname__}" == "transformers.cache_utils.Cache" for kind in type(value).__mro__
     )

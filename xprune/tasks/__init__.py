@@ -1,5 +1,5 @@
-"""Tasks: how a batch is read, and what loss and metric are, for classes, tokens, pixels, nodes and graphs.
+"""Tasks: each one says how a batch is read, and what the loss and the metric are.
 
-To add a task, write a subclass of `core.task.Task` in a file of its own. This folder may import core, modules and
-errors.
+There are tasks for classes of samples, tokens, pixels, nodes and graphs. To add a task, write a subclass of
+`core.task.Task` in a separate file. This folder may import core, modules and errors.
 """

@@ -15,37 +15,39 @@ if TYPE_CHECKING:
 class Classification(Task):
     """Classification with one label for each sample. The metric is the accuracy.
 
-    A batch is a pair (inputs, labels), or a mapping with the key "labels" whose other entries are the keyword arguments
-    of the model, as in Hugging Face libraries. Labels are int64 (batch,). The model returns logits (batch, classes).
+    A batch is a pair (inputs, labels), or a mapping with the key "labels", as in Hugging Face libraries. The other
+    entries of the mapping are the keyword arguments of the model. Labels are int64 (batch,). The model returns logits
+    (batch, classes).
 
     Args:
-        batch_axis: The axis of the samples in the inputs: 0, or 1 for sequence-first models. Logits and labels have
-            their samples along axis 0 in both cases.
+        batch_axis: The axis of the inputs along which samples lie: 0, or 1 for models whose inputs have tokens first.
+            Samples of logits and labels lie along axis 0 in both cases.
 
     Example:
         >>> import torch
         >>> task = Classification()
         >>> inputs, labels = task.unpack((torch.randn(2, 4), torch.tensor([0, 2])))
         >>> logits = torch.tensor([[5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
-        >>> task.metric(logits, labels)  # the first sample is right
+        >>> task.metric(logits, labels)  # 1 for the first sample, which is right
         tensor([1., 0.])
     """
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Returns (inputs, labels). Raises DataError if the batch has another form. See Task.unpack."""
+        """Returns (inputs, labels int64 (batch,)). Raises DataError if the batch has another form. See Task.unpack."""
         inputs, labels = unpacked(batch)
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
             raise DataError(
-                "labels have to be an integer tensor of shape (batch,). For other targets give a task=xprune.Task."
+                "labels have to be an integer tensor of shape (batch,). For other targets, give task=, an instance of "
+                "a subclass of xprune.Task."
             )
         return inputs, labels.long()
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """Raises DataError if outputs are not (batch, classes) or a label is out of range. See Task.check."""
+        """Raises DataError if the outputs are not (batch, classes), or if a label is not a class. See Task.check."""
         if not isinstance(outputs, Tensor) or outputs.dim() != 2:
             raise DataError(
-                "the model does not return logits of shape (batch, classes). Give a task=xprune.Task that reads its "
-                "outputs."
+                "the model does not return logits of shape (batch, classes). Give task=, an instance of a subclass of "
+                "xprune.Task that reads the outputs of this model."
             )
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= outputs.shape[1]:
@@ -55,22 +57,26 @@ class Classification(Task):
             )
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Returns the cross-entropy, the mean over samples, in float32. See Task.loss."""
+        """Returns the mean cross-entropy of the samples, in float32. See Task.loss."""
         return F.cross_entropy(outputs.float(), targets, label_smoothing=label_smoothing)
 
     def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """Returns 1 for each sample whose largest logit is that of its label, else 0. See Task.metric."""
+        """Returns 1 for each sample whose largest logit is that of its label, else 0, float (batch,).
+
+        See Task.metric.
+        """
         return (outputs.argmax(-1) == targets).float()
 
     def new_metric(self, outputs: Any) -> "Metric":
-        """Returns an empty accuracy: the fraction of all samples that are right. See Task.new_metric."""
+        """Returns an accuracy without samples yet: the fraction of all samples that are right. See Task.new_metric."""
         from torchmetrics.classification import MulticlassAccuracy
 
         from xprune.core.metric import in_double
 
-        # Without validation: `check` has looked at the labels, and torchmetrics refuses a head of one class.
+        # torchmetrics does not validate here: `check` has tested the labels already, and torchmetrics refuses a model
+        # with a single class.
         return in_double(MulticlassAccuracy(outputs.shape[-1], average="micro", validate_args=False), outputs)
 
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
-        """Returns (labels, number of classes of the head). See Task.classes."""
+        """Returns (labels, number of classes that the model has logits for). See Task.classes."""
         return targets, outputs.shape[-1]

@@ -1,6 +1,6 @@
-"""The tasks of PyTorch Geometric (PyG): a class for each node of a graph, or for each graph of a batch.
+"""The tasks of PyTorch Geometric (PyG): one class for each node of a graph, or for each graph of a batch.
 
-PyG itself is not imported. The tasks read the attributes of its `Data` and `Batch` objects.
+PyG is not imported. The tasks read the attributes of PyG's `Data` and `Batch` objects.
 """
 
 from dataclasses import dataclass
@@ -18,17 +18,18 @@ from xprune.tasks.pointwise import Pointwise
 
 @dataclass(frozen=True)
 class NodeClassification(Pointwise):
-    """A class for each node. The metric is the accuracy over the nodes that count.
+    """Classification of the nodes of a graph. The metric is the fraction of right nodes, among the nodes that count.
 
     A batch is a PyG `Data` object, or a pair (data, mask). It holds one graph, which is one sample. Labels are
-    `data.y`, int64 (nodes,). The model returns logits (nodes, classes).
+    `data.y`, int64 (nodes,). The model returns logits (nodes, classes). The mask says which nodes count.
 
-    For a graph in one piece, a loader is a list. Train on `[data]`, which uses the nodes of `data.train_mask`. Measure
-    on `[(data, data.test_mask)]`.
+    If the data set is a single graph, the loader is a list with one batch. For training, `[data]` uses the nodes of
+    `data.train_mask`. For a measurement, `[(data, data.test_mask)]` uses the nodes of the test set.
 
     Args:
-        fields: The attributes of the data that the model is called with, in this order.
-        mask: The attribute that says which nodes count, bool (nodes,). A mask in the batch replaces it.
+        fields: The names of the attributes of the data that the model is called with, in the order of its arguments.
+        mask: The name of the attribute that says which nodes count, bool (nodes,). If the batch is a pair, its mask is
+            used instead.
 
     Example:
         >>> from types import SimpleNamespace  # in place of torch_geometric.data.Data
@@ -44,7 +45,10 @@ class NodeClassification(Pointwise):
     mask: str = "train_mask"
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Returns (the fields, (labels, mask)). Raises DataError if the batch has another form. See Task.unpack."""
+        """Returns (values of `fields`, (labels int64 (nodes,), mask bool (nodes,))).
+
+        Raises DataError if the batch has another form. See Task.unpack.
+        """
         data, mask = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
         inputs = _fields(data, (*self.fields, "y"), "data or (data, mask)")
         mask = mask if mask is not None else getattr(data, self.mask, None)
@@ -58,7 +62,7 @@ class NodeClassification(Pointwise):
         return inputs[:-1], (inputs[-1].long(), mask)
 
     def size(self, targets: Any) -> int:
-        """Returns 1: the graph is one sample."""
+        """Returns 1, since the graph is one sample. See Task.size."""
         return 1
 
     def example(self, inputs: Any, samples: int | None = None) -> Any:
@@ -66,17 +70,20 @@ class NodeClassification(Pointwise):
         return inputs
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """Raises DataError if outputs are not (nodes, classes), no node counts, or a label is out of range."""
+        """Raises DataError if outputs are not (nodes, classes), no node counts, or a label is not a class.
+
+        See Task.check.
+        """
         if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(targets[0]):
             raise DataError(f"the model does not return logits of shape (nodes, classes) for {len(targets[0])} nodes.")
         super().check(outputs, targets)
 
     def points(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns logits, labels and samples of the nodes of the mask. See Pointwise.points."""
+        """Returns the logits, labels and samples of the nodes that count. See Pointwise.points."""
         return outputs[targets[1]], *self.labels(targets)
 
     def labels(self, targets: Any) -> tuple[Tensor, Tensor]:
-        """Returns the labels of the nodes of the mask, and 0 as the sample of each. See Pointwise.labels."""
+        """Returns the labels of the nodes that count, and 0 as the sample of each. See Pointwise.labels."""
         labels = targets[0][targets[1]]
         return labels, torch.zeros_like(labels)
 
@@ -85,25 +92,25 @@ class NodeClassification(Pointwise):
         return int(outputs.shape[1])
 
     def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """Returns the fraction of the nodes that are right, float (1,), since the graph is one sample."""
+        """Returns the fraction of right nodes among those that count, float (1,), since the graph is one sample."""
         logits, labels, _ = self.points(outputs, targets)
         return (logits.argmax(-1) == labels).float().mean()[None]
 
 
 @dataclass(frozen=True)
 class GraphClassification(Classification):
-    """A class for each graph. The metric is the accuracy.
+    """Classification of graphs. The metric is the accuracy.
 
-    A batch is a PyG `Batch` object, as PyG's `DataLoader` makes them. A sample is a graph. Labels are `batch.y`, int64
-    (graphs,). The model returns logits (graphs, classes). A row of a layer's input is a node or, after pooling, a
-    graph. The gates of a graph apply to all of its nodes.
+    A batch is a PyG `Batch` object, which PyG's `DataLoader` yields. A sample is a graph. Labels are `batch.y`, int64
+    (graphs,). The model returns logits (graphs, classes). In the input of a layer, a row is a node, or a graph if the
+    layer comes after pooling. The gates of a graph apply to all its nodes.
 
     Args:
-        fields: The attributes of the batch that the model is called with, in this order. One of them has to be `batch`,
-            int64 (nodes,), the graph of each node.
+        fields: The names of the attributes of the batch that the model is called with, in the order of its arguments.
+            One of them has to be "batch". This attribute says to which graph each node belongs, int64 (nodes,).
 
     Raises:
-        DataError: `batch` is not one of the fields.
+        DataError: "batch" is not one of the fields.
 
     Example:
         >>> from types import SimpleNamespace  # in place of torch_geometric.data.Batch
@@ -119,28 +126,31 @@ class GraphClassification(Classification):
     def __post_init__(self) -> None:
         if "batch" not in self.fields:
             raise DataError(
-                f"fields={self.fields}: a model of graphs is called with `batch`, the graph of each node. Add it."
+                f"fields={self.fields} lacks 'batch', the attribute that says to which graph each node belongs. Add it."
             )
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Returns (the fields, labels). Raises DataError if the batch has another form. See Task.unpack."""
+        """Returns (values of `fields`, labels int64 (graphs,)).
+
+        Raises DataError if the batch has another form. See Task.unpack.
+        """
         inputs = _fields(batch, (*self.fields, "y"), "a PyG Batch")
         _, labels = super().unpack((inputs, inputs[-1].view(-1)))
         return inputs[:-1], labels
 
     def example(self, inputs: Any, samples: int | None = None) -> Any:
-        """Returns the whole batch: the first rows of its nodes and of its edges would not fit together."""
+        """Returns the whole batch. Some of its nodes and edges alone would not form a graph. See Task.example."""
         return inputs
 
     def rows(self, site: Site, inputs: Tensor, samples: int, given: Given) -> Tensor | None:
-        """Returns the graph of each node, or None if each row is a graph. See Task.rows.
+        """Returns the graph of each node, int64 (nodes,), or None if each row is a graph. See Task.rows.
 
         Raises:
-            GateError: The model was called without `batch`, or there are neither as many rows as nodes nor as many
-                as graphs.
+            GateError: The model was called without `batch`. Or the number of rows is neither the number of nodes nor
+                the number of graphs.
         """
         place = self.fields.index("batch")
-        # A model of the user's may hand `batch` on as a keyword argument.
+        # The model of a user may be called with `batch` as a keyword argument.
         graph: Any = given.args[place] if place < len(given.args) else given.kwargs.get("batch")
         if not isinstance(graph, Tensor):
             raise GateError(
@@ -158,7 +168,16 @@ class GraphClassification(Classification):
 
 
 def _fields(data: Any, names: tuple[str, ...], wanted: str) -> tuple[Tensor, ...]:
-    """Returns the tensors of these attributes. Raises DataError if one is missing. `wanted` says what a batch is."""
+    """Returns the tensors of some attributes of a batch.
+
+    Args:
+        data: The batch.
+        names: The names of the attributes.
+        wanted: The form that a batch should have, for the error message.
+
+    Raises:
+        DataError: An attribute is missing or not a tensor.
+    """
     found = [getattr(data, name, None) for name in names]
     missing = [name for name, value in zip(names, found, strict=True) if not isinstance(value, Tensor)]
     if missing:

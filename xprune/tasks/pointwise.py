@@ -12,13 +12,13 @@ from xprune.errors import DataError
 
 
 class Pointwise(Task):
-    """A task with a label for each point. Learned masks get one class for each sample, not one for each point.
+    """A task with a label for each point of a sample, such as each pixel of an image.
 
-    Points see their neighbours. If the masks of a point depended on its label, they would tell the label to the points
-    around it.
+    Learned masks depend on one class for each sample, not on the class of each point. The output for a point also
+    depends on the points around it. If the masks of a point depended on its label, the outputs of the points around it
+    would contain that label.
 
-    A subclass implements `points`, `labels` and `width`. "Points that count" are those that have a label and are not
-    masked or ignored.
+    A subclass implements `points`, `labels` and `width`. A point counts if it has a label and is not masked or ignored.
 
     Example:
         >>> from xprune import Segmentation
@@ -31,26 +31,26 @@ class Pointwise(Task):
 
     @abstractmethod
     def points(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the points that count.
+        """Returns the logits, labels and samples of the points that count.
 
         Args:
             outputs: The outputs of the model.
             targets: The targets, as `unpack` returns them.
 
         Returns:
-            Logits (points, classes), labels int64 (points,), and the sample of each point, int64 (points,).
+            (logits (points, classes), labels int64 (points,), index of the sample of each point, int64 (points,)).
         """
 
     @abstractmethod
     def labels(self, targets: Any) -> tuple[Tensor, Tensor]:
-        """Returns the labels of the points that count, int64 (points,), and the sample of each, int64 (points,)."""
+        """Returns (labels, index of the sample of each label) of the points that count, both int64 (points,)."""
 
     @abstractmethod
     def width(self, outputs: Any) -> int:
         """Returns the number of classes that the outputs have logits for."""
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """Raises DataError if no point counts or a label is out of range. See Task.check."""
+        """Raises DataError if no point counts, or if a label is not a class. See Task.check."""
         labels, _ = self.labels(targets)
         if not len(labels):
             raise DataError("no point of the batch has a label: all of them are masked or ignored.")
@@ -63,38 +63,47 @@ class Pointwise(Task):
             )
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Returns the cross-entropy in float32, the mean over all points that count. See Task.loss."""
+        """Returns the mean cross-entropy of all points that count, in float32. See Task.loss."""
         logits, labels, _ = self.points(outputs, targets)
         return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
     def present(self, targets: Any, classes: int) -> Tensor:
-        """Returns which classes each sample has points of, bool (batch, classes)."""
+        """Returns True for each class that a sample has points of, bool (batch, classes)."""
         labels, samples = self.labels(targets)
         found = torch.zeros(self.size(targets), classes, dtype=torch.bool, device=labels.device)
         found[samples, labels] = True
         return found
 
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
-        """Returns (a random class of each sample that it has points of, int64 (batch,); number of classes)."""
+        """Returns (one class for each sample, number of classes). See Task.classes.
+
+        The class is sampled at random from the classes that the sample has points of, int64 (batch,).
+        """
         classes = self.width(outputs)
         return _one_of(self.present(targets, classes)), classes
 
     def other(self, targets: Any, own: Tensor, classes: int) -> Tensor:
-        """Returns a random class for each sample that it has no points of, int64 (batch,). See Task.other.
+        """Returns a random class that a sample has no points of, for each sample, int64 (batch,). See Task.other.
 
-        If a sample has points of all classes, any class except `own` is drawn.
+        If a sample has points of all classes, the class is any one except `own`.
         """
         absent = ~self.present(targets, classes)
         rest = ~F.one_hot(own, classes).bool()
         return _one_of(torch.where(absent.any(1, keepdim=True), absent, rest))
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
-        """Returns the mean over points, each with the class drawn for its sample. See Task.one_vs_rest."""
+        """Returns the mean loss of the points that count. The drawn class of a point is that of its sample.
+
+        See Task.one_vs_rest.
+        """
         logits, labels, samples = self.points(outputs, targets)
         return one_vs_rest(logits, labels, drawn[samples], gone)
 
     def class_scores(self, outputs: Any, targets: Any, own: Tensor) -> Tensor:
-        """Returns log p of the class `own` of each sample, the mean over its points of that class, (batch,)."""
+        """Returns the mean log probability of the class `own` over the points of that class, for each sample, (batch,).
+
+        See Task.class_scores.
+        """
         logits, labels, samples = self.points(outputs, targets)
         here = labels == own[samples]
         logs = logits[here].float().log_softmax(-1).gather(1, labels[here][:, None])[:, 0]
@@ -103,13 +112,14 @@ class Pointwise(Task):
 
 
 def _one_of(allowed: Tensor) -> Tensor:
-    """Draws one allowed index for each row.
+    """Returns a random index for each row, among those that are allowed.
 
     Args:
-        allowed: Which indices are allowed, bool (batch, classes).
+        allowed: True for each index that is allowed, bool (batch, classes).
 
     Returns:
-        int64 (batch,). Any index for a row that allows none.
+        int64 (batch,). For a row in which no index is allowed, any index.
     """
-    # Random numbers from 0 to 1, plus 1 where allowed: the largest is an allowed one.
+    # Each index gets a random number from 0 to 1, and an allowed index gets 1 more. So the largest number is that of an
+    # allowed index.
     return torch.rand(allowed.shape, device=allowed.device).add(allowed).argmax(1)

@@ -15,32 +15,36 @@ IGNORED = -100
 
 
 class TokenClassification(Task):
-    """A label for each token. The metric is the fraction of right tokens, the mean over samples.
+    """Classification of tokens. The metric is the token accuracy: the fraction of right tokens, averaged over samples.
 
-    A batch is as for `Classification`. Labels are int64 (batch, tokens), -100 for a token that does not count. The
-    model returns logits (batch, tokens, classes). Masked language models and pairs (tokens, next tokens) fit too. Loss
-    and metric are means over the labelled tokens of each sample, and then over the samples. So a longer sample does not
-    weigh more.
+    A batch is a pair (inputs, labels), or a mapping with the key "labels", see `Classification`. Labels are int64
+    (batch, tokens), with -100 for tokens that do not count. The model returns logits (batch, tokens, classes). The task
+    also fits masked language models, and batches that are pairs (tokens, next tokens). For the loss and the metric,
+    first the mean over the labelled tokens of each sample is taken, and then the mean over the samples. So a long
+    sample does not weigh more than a short one.
 
     Args:
-        batch_axis: The axis of the samples in inputs, labels and logits: 0, or 1 for sequence-first models. Then inputs
-            and labels are (tokens, batch), and logits are (tokens, batch, classes).
+        batch_axis: The axis of inputs, labels and logits along which samples lie. 0, or 1 for models with tokens first,
+            whose inputs and labels are (tokens, batch) and whose logits are (tokens, batch, classes).
 
     Example:
         >>> import torch
         >>> task = TokenClassification()
         >>> inputs, labels = task.unpack((torch.tensor([[7, 8, 9]]), torch.tensor([[1, 0, -100]])))
         >>> logits = torch.tensor([[[0.0, 5.0], [0.0, 5.0], [0.0, 5.0]]])
-        >>> task.metric(logits, labels)  # the first of two labelled tokens is right
+        >>> task.metric(logits, labels)  # one of the two labelled tokens is right
         tensor([0.5000])
     """
 
     metric_name: ClassVar[str] = "token accuracy"
     shift: ClassVar[int] = 0
-    """The logits of a token are compared with the label of the token this many places later."""
+    """The logits at a token are compared with the label this many tokens later."""
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Returns (inputs, labels (batch, tokens)). Raises DataError if the batch has another form. See Task.unpack."""
+        """Returns (inputs, labels int64 (batch, tokens)).
+
+        Raises DataError if the batch has another form. See Task.unpack.
+        """
         inputs, labels = unpacked(batch)
         if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
             raise DataError(
@@ -49,20 +53,21 @@ class TokenClassification(Task):
         return inputs, labels.long().movedim(self.batch_axis, 0)
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """Returns the model's logits, (batch, tokens, classes) for sequence-first models too. See Task.forward."""
+        """Calls the model, and returns its logits with samples first: (batch, tokens, classes). See Task.forward."""
         outputs = super().forward(model, inputs)
-        has_axis = isinstance(outputs, Tensor) and outputs.dim() > self.batch_axis  # else `check` says what is wrong
+        # Without this axis, the outputs are returned as they are, and `check` raises an error that explains it.
+        has_axis = isinstance(outputs, Tensor) and outputs.dim() > self.batch_axis
         return outputs.movedim(self.batch_axis, 0) if has_axis else outputs
 
     def check(self, outputs: Any, targets: Any) -> None:
         """Raises DataError if outputs are not (batch, tokens, classes), or labels do not fit. See Task.check.
 
-        Labels do not fit if one is out of range, or if a sample has none.
+        Labels do not fit if one of them is not a class, or if a sample has no labelled token.
         """
         if not isinstance(outputs, Tensor) or outputs.dim() != 3 or outputs.shape[:2] != targets.shape:
             raise DataError(
                 f"the model does not return logits of shape {(*targets.shape, 'classes')}, one row for each label. "
-                "Give a task=xprune.Task that reads its outputs."
+                "Give task=, an instance of a subclass of xprune.Task that reads the outputs of this model."
             )
         labels = targets[:, self.shift :]
         if not bool((labels != IGNORED).any(1).all()):
@@ -77,7 +82,10 @@ class TokenClassification(Task):
             )
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Returns the cross-entropy in float32: the mean over a sample's tokens, then over samples. See Task.loss."""
+        """Returns the cross-entropy in float32: the mean over a sample's labelled tokens, then over samples.
+
+        See Task.loss.
+        """
         logits, labels = self._aligned(outputs, targets)
         of_tokens = F.cross_entropy(
             logits.float().transpose(1, 2),  # cross_entropy wants (batch, classes, tokens)
@@ -89,28 +97,38 @@ class TokenClassification(Task):
         return _means(of_tokens, labels).mean()
 
     def metric(self, outputs: Any, targets: Any) -> Tensor:
-        """Returns the fraction of each sample's labelled tokens that are right, float (batch,). See Task.metric."""
+        """Returns the fraction of right tokens among the labelled tokens of each sample, float (batch,).
+
+        See Task.metric.
+        """
         logits, labels = self._aligned(outputs, targets)
         return _means((logits.argmax(-1) == labels).float(), labels)
 
     def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
-        """Returns the mean divergence over all tokens, those without labels too. See Task.distillation."""
+        """Returns the mean divergence from the teacher over all tokens, also those without a label.
+
+        See Task.distillation.
+        """
         return super().distillation(outputs.flatten(0, 1), teacher.flatten(0, 1), temperature)
 
     def _aligned(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the logits and labels that belong together. The last logits of a shifted task have no label."""
+        """Returns the logits and the labels that are compared with each other.
+
+        If the task has a shift, the last logits of a sample have no label and are left out.
+        """
         return outputs[:, : outputs.shape[1] - self.shift], targets[:, self.shift :]
 
 
 class LanguageModel(TokenClassification):
-    """Prediction of the next token. The metric is the fraction of tokens that are right, the mean over samples.
+    """Prediction of the next token. The metric is the fraction of right tokens, averaged over samples.
 
-    A batch is a mapping with "input_ids", int64 (batch, tokens), and other keyword arguments of the model. If it has
-    "labels", they are used. They are not shifted, as in transformers: `labels[:, 1]` belongs to the logits of the first
-    token. Without "labels", the tokens of the input are the labels, except those whose "attention_mask" is 0.
+    A batch is a mapping with "input_ids", int64 (batch, tokens), and other keyword arguments of the model. If the
+    mapping has "labels", these are used. As in transformers, labels are not shifted: `labels[:, 1]` is compared with
+    the logits at the first token. Without "labels", the tokens of the input are the labels, except tokens whose
+    "attention_mask" is 0.
 
     Args:
-        batch_axis: The axis of the samples in inputs, labels and logits, see `TokenClassification`.
+        batch_axis: The axis of inputs, labels and logits along which samples lie, see `TokenClassification`.
 
     Example:
         >>> import torch
@@ -123,7 +141,10 @@ class LanguageModel(TokenClassification):
     shift: ClassVar[int] = 1
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Returns (inputs, labels). Raises DataError if the batch has another form. See Task.unpack."""
+        """Returns (inputs, labels int64 (batch, tokens)).
+
+        Raises DataError if the batch has another form. See Task.unpack.
+        """
         if not isinstance(batch, Mapping) or "input_ids" not in batch:
             raise DataError(
                 f"a batch is a {type(batch).__name__}, but a language model needs a mapping with 'input_ids'. For "
@@ -136,6 +157,6 @@ class LanguageModel(TokenClassification):
 
 
 def _means(values: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean of each sample's values over its labelled tokens: (batch, tokens) to (batch,)."""
+    """Returns the mean of some values over the labelled tokens of each sample: from (batch, tokens) to (batch,)."""
     labelled = targets != IGNORED
     return (values * labelled).sum(1) / labelled.sum(1).clamp_min(1)

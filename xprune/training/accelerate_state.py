@@ -1,7 +1,8 @@
-"""The private names of Accelerate that this package uses, read from accelerate 1.15.0. A test fails when they move.
+"""The private names of Accelerate that this package uses. A test fails if a new version of Accelerate changes them.
 
-Accelerate keeps its settings in dictionaries that every `Accelerator` of the process shares. Its public names can
-neither start a second `Accelerator` with other settings nor bring back the settings of the first one.
+The names come from the source of accelerate 1.15.0. Accelerate keeps its settings in dictionaries that all
+`Accelerator` objects of a process share. With public names only, one can neither start a second `Accelerator` with
+other settings nor restore the settings of the first one.
 """
 
 from collections.abc import Iterator
@@ -16,14 +17,17 @@ READ_FROM = "1.15.0"
 
 
 def forget() -> None:
-    """Lets the next `Accelerator` have other settings of precision and accumulation. The processes stay as they are."""
+    """Deletes Accelerate's settings of precision and accumulation, so that the next `Accelerator` can have others.
+
+    The process group stays as it is.
+    """
     _shared(AcceleratorState).clear()
     _shared(GradientState).clear()
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Puts the caller's Accelerate back at the end of a `with` block, also after an exception.
+    """Restores the caller's settings of Accelerate at the end of a `with` block, also after an exception.
 
     If the caller has no `Accelerator` yet, the next one starts as if there had been no block. There is one exception: a
     process group that the block opens stays open, and Accelerate still knows it.
@@ -40,9 +44,9 @@ def kept() -> Iterator[None]:
 
 
 class _Snapshot:
-    """The contents of a dictionary and of the lists in it, to put back later.
+    """The contents of a shared dictionary, and of the lists in it, which can be restored later.
 
-    `GradientState` notes in a list which loaders are being read. So lists have to be put back too.
+    `GradientState` keeps a list of the loaders that are being read. So the contents of lists have to be restored too.
 
     Args:
         shared: The dictionary.
@@ -53,7 +57,7 @@ class _Snapshot:
         self.lists = [(value, list(value)) for value in shared.values() if isinstance(value, list)]
 
     def put_back(self) -> None:
-        """Gives the dictionary and its lists their old contents."""
+        """Restores the contents that the dictionary and its lists had when the snapshot was taken."""
         self.shared.clear()
         self.shared.update(self.items)
         for each, contents in self.lists:
@@ -61,6 +65,6 @@ class _Snapshot:
 
 
 def _shared(kind: Any) -> dict[str, Any]:
-    """Returns the dictionary that all instances of a class of Accelerate share."""
+    """Returns the dictionary that all instances of a class of Accelerate share. It holds their settings."""
     found: dict[str, Any] = kind._shared_state
     return found

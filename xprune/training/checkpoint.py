@@ -1,4 +1,7 @@
-"""Checkpoints: the state of a loop in one safetensors file, with the plain values as JSON in its header. No pickle."""
+"""Checkpoints: the state of a training loop in one safetensors file. No pickle is used.
+
+The header of the file holds the plain values of the state as JSON.
+"""
 
 import json
 import os
@@ -15,25 +18,25 @@ from xprune.modules.digest import digest_of
 
 _NAME = "checkpoint.safetensors"
 FORMAT = 2
-"""The version of the format. Files of version 1 do not name it.
+"""The version of the format. The header of a file of version 1 has no version.
 
-They were written after whole epochs, by runs that drew their random numbers in another way.
+Those files were written after whole epochs only, and their runs used other random numbers.
 """
 
 
 def write(folder: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> Path:
-    """Writes a checkpoint, in place of an older one in the same folder.
+    """Writes a checkpoint. It replaces an older checkpoint in the same folder.
 
-    The file is written under a temporary name and then renamed. So a process that is killed leaves either the old
-    checkpoint or the new one.
+    The file is written under a temporary name and then renamed. So if the process is killed, the folder holds either
+    the old checkpoint or the new one.
 
     Args:
         folder: The folder. It is created if it is missing.
-        state: The state: dicts, lists, tensors and plain values, inside each other.
-        fingerprint: Plain values that identify the run, such as its settings.
+        state: The state: dicts, lists, tensors and plain values, which may contain each other.
+        fingerprint: Plain values that identify the run, such as its settings. `read` compares them.
 
     Returns:
-        The file.
+        The path of the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -46,7 +49,7 @@ def write(folder: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]
 
 
 def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
-    """Reads the checkpoint of a run.
+    """Reads the checkpoint of a run, so that the run can continue.
 
     Args:
         folder: The folder.
@@ -56,7 +59,7 @@ def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
         The state, or None if there is no checkpoint.
 
     Raises:
-        TrainingError: The file is damaged, was written by an older xprune, or belongs to another run.
+        TrainingError: The file is damaged, was written by another version of xprune, or belongs to another run.
     """
     file = folder / _NAME
     if not file.exists():
@@ -67,7 +70,7 @@ def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if header.get("format") != str(FORMAT) and "state" in header:
             raise TrainingError(
-                f"{file} was written by another version of xprune, whose runs draw other random numbers. Finish the "
+                f"{file} was written by another version of xprune, whose runs use other random numbers. Finish the "
                 "run with that version, or delete the file to start anew."
             )
         tensors = load(data)
@@ -87,25 +90,29 @@ def read(folder: Path, fingerprint: Mapping[str, Any]) -> Any:
 
 
 def clear(folder: Path) -> None:
-    """Removes the checkpoint of a run that has ended."""
+    """Removes the checkpoint in a folder. Does nothing if there is none. A run calls it when it has ended."""
     (folder / _NAME).unlink(missing_ok=True)
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Returns a short name for all contents of a file. It shows a damaged file that still can be parsed."""
+    """Returns a hash of all contents of a checkpoint.
+
+    `read` uses it to detect a damaged file that can still be parsed.
+    """
     return digest_of([sorted(header.items()), sorted(tensors.items())])
 
 
 def _without_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """Returns a state as JSON data, with a key in place of each tensor.
+    """Returns a state as JSON data, in which each tensor is replaced by a key.
 
     Args:
         value: The state, or a part of it.
-        key: The place of `value` in the state.
-        tensors: Gets each tensor under its key.
+        key: The place of `value` in the state, as a path.
+        tensors: A dict to which each tensor is added under its key.
     """
     if isinstance(value, Tensor):
-        # Each tensor is cloned, since safetensors refuses tied ones. A checkpoint holds values only.
+        # Each tensor is cloned, since safetensors refuses tensors that share memory. A checkpoint needs the values
+        # only.
         tensors[key] = value.detach().cpu().contiguous().clone()
         return {"tensor": key}
     if isinstance(value, Mapping):
@@ -117,7 +124,12 @@ def _without_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Returns the state from what `_without_tensors` made of it."""
+    """Returns the state that `_without_tensors` was given.
+
+    Args:
+        value: The JSON data that `_without_tensors` returned, or a part of it.
+        tensors: The tensors by their keys.
+    """
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "dict" in value:

@@ -23,18 +23,21 @@ if TYPE_CHECKING:
 @stage()
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = None, data: str = "validation") -> Metrics:
-    """Measures the loss and the metric of a model, in eval mode, on the device that Accelerate picks.
+    """Measures the loss and the metric of a model on all batches of a loader.
 
-    With several processes, the batches of a DataLoader are split over them, and the result is that of all samples.
+    The model runs in eval mode, on the device that Accelerate chooses. With several processes, the batches of a
+    DataLoader are split over the processes, and each process returns the result for all samples.
 
     Args:
         model: The model. It is not changed.
-        loader: Batches: a DataLoader, or a list of batches.
-        task: How to read a batch, and the loss and the metric. None for classification of (inputs, labels).
+        loader: The batches: a DataLoader, or a list of batches.
+        task: The task. It says how a batch is read, and what the loss and the metric are. If None, it is
+            `Classification()`, with batches (inputs, labels).
         data: The name of the data, for reports and the progress bar.
 
     Returns:
-        The metrics: metric, mean loss and number of samples, and the metric of each class if the task has classes.
+        The value of the metric, the mean loss and the number of samples. If the task has classes and a metric for each
+        sample, also the mean metric of each class, in `Metrics.by_class`.
 
     Raises:
         DataError: The loader is empty, can be read only once, or does not fit the task.
@@ -50,7 +53,8 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
     runner = accelerator()
     copy = shared_copy(unwrap(model)).to(runner.device)
     metric: Metric | None = None
-    sums, tally = torch.zeros(2, dtype=torch.float64), _ByClass()  # sums: of the loss over samples, and the samples
+    # The first sum is the loss over all samples, the second one is the number of samples.
+    sums, tally = torch.zeros(2, dtype=torch.float64), _ByClass()
     for inputs, targets in batches(runner, prepared(runner, loader), task, f"evaluating ({data})"):
         outputs = task.forward(copy, inputs)
         task.check(outputs, targets)
@@ -61,7 +65,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
             tally.add(task.classes(outputs, targets), of_samples)
         samples = task.size(targets)
         sums += torch.tensor([float(task.loss(outputs, targets)) * samples, samples], dtype=torch.float64)
-    # Sums are reduced in float32, since some accelerators have no float64.
+    # The sums are added up over the processes in float32, since some accelerators have no float64.
     sums = reduced(runner, sums.float().to(runner.device)).cpu() if runner.num_processes > 1 else sums
     loss, samples = float(sums[0]) / int(sums[1]), int(sums[1])
     value = _value_over_processes(task, metric, runner)
@@ -69,17 +73,17 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
 
 
 def _value_over_processes(task: Task, metric: "Metric | None", runner: Accelerator) -> float:
-    """Returns the value of a metric over the batches of all processes.
+    """Returns the value of a metric over the batches of all processes. Each process gets the same value.
 
     Args:
-        task: The task, for the error.
+        task: The task. An error message names its class.
         metric: The metric of this process. None if this process got no batch.
         runner: The Accelerator.
     """
     if runner.num_processes == 1:
         return _value(task, metric)
-    # torchmetrics sums up the states of all processes of a group. A process without a metric cannot take part, so it
-    # gets the value from another one.
+    # torchmetrics combines the states of all processes in a group. A process without a metric cannot be in the group,
+    # so it gets the value from another process.
     with_batches = [rank for rank, has in enumerate(gather_object([metric is not None])) if has]
     group = torch.distributed.new_group(with_batches) if len(with_batches) < runner.num_processes else None
     if metric is not None:
@@ -91,30 +95,32 @@ def _value_over_processes(task: Task, metric: "Metric | None", runner: Accelerat
 
 
 def _value(task: Task, metric: "Metric | None") -> float:
-    """Returns the value of a metric. Raises DataError if it is not one number."""
-    assert metric is not None  # the loader was checked
+    """Returns the value of a metric as a float. Raises DataError if the value is not a single number."""
+    # `batches` raises an error for an empty loader, so there is a metric.
+    assert metric is not None
     value = metric.compute()
     if not isinstance(value, (int, float)) and not (isinstance(value, Tensor) and value.numel() == 1):
         what = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise DataError(
-            f"the metric {type(metric).__name__} of {type(task).__name__} gives {what}, wanted one number: "
-            'choose how it averages, e.g. average="macro".'
+            f"the metric {type(metric).__name__} of {type(task).__name__} gives {what}, wanted one number. "
+            'Choose how it averages, for example with average="macro".'
         )
     return float(value)
 
 
 class _ByClass:
-    """The sum of the metric and the number of samples for each class, collected batch by batch."""
+    """Collects, for each class, the sum of the metric and the number of samples, batch by batch."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(2, 0, dtype=torch.float64)  # metric, samples
+        # (2, classes): the sum of the metric, and the number of samples.
+        self.sums = torch.zeros(2, 0, dtype=torch.float64)
 
     def add(self, found: tuple[Tensor, int] | None, metric: Tensor) -> None:
-        """Adds a batch.
+        """Adds the samples of a batch.
 
         Args:
-            found: The class of each sample and the number of classes, see `Task.classes`. None if there are none.
-            metric: The metric of each sample, (batch,). In any other shape, the batch is ignored.
+            found: (class of each sample, number of classes), as `Task.classes` returns them. If None, nothing is added.
+            metric: The metric of each sample, (batch,). If it has any other shape, nothing is added.
         """
         if found is None or metric.shape != found[0].shape:
             return
@@ -123,9 +129,13 @@ class _ByClass:
         self.sums = self.sums + sums if self.sums.numel() else sums
 
     def rows(self, runner: Accelerator) -> tuple[tuple[float, int], ...]:
-        """Returns (mean metric, samples) of each class, over all processes. (0, 0) for a class without samples."""
+        """Returns (mean metric, number of samples) of each class, over the batches of all processes.
+
+        It is (0, 0) for a class without samples.
+        """
         if runner.num_processes > 1:
-            # A process without a batch does not know the number of classes, but all have to reduce the same shape.
+            # A process without a batch does not know the number of classes. But the sums of all processes have to be of
+            # one shape.
             classes = runner.gather(torch.tensor([self.sums.shape[1]], device=runner.device))
             padded = F.pad(self.sums, (0, int(classes.max()) - self.sums.shape[1]))
             self.sums = reduced(runner, padded.float().to(runner.device)).cpu()

@@ -1,4 +1,4 @@
-"""finetune: trains a pruned model, in one process or several. A run that is killed can be resumed."""
+"""finetune: trains a pruned model, in one process or several. A run that was killed can be resumed."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,22 +22,22 @@ from xprune.training.runtime import accelerator, check_loader, stage
 
 @dataclass(frozen=True)
 class Finetune:
-    """Settings of fine-tuning. The optimizer is AdamW, with a linear warm-up and then a cosine down to 0.
+    """Settings of fine-tuning. The optimizer is AdamW. The learning rate rises linearly, then falls as a cosine to 0.
 
     Args:
-        epochs: Epochs over the training loader, at least 1.
-        lr: The peak of the learning rate, more than 0.
-        weight_decay: The decay of parameters with two or more axes. Biases, weights of norms and other parameters with
-            one axis do not decay.
-        warmup: The length of the warm-up, as a fraction of all steps, from 0 to less than 1.
+        epochs: The number of epochs over the training loader, at least 1.
+        lr: The largest learning rate, more than 0.
+        weight_decay: The weight decay of parameters with two or more axes. Parameters with one axis, such as biases and
+            the weights of norm layers, have no weight decay.
+        warmup: The length of the linear rise, as a fraction of all steps, from 0 to less than 1.
         label_smoothing: The label smoothing of the task's loss, from 0 to less than 1.
-        clip: The largest norm of the gradient, more than 0. None for no clipping.
-        mixed_precision: "no", "fp16" or "bf16". None for the choice of `accelerate launch`.
-        distill: The weight of distillation, from 0 to 1. The loss is (1 - distill) times the task's loss plus distill
-            times the divergence from the dense model's outputs.
+        clip: The gradient is clipped to this L2 norm, more than 0. If None, it is not clipped.
+        mixed_precision: "no", "fp16" or "bf16". If None, the setting of `accelerate launch` is used.
+        distill: The weight of distillation, from 0 to 1. The loss is (1 - distill) times the loss of the task, plus
+            distill times the divergence from the outputs of the dense model, see `Task.distillation`.
         temperature: The temperature of the divergence, more than 0.
-        ema: The decay of an exponential moving average of the weights, between 0 and 1. The averaged weights are
-            returned. None for no average.
+        ema: The decay of an exponential moving average of the weights, between 0 and 1. If it is given, `finetune`
+            returns the averaged weights. If None, `finetune` returns the weights after the last step.
 
     Raises:
         TrainingError: A value is out of range.
@@ -92,30 +92,31 @@ def finetune(
     taken: int = 0,
     what: str = "fine-tuning",
 ) -> nn.Module:
-    """Trains a copy of a model.
+    """Trains a copy of a model, such as a pruned model that has to regain accuracy.
 
-    With several processes (`accelerate launch`, `torchrun`), a batch of the loader is the global batch and is split
-    over the processes. If the last batch cannot be split evenly, it is completed with samples of the first batch.
+    With several processes (`accelerate launch`, `torchrun`), each batch of the loader is split over the processes. If
+    the last batch cannot be split evenly, samples of the first batch are added to it.
 
     Args:
         model: The model to train. It is not changed.
-        loader: Training batches, with a length: a DataLoader, or a list of batches.
-        settings: The settings. None for `Finetune()`.
+        loader: The training batches: a DataLoader with a length, or a list of batches.
+        settings: The settings. If None, `Finetune()` is used.
         teacher: The dense model. It is needed if `settings.distill` is more than 0. It is not changed.
-        task: How to read a batch, and the loss. None for classification of (inputs, labels).
-        seed: The seed of the order of batches, of dropout and of drop path.
-        checkpoint_dir: The folder that keeps the state of the run, after each epoch and every five minutes. A run that
-            was killed continues from there and ends with the same weights as without the interruption. A run that ends
-            removes the checkpoint. None to keep nothing.
-        taken: Updates that the weights have had already, while thresholds learned. The training here is shorter by as
-            many.
+        task: The task. It says how a batch is read and what the loss is. If None, it is `Classification()`, with
+            batches (inputs, labels).
+        seed: The seed for the order of batches, dropout and drop path.
+        checkpoint_dir: A folder for the state of the run, which is written after each epoch and every five minutes. If
+            the run is killed, the same call continues from there, and ends with the same weights as without the
+            interruption. A run that ends removes its checkpoint. If None, nothing is written.
+        taken: The number of updates that the weights have had already, for example in the selection `learned`. The
+            training is shorter by this number of steps.
         what: The name of the training in the progress bar and in errors.
 
     Returns:
         The trained copy, in eval mode and on the device of `model`.
 
     Raises:
-        TrainingError: The loss is not finite, and the message names the step and the last checkpoint. Or a teacher is
+        TrainingError: The loss is not finite. The message names the step and the last checkpoint. Or a teacher is
             missing. Or a checkpoint is damaged or belongs to another run.
         DataError: The loader has no length, is empty, or does not fit the task.
 
@@ -137,8 +138,8 @@ def finetune(
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     model = unwrap(model)
     student = unshare(shared_copy(model), model)
-    # Where an attention or MLP was removed as a whole, nothing reads the norm in front of it. Its weights get no
-    # gradient, and DistributedDataParallel has to be prepared for that.
+    # If a whole attention or MLP was removed, no layer reads the output of the norm layer in front of it. The weights
+    # of this norm layer get no gradient, and DistributedDataParallel has to know that some weights get none.
     unused = any(isinstance(part, Removed) for part in student.modules())
     runner = accelerator(settings.mixed_precision, even_batches=True, unused=unused)
     with seeded(seed):
@@ -149,14 +150,14 @@ def finetune(
 
 
 class _Run:
-    """The student, teacher, optimizer and schedule of one fine-tuning run.
+    """One run of fine-tuning: its student, teacher, optimizer and schedule of the learning rate.
 
     Args:
         student: The model to train. It is changed.
         settings: The settings.
         loop: The loop that calls `step`.
-        teacher: The dense model. None if there is none.
-        folder: The folder for checkpoints. None to keep nothing.
+        teacher: The dense model, or None.
+        folder: The folder for checkpoints. If None, no checkpoint is written.
     """
 
     def __init__(
@@ -168,7 +169,8 @@ class _Run:
         )
         self.ema = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
         optimizer = torch.optim.AdamW(decayed(student, settings.weight_decay), lr=settings.lr)
-        start = Weights(student).digest()  # before a checkpoint is loaded: names the weights that the run began with
+        # This hash identifies the weights at the start of the run. It is computed before a checkpoint is loaded.
+        start = Weights(student).digest()
         self.model, self.optimizer = self.runner.prepare(student, optimizer)
         self.schedule = cosine(optimizer, loop.steps, settings.warmup)
         parts: dict[str, Stateful] = {
@@ -185,16 +187,17 @@ class _Run:
 
     @property
     def result(self) -> nn.Module:
-        """The trained model. With `settings.ema`, the moving average of its weights."""
+        """The trained model. If `settings.ema` is given, it has the moving average of the weights."""
         trained: nn.Module = (
             self.ema.module if self.ema else self.runner.unwrap_model(self.model, keep_fp32_wrapper=False)
         )
-        # Accelerate leaves a bound method on the model. A deep copy would call the forward of the original.
+        # Accelerate leaves a bound method `forward` on the model. In a deep copy of the model, it would still run the
+        # original model.
         vars(trained).pop("forward", None)
         return trained
 
     def step(self, inputs: Any, targets: Any) -> None:
-        """Updates the weights once, from the inputs and targets of a batch."""
+        """Updates the weights once, for a batch with these inputs and targets."""
         task, share = self.loop.task, self.settings.distill
         with self.runner.autocast():
             outputs = task.forward(self.model, inputs)

@@ -1,4 +1,7 @@
-"""The training loop of every learner: gradient steps that stop at a bad loss, and that a killed run can resume."""
+"""The training loop: it takes gradient steps, stops if the loss is not finite, and can resume a killed run.
+
+Fine-tuning, the criterion `xpruner` and the selection `learned` use it.
+"""
 
 import hashlib
 import time
@@ -21,19 +24,21 @@ from xprune.training.runtime import batches, prepared, reduced, warn_unless_orde
 
 
 class Stateful(Protocol):
-    """An object whose state a checkpoint can keep: an optimizer, a schedule, `Weights`."""
+    """Any object whose state a checkpoint can keep, such as an optimizer, a schedule or `Weights`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state: dicts, lists, tensors and plain values."""
         ...
 
     def load_state_dict(self, state: Any, /) -> Any:
-        """Continues from a state."""
+        """Restores a state that `state_dict` returned."""
         ...
 
 
 class Weights:
-    """All parameters and buffers of a module as a state, also buffers that its own state_dict leaves out.
+    """The state of a module for a checkpoint: all its parameters and buffers.
+
+    Unlike the state_dict of the module, it also has the buffers that are not persistent.
 
     Args:
         module: The module.
@@ -52,33 +57,42 @@ class Weights:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies values into the tensors of the module, which optimizers may hold."""
+        """Copies the values of a state into the tensors of the module.
+
+        The tensors stay the same objects, since an optimizer may refer to them.
+        """
         for name, tensor in tensors(self.module).items():
             tensor.copy_(state[name])
 
     def digest(self) -> str:
-        """Returns a short name for the values, by which a checkpoint knows the model that it belongs to."""
+        """Returns a hash of all values.
+
+        A checkpoint keeps it, so that a run with another model cannot continue from it.
+        """
         return values_digest(self.module)
 
 
 KEPT_EVERY = 300.0
-"""Seconds after which the state is kept again, also within an epoch. A killed run loses at most this time."""
+"""The time in seconds after which the next checkpoint is written, also within an epoch.
+
+A killed run loses at most the work of about this time.
+"""
 
 
 class Loop:
-    """Epochs over a loader, with one gradient step for each batch.
+    """Epochs over a loader, with one step for each batch.
 
-    Random numbers come from two streams. Reading batches draws from a stream that is seeded at the start of each epoch.
-    Each step draws from a stream that is seeded for this step. So a step of a resumed run draws the same numbers as the
-    step of a run that was never killed, and a checkpoint needs no random state.
+    Random numbers are seeded in two ways. For reading batches, they are seeded at the start of each epoch. For a step,
+    they are seeded before each step. So a resumed run uses the same random numbers in a step as a run that was never
+    killed, and a checkpoint needs no random state.
 
     Args:
         runner: The Accelerator that splits batches over the processes.
-        task: How to read a batch.
-        loader: Batches, with a length.
+        task: The task, which says how a batch is read.
+        loader: The batches. The loader needs a length.
         what: The name of the loop in the progress bar and in errors.
-        steps: The number of steps to take. Epochs are repeated until then, and the last one may end early.
-        seed: The seed of both streams. The numbers of epoch, step and process are mixed in.
+        steps: The number of steps to take. There are as many epochs as this needs, and the last epoch may end early.
+        seed: The seed of all random numbers. It is combined with the number of the epoch or step, and of the process.
 
     Attributes:
         step: The number of steps taken.
@@ -104,7 +118,8 @@ class Loop:
         self.runner, self.task, self.what, self.steps, self.seed = runner, task, what, steps, seed
         self.per_epoch = length(loader, what)
         self.given, self.loader = loader, prepared(runner, loader)
-        self.epoch = self.step = self.seen = 0  # seen: batches of the current epoch
+        # `seen` is the number of batches of the current epoch for which a step was taken.
+        self.epoch = self.step = self.seen = 0
         self.folder: Path | None = None
         self.parts: Mapping[str, Stateful] = {}
         self.fingerprint: Mapping[str, Any] = {}
@@ -112,13 +127,14 @@ class Loop:
         self._kept_at = time.monotonic()
 
     def keep(self, folder: Path | None, parts: Mapping[str, Stateful], **fingerprint: Any) -> None:
-        """Keeps the state in a folder from now on, and continues from the checkpoint that is there.
+        """Makes `run` write checkpoints to a folder. If the folder holds a checkpoint of the run, continues from it.
 
-        The state is kept after each epoch, and after a step if `KEPT_EVERY` seconds have passed since the last time.
+        A checkpoint is written after each epoch, and after a step if the last checkpoint is more than `KEPT_EVERY`
+        seconds old.
 
         Args:
-            folder: The folder. None to keep nothing.
-            parts: All that a step changes, by name, such as the model and the optimizer.
+            folder: The folder. If None, nothing is written.
+            parts: All objects that a step changes, by name, such as the model and the optimizer.
             fingerprint: Plain values that identify the run. A checkpoint with other values is refused.
 
         Raises:
@@ -137,21 +153,24 @@ class Loop:
                 part.load_state_dict(state["parts"][name])
 
     def run(self, step: Callable[[Any, Any], None]) -> None:
-        """Takes all steps that are left, and removes the checkpoint at the end.
+        """Takes all remaining steps, and removes the checkpoint at the end.
 
         Args:
-            step: Makes one gradient step from the inputs and targets of a batch. It calls `backward`.
+            step: A function of (inputs, targets) that makes one step with a batch. It calls `backward` if it needs
+                gradients.
         """
         epochs = -(-self.steps // self.per_epoch)  # rounded up
         self._kept_at = time.monotonic()
         for epoch in range(self.epoch, epochs):
             seed_all(self._seed("reading", epoch))
-            if hasattr(self.loader, "set_epoch"):  # Accelerate's seeded samplers shuffle by the epoch
+            # Accelerate's samplers shuffle with a seed that depends on the epoch.
+            if hasattr(self.loader, "set_epoch"):
                 self.loader.set_epoch(epoch)
             seen, steps_left = self.seen, self.steps - self.step
             what, most = f"{self.what}, epoch {epoch + 1}/{epochs}", min(steps_left + seen, self.per_epoch)
             stream = batches(self.runner, self.loader, self.task, what, most)
-            # Batches that a killed run has seen are read and skipped, so that reading draws the same random numbers.
+            # Batches for which the killed run has taken a step are read and skipped, so that reading uses the same
+            # random numbers.
             for inputs, targets in islice(stream, seen, None):
                 with seeded(self._seed("step", self.step)):
                     step(inputs, targets)
@@ -165,7 +184,7 @@ class Loop:
             checkpoint.clear(self.folder)
 
     def _keep(self) -> None:
-        """Writes a checkpoint from the main process, if there is a folder for it."""
+        """Writes a checkpoint from the main process, if `keep` was given a folder."""
         if self.folder is not None and self.runner.is_main_process:
             parts = {name: part.state_dict() for name, part in self.parts.items()}
             state = {"epoch": self.epoch, "step": self.step, "seen": self.seen, "parts": parts}
@@ -173,23 +192,24 @@ class Loop:
         self.kept_step, self._kept_at = self.step, time.monotonic()
 
     def _seed(self, stream: str, number: int) -> int:
-        """Returns the seed of a stream of random numbers. It differs between runs, epochs or steps, and processes.
+        """Returns a seed. It differs between reading and steps, between epochs or steps, and between processes.
 
         Args:
-            stream: The name of the stream: "reading" or "step".
-            number: The number of the epoch or of the step.
+            stream: What the seed is for: "reading" or "step".
+            number: The number of the epoch, or of the step.
         """
         text = f"{stream} {self.seed} {number} {self.runner.process_index}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
     def backward(self, loss: Tensor) -> None:
-        """Computes the gradients of a loss.
+        """Computes the gradients of a loss with respect to the weights, after a check that the loss is finite.
 
         Raises:
             TrainingError: The loss is not finite on one of the processes. The message names the step and the last
                 checkpoint.
         """
-        # The sum over all processes: if one loss is NaN, all processes stop, and none waits for the others.
+        # This is the sum over all processes. If one loss is NaN, all processes raise the error, and no process waits
+        # for another one.
         finite = torch.isfinite(reduced(self.runner, loss.detach().float()))
         if not bool(finite):
             kept = f"the last good checkpoint is of step {self.kept_step} in {self.folder}"
@@ -197,13 +217,13 @@ class Loop:
                 kept = "there is no checkpoint"
             raise TrainingError(
                 f"{self.what}: the loss is {loss.item()} at step {self.step} of {self.steps} "
-                f"(epoch {self.epoch + 1}); {kept}. Lower lr, clip gradients, or look at the batch for NaN."
+                f"(epoch {self.epoch + 1}); {kept}. Lower lr, clip gradients, or look for NaN in the batch."
             )
         self.runner.backward(loss)
 
 
 def length(loader: Any, what: str) -> int:
-    """Returns the number of batches of a loader.
+    """Returns the number of batches of a loader. Schedules of the learning rate need it.
 
     Args:
         loader: The loader.
@@ -214,11 +234,12 @@ def length(loader: Any, what: str) -> int:
     """
     try:
         batches = len(loader)
-    except TypeError as error:  # a DataLoader over an IterableDataset has `__len__`, but it raises this error
+    # A DataLoader over an IterableDataset has `__len__`, but calling it raises this error.
+    except TypeError as error:
         raise DataError(
-            f"{what} needs a loader with a length, for its schedule. Give a DataLoader over a map-style dataset, or a "
-            "list of batches."
+            f"{what} needs a loader with a length, for its schedule of the learning rate. Give a DataLoader over a "
+            "map-style dataset, or a list of batches."
         ) from error
     if batches == 0:
-        raise DataError(f"{what}: the loader is empty: its length is 0. Check the dataset, and drop_last against it.")
+        raise DataError(f"{what}: the loader is empty: its length is 0. Check the dataset and drop_last.")
     return batches

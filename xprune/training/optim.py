@@ -1,4 +1,4 @@
-"""Parts of optimisation that several learners share: weight decay, and the learning rate over time."""
+"""Optimisation: groups of parameters by weight decay, and the learning rate over time."""
 
 import math
 from typing import Any
@@ -9,15 +9,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups the trained parameters of a model by weight decay.
+    """Groups the parameters of a model that are trained, by their weight decay.
 
     Args:
-        model: The model.
-        weight_decay: The decay of parameters with two or more axes. Biases, weights of norms and other parameters with
-            one axis do not decay.
+        model: The model. Parameters that need no gradient are left out.
+        weight_decay: The weight decay of parameters with two or more axes. Parameters with one axis, such as biases and
+            the weights of norm layers, get 0.
 
     Returns:
-        Parameter groups for an optimizer.
+        Parameter groups for an optimizer. Groups without parameters are left out.
 
     Example:
         >>> [(len(group["params"]), group["weight_decay"]) for group in decayed(nn.Linear(4, 2), 0.05)]
@@ -32,17 +32,17 @@ def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def cosine(optimizer: Optimizer, steps: int, warmup: float) -> LambdaLR:
-    """Returns a schedule with a linear warm-up and then half a cosine down to 0.
+    """Returns a schedule in which the learning rate rises linearly and then falls to 0, as half a cosine.
 
     Args:
-        optimizer: The optimizer. Its learning rate is the peak.
+        optimizer: The optimizer. Its learning rate is the largest one of the schedule.
         steps: The number of all steps.
-        warmup: The length of the warm-up, as a fraction of all steps.
+        warmup: The length of the linear rise, as a fraction of all steps.
     """
     warm = int(warmup * steps)
 
     def rate(step: int) -> float:
-        """Returns the factor on the learning rate at a step."""
+        """Returns the factor by which the learning rate is multiplied at a step."""
         if step < warm:
             return (step + 1) / (warm + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
@@ -51,7 +51,9 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float) -> LambdaLR:
 
 
 class Position:
-    """The position of a schedule as its state for a checkpoint. The rest of a schedule is code.
+    """The state of a schedule for a checkpoint: the step that the schedule has reached.
+
+    All other values of the schedule follow from the settings of the run.
 
     Args:
         schedule: The schedule.
@@ -61,9 +63,9 @@ class Position:
         self.schedule = schedule
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the step that the schedule has reached."""
+        """Returns the step that the schedule has reached, under the key "last_epoch"."""
         return {"last_epoch": self.schedule.last_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Sets the schedule to a step."""
+        """Sets the schedule to the step of a state that `state_dict` returned."""
         self.schedule.last_epoch = state["last_epoch"]

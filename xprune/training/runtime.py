@@ -1,6 +1,6 @@
-"""Prepares devices, processes and loaders with Accelerate, and shows progress with rich.
+"""Prepares devices, processes and loaders with Accelerate, reads batches, and shows progress bars.
 
-Learners, criteria and `evaluate` read their batches by it. So batches are split, seeded and checked in one way.
+Training, criteria and `evaluate` all read their batches here. So batches are split, seeded and checked in one way.
 """
 
 import copy
@@ -27,28 +27,30 @@ from xprune.training import accelerate_state
 
 @contextmanager
 def stage() -> Iterator[None]:
-    """Restores the caller's Accelerate, random states and torch settings at the end of a block.
+    """Restores the caller's settings of Accelerate, random states and torch settings at the end of a block.
 
-    It does so after an exception too. Each public function that trains or measures runs in a stage. Use it as a context
-    manager or as a decorator.
+    It does so after an exception too. Use it as a context manager or as a decorator. Each public function that trains
+    or measures a model is decorated with it.
     """
     with undisturbed(), accelerate_state.kept():
         yield
 
 
 def accelerator(mixed_precision: str | None = None, *, even_batches: bool = False, unused: bool = False) -> Accelerator:
-    """Creates an Accelerator for one stage. Batches are split over the processes, and samplers get a seed.
+    """Creates an Accelerator. With it, each batch is split over the processes, and the order of samples is seeded.
 
-    Call it inside `stage()`, which puts the caller's Accelerator back.
+    Call it inside `stage()`, which restores the caller's settings of Accelerate.
 
     Args:
-        mixed_precision: "no", "fp16" or "bf16". None for the choice of `accelerate launch`.
-        even_batches: True to complete the last batch with samples of the first, so that every process takes every step.
-            False for sums over samples, which must count each sample once.
+        mixed_precision: "no", "fp16" or "bf16". If None, the setting of `accelerate launch` is used.
+        even_batches: If True, samples of the first batch are added to the last batch where this is needed for an even
+            split, so that every process takes every step. Use False for sums over samples, which must count each sample
+            once.
         unused: True if some weights get no gradient. With several processes, DistributedDataParallel then looks for
-            them at each step.
+            such weights in each step.
     """
-    # Accelerate keeps the settings of the first Accelerator of a process. Stages may differ in precision.
+    # Accelerate would keep the settings of the first Accelerator in the process. But the precision may differ from
+    # function to function.
     accelerate_state.forget()
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
@@ -62,14 +64,16 @@ def is_main_process() -> bool:
 
 
 def check_loader(loader: Any) -> None:
-    """Checks that a loader can be read several times. Reads no batch, so an empty loader is only found in `batches`.
+    """Checks that a loader can be read several times.
+
+    It reads no batch. So an empty loader is found later, in `batches`.
 
     Raises:
-        DataError: The loader is an iterator, or not iterable.
+        DataError: The loader is an iterator, or it is not iterable.
     """
     if not isinstance(loader, Iterable):
         raise DataError(
-            f"the loader is a {type(loader).__name__}. Give an iterable of batches, e.g. a torch DataLoader."
+            f"the loader is a {type(loader).__name__}. Give an iterable of batches, for example a torch DataLoader."
         )
     if isinstance(loader, Iterator):
         raise DataError(
@@ -80,15 +84,15 @@ def check_loader(loader: Any) -> None:
 def first_batch(loader: Any, task: Task) -> tuple[Any, Any]:
     """Reads the first batch of a loader.
 
-    It is the same batch at every call, also if the loader shuffles by torch's random numbers. All random states and the
-    loader's own generators are put back.
+    Each call returns the same batch, also if the loader shuffles by torch's random numbers. All random states, and the
+    states of the loader's own generators, are restored afterwards.
 
     Args:
-        loader: Batches.
-        task: How to read a batch.
+        loader: The batches.
+        task: The task, which says how a batch is read.
 
     Returns:
-        The inputs and the targets of the batch.
+        (inputs, targets) of the batch.
 
     Raises:
         DataError: The loader is empty, can be read only once, or its first batch does not fit the task.
@@ -97,16 +101,17 @@ def first_batch(loader: Any, task: Task) -> tuple[Any, Any]:
 
 
 def task_and_first_batch(loader: Any, task: Task, model: nn.Module) -> tuple[Task, tuple[Any, Any]]:
-    """Reads the first batch of a loader, and finds the axis of the samples with it.
+    """Reads the first batch of a loader, and finds the axis of its inputs along which samples lie.
 
     Args:
-        loader: Batches.
-        task: How to read a batch. It is not changed.
+        loader: The batches.
+        task: The task, which says how a batch is read. It is not changed.
         model: The model that the batches are for. It is not changed.
 
     Returns:
-        (task, (inputs, targets)). The task is the one given, or a copy with the axis that was found, see
-        `with_batch_axis`. It has read the inputs and targets.
+        (task, (inputs, targets)). If another sample axis was found than that of the given task, the task is a copy with
+        this axis, see `with_batch_axis`. Otherwise it is the given task. The inputs and targets are as the returned
+        task reads them.
 
     Raises:
         DataError: The loader is empty, can be read only once, or its first batch does not fit the task.
@@ -114,12 +119,12 @@ def task_and_first_batch(loader: Any, task: Task, model: nn.Module) -> tuple[Tas
     raw = _first(loader)
     batch = _unpacked(raw, task)
     with_axis = with_batch_axis(task, model, *batch)
-    # A task that knows another axis may read the batch in another way.
+    # A task with another sample axis may read the batch in another way.
     return with_axis, batch if with_axis is task else _unpacked(raw, with_axis)
 
 
 def _first(loader: Any) -> Any:
-    """Returns the first batch as the loader gives it, with all random numbers from a fixed seed."""
+    """Returns the first batch as the loader yields it. All random numbers come from a fixed seed."""
     check_loader(loader)
     before = [(generator, generator.get_state()) for generator in _generators(loader)]
     with seeded(0):
@@ -136,18 +141,21 @@ def _first(loader: Any) -> Any:
 
 
 def _unpacked(batch: Any, task: Task) -> tuple[Any, Any]:
-    """Returns the inputs and targets of a batch. Raises DataError if it has no samples."""
+    """Returns (inputs, targets) of a batch. Raises DataError if the batch has no samples."""
     inputs, targets = task.unpack(batch)
     if task.size(targets) == 0:
         raise DataError("the loader's first batch has no samples.")
     return inputs, targets
 
 
-_EMPTY = "the loader is empty: it gave no batch. Check the dataset, and drop_last against its length."
+_EMPTY = "the loader is empty: it gave no batch. Check the dataset and drop_last."
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """Returns the generators that a DataLoader and its samplers hold. Those without one draw from the global state."""
+    """Returns the random generators that a DataLoader and its samplers hold.
+
+    A sampler without a generator uses torch's global random state.
+    """
     batch_sampler = getattr(loader, "batch_sampler", None)
     owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = {
@@ -157,11 +165,12 @@ def _generators(loader: Any) -> list[torch.Generator]:
 
 
 def prepared(runner: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
-    """Returns a loader that gives each process its part of each batch. With one process, any iterable does.
+    """Returns a loader from which each process reads its part of each batch.
 
     Args:
         runner: The Accelerator.
-        loader: Batches. It is not changed.
+        loader: The batches. It is not changed. With one process, it may be any iterable, and is returned as it is if it
+            is not a DataLoader.
 
     Raises:
         DataError: There are several processes, and the loader is not a DataLoader.
@@ -171,8 +180,8 @@ def prepared(runner: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
         return prepared_loader
     if runner.num_processes > 1:
         raise DataError(
-            f"{runner.num_processes} processes need a torch DataLoader to share, but the loader is a "
-            f"{type(loader).__name__}."
+            f"{runner.num_processes} processes can only share a torch DataLoader, but the loader is a "
+            f"{type(loader).__name__}. Give a DataLoader, or use one process."
         )
     return loader
 
@@ -180,21 +189,28 @@ def prepared(runner: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
 def _with_copied_samplers(loader: DataLoader[Any]) -> DataLoader[Any]:
     """Returns a shallow copy of a loader, with copies of its samplers.
 
-    Accelerate puts seeded samplers into the loader that it prepares, which would change the caller's loader. The copy
-    has no generator: the order is seeded by the epoch, and workers are seeded by the global random state.
+    Accelerate changes the samplers of the loader that it prepares, and the caller's loader must not change. The copy
+    has no generator: the seed of the order depends on the epoch, and workers are seeded by torch's global random state.
     """
-    if isinstance(loader, (DataLoaderShard, DataLoaderDispatcher)):  # the caller's Accelerate has prepared it
+    # The caller has already prepared such a loader with Accelerate.
+    if isinstance(loader, (DataLoaderShard, DataLoaderDispatcher)):
         return loader
     copied, where = copy.copy(loader), "batch_sampler" if loader.batch_sampler is not None else "sampler"
     outer = _copied_sampler(getattr(loader, where))
-    if hasattr(outer, "sampler"):  # a batch sampler draws from a sampler inside
+    # A batch sampler reads its indices from a sampler inside it.
+    if hasattr(outer, "sampler"):
         outer.sampler = _copied_sampler(outer.sampler)
-    vars(copied).update({where: outer, "generator": None})  # DataLoader.__setattr__ refuses to change samplers
+    # DataLoader.__setattr__ does not allow a change of samplers, so the attributes are set directly.
+    vars(copied).update({where: outer, "generator": None})
     return copied
 
 
 def _copied_sampler(sampler: Any) -> Any:
-    """Returns a copy of a sampler. A RandomSampler loses its generator, any other sampler gets a copy of it."""
+    """Returns a copy of a sampler.
+
+    The copy of a RandomSampler has no generator. The copy of any other sampler has a copy of its generator, if it has
+    one.
+    """
     copied = copy.copy(sampler)
     if isinstance(getattr(copied, "generator", None), torch.Generator):
         copied.generator = None if isinstance(copied, RandomSampler) else copied.generator.clone_state()
@@ -207,14 +223,14 @@ def batches(
     """Yields the inputs and targets of each batch, and shows a progress bar in a terminal.
 
     Args:
-        runner: The Accelerator, to whose device batches are moved.
-        loader: Batches, see `prepared`.
-        task: How to read a batch.
-        what: The text of the progress bar, also for errors.
-        limit: The largest number of batches to read. None for all.
+        runner: The Accelerator. Batches are moved to its device.
+        loader: The batches, as `prepared` returns them.
+        task: The task, which says how a batch is read.
+        what: A text for the progress bar and for errors.
+        limit: The largest number of batches to read. If None, all batches are read.
 
     Raises:
-        DataError: There is no batch, or the first one has no samples.
+        DataError: The loader yields no batch, or the first batch has no samples.
     """
     total = len(loader) if isinstance(loader, Sized) else None
     stream: Iterable[Any] = islice(loader, limit)
@@ -228,7 +244,7 @@ def batches(
             raise DataError(f"{what}: the loader's first batch has no samples.")
         empty = False
         yield inputs, targets
-    # With several processes, a small batch may not be enough for all of them.
+    # With several processes, a process gets no batch if there are fewer samples than processes.
     if empty and runner.num_processes == 1:
         raise DataError(f"{what}: {_EMPTY}")
 
@@ -240,10 +256,10 @@ def reduced(runner: Accelerator, value: torch.Tensor) -> torch.Tensor:
 
 
 def warn_unless_ordered(loader: Any) -> None:
-    """Warns if a resumed run may see other batches than before, since the order of the loader may not be seeded.
+    """Warns if a resumed run may read other batches than the run that was killed.
 
-    Lists and sequential samplers always have the same order. Accelerate seeds random samplers by the epoch. Nothing is
-    known of other samplers.
+    This happens if the order of the batches is not seeded. The order of lists and sequential samplers never changes.
+    Accelerate seeds random samplers. About any other sampler nothing is known, so there is a warning.
     """
     if isinstance(loader, list):
         return
@@ -253,6 +269,6 @@ def warn_unless_ordered(loader: Any) -> None:
         return
     warnings.warn(
         f"the order of a {type(loader).__name__} with a {type(sampler).__name__} is not known to be seeded. "
-        "A run that is killed and resumed may see other batches and end with other weights.",
+        "A run that is killed and resumed may read other batches and end with other weights.",
         stacklevel=6,
     )

@@ -1,6 +1,7 @@
-"""The libraries whose models are saved by name. Each one says how to build a model without weights.
+"""The libraries whose models can be built from a name, such as timm. `load` builds the dense model with them.
 
-May import: core, modules, errors. To add a library, write a file with a `Library` and add a line to the table.
+This folder may import core, modules and errors. To add a library, write a file with a `Library` here and add a line to
+the table.
 """
 
 from collections.abc import Mapping
@@ -10,4 +11,4 @@ from xprune.artefact.libraries.timm import TIMM
 from xprune.artefact.libraries.transformers import TRANSFORMERS
 
 LIBRARIES: Mapping[str, Library] = {library.name: library for library in (TIMM, TRANSFORMERS)}
-"""Library by the name that a header holds."""
+"""The libraries by the names that headers of artefacts hold."""

@@ -1,4 +1,4 @@
-"""What `save` and `load` have to know about a library of models."""
+"""`Library`: the functions by which `save` and `load` name and build the models of one library."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,18 +11,17 @@ from xprune.core.provenance import Arch
 
 @dataclass(frozen=True)
 class Library:
-    """Says how the models of one library are named and built again.
+    """A library of models: how `save` finds the architecture of a model, and how `load` builds it.
 
     Args:
         name: The name of the library in saved files.
-        build: A function that takes the name of an architecture and its arguments, and returns the model on torch's
-            default device. It must download nothing and open no file, even if the arguments ask for it, because they
-            come from a file that anybody may have written. It raises ArtefactError for a name or argument that is not
-            allowed.
-        arch_of: A function that takes a model and returns the architecture that the model carries. None for a model of
+        build: A function of (name of an architecture, arguments) that returns the model on torch's default device. It
+            must download nothing and open no file, even if the arguments ask for it: they come from a file that anybody
+            may have written. It raises ArtefactError for a name or argument that is not allowed.
+        arch_of: A function of a model. It returns the architecture that the model itself names, or None for a model of
             another library.
-        transient: Names of attributes that say how a model is run, not what it is. They may differ between the model
-            that is saved and the one that is built again.
+        transient: The names of attributes that only say how a model is run, such as "fused_attn". They may differ
+            between the saved model and the one that is built.
 
     Example:
         >>> def build(name, kwargs): return nn.Linear(**kwargs)
@@ -38,7 +37,9 @@ class Library:
 
 
 def plain(value: Any) -> bool:
-    """Returns True for numbers, strings, None, and lists or tuples of these. False for anything else.
+    """Returns True for plain values: numbers, strings, None, and lists or tuples of these. Else False.
+
+    Only such values may be arguments in a saved file.
 
     Example:
         >>> plain([1, "a", None]), plain({"a": 1})

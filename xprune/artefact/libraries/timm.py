@@ -1,4 +1,4 @@
-"""Saves models of timm: a model is a name and keyword arguments of timm.create_model."""
+"""The library timm: a model is described by a name and keyword arguments of timm.create_model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,17 +17,18 @@ _FORBIDDEN = {
     "pretrained",
     "pretrained_strict",
 }
-"""Arguments that make timm load weights, from the hub or from a file."""
+"""Arguments that make timm load weights, from the Hugging Face hub or from a file."""
 
 
 def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Builds a model and loads no weights, see Library.build."""
+    """Builds a timm model and loads no weights. See Library.build."""
     # Importing timm takes seconds, and models of other libraries do not need it. So each function here imports it.
     import timm
 
-    # timm.create_model also takes names such as "hf-hub:...", for which it downloads. They are no models of timm.
+    # timm.create_model also accepts names such as "hf-hub:...", and downloads such models. `timm.is_model` is False for
+    # these names.
     if not isinstance(name, str) or not timm.is_model(name):
-        raise ArtefactError(f"{name!r} is no timm architecture. Give a name from timm.list_models().")
+        raise ArtefactError(f"{name!r} is not an architecture of timm. Give a name from timm.list_models().")
     for key, value in kwargs.items():
         if key in _FORBIDDEN or not isinstance(key, str):
             raise ArtefactError(
@@ -41,14 +42,15 @@ def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
 
 
 def create(name: str, **kwargs: Any) -> nn.Module:
-    """Calls timm.create_model, and notes the size of the images in the config of the model.
+    """Calls timm.create_model, and writes the size of the images into the config of the model.
 
-    timm reads the size and channels of images from `pretrained_cfg["input_size"]`, and create_model leaves it as it is
-    for other sizes.
+    timm reads the size and channels of images from `pretrained_cfg["input_size"]`. create_model does not change this
+    value if the model is built for another size.
 
     Args:
         name: The name of the architecture.
-        **kwargs: Its arguments. `img_size` and `in_chans` are noted if they are given.
+        **kwargs: The keyword arguments of timm.create_model. If `img_size` or `in_chans` are given, they are written
+            into the config.
 
     Example:
         >>> model = create("test_vit", img_size=32)
@@ -69,13 +71,14 @@ def create(name: str, **kwargs: Any) -> nn.Module:
 
 
 def _arch_of(model: nn.Module) -> Arch | None:
-    """Returns the name and number of classes that timm wrote on a model, or None for any other model.
+    """Returns the architecture of a timm model, from the name and number of classes that timm wrote on it.
 
-    timm does not write down other arguments. If there were any, the proof fails, and the caller has to name them.
+    timm does not write other arguments on the model. If there were any, the proof in `proved_arch` fails, and the user
+    has to give the arguments. Returns None for a model of another library.
     """
     cfg = getattr(model, "pretrained_cfg", None)
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
-    # A model without such a config is not timm's, so timm does not have to be imported.
+    # A model without such a config is not from timm. So timm is not imported for it.
     if not isinstance(name, str):
         return None
     import timm

@@ -1,4 +1,7 @@
-"""Saves models of Hugging Face transformers: a model is the name of a class there and its config, as plain data."""
+"""The library transformers of Hugging Face: a model is described by the name of its class and its config.
+
+The config is plain data.
+"""
 
 import importlib
 import json
@@ -14,7 +17,7 @@ from xprune.errors import ArtefactError
 
 _BASE = "transformers.modeling_utils.PreTrainedModel"
 _ATTENTION = ("eager", "sdpa")
-"""Implementations of attention that a config may name. Other names may load code from the hub."""
+"""Implementations of attention that a config may name. With other names, transformers may load code from the hub."""
 
 _FORBIDDEN = {
     "auto_map": "it names code to run",
@@ -27,11 +30,11 @@ _FORBIDDEN = {
     "experts_implementation": "it can name code to run",
     "name_or_path": "it names weights to load",
 }
-"""Keys that a config may not set, at any depth, with the reason."""
+"""Keys that a config must not set, at any depth, each with the reason for the error message."""
 
 
 def _build(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """Builds a model from its config and loads no weights, see Library.build."""
+    """Builds a model from its config and loads no weights. See Library.build."""
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
@@ -41,25 +44,28 @@ def _build(name: str, config: Mapping[str, Any]) -> nn.Module:
     kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     if not (isinstance(kind, type) and _known(kind)):
         raise ArtefactError(
-            f"{name!r} is no model class of transformers. An example of one is ViTForImageClassification."
+            f"{name!r} is not a model class of transformers. A model class is, for example, ViTForImageClassification."
         )
     _check(name, config)
-    # The detour through JSON makes a copy, which the config may keep or change, and turns tuples into lists.
+    # JSON makes a copy, since the config object may keep or change its arguments. It also turns tuples into lists.
     model: nn.Module = kind(kind.config_class.from_dict(json.loads(json.dumps(config))))  # type: ignore[attr-defined]
     return model
 
 
 def _known(kind: type) -> bool:
-    """Returns True for a model class of transformers. False for its wrappers of timm models, which load weights."""
+    """Returns True for a model class of transformers itself. Else False.
+
+    It is also False for classes of transformers that wrap timm models, because they load weights.
+    """
     ours = kind.__module__.startswith("transformers.models.") and ".timm_" not in kind.__module__
     return ours and any(f"{base.__module__}.{base.__qualname__}" == _BASE for base in kind.__mro__)
 
 
 def _check(name: str, config: Any) -> None:
-    """Checks a config and the configs inside it.
+    """Checks the config of a saved model, and the configs inside it.
 
     Raises:
-        ArtefactError: A value is not plain data, or a key could load weights or code.
+        ArtefactError: A value is not plain data, or a key could make transformers load weights or code.
     """
     if isinstance(config, (list, tuple)):
         for item in config:
@@ -68,7 +74,7 @@ def _check(name: str, config: Any) -> None:
         for key, value in config.items():
             why = _FORBIDDEN.get(key) if value else None
             if not isinstance(key, str) or key.startswith("_"):
-                why = "it is no setting of a model"
+                why = "it is not a setting of a model"
             if key == "attn_implementation" and value not in _ATTENTION:
                 why = f"the allowed values are {' and '.join(_ATTENTION)}"
             if why:
@@ -79,23 +85,29 @@ def _check(name: str, config: Any) -> None:
 
 
 def _arch_of(model: nn.Module) -> Arch | None:
-    """Returns the class and config of a model, or None for a model of another library."""
+    """Returns the class and config of a model of transformers.
+
+    Returns None for a model of another library, or if the config cannot be written as JSON.
+    """
     if not _known(type(model)):
         return None
     config: Any = model.config
     try:
         data = json.loads(json.dumps(config.to_dict(), allow_nan=False))
     except (TypeError, ValueError):
-        # The config holds an object, or a number such as infinity, that JSON does not know.
+        # The config holds an object, or a number such as infinity, that JSON cannot hold.
         return None
-    # to_dict leaves out how attention is computed.
+    # to_dict leaves out the implementation of attention.
     if attention_of(config) in _ATTENTION:
         data["attn_implementation"] = attention_of(config)
     return Arch(type(model).__name__, tuple(_settings(data).items()), "transformers")
 
 
 def _settings(data: Any) -> Any:
-    """Returns the data without private keys, at any depth. They say where a model was loaded from."""
+    """Returns the data without private keys, at any depth.
+
+    Private keys say, for example, where a model was loaded from.
+    """
     if isinstance(data, list):
         return [_settings(item) for item in data]
     if not isinstance(data, dict):

@@ -1,7 +1,7 @@
-"""The table of resources: what a budget can limit. Entry points of the group `xprune.resources` add more.
+"""The table of resources, which are the costs that a budget can limit.
 
-To add a resource, write a subclass of `Resource` in a file here and name it in the table. This folder may import costs
-and core.
+To add a resource, write a subclass of `Resource` in a file here and name it in the table. Another package adds a
+resource by an entry point of the group `xprune.resources`. This folder may import costs and core.
 """
 
 from collections.abc import MutableMapping
@@ -12,4 +12,4 @@ from xprune.costs.resources.macs import Macs
 from xprune.costs.resources.params import Params
 
 RESOURCES: MutableMapping[str, Resource] = table("resources", (Macs(), Params()), Resource)
-"""Resource by name. A script adds its own by assigning to a name, and a package adds its own by an entry point."""
+"""The resources by their names. A script adds a resource by assigning to its name, a package by an entry point."""

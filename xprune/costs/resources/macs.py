@@ -1,4 +1,4 @@
-"""The resource "macs": multiply-accumulates, counted on the real forward."""
+"""The resource "macs": the multiply-accumulate operations of a forward pass."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from xprune.costs.count import macs_by_module
 
 
 class Macs(Resource):
-    """Multiply-accumulates of a forward pass of one sample, attention products included.
+    """The multiply-accumulate operations of a forward pass of one sample. The products inside attentions count too.
 
     Example:
         >>> import torch
@@ -23,9 +23,12 @@ class Macs(Resource):
     label = "MACs"
 
     def by_module(self, model: nn.Module, example_inputs: Any, samples: int) -> Mapping[str, float]:
-        """Counts the MACs of one sample. See Resource.by_module."""
+        """Returns path of a module -> its MACs for one sample. See Resource.by_module."""
         return macs_by_module(model, example_inputs, samples)
 
     def of_tensor(self, by_module: Mapping[str, float], path: str, tensor: Tensor | None) -> float:
-        """Returns the MACs of the tensor's layer: all of them are products with this tensor. See Resource.of_tensor."""
+        """Returns the MACs of the layer that the tensor belongs to. See Resource.of_tensor.
+
+        All MACs of such a layer are products with this tensor.
+        """
         return by_module.get(path.rpartition(".")[0], 0.0)

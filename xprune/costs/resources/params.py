@@ -1,4 +1,4 @@
-"""The resource "params": parameters, which are stored and loaded."""
+"""The resource "params": the parameters of a model, which are stored and loaded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from xprune.costs.count import count_params
 
 
 class Params(Resource):
-    """Parameters of the model; tied ones count once.
+    """The number of parameters of the model. A tied parameter counts once.
 
     Example:
         >>> Params().by_module(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), None, samples=1)
@@ -21,9 +21,12 @@ class Params(Resource):
     label = "parameters"
 
     def by_module(self, model: nn.Module, example_inputs: Any, samples: int) -> Mapping[str, float]:
-        """Counts the parameters of each module. Neither inputs nor samples matter. See Resource.by_module."""
+        """Returns path of a module -> its number of parameters. Inputs and samples are ignored.
+
+        See Resource.by_module.
+        """
         return {path: count_params(module) for path, module in model.named_modules()}
 
     def of_tensor(self, by_module: Mapping[str, float], path: str, tensor: Tensor | None) -> float:
-        """Returns the number of entries of the tensor, 0 if it was removed. See Resource.of_tensor."""
+        """Returns the number of entries of the tensor, or 0 if the tensor was removed. See Resource.of_tensor."""
         return 0.0 if tensor is None else tensor.numel()

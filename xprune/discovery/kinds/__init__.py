@@ -1,7 +1,7 @@
-"""The table of unit kinds, one file each: heads, neurons, channels.
+"""The table of unit kinds: heads, neurons and channels, with one file for each kind.
 
-May import: discovery, core. To add a kind, write a subclass of `UnitKind` in a file here and name it in the table.
-Another package adds a kind through the entry-point group `xprune.unit_kinds`.
+This folder may import discovery and core. To add a kind, write a subclass of `UnitKind` in a file here and name it in
+the table. Another package adds a kind by an entry point of the group `xprune.unit_kinds`.
 """
 
 from collections.abc import MutableMapping
@@ -13,4 +13,4 @@ from xprune.discovery.kinds.head import Head
 from xprune.discovery.kinds.neuron import Neuron
 
 UNIT_KINDS: MutableMapping[str, UnitKind] = table("unit_kinds", (Head(), Neuron(), Channel()), UnitKind)
-"""Unit kind by name. A script adds a kind by assignment, a package through an entry point."""
+"""The unit kinds by their names. A script adds a kind by assigning to its name, a package by an entry point."""

@@ -1,14 +1,14 @@
-"""The unit kind "channel": features of residual streams, found in the dependency graph and proved."""
+"""The unit kind "channel": the features of residual streams. They are found in the dependency graph and proved."""
 
 from xprune.core.unit_kind import Found, Search, UnitKind
 from xprune.discovery.kinds.neuron import Neuron
 
 
 class Channel(UnitKind):
-    """Channels: features of a residual stream, which the blocks read from and add to.
+    """Channels: features of a residual stream, which blocks read and add to.
 
-    A channel is removed from every layer, norm and embedding on the stream. `find_sites` looks for channels only if
-    `units` names them.
+    A channel is removed from every layer, norm layer and embedding that holds the stream. `find_sites` looks for
+    channels only if `units` names them.
 
     Example:
         >>> import torch
@@ -25,7 +25,7 @@ class Channel(UnitKind):
     plural = "channels"
     needs = ("head", "neuron")
     # Channels are cut before heads and neurons. A module that loses all its units is replaced by the bias of its last
-    # layer, and that bias has to have lost its channels by then.
+    # layer. This bias must have lost its channels by then.
     order = -1
     crosses = True
     found_by = "the graph"
@@ -34,10 +34,10 @@ class Channel(UnitKind):
         """Finds the residual streams that connect the modules found so far.
 
         Args:
-            search: The model and the sites so far. The hidden features of its neuron sites are not taken for a stream.
+            search: The model and the sites so far. The features of neuron sites are not taken for a stream.
 
         Returns:
-            The streams, each as one site.
+            One site for each stream.
 
         Raises:
             ModelError: No stream can be pruned exactly.

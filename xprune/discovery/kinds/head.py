@@ -1,4 +1,4 @@
-"""The unit kind "head": heads of attentions, known by adapters or proposed by structure and proved."""
+"""The unit kind "head": the heads of attentions. Adapters know them, or they are proposed by structure and proved."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from xprune.discovery.candidates import HEADS, KV_HEADS, Structure, heads_of, si
 
 
 class Head(UnitKind):
-    """Attention heads: parallel parts of an attention, whose results its last layer joins.
+    """Attention heads: parallel parts of an attention. The last layer of the attention joins their results.
 
     Example:
         >>> import torch
@@ -36,10 +36,11 @@ class Head(UnitKind):
             search: The model and the sites that adapters know.
 
         Returns:
-            The sites that were proved, the attentions without a site with the reason, and both kinds of attention as
-            closed modules: later unit kinds do not look inside them.
+            The sites that were proved, and the reason for each attention without a site. All these attentions, and the
+            sites of adapters, are in `closed`: later unit kinds do not look inside them.
         """
-        # The proof needs modules that `xprune.load` does not need. Importing them here keeps loading light.
+        # The proof needs modules that `xprune.load` does not need. They are imported here, so that loading a model
+        # stays fast.
         from xprune.discovery.by_structure import sites_by_structure
 
         sites, left = sites_by_structure(search.model, search.example_inputs, search.sites, AttentionStructure())
@@ -48,7 +49,7 @@ class Head(UnitKind):
 
 
 class AttentionStructure(Structure):
-    """An attention as its structure shows it: a module with a number of heads among its attributes and linear layers.
+    """The rules for an attention of an unknown class: it has an attribute for the number of heads, and linear layers.
 
     Example:
         >>> from torch import nn
@@ -70,11 +71,14 @@ class AttentionStructure(Structure):
         return heads_of(module) is not None and any(isinstance(part, nn.Linear) for part in module.modules())
 
     def sizes(self, module: nn.Module, features: int) -> list[int]:
-        """Returns the numbers of heads to try: groups of heads with common keys first, see Structure.sizes."""
+        """Returns the numbers of units to assume. See Structure.sizes.
+
+        If several query heads share key and value heads, the number of key and value heads comes first.
+        """
         return sizes_of(module)
 
     def too_few(self, module: nn.Module, layers: int) -> str:
-        """Says that gates cannot reach the heads, see Structure.too_few."""
+        """Returns the reason that gates cannot reach the heads. See Structure.too_few."""
         return (
             f"it has {heads_of(module)} heads, but its forward calls {layers} of its linear layers as modules. A gate "
             "is a hook on such a call, so the heads cannot be gated. Write an adapter with a gated class, see "
@@ -82,19 +86,19 @@ class AttentionStructure(Structure):
         )
 
     def only_one(self) -> str:
-        """Says that there is no head to spare, see Structure.only_one."""
-        return "it has a single head, which is the whole attention, so there is nothing to choose from."
+        """Returns the reason that a single head cannot be removed. See Structure.only_one."""
+        return "it has a single head, which is the whole attention, so no head can be removed."
 
     def plausible(self, features: int, produced: Sequence[int]) -> bool:
-        """Returns True: keys and values may be narrower than the heads, so any widths are possible."""
+        """Returns True, since keys and values may have fewer features than the heads. See Structure.plausible."""
         return True
 
 
 def _closed_attention(model: nn.Module, path: str) -> Site:
-    """Returns a site of one unit for an attention that is left alone. With it, the graph does not look inside.
+    """Returns a site with one unit for an attention that is left alone, so that the graph does not look inside.
 
-    The graph needs to know two things: the first layer, which reads the stream, and the last layer with as many
-    output features as the first one reads, which writes to it.
+    The graph needs to know two layers. The first layer of the attention reads the stream. The layer that writes to the
+    stream is the last one with as many output features as the first layer has input features.
     """
     layers = {n: part for n, part in model.get_submodule(path).named_modules() if isinstance(part, nn.Linear)}
     first = next(iter(layers))

@@ -1,4 +1,4 @@
-"""The unit kind "neuron": hidden features of MLPs, found in the dependency graph or proposed by structure."""
+"""The unit kind "neuron": the hidden features of MLPs. The dependency graph or the structure of modules shows them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,16 +29,16 @@ class Neuron(UnitKind):
     found_by = "the graph, or proof"
 
     def find(self, search: Search) -> Found:
-        """Finds neurons outside the modules that adapters and heads have taken.
+        """Finds neurons outside of the modules that already have sites of adapters or of heads.
 
-        The dependency graph comes first. Modules that it does not explain are then tried by structure, for example an
-        MLP whose first layer makes gate and value in one weight.
+        First, neurons are looked for in the dependency graph. Then modules without a site are tried by their structure,
+        for example an MLP whose first layer computes gate and value with one weight.
 
         Args:
-            search: The model, the sites so far, and the modules not to look into.
+            search: The model, the sites so far, and the modules inside which nothing is looked for.
 
         Returns:
-            The sites, and the reason for each MLP or layer that gives none.
+            The sites, and the reason for each MLP or layer that gives no site.
         """
         # This imports torch-pruning, which `xprune.load` does not need.
         from xprune.discovery.by_structure import sites_by_structure
@@ -50,7 +50,7 @@ class Neuron(UnitKind):
         try:
             in_graph, graph_left = neuron_sites(model, inputs, search.closed)
         except CannotTraceError as reason:
-            # The model runs, it only cannot be traced. Sites from adapters and by structure need no trace.
+            # The model runs, but it cannot be traced. Sites of adapters and sites found by structure need no trace.
             graph_left = {type(model).__name__: str(reason)}
         from_graph = {site.name: site for site in in_graph}
         by_structure, structure_left = sites_by_structure(model, inputs, {**search.sites, **from_graph}, MlpStructure())
@@ -61,7 +61,7 @@ class Neuron(UnitKind):
 
 
 class MlpStructure(Structure):
-    """An MLP as its structure shows it: a module without heads that has two or more linear layers.
+    """The rules for an MLP of an unknown class: it has two or more linear layers, and no attribute for heads.
 
     Example:
         >>> from torch import nn
@@ -82,23 +82,26 @@ class MlpStructure(Structure):
         return heads_of(module) is None and len(linears_of(module)) > 1
 
     def sizes(self, module: nn.Module, features: int) -> list[int]:
-        """Returns one size: each feature that the last layer reads is a neuron, see Structure.sizes."""
+        """Returns [features], since each input feature of the last layer is a neuron. See Structure.sizes."""
         return [features]
 
     def too_few(self, module: nn.Module, layers: int) -> str:
-        """Returns "": a module that calls fewer than two linear layers is not an MLP, see Structure.too_few."""
+        """Returns "", since a module that calls fewer than two linear layers is not an MLP. See Structure.too_few."""
         return ""
 
     def only_one(self) -> str:
-        """Returns "": a single hidden feature needs no explanation, see Structure.only_one."""
+        """Returns "", since a single hidden feature needs no reason. See Structure.only_one."""
         return ""
 
     def plausible(self, features: int, produced: Sequence[int]) -> bool:
-        """Returns True if a layer makes `features` features or a multiple of them, see Structure.plausible."""
+        """Returns True if the number of output features of a layer is a multiple of `features`.
+
+        See Structure.plausible.
+        """
         return any(rows % features == 0 for rows in produced)
 
 
 def _is_explained(path: str, found: Mapping[str, Site], left: Mapping[str, str]) -> bool:
-    """Returns True for a layer that belongs to a site, or lies in a module that already has a reason."""
+    """Returns True for a layer that belongs to a site, or whose module has a reason for having no site. Else False."""
     in_site = any(path in site.consumers or path in site.modules for site in found.values())
     return in_site or any(path == other or path.startswith(f"{other}.") for other in left)
