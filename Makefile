@@ -22,7 +22,8 @@ INSTALLED := $(VENV)/.installed
 MINIMUM := .venv-minimum
 
 # One thread a worker: tiny operations on several threads slow each other down many times over.
-PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable
+# worksteal gives each worker whole files, as far as it can: what the tests of a file share is made once.
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-minimum coverage lint bench docs package clean

@@ -1,4 +1,11 @@
-"""Speed of each stage on a DeiT-Ti and a DeiT-S. `make bench` runs it; pytest-benchmark compares runs."""
+"""Measures the speed of each stage of pruning, on a DeiT-Ti and a DeiT-S.
+
+    make bench
+    make bench ARGS="--benchmark-autosave --benchmark-compare"      compares with the last saved measurement
+
+The stages are: finding sites, measuring costs, scoring with each criterion, each selection, removing units, proving
+the result, saving and loading. pytest-benchmark prints the table. Nothing is written to docs/results.
+"""
 
 import pytest
 import timm
@@ -50,10 +57,11 @@ def test_select(benchmark, model, sites, x, selection):
 @pytest.mark.parametrize("criterion", xprune.CRITERIA)
 def test_score(benchmark, model, sites, x, criterion):
     loader = [(x, torch.tensor([0, 1]))]
+    # Learned criteria take seconds, so the number of rounds is fixed.
     benchmark.pedantic(xprune.score, (model, sites, loader, criterion), rounds=3, warmup_rounds=1)
 
 
-def test_carve(benchmark, model, plan):
+def test_remove_units(benchmark, model, plan):
     benchmark(lambda: remove_units(shared_copy(model), plan, ADAPTERS))
 
 

@@ -1,8 +1,10 @@
-"""Residual channels: what pruning them too is worth, at the same MACs, on the same terms.
+"""Compares pruning with and without residual channels, at the same MACs.
 
-    python -m benchmarks.channels cifar10-vit --data DIR
+    python -m benchmarks.channels cifar10-swin --data DIR
 
-Each criterion with heads and neurons alone and with channels too, the same fine-tuning, every cell kept as it ends.
+Each criterion prunes the same dense models twice: only heads and neurons, then also the channels of the residual
+stream. Data, budget and fine-tuning are the same. The result is docs/results/channels-NAME/without and .../with, each
+with comparison.json and table.md. Each cell of the table is written when it is done, so a stopped benchmark continues.
 """
 
 import itertools
@@ -21,17 +23,19 @@ from benchmarks.workloads import LIMITS, WORKLOADS, dense, first, splits
 
 UNITS = {"without": ("head", "neuron"), "with": ("head", "neuron", "channel")}
 BUDGETS = (xprune.Budget(macs=0.3),)
+# Two grids: the quick criteria are done, with and without channels, before the slow one starts.
 CRITERIA = ({"magnitude": "magnitude", "taylor": "taylor", "random": "random"}, {"xpruner": "xpruner"})
 
 
 def main(
     name: Annotated[str, typer.Argument(help=", ".join(WORKLOADS))],
-    data: Annotated[Path | None, typer.Option(help="folder with the packed images")] = None,
-    cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
-    seed: Annotated[list[int] | None, typer.Option(help="repeatable, default 0, 1, 2")] = None,
+    data: Annotated[Path | None, typer.Option(help="folder with the packed images; digits need none")] = None,
+    cache: Annotated[Path, typer.Option(help="folder for the weights of dense models")] = Path("dense"),
+    seed: Annotated[list[int] | None, typer.Option(help="can be repeated; default: 0, 1 and 2")] = None,
 ) -> None:
-    """Runs the cells that are not there yet, with and without channels in turn, and writes a table of each."""
-    torch.set_num_threads(1)  # tiny operations on several threads slow each other down
+    """Runs the cells that are missing, with and without channels in turn, and writes both tables."""
+    # The models are tiny. With several threads, the threads spend their time waiting for each other.
+    torch.set_num_threads(1)
     workload, folder = WORKLOADS[name], RESULTS / f"channels-{name}"
     settings = {"workload": name, "dense": asdict(workload.dense), "limits": LIMITS.get(workload.data)}
     for criteria, kind in itertools.product(CRITERIA, UNITS):
@@ -43,7 +47,7 @@ def main(
 
 
 def _case(name: str, data: Path | None, cache: Path, units: Sequence[str], seed: int) -> xprune.Case:
-    """A seed's dense model and batches, with units of these kinds to prune."""
+    """Returns the dense model and the batches of a seed, to prune units of these kinds."""
     workload = WORKLOADS[name]
     found, model = splits(workload, data, seed), dense(name, data, seed, cache)
     loaders = found.train, found.test

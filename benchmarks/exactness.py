@@ -1,9 +1,13 @@
-"""Exactness: the pruned model against the gated dense one, on every architecture, at its real size.
+"""Checks that pruned models equal their gated dense models, on 27 timm architectures at real size.
 
     python -m benchmarks.exactness [--seeds 20] [--only swin]
 
-Weights are random and perturbed, so that nothing is zero-initialised away. Plans are random, different at every site,
-from all units to one, and with whole attentions and MLPs gone. Float32, eval mode, two rows.
+Each model is pruned with random plans. Sites keep different numbers of units, from one to all but one, and some plans
+remove whole attentions and MLPs. The outputs of the pruned model are compared with the outputs of the dense model
+whose gates are 0 on the removed units. The goal: each output differs by at most 1e-4 of its own size.
+
+Weights are random, with noise on every parameter: a layer that starts at zero would hide mistakes before it. Float32,
+eval mode, two images. The result is docs/results/exactness.json, or exactness-ONLY.json if --only is given.
 """
 
 from collections.abc import Callable
@@ -37,7 +41,8 @@ NAMES = (
     "deit3_base_patch16_224",
     "vit_small_patch16_18x2_224",
     "vit_base_patch16_clip_224",
-    "vit_base_patch16_siglip_224",  # pools by an attention that is left alone
+    # This model pools its tokens with an attention that is left alone.
+    "vit_base_patch16_siglip_224",
     "vit_small_patch14_reg4_dinov2",
     "vit_base_patch14_reg4_dinov2",
     "swin_tiny_patch4_window7_224",
@@ -57,7 +62,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def models() -> dict[str, Callable[[], nn.Module]]:
-    """Builders of dense models by title."""
+    """Returns a function that builds the dense model, for each title."""
     every = {**{name: (name, _smaller(name)) for name in NAMES}, **VARIANTS}
     return {
         title: lambda name=name, args=args: timm.create_model(name, **args) for title, (name, args) in every.items()
@@ -65,12 +70,18 @@ def models() -> dict[str, Callable[[], nn.Module]]:
 
 
 def _smaller(name: str) -> dict[str, Any]:
-    return {"img_size": 224} if "dinov2" in name else {}  # 518 otherwise: 5 times the tokens, the same weights
+    """Returns timm's arguments that make images smaller, where the model's own images are large."""
+    # DINOv2 takes images of 518 x 518. They have 5 times the tokens of 224 x 224, for the same weights.
+    return {"img_size": 224} if "dinov2" in name else {}
 
 
 @torch.no_grad()
 def measure(title: str, build: Callable[[], nn.Module], seeds: int) -> dict[str, Any]:
-    """One row: the largest error over all plans, beside what is allowed and how far the gates moved the output."""
+    """Measures one model and returns its row of the table.
+
+    The row holds the largest absolute and relative error over all plans. It also holds the least that the gates changed
+    the output: if they changed nothing, equal outputs would prove nothing.
+    """
     torch.manual_seed(0)
     model = perturb(build())
     x = torch.randn(2, *model.pretrained_cfg["input_size"])
@@ -99,17 +110,20 @@ def measure(title: str, build: Callable[[], nn.Module], seeds: int) -> dict[str,
     return row
 
 
-def main(seeds: int = 20, only: Annotated[str, typer.Option(help="part of a title")] = "") -> None:
-    """Measures every architecture and records the table."""
+def main(
+    seeds: Annotated[int, typer.Option(help="random plans for each model")] = 20,
+    only: Annotated[str, typer.Option(help="only models whose title contains this text")] = "",
+) -> None:
+    """Checks every architecture and records the table. Ends with an error if a model is not exact."""
     rows = []
     for title, build in models().items():
         if only in title:
             rows.append(measure(title, build, seeds))
             print(rows[-1], flush=True)
-    about = f"max |gated - pruned| over {seeds} random plans; allowed: {TOLERANCE} x max |output|"
+    about = f"largest |gated - pruned| over {seeds} random plans. Allowed: {TOLERANCE} of the size of each output"
     record("exactness" + (f"-{only}" if only else ""), rows, about, seeds=seeds, tolerance=TOLERANCE, batch=2)
     if not all(row["exact"] for row in rows):
-        raise SystemExit("not exact: " + ", ".join(row["model"] for row in rows if not row["exact"]))
+        raise SystemExit("These models are not exact: " + ", ".join(row["model"] for row in rows if not row["exact"]))
 
 
 if __name__ == "__main__":

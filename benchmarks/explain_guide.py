@@ -1,9 +1,11 @@
-"""The run behind docs/explain.md: its pictures and figures.
+"""Makes the pictures and figures of docs/explain.md.
 
     python -m benchmarks.explain_guide [--cache DIR]
 
-The digits ViT of the proofs, seed 0, pruned to 30 % of its MACs by the masks of X-Pruner and fine-tuned by the proofs'
-recipe. Curves are of test images. Writes docs/explain/*.png, with a picture of the report as a browser shows it.
+The digits ViT of `benchmarks.proof`, seed 0, is pruned to 30 % of its MACs with the masks of X-Pruner and fine-tuned.
+Then the class-wise scores of three criteria are measured on test images: what a class loses when the units that it
+needs most are removed. The result is docs/explain/*.png, with a picture of the report in a browser, and
+docs/results/explain-guide.json.
 """
 
 import shutil
@@ -24,11 +26,12 @@ from xprune.explain import Faithfulness, agreement, faithfulness
 NAME, SEED, BUDGET = "digits-vit", 0, xprune.Budget(macs=0.3)
 OTHERS = ("taylor", "captum:IntegratedGradients")
 FOLDER = RESULTS.parent / "explain"
+# Kind of plot -> width and height in inches.
 PLOTS = {"units": (6.4, 3.4), "classes": (6.8, 3.4), "accuracy": (6.4, 3.0)}
 
 
-def main(cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense")) -> None:
-    """Prunes, measures and draws."""
+def main(cache: Annotated[Path, typer.Option(help="folder for the weights of dense models")] = Path("dense")) -> None:
+    """Prunes the model, measures the explanations, draws the pictures and records the figures."""
     torch.set_num_threads(1)
     workload, data, model = WORKLOADS[NAME], splits(WORKLOADS[NAME], None, SEED), dense(NAME, None, SEED, cache)
     result = xprune.Pruner(model, "xpruner", BUDGET, finetune=workload.tune, seed=SEED).run(data.train, data.test)
@@ -50,12 +53,19 @@ def main(cache: Annotated[Path, typer.Option(help="where dense weights are kept"
         ranks = torch.tensor(list(agreement(scores[name], result.scores, "contrast").values())).nanmean()
         row = {"criterion": name, "deletion gap": found.gap, "insertion gap": found.insertion_gap}
         rows.append(row | {"chance": found.chance[0].gap, "rank correlation with xpruner": float(ranks)})
-    record("explain-guide", rows, "the curves of docs/explain.md, order of contrast", budget=BUDGET.macs, seed=SEED)
+    record(
+        "explain-guide",
+        rows,
+        "deletion and insertion on test images, units in order of contrast, for docs/explain.md",
+        budget=BUDGET.macs,
+        seed=SEED,
+    )
     with tempfile.TemporaryDirectory() as folder:
         _photograph(result.report(Path(folder) / "report.html", faithfulness=curves))
 
 
 def _photograph(page: Path) -> None:
+    """Saves a picture of the report in headless Chromium, after all its charts are drawn."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1100, "height": 1500})

@@ -1,6 +1,8 @@
-"""A second peer: NVIDIA ModelOpt's FastNAS, which searches widths of MLPs and leaves heads alone.
+"""Runs NVIDIA ModelOpt's FastNAS as a second library to compare with in `benchmarks.proof`.
 
-It needs an environment of its own: pip install nvidia-modelopt torchprofile==0.0.4 requests omegaconf nvidia-ml-py
+FastNAS searches the number of neurons of each MLP. It removes no heads. Install it in a separate environment:
+
+    pip install nvidia-modelopt torchprofile==0.0.4 requests omegaconf nvidia-ml-py
 """
 
 import copy
@@ -18,15 +20,16 @@ BATCHES = 5
 
 
 def fastnas_peers() -> dict[str, Peer]:
-    """The peer under its name, or nothing where ModelOpt is not installed."""
+    """Returns the pruner under its name in the table, or nothing if ModelOpt is not installed."""
     return {"ModelOpt FastNAS, MLPs": _prune} if find_spec("modelopt") else {}
 
 
 def _prune(case: Case, budget: xprune.Budget, seed: int) -> nn.Module:
-    """Searched by accuracy on training batches, at the cost that leaves the MACs asked.
+    """Prunes with FastNAS, which chooses by accuracy on training batches. The result costs at most the budget.
 
-    It counts FLOPs, twice the MACs, and leaves out fused attention, which it does not prune: what has to go is the
-    same by either count.
+    FastNAS counts FLOPs, which are twice the MACs, and it does not count fused attention. Since it does not prune
+    attention either, the cost to remove is the same in both counts. So the limit is the dense model's FLOPs in its
+    count, minus twice the MACs to remove.
     """
     import modelopt.torch.prune as mtp
     from modelopt.torch.nas.utils import inference_flops
@@ -34,7 +37,7 @@ def _prune(case: Case, budget: xprune.Budget, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     few: list[Any] = [batch for _, batch in zip(range(BATCHES), case.train, strict=False)]
     model, example = copy.deepcopy(case.model), few[0][0][:1]
-    gone = (1 - (budget.macs or 1.0)) * xprune.count_macs(case.model, example)
+    removed_macs = (1 - (budget.macs or 1.0)) * xprune.count_macs(case.model, example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = {
@@ -44,8 +47,8 @@ def _prune(case: Case, budget: xprune.Budget, seed: int) -> nn.Module:
             "checkpoint": None,
             "verbose": False,
         }
-        limit = {"flops": inference_flops(model, example, unit=1) - 2 * gone}
+        limit = {"flops": inference_flops(model, example, unit=1) - 2 * removed_macs}
         found, _ = mtp.prune(model, mode="fastnas", constraints=limit, dummy_input=example, config=config)
     if xprune.count_macs(found, example) > (budget.macs or 1.0) * xprune.count_macs(case.model, example):
-        raise RuntimeError(f"FastNAS: what it found costs more than {budget}.")
+        raise RuntimeError(f"FastNAS found a model that costs more than {budget}.")
     return found

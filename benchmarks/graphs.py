@@ -1,10 +1,13 @@
-"""Graph attentions: dense against pruned at half of the MACs, edges counted, every criterion, five seeds.
+"""Compares criteria on graph attentions at half of the MACs, with the dense model and with random scores.
 
     python -m benchmarks.graphs --data DIR [--name cora-gat]
 
-Each seed has a dense model of its own, trained with early stopping on validation. Cora has its public split; MUTAG is
-split by chance, anew for each seed, into 128 graphs to train on, 20 to validate on and 40 to test on. Test nodes and
-graphs train nothing and choose nothing.
+DIR holds cora.npz and mutag.npz. The MACs include the work for each edge. The result is docs/results/graphs-NAME, with
+comparison.json and table.md. Each cell of the table is written when it is done, so a stopped benchmark continues.
+
+There are five seeds. Each seed trains its own dense model, with early stopping on the validation data. Cora has its
+public split. MUTAG is split at random for each seed: 128 graphs for training, 20 for validation and 40 for the test.
+Test nodes and test graphs are only measured. Nothing is trained or chosen with them.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,7 +32,10 @@ SEEDS = (0, 1, 2, 3, 4)
 
 
 class Gat(nn.Module):
-    """Two GAT layers of 8 heads, joined and then averaged, with the settings of Velickovic et al. (ICLR 2018)."""
+    """Two GAT layers of 8 heads, with the settings of Velickovic et al. (ICLR 2018).
+
+    The first layer concatenates its heads. The second layer averages them.
+    """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
@@ -37,36 +43,44 @@ class Gat(nn.Module):
         self.second = GATConv(64, classes, heads=8, concat=False, dropout=0.6)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """Logits (nodes, classes)."""
+        """Returns logits (nodes, classes)."""
         x = F.elu(self.first(F.dropout(x, 0.6, self.training), edge_index))
         return self.second(F.dropout(x, 0.6, self.training), edge_index)
 
 
 class Block(nn.Module):
-    """A transformer block over a graph: attention along edges, then an MLP."""
+    """A transformer block over a graph: attention between connected nodes, then an MLP."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, hidden_size: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attend, self.join = TransformerConv(width, width // heads, heads, dropout=0.3), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.5), nn.Linear(4 * width, width))
+        self.norm1, self.norm2 = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.attend, self.join = (
+            TransformerConv(hidden_size, hidden_size // heads, heads, dropout=0.3),
+            nn.Linear(hidden_size, hidden_size),
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Dropout(0.5), nn.Linear(4 * hidden_size, hidden_size)
+        )
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """(nodes, width) to the same."""
+        """Maps (nodes, hidden_size) to the same shape."""
         x = x + F.dropout(self.join(self.attend(self.norm1(x), edge_index)), 0.5, self.training)
         return x + F.dropout(self.mlp(self.norm2(x)), 0.5, self.training)
 
 
 class GraphTransformer(nn.Module):
-    """Three blocks between an embedding and a head; graphs, where there are several, are means over their nodes."""
+    """Three transformer blocks between an embedding and a classifier.
 
-    def __init__(self, features: int, classes: int, width: int = 64) -> None:
+    With `batch`, the model classifies graphs: the features of a graph are the mean over its nodes.
+    """
+
+    def __init__(self, features: int, classes: int, hidden_size: int = 64) -> None:
         super().__init__()
-        self.embed, self.head = nn.Linear(features, width), nn.Linear(width, classes)
-        self.blocks = nn.ModuleList(Block(width, 8) for _ in range(3))
+        self.embed, self.head = nn.Linear(features, hidden_size), nn.Linear(hidden_size, classes)
+        self.blocks = nn.ModuleList(Block(hidden_size, 8) for _ in range(3))
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor | None = None) -> Tensor:
-        """Logits (nodes, classes), or (graphs, classes) where `batch` says the graph of each node."""
+        """Returns logits (nodes, classes), or (graphs, classes) if `batch` gives the graph of each node."""
         x = self.embed(F.dropout(x, 0.5, self.training) if batch is None else x)
         for block in self.blocks:
             x = block(x, edge_index)
@@ -75,7 +89,7 @@ class GraphTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class Splits:
-    """Loaders of one seed."""
+    """The training, validation and test batches of one seed."""
 
     train: Iterable[Any]
     val: Iterable[Any]
@@ -83,7 +97,7 @@ class Splits:
 
 
 def cora(data: Path, seed: int) -> Splits:
-    """Cora, its public split, features normalised by row."""
+    """Returns Cora with its public split. The features of each node add up to 1."""
     pack = np.load(data / "cora.npz")
     ends, words = pack["x_indptr"], pack["x_indices"]
     x = torch.zeros(len(pack["y"]), pack["num_features"].item())
@@ -96,12 +110,13 @@ def cora(data: Path, seed: int) -> Splits:
 
 
 def mutag(data: Path, seed: int) -> Splits:
-    """MUTAG, split by chance."""
+    """Returns MUTAG with a random split of its graphs."""
     pack = dict(np.load(data / "mutag.npz"))
     graphs = []
     for index, label in enumerate(pack["y"]):
         (a, b), (c, d) = pack["node_ptr"][index : index + 2], pack["edge_ptr"][index : index + 2]
-        x = F.one_hot(torch.from_numpy(pack["x"][a:b]).long(), 7).float()  # kinds of atoms
+        # A node is an atom of one of 7 elements.
+        x = F.one_hot(torch.from_numpy(pack["x"][a:b]).long(), 7).float()
         edges = torch.from_numpy(pack["edge_index"][:, c:d]).long()
         graphs.append(Data(x=x, edge_index=edges, y=torch.tensor([int(label)])))
     order = torch.randperm(len(graphs), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -112,7 +127,18 @@ def mutag(data: Path, seed: int) -> Splits:
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, its data, its task, and how it is trained: passes at most and without improvement, rates."""
+    """A model, its data, its task, and how it is trained.
+
+    Args:
+        splits: Returns the batches of a seed, from a folder.
+        build: Returns the model with random weights.
+        task: The task.
+        passes: Most passes over the training data.
+        patience: Training stops after so many passes without a lower validation loss.
+        lr: Learning rate of the dense model.
+        decay: Weight decay of the dense model.
+        tune: Fine-tuning after pruning, also of the dense model.
+    """
 
     splits: Callable[[Path, int], Splits]
     build: Callable[[], nn.Module]
@@ -139,10 +165,11 @@ WORKLOADS = {
 
 
 def dense(workload: Workload, splits: Splits, seed: int) -> nn.Module:
-    """Trains with early stopping on the loss of the validation split."""
+    """Trains a dense model and returns it with the weights of the lowest validation loss."""
     torch.manual_seed(seed)
     model, task = workload.build(), workload.task
     optimizer = torch.optim.AdamW(model.parameters(), workload.lr, weight_decay=workload.decay)
+    # The paper of GAT uses Adam, whose weight decay is an L2 penalty.
     if isinstance(model, Gat):
         optimizer = torch.optim.Adam(model.parameters(), workload.lr, weight_decay=workload.decay)
     best, kept, waited = float("inf"), model.state_dict(), 0
@@ -165,9 +192,10 @@ def dense(workload: Workload, splits: Splits, seed: int) -> nn.Module:
 
 def main(
     data: Annotated[Path, typer.Option(help="folder with cora.npz and mutag.npz")],
-    name: Annotated[list[str] | None, typer.Option(help="workloads; all where not given")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="a workload, can be repeated; default: all")] = None,
 ) -> None:
-    """Runs the grids from where they stopped."""
+    """Runs the cells that are missing and writes a table for each workload."""
+    # The models are tiny. With several threads, the threads spend their time waiting for each other.
     torch.set_num_threads(1)
     fast = {"random": "random", "magnitude": "magnitude", "taylor": "taylor"}
     criteria = {**fast, "integrated gradients": "captum:IntegratedGradients", "xpruner": "xpruner,steps=150"}

@@ -1,4 +1,7 @@
-"""One model of each Hugging Face family that the package prunes, with random weights: nothing is downloaded."""
+"""Small models of the Hugging Face families that xprune prunes, for the tests and for `benchmarks.prunability`.
+
+All weights are random. Nothing is downloaded.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +13,30 @@ TOKENS, CLASSES = 96, 5
 
 
 def _images(size: int) -> dict[str, Any]:
+    """Returns two random images of this height and width."""
     return {"pixel_values": torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))}
 
 
 def _text(mask: bool = True) -> dict[str, Any]:
-    """Two rows of tokens, the second shorter."""
+    """Returns two samples of 12 random tokens. With a mask, the second sample has only 8 tokens."""
     ids = torch.randint(4, TOKENS, (2, 12), generator=torch.Generator().manual_seed(0))
-    rows = torch.tensor([12, 8])
-    return {"input_ids": ids} | ({"attention_mask": (torch.arange(12) < rows[:, None]).long()} if mask else {})
+    lengths = torch.tensor([12, 8])
+    return {"input_ids": ids} | ({"attention_mask": (torch.arange(12) < lengths[:, None]).long()} if mask else {})
 
 
-def _made(model: str, config: str, inputs: Callable[[], Any], **fields: Any) -> Callable[[], tuple[nn.Module, Any]]:
-    """A builder of (model, example inputs) from names of classes in transformers and the fields of the config."""
+def _builder(model: str, config: str, inputs: Callable[[], Any], **fields: Any) -> Callable[[], tuple[nn.Module, Any]]:
+    """Returns a function that builds (model, example inputs).
+
+    Args:
+        model: Name of the model class in transformers.
+        config: Name of its config class.
+        inputs: Returns the example inputs.
+        fields: Fields of the config.
+    """
 
     def build() -> tuple[nn.Module, Any]:
-        import transformers  # optional
+        # transformers is an optional dependency.
+        import transformers
 
         torch.manual_seed(0)
         return getattr(transformers, model)(getattr(transformers, config)(**fields)).eval(), inputs()
@@ -52,13 +64,14 @@ def _images_32() -> dict[str, Any]:
 
 
 def _causal(family: str, config: str = "", **fields: Any) -> Callable[[], tuple[nn.Module, Any]]:
-    return _made(f"{family}ForCausalLM", config or f"{family}Config", _text, **{**_GROUPED, **fields})
+    """Returns a function that builds a language model of this family, with 2 key-value heads for 4 query heads."""
+    return _builder(f"{family}ForCausalLM", config or f"{family}Config", _text, **{**_GROUPED, **fields})
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "hf vit": _made("ViTForImageClassification", "ViTConfig", _images_32, **_VIT),
-    "hf deit": _made("DeiTForImageClassification", "DeiTConfig", _images_32, **_VIT),
-    "hf swin": _made(
+    "hf vit": _builder("ViTForImageClassification", "ViTConfig", _images_32, **_VIT),
+    "hf deit": _builder("DeiTForImageClassification", "DeiTConfig", _images_32, **_VIT),
+    "hf swin": _builder(
         "SwinForImageClassification",
         "SwinConfig",
         lambda: _images(64),
@@ -70,13 +83,17 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         window_size=4,
         num_labels=CLASSES,
     ),
-    "hf dinov2": _made("Dinov2ForImageClassification", "Dinov2Config", _images_32, **_DINO),
-    "hf dinov2 swiglu": _made("Dinov2ForImageClassification", "Dinov2Config", _images_32, **_DINO, use_swiglu_ffn=True),
-    "hf dinov2 registers": _made(
+    "hf dinov2": _builder("Dinov2ForImageClassification", "Dinov2Config", _images_32, **_DINO),
+    "hf dinov2 swiglu": _builder(
+        "Dinov2ForImageClassification", "Dinov2Config", _images_32, **_DINO, use_swiglu_ffn=True
+    ),
+    "hf dinov2 registers": _builder(
         "Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", _images_32, **_DINO
     ),
-    "hf beit": _made("BeitForImageClassification", "BeitConfig", _images_32, **_VIT, use_relative_position_bias=True),
-    "hf segformer": _made(
+    "hf beit": _builder(
+        "BeitForImageClassification", "BeitConfig", _images_32, **_VIT, use_relative_position_bias=True
+    ),
+    "hf segformer": _builder(
         "SegformerForImageClassification",
         "SegformerConfig",
         lambda: _images(64),
@@ -85,13 +102,13 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         num_attention_heads=[1, 2, 3, 4],
         mlp_ratios=[2, 2, 2, 2],
     ),
-    "hf clip vision": _made(
+    "hf clip vision": _builder(
         "CLIPVisionModel", "CLIPVisionConfig", _images_32, **{k: v for k, v in _VIT.items() if k != "num_labels"}
     ),
-    "hf clip text": _made("CLIPTextModel", "CLIPTextConfig", _text, **_TEXT, eos_token_id=2),
-    "hf bert": _made("BertForSequenceClassification", "BertConfig", _text, **_TEXT),
-    "hf roberta": _made("RobertaForSequenceClassification", "RobertaConfig", _text, **_TEXT, pad_token_id=0),
-    "hf distilbert": _made(
+    "hf clip text": _builder("CLIPTextModel", "CLIPTextConfig", _text, **_TEXT, eos_token_id=2),
+    "hf bert": _builder("BertForSequenceClassification", "BertConfig", _text, **_TEXT),
+    "hf roberta": _builder("RobertaForSequenceClassification", "RobertaConfig", _text, **_TEXT, pad_token_id=0),
+    "hf distilbert": _builder(
         "DistilBertForSequenceClassification",
         "DistilBertConfig",
         _text,
@@ -103,7 +120,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         max_position_embeddings=32,
         num_labels=CLASSES,
     ),
-    "hf gpt2": _made(
+    "hf gpt2": _builder(
         "GPT2LMHeadModel", "GPT2Config", _text, vocab_size=TOKENS, n_positions=32, n_embd=24, n_layer=2, n_head=3
     ),
     "hf llama": _causal("Llama"),
@@ -114,4 +131,4 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "hf gemma2": _causal("Gemma2", sliding_window=4, query_pre_attn_scalar=8),
     "hf gemma3": _causal("Gemma3", "Gemma3TextConfig", sliding_window=4, query_pre_attn_scalar=8),
 }
-"""Builder of (model, example inputs) by family, small enough for a CPU."""
+"""Name of a family -> a function that builds (model, example inputs), small enough for a CPU."""

@@ -1,4 +1,8 @@
-"""The other side of the proofs: torch-pruning's own pruner, heads and MLPs, attributes set by hand so that it runs."""
+"""Runs the pruner of torch-pruning, as another library to compare with in `benchmarks.proof`.
+
+It prunes heads and MLP neurons. It leaves some numbers of heads wrong, so this file corrects them. Without that, the
+pruned models do not run.
+"""
 
 import copy
 from collections.abc import Callable
@@ -12,8 +16,11 @@ from torch.nn import functional as F
 import xprune
 from xprune.comparison.grid import Case, Peer
 
+# Largest shares of heads to remove, in the order in which they are tried.
 CAPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# Steps of the search for the smallest ratio that meets the budget.
 HALVINGS = 8
+# Training batches from which gradients are taken.
 BATCHES = 20
 IMPORTANCES: dict[str, Callable[[], Any]] = {
     "taylor": tp.importance.GroupTaylorImportance,
@@ -22,7 +29,11 @@ IMPORTANCES: dict[str, Callable[[], Any]] = {
 
 
 def peers() -> dict[str, Peer]:
-    """torch-pruning with each importance, global over all layers, and global within isomorphic groups."""
+    """Returns torch-pruning's pruners under their names in the table.
+
+    Each importance is used twice: with one ranking of all layers ("global"), and with a ranking within each group of
+    layers of the same structure ("isomorphic").
+    """
     return {
         f"torch-pruning {name}, {how}": _peer(name, how == "isomorphic")
         for name in IMPORTANCES
@@ -31,13 +42,18 @@ def peers() -> dict[str, Peer]:
 
 
 def _peer(importance: str, isomorphic: bool) -> Peer:
-    def prune(case: Case, budget: xprune.Budget, seed: int) -> nn.Module:
-        """The least ratio that meets the MACs, the same for heads and neurons up to a cap on the ratio of heads.
+    """Returns the pruner with one importance."""
 
-        Ratios are all that the library takes. Where it selects every head of an attention it removes none of them, so
-        that large ratios cost more than small ones: the first cap under which the MACs are reached is taken. In one
-        step: from the second one on, its global ranking of heads stops with an UnboundLocalError wherever a step has
-        no head to remove.
+    def prune(case: Case, budget: xprune.Budget, seed: int) -> nn.Module:
+        """Prunes with the smallest ratio that meets the budget.
+
+        The library takes ratios of units and no budget, so the ratio is searched. It is the same for heads and
+        neurons, up to a cap on the ratio of heads. The cap is needed because the library removes no head of an
+        attention if it selects all of them. So large ratios can cost more than small ones. The first cap that allows
+        the budget is used.
+
+        All units are removed in one step. With more steps, the library's global ranking of heads raises an
+        UnboundLocalError from the second step on, if a step removes no head.
         """
         torch.manual_seed(seed)
         inputs = next(iter(case.train))[0][:2]
@@ -54,12 +70,13 @@ def _peer(importance: str, isomorphic: bool) -> Peer:
                     low = ratio
             if found is not None:
                 return found
-        raise RuntimeError(f"torch-pruning, {importance}: no ratio tried reaches {budget}.")
+        raise RuntimeError(f"torch-pruning, {importance}: no ratio that was tried reaches {budget}.")
 
     return prune
 
 
 def _gradients(case: Case) -> dict[str, Tensor]:
+    """Returns the gradient of each parameter, summed over the first training batches."""
     model = copy.deepcopy(case.model).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -77,6 +94,7 @@ def _pruned(
     isomorphic: bool,
     gradients: dict[str, Tensor],
 ) -> nn.Module:
+    """Returns a copy of the model, pruned at this ratio, with its numbers of heads corrected."""
     model = copy.deepcopy(model).eval()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(True)
@@ -84,7 +102,9 @@ def _pruned(
     attentions = {path: m for path, m in model.named_modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
     dense = {path: m.qkv.weight.detach().clone() for path, m in attentions.items()}
     targets = {m.qkv for m in attentions.values()} | {m.fc1 for m in model.modules() if hasattr(m, "fc1")}
+    # The residual stream and the embedding stay whole.
     others = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m not in targets]
+    # torch-pruning leaves these tables alone. `_correct_heads` cuts them.
     tables = [m.relative_position_bias_table for m in attentions.values() if _has_table(m)]
     pruner = tp.pruner.BasePruner(
         model,
@@ -102,24 +122,30 @@ def _pruned(
     )
     pruner.step()
     for path, weight in dense.items():
-        _fix(model.get_submodule(path), weight)
+        _correct_heads(model.get_submodule(path), weight)
     model.zero_grad(set_to_none=True)
     return model
 
 
 def _has_table(module: nn.Module) -> bool:
+    """Returns True if the attention has a table of relative position biases, as in Swin."""
     return getattr(module, "relative_position_bias_table", None) is not None
 
 
-def _fix(module: Any, dense: Tensor) -> None:
-    """Sets the counts that torch-pruning leaves, and cuts Swin's bias table to the heads that are still there.
+def _correct_heads(module: Any, dense: Tensor) -> None:
+    """Sets the number of heads of an attention after pruning, and cuts the bias table of Swin to the kept heads.
 
-    Counted on the weights: where it selects every head of an attention, it says 0 and leaves all of them there.
+    The heads are counted in the weights. If torch-pruning selects all heads of an attention, it keeps all of them, but
+    it sets their number to 0.
+
+    Args:
+        module: The pruned attention.
+        dense: The dense weight of its `qkv`. It shows which heads were kept.
     """
-    left = module.qkv.out_features // (len(dense) // module.num_heads)
+    heads = module.qkv.out_features // (len(dense) // module.num_heads)
     if _has_table(module):
         before = dense.view(3, module.num_heads, -1)[0]
-        after = module.qkv.weight.detach().view(3, left, -1)[0]
+        after = module.qkv.weight.detach().view(3, heads, -1)[0]
         kept = [next(h for h, row in enumerate(before) if torch.equal(row, wanted)) for wanted in after]
         module.relative_position_bias_table = nn.Parameter(module.relative_position_bias_table[:, kept].detach())
-    module.num_heads, module.attn_dim = left, module.qkv.out_features // 3
+    module.num_heads, module.attn_dim = heads, module.qkv.out_features // 3

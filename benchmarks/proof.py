@@ -1,9 +1,18 @@
-"""The proofs: every criterion and selection, dense, chance and other libraries, on the same terms, three seeds.
+"""Compares criteria, selections and other pruning libraries at the same MACs, with three seeds.
 
-python -m benchmarks.proof digits-vit
-python -m benchmarks.proof digits-vit --ablation       # settings of masks and thresholds, no fine-tuning
-python -m benchmarks.proof cifar10-vit --data DIR
-python -m benchmarks.proof cifar10-swin --data DIR --distilled      # fine-tuning that the dense model teaches
+    python -m benchmarks.proof digits-vit
+    python -m benchmarks.proof digits-vit --ablation
+    python -m benchmarks.proof cifar10-vit --data DIR
+    python -m benchmarks.proof cifar10-swin --data DIR --distilled
+
+Every method starts from the same dense models and gets the same data, budgets and fine-tuning. The dense model and
+random scores are in the table too. The figure is the accuracy on test images, before and after fine-tuning.
+
+--ablation changes one setting of the masks or of the learned thresholds at a time, without fine-tuning. --distilled
+fine-tunes with the labels and the outputs of the dense model, at half of the MACs.
+
+The result is docs/results/proof-NAME, ablation-NAME or distilled-NAME, with comparison.json, table.md and accuracy.png.
+Each cell of the table is written when it is done, so a stopped benchmark continues.
 """
 
 from collections.abc import Mapping
@@ -31,7 +40,7 @@ FAST: dict[str, Any] = {"random": "random", "magnitude": "magnitude", "taylor": 
 
 
 def grids(name: str) -> list[xprune.Grid]:
-    """What is run, in this order, each over all seeds before the next."""
+    """Returns the comparisons of a workload. They run in this order, and each runs all seeds before the next starts."""
     tune = WORKLOADS[name].tune
 
     def grid(criteria: Mapping[str, Any], selections: Mapping[str, Any], *shares: float, **more: Any) -> xprune.Grid:
@@ -46,6 +55,7 @@ def grids(name: str) -> list[xprune.Grid]:
             *(grid(criteria, LEARNED, share) for share in shares),
             grid({}, {}, 0.5, peers=fastnas_peers()),
         ]
+    # The larger data sets get fewer cells, so that two CPU cores can run them.
     criteria = {**FAST, "integrated gradients": IntegratedGradients(batches=10), "xpruner": "xpruner"}
     theirs = {label: peer for label, peer in peers().items() if "isomorphic" in label}
     some = {label: criteria[label] for label in ("random", "taylor", "xpruner")}
@@ -58,7 +68,11 @@ def grids(name: str) -> list[xprune.Grid]:
 
 
 def ablations() -> list[xprune.Grid]:
-    """The paper's ablation: one setting away from ours at a time, plans of classes' rows, the slope of thresholds."""
+    """Returns comparisons in which one setting at a time differs from the default.
+
+    The settings are those of the masks of X-Pruner and the slope of learned thresholds. "rows alone" are masks of
+    classes without the mask that classes share. Their mean or maximum makes the plan.
+    """
     rows: dict[str, Any] = {"shared": 0.0, "aggregate": "mean"}
     masks = {
         "as they are": XPruner(),
@@ -80,7 +94,8 @@ def ablations() -> list[xprune.Grid]:
         f"learned, slope {a:g} to {b:g}": xprune.LearnedThresholds(weights="frozen", slope=(a, b))
         for a, b in ((5.0, 5.0), (10.0, 50.0), (50.0, 50.0), (200.0, 200.0))
     }
-    budgets = (xprune.Budget(macs=0.15),)  # milder ones part nothing on digits
+    # With a larger budget, all settings are equally good on digits.
+    budgets = (xprune.Budget(macs=0.15),)
     return [
         xprune.Grid(masks, {"global": "global"}, budgets, SEEDS, None),
         xprune.Grid({"taylor": "taylor"}, {"global": "global", **slopes}, budgets, SEEDS, None),
@@ -88,7 +103,7 @@ def ablations() -> list[xprune.Grid]:
 
 
 def distilled(name: str) -> list[xprune.Grid]:
-    """Half of the MACs, the same fine-tuning with the dense model's outputs beside the labels, for every side."""
+    """Returns a comparison at half of the MACs. All fine-tuning also learns from the outputs of the dense model."""
     tune, theirs = replace(WORKLOADS[name].tune, distill=0.9), peers()
     theirs = {label: peer for label, peer in theirs.items() if "isomorphic" in label}
     criteria, budgets = {**FAST, "xpruner": "xpruner"}, (xprune.Budget(macs=0.5),)
@@ -97,18 +112,24 @@ def distilled(name: str) -> list[xprune.Grid]:
 
 def main(
     name: Annotated[str, typer.Argument(help=", ".join(WORKLOADS))],
-    data: Annotated[Path | None, typer.Option(help="folder with the packed images")] = None,
-    cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
-    out: Annotated[Path | None, typer.Option(help="docs/results/proof-NAME where not given")] = None,
-    ablation: Annotated[bool, typer.Option(help="settings of masks and thresholds instead")] = False,
-    teach: Annotated[bool, typer.Option("--distilled", help="fine-tune by distillation, at half of the MACs")] = False,
+    data: Annotated[Path | None, typer.Option(help="folder with the packed images; digits need none")] = None,
+    cache: Annotated[Path, typer.Option(help="folder for the weights of dense models")] = Path("dense"),
+    out: Annotated[Path | None, typer.Option(help="folder for the result; default: docs/results/proof-NAME")] = None,
+    ablation: Annotated[
+        bool, typer.Option(help="compare settings of masks and thresholds, without fine-tuning")
+    ] = False,
+    teach: Annotated[
+        bool, typer.Option("--distilled", help="fine-tune with the outputs of the dense model, at half of the MACs")
+    ] = False,
 ) -> None:
-    """Trains what dense models are missing, runs the grids from where they stopped, and draws the picture."""
-    torch.set_num_threads(1)  # tiny operations on several threads slow each other down
-    what = "ablation" if ablation else "distilled" if teach else "proof"
-    workload, folder = WORKLOADS[name], out or RESULTS / f"{what}-{name}"
+    """Trains the dense models that are missing, runs the cells that are missing, and draws table and picture."""
+    # The models are tiny. With several threads, the threads spend their time waiting for each other.
+    torch.set_num_threads(1)
+    prefix = "ablation" if ablation else "distilled" if teach else "proof"
+    workload, folder = WORKLOADS[name], out or RESULTS / f"{prefix}-{name}"
 
     def case(seed: int) -> xprune.Case:
+        """Returns the dense model, batches and sites of a seed."""
         found = splits(workload, data, seed)
         model = dense(name, data, seed, cache)
         train, held_out = found.train, found.test
@@ -117,7 +138,8 @@ def main(
                 first(loader, n) for loader, n in zip((train, held_out), LIMITS[workload.data], strict=True)
             )
         inputs = next(iter(held_out))[0][:2]
-        stem = ["patch_embed.*"] if workload.data != "digits" else []  # of which not every side knows
+        # Not every library can prune the convolutional stem, so it is left out for all.
+        stem = ["patch_embed.*"] if workload.data != "digits" else []
         return xprune.Case(model, train, held_out, xprune.find_sites(model, inputs, exclude=stem))
 
     settings = {"workload": name, "dense": asdict(workload.dense), "limits": LIMITS.get(workload.data)}

@@ -1,15 +1,25 @@
-"""Prunability: one small model of each family, by xprune and by torch-pruning alone, each in a process of its own.
+"""Measures which models can be pruned exactly, with one or more models of each family.
 
-    python -m benchmarks.prunability [--only swin] [--seconds 120] [--gigabytes 8]
-    python -m benchmarks.prunability --table        the recorded result as a Markdown table
+    python -m benchmarks.prunability [--only swin] [--side channels] [--seconds 120] [--gigabytes 8]
+    python -m benchmarks.prunability --table        prints the recorded result as a Markdown table
 
-Random weights, perturbed, at the model's own image size, one image, random scores. The MACs asked are 0.5 of the dense
-model's, or midway between the least and 1 where 0.5 cannot be reached; both sides are asked for the same.
+Each model of `benchmarks/zoo.py` is pruned three times, and each time is one side of the table:
 
-xprune is exact where its pruned model equals the gated dense one; "channels" are residual channels alone, pruned by
-random plans, exact where the pruned model equals the dense one with those channels at zero and norms over the kept
-ones. torch-pruning: see `benchmarks/prunability_peer.py`. All within 1e-4 of the largest value. A side that fails,
-runs out of time or of memory is recorded as refused, with its reason.
+- xprune: heads and neurons, with random scores. Exact: the pruned model equals the gated dense model.
+- channels: residual channels, with random plans. Exact: the pruned model equals the dense model in which the removed
+  channels are zero and norms use the kept channels only.
+- torch-pruning: the pruner of torch-pruning, see `benchmarks/prunability_peer.py`.
+
+Equal means an error of at most 1e-4: of the size of each output for xprune, and of the largest absolute value, or of 1
+if that is larger, for torch-pruning.
+
+The budget is 0.5 of the dense MACs. If a model cannot be that small, the budget is midway between the least that it can
+cost and 1. xprune and torch-pruning get the same budget. Weights are random, with noise on every parameter. The input
+is one image of the model's own size.
+
+Each side runs in a separate process. A side that fails, or needs too much time or memory, is recorded as refused, with
+its reason. The result is docs/results/prunability.json and prunability.md. The goal: all models are exact or refused,
+and 95 % are exact.
 """
 
 import json
@@ -35,12 +45,13 @@ from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import TOLERANCE, compare
 from xprune.testing import perturb, random_plan
 
-PATH = RESULTS / "prunability.json"
+FILE = RESULTS / "prunability.json"
+# Random plans of residual channels for each model.
 PLANS = 3
 
 
 def by_xprune(model: nn.Module, inputs: Any, _asked: float) -> dict[str, Any]:
-    """What xprune makes of the heads and neurons of the model."""
+    """Prunes heads and neurons with xprune. Returns the sites, the budget, the MACs reached and the error."""
     sites = xprune.find_sites(model, inputs)
     least = measure_costs(model, sites, inputs).least(xprune.Budget(macs=0.5))
     asked = 0.5 if least < 0.5 else (1 + least) / 2
@@ -58,7 +69,7 @@ def by_xprune(model: nn.Module, inputs: Any, _asked: float) -> dict[str, Any]:
 
 
 def by_channels(model: nn.Module, inputs: Any, _asked: float) -> dict[str, Any]:
-    """What xprune makes of its residual channels: the largest error over random plans, and the MACs of the last."""
+    """Prunes residual channels with xprune. Returns the largest error over random plans, and the last one's MACs."""
     sites = [site for site in xprune.find_sites(model, inputs, units=("channel",)) if site.kind == "channel"]
     worst = 0.0
     for seed in range(PLANS):
@@ -75,11 +86,14 @@ SIDES: Mapping[str, Callable[[nn.Module, Any, float], dict[str, Any]]] = {
     "channels": by_channels,
     "torch-pruning": by_torch_pruning,
 }
-"""What each side makes of (model, example inputs, MACs asked): a row's sites, MACs asked and hit, and error."""
+"""Side -> a function of (model, example inputs, budget).
+
+It returns a part of a row: the sites, the budget ("asked"), the share of the MACs that is left ("hit") and the error.
+"""
 
 
 def run(name: str, side: str, seconds: int, gigabytes: int, asked: float) -> dict[str, Any]:
-    """One side of one model in a child process; its reason where it is refused."""
+    """Runs one side of one model in a child process. Returns its result, or the reason why it was refused."""
     command = [sys.executable, "-m", "benchmarks.prunability", "--child", name, "--side", side, "--asked", str(asked)]
     began, allowed = time.time(), gigabytes * 2**30
     try:
@@ -89,8 +103,10 @@ def run(name: str, side: str, seconds: int, gigabytes: int, asked: float) -> dic
             text=True,
             timeout=seconds,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # A side that needs too much memory fails alone, and the machine does not swap.
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed)),
         )
+        # The result is the last line, after what libraries may have printed.
         lines = done.stdout.strip().splitlines()
         found = json.loads(lines[-1]) if lines else {"refused": f"no result, exit {done.returncode}"}
     except subprocess.TimeoutExpired:
@@ -99,7 +115,7 @@ def run(name: str, side: str, seconds: int, gigabytes: int, asked: float) -> dic
 
 
 def child(name: str, side: str, asked: float) -> None:
-    """Prints the result of one side as a line of JSON."""
+    """Runs one side of one model and prints the result as a line of JSON. It is called in a separate process."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model, inputs = BUILDERS[name]()
@@ -112,7 +128,7 @@ def child(name: str, side: str, asked: float) -> None:
 
 
 def row(name: str, side: str, found: dict[str, Any]) -> dict[str, Any]:
-    """One row of the table."""
+    """Returns one row of the table from the result of a child process."""
     exact = "error" in found and found["error"] <= TOLERANCE
     return {
         "model": name,
@@ -129,15 +145,16 @@ def row(name: str, side: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table, all sides of a model on one line, after how many of each side are exact."""
+    """Returns the rows as a Markdown table with one line for each model. The totals of each side come first."""
 
     def cell(entry: dict[str, Any]) -> str:
+        """Returns the text of one cell: exact, wrong or refused."""
         if not entry["pruned"]:
             return f"refused: {entry['refused']}".replace("|", "/")
         return f"{'exact' if entry['exact'] else 'wrong'}, {entry['error']:.0e}, {entry['hit']:.3f} of MACs"
 
     sides = list(dict.fromkeys(entry["side"] for entry in rows))
-    lines = ["| model | asked | " + " | ".join(sides) + " |", "| --- " * (2 + len(sides)) + "|"]
+    lines = ["| model | budget | " + " | ".join(sides) + " |", "| --- " * (2 + len(sides)) + "|"]
     for name in dict.fromkeys(entry["model"] for entry in rows):
         mine = [entry for entry in rows if entry["model"] == name]
         asked = next((entry["asked"] for entry in mine if entry["asked"]), None)
@@ -149,44 +166,49 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         line = f"{side}: {len(exact)} of {len(mine)} exact, {pruned - len(exact)} wrong, {len(mine) - pruned} refused"
         if any(entry["asked"] for entry in mine):
             reached = sum(entry["hit"] <= entry["asked"] for entry in exact)
-            line += f"; exact and at the MACs asked, {reached}"
+            line += f"; {reached} exact and within the budget"
         sums.append(line)
     return "\n\n".join([*sums, "\n".join(lines)])
 
 
 def main(
-    only: Annotated[str, typer.Option(help="Models whose name holds this, the others keep their rows.")] = "",
-    seconds: Annotated[int, typer.Option(help="Time limit of each side of each model.")] = 120,
-    gigabytes: Annotated[int, typer.Option(help="Address space of each side of each model.")] = 8,
+    only: Annotated[
+        str, typer.Option(help="Only models whose name contains this text. The others keep their rows.")
+    ] = "",
+    seconds: Annotated[int, typer.Option(help="Time limit for each side of each model.")] = 120,
+    gigabytes: Annotated[int, typer.Option(help="Limit of the address space for each side of each model.")] = 8,
     table: Annotated[bool, typer.Option(help="Print the recorded result as Markdown.")] = False,
     one: Annotated[str, typer.Option("--child", hidden=True)] = "",
-    side: Annotated[str, typer.Option(help="This side alone, the others keep their rows.")] = "",
+    side: Annotated[
+        str, typer.Option(help="Only this side: xprune, channels or torch-pruning. The others keep their rows.")
+    ] = "",
     asked: Annotated[float, typer.Option(hidden=True)] = 0.5,
 ) -> None:
     """Runs every side of every model and records docs/results/prunability.json."""
     if one:
         return child(one, side, asked)
     if table:
-        return print(markdown(json.loads(PATH.read_text())["rows"]))
+        return print(markdown(json.loads(FILE.read_text())["rows"]))
     names = [name for name in BUILDERS if only in name]
     if not names:
-        raise SystemExit(f"no model's name holds {only!r}; there are {', '.join(BUILDERS)}.")
-    before = json.loads(PATH.read_text())["rows"] if PATH.is_file() else []
+        raise SystemExit(f"The name of no model contains {only!r}. The models are {', '.join(BUILDERS)}.")
+    before = json.loads(FILE.read_text())["rows"] if FILE.is_file() else []
     wanted = {entry["model"]: entry["asked"] for entry in before if entry["side"] == "xprune"}
     rows = []
     for name in names:
         for each in [side] if side else SIDES:
             found = run(name, each, seconds, gigabytes, wanted.get(name) or 0.5)
-            if each == "xprune":  # which is first, and says what the others are asked for
+            # xprune runs first and finds the budget that torch-pruning gets too.
+            if each == "xprune":
                 wanted[name] = found.get("asked")
             rows.append(row(name, each, found))
             print(rows[-1], flush=True)
     done = {(entry["model"], entry["side"]) for entry in rows}
     rows += [entry for entry in before if (entry["model"], entry["side"]) not in done]
     rows.sort(key=lambda entry: (list(BUILDERS).index(entry["model"]), list(SIDES).index(entry["side"])))
-    about = "One small model of each family: pruned exactly or refused"
+    about = "one or more models of each family: pruned exactly, pruned wrongly, or refused"
     record("prunability", rows, about, seconds=seconds, gigabytes=gigabytes)
-    PATH.with_suffix(".md").write_text(markdown(rows) + "\n")
+    FILE.with_suffix(".md").write_text(markdown(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""CamVid: a small ViT with a decode head, dense against pruned at half of the MACs, in mean intersection over union.
+"""Compares criteria on image segmentation (CamVid) at half of the MACs, with the dense model and with random scores.
 
-    python -m benchmarks.segmentation --data DIR --cache DIR
+    python -m benchmarks.segmentation --data DIR [--cache DIR]
 
-Trained from scratch at 96 x 128, so that figures compare criteria with each other, never with published ones. One dense
-model; seeds are those of scores and fine-tuning. Figures are of the test split, which trains and chooses nothing.
+DIR holds camvid_240x180.npz. The model is a small ViT with a decode head. The figure is the mean intersection over
+union (mIoU) on the test split, before and after fine-tuning. Nothing is trained or chosen with the test split. The
+result is docs/results/segmentation-camvid, with comparison.json and table.md.
+
+The model is trained from scratch on small images of 96 x 128, so the figures can be compared with each other, but not
+with published ones. There is one dense model. The seeds are those of scores and fine-tuning.
 """
 
 import io
@@ -33,12 +37,12 @@ TUNE = xprune.Finetune(epochs=2, lr=5e-4)
 
 
 def convolution(before: int, after: int) -> nn.Sequential:
-    """A strided 3x3 convolution, norm and ReLU."""
+    """Returns a 3x3 convolution that halves height and width, a batch norm and a ReLU."""
     return nn.Sequential(nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
 
 
 class Stem(nn.Module):
-    """A patch embedding of strided 3x3 convolutions: (batch, 3, height, width) to (batch, patches, embed_dim)."""
+    """A patch embedding of three strided 3x3 convolutions, for patches of 8 x 8."""
 
     def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
         super().__init__()
@@ -50,33 +54,41 @@ class Stem(nn.Module):
         self.num_patches, self.patch_size = self.grid_size[0] * self.grid_size[1], (patch_size, patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
+        """Maps (batch, 3, height, width) to (batch, patches, embed_dim)."""
         return self.net(images).flatten(2).transpose(1, 2)
 
 
 class Segmenter(nn.Module):
-    """A ViT over patches of 8 x 8, and a head that joins its map with details at a quarter of the size."""
+    """A ViT over patches of 8 x 8, and a decode head.
 
-    def __init__(self, width: int = 96, depth: int = 4, heads: int = 4) -> None:
+    The head joins the features of the ViT with features of two convolutions at a quarter of the image size.
+    """
+
+    def __init__(self, hidden_size: int = 96, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
         options: dict[str, Any] = {"class_token": False, "global_pool": "", "num_classes": 0, "embed_layer": Stem}
-        self.vit = VisionTransformer(SIZE, 8, embed_dim=width, depth=depth, num_heads=heads, **options)
+        self.vit = VisionTransformer(SIZE, 8, embed_dim=hidden_size, depth=depth, num_heads=heads, **options)
         self.detail = nn.Sequential(convolution(3, 16), convolution(16, 32))
-        self.join = nn.Sequential(nn.Conv2d(width + 32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())
+        self.join = nn.Sequential(nn.Conv2d(hidden_size + 32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())
         self.classify = nn.Conv2d(64, CLASSES, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, 3, 96, 128) to logits (batch, classes, 24, 32)."""
-        tokens = self.vit(images)  # (batch, 192, width)
+        """Maps (batch, 3, 96, 128) to logits (batch, classes, 24, 32)."""
+        # (batch, 192, hidden_size)
+        tokens = self.vit(images)
         grid = tokens.transpose(1, 2).unflatten(2, (SIZE[0] // 8, SIZE[1] // 8))
         grid = F.interpolate(grid, scale_factor=2, mode="bilinear", align_corners=False)
         return self.classify(self.join(torch.cat([grid, self.detail(images)], 1)))
 
 
 class Scenes(Dataset[Any]):
-    """Images uint8 (n, 3, 180, 240) and labels uint8 (n, 180, 240), handed out by the batch at 96 x 128.
+    """Images with a label for each pixel, in batches of 96 x 128.
 
-    augment   a crop of half the sides and more, the same for a batch, and flips
+    Args:
+        images: uint8 (n, 3, 180, 240).
+        labels: uint8 (n, 180, 240). 11 is a pixel to ignore.
+        augment: True: a random crop, the same for all images of a batch, and random flips. The crop keeps at least half
+            of each side.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, augment: bool) -> None:
@@ -86,7 +98,7 @@ class Scenes(Dataset[Any]):
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch: (float32 (batch, 3, 96, 128), int64 (batch, 96, 128))."""
+        """Returns a batch: images float32 (batch, 3, 96, 128), labels int64 (batch, 96, 128)."""
         where = torch.as_tensor(indices)
         images, labels = self.images[where].float() / 255, self.labels[where]
         if self.augment:
@@ -103,10 +115,11 @@ class Scenes(Dataset[Any]):
 
 
 def loaders(data: Path, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Training and test batches."""
+    """Returns training and test batches. The seed is that of the order of training images."""
     pack = np.load(data / "camvid_240x180.npz")
 
     def split(name: str, augment: bool) -> Scenes:
+        """Decodes the JPEG files of a split, which are stored one after another with their offsets."""
         ends = pack[f"{name}_off"]
         files = [pack[f"{name}_data"][a:b].tobytes() for a, b in pairwise(ends)]
         images = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
@@ -114,38 +127,40 @@ def loaders(data: Path, seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
             torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(pack[f"{name}_mask"]).clone(), augment
         )
 
-    def whole(batch: Any) -> Any:
+    # `Scenes` returns whole batches, so nothing has to be put together.
+    def unchanged(batch: Any) -> Any:
         return batch
 
     generator = torch.Generator().manual_seed(seed)
-    train = DataLoader(split("train", True), BATCH, shuffle=True, generator=generator, collate_fn=whole)
-    return train, DataLoader(split("test", False), 16, collate_fn=whole)
+    train = DataLoader(split("train", True), BATCH, shuffle=True, generator=generator, collate_fn=unchanged)
+    return train, DataLoader(split("test", False), 16, collate_fn=unchanged)
 
 
 def dense(data: Path, cache: Path) -> nn.Module:
-    """The dense model, trained on first use."""
-    path = cache / "camvid-vit.safetensors"
+    """Returns the dense model. It is trained if the cache does not have its weights."""
+    file = cache / "camvid-vit.safetensors"
     torch.manual_seed(0)
     model = Segmenter()
-    if not path.is_file():
+    if not file.is_file():
         train, test = loaders(data, 0)
         model = xprune.finetune(model, train, DENSE, task=TASK)
         print("dense", xprune.evaluate(model, test, task=TASK))
         cache.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), path)
-    model.load_state_dict(load_file(path))
+        save_file(model.state_dict(), file)
+    model.load_state_dict(load_file(file))
     return model.eval()
 
 
 def main(
     data: Annotated[Path, typer.Option(help="folder with camvid_240x180.npz")],
-    cache: Annotated[Path, typer.Option(help="where dense weights are kept")] = Path("dense"),
+    cache: Annotated[Path, typer.Option(help="folder for the weights of dense models")] = Path("dense"),
 ) -> None:
-    """Trains the dense model if it is missing, and compares the criteria."""
+    """Trains the dense model if it is missing, compares the criteria, and writes the table."""
     torch.set_num_threads(1)
     model = dense(data, cache)
 
     def case(seed: int) -> xprune.Case:
+        """Returns the dense model with the batches of a seed."""
         return xprune.Case(model, *loaders(data, seed))
 
     criteria = {"random": "random", "magnitude": "magnitude", "taylor": "taylor", "xpruner": "xpruner"}

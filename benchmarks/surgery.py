@@ -1,11 +1,17 @@
-"""Surgery: how long the graph, the removal and the verification take, and the memory they need, beside torch-pruning's.
+"""Compares the time and memory of surgery with torch-pruning.
 
     python -m benchmarks.surgery [--rounds 7]
 
-Both sides remove the same share of heads and MLP neurons from the same model by random scores, on one thread. Ours:
-graph = find_sites, removal = apply without its verification, which is timed apart. torch-pruning's: BasePruner's
-constructor and one step, with the residual stream left alone. The two take turns, medians are reported. Peak memory is
-that of a process of its own, beyond what it held when the dense model was there.
+Both libraries remove half of the heads and MLP neurons of DeiT-B, with random scores and one thread. They take turns,
+and the table has medians. The stages:
+
+- graph: `find_sites` of xprune, and the constructor of torch-pruning's BasePruner.
+- removal: `apply` of xprune without its proof, and one step of BasePruner, which leaves the residual stream alone.
+- verification: the proof of xprune. torch-pruning has none.
+
+Peak memory is measured in a separate process for each library, beyond the memory that the process holds with the dense
+model loaded. The goal: at most half of the time of torch-pruning for graph and removal, and at most 1.2 times the
+memory of the dense model. The result is docs/results/surgery.json. Memory is read from /proc, so it needs Linux.
 """
 
 import statistics
@@ -13,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -34,7 +40,7 @@ RATIO = 0.5
 
 
 def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
-    """Seconds by stage."""
+    """Removes units with xprune. Returns the seconds of each stage."""
     start = time.perf_counter()
     sites = xprune.find_sites(model, x)
     graph = time.perf_counter()
@@ -47,7 +53,7 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def theirs(model: nn.Module, x: Tensor) -> dict[str, float]:
-    """Seconds by stage. torch-pruning cuts the model it is given, so that it gets a copy, which is not timed."""
+    """Removes units with torch-pruning, in place. Returns the seconds of each stage."""
     residual: list[Any] = [model.patch_embed.proj, model.head]
     residual += [layer for block in model.blocks for layer in (block.attn.proj, block.mlp.fc2)]
     heads = {block.attn.qkv: block.attn.num_heads for block in model.blocks}
@@ -68,16 +74,17 @@ def theirs(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def build() -> tuple[nn.Module, Tensor]:
-    """The dense model, and two rows of input."""
+    """Returns the dense model and two images."""
     torch.manual_seed(0)
     return timm.create_model(NAME).eval(), torch.randn(2, 3, 224, 224)
 
 
 def peak(side: str) -> None:
-    """Run in a process of its own: prints the peak of resident memory beyond the dense model's, in bytes."""
+    """Prints the peak of resident memory beyond the dense model, in bytes. It is called in a separate process."""
     model, x = build()
     with torch.no_grad():
-        model(x[:1])  # libraries allocate at the first forward
+        # Libraries load and allocate at the first forward.
+        model(x[:1])
     run: dict[str, Callable[[], object]] = {
         "ours": lambda: xprune.apply(model, half(xprune.find_sites(model, x)), x),
         "theirs": lambda: theirs(model, x),
@@ -85,17 +92,22 @@ def peak(side: str) -> None:
     print(peak_of(run[side]))
 
 
-def main(rounds: int = 7, memory: str = "") -> None:
-    """Measures and records; --memory is how it calls itself."""
+def main(
+    rounds: Annotated[int, typer.Option(help="measurements of each library")] = 7,
+    memory: Annotated[str, typer.Option(help="internal: the side that a child process measures")] = "",
+) -> None:
+    """Measures time, then memory in child processes, and records the result."""
     torch.set_num_threads(1)
     if memory:
         return peak(memory)
     model, x = build()
-    copy = bytes_of(model)
+    dense_bytes = bytes_of(model)
     seconds: dict[str, list[dict[str, float]]] = {"xprune": [], "torch-pruning": []}
     for turn in range(rounds + 1):
-        once = {"xprune": ours(model, x), "torch-pruning": theirs(build()[0], x)}
-        for side, stages in once.items() if turn else ():  # the first turn warms up
+        # torch-pruning cuts the model that it gets, so it gets a new one. Building it is not timed.
+        measured = {"xprune": ours(model, x), "torch-pruning": theirs(build()[0], x)}
+        # The first turn is not counted: libraries load and allocate then.
+        for side, stages in measured.items() if turn else ():
             seconds[side].append(stages)
     rows = []
     for side, child in (("xprune", "ours"), ("torch-pruning", "theirs")):
@@ -105,10 +117,11 @@ def main(rounds: int = 7, memory: str = "") -> None:
         row: dict[str, Any] = {"side": side, "graph s": medians["graph"], "removal s": medians["removal"]}
         row["graph + removal s"] = statistics.median(run["graph"] + run["removal"] for run in seconds[side])
         row |= {"verification s": medians.get("verification", "none"), "peak MB": used / 1e6}
-        rows.append(row | {"peak in dense copies": used / copy})
+        rows.append(row | {"peak in dense copies": used / dense_bytes})
     ratio = rows[0]["graph + removal s"] / rows[1]["graph + removal s"]
     about = (
-        f"{NAME}, half of all heads and neurons at random, 1 thread; xprune takes {ratio:.2f} of torch-pruning's time"
+        f"{NAME}, half of all heads and neurons removed at random, 1 thread. "
+        f"xprune takes {ratio:.2f} of the time of torch-pruning"
     )
     record("surgery", rows, about, rounds=rounds, ratio=ratio, goal_ratio=0.5, goal_peak_in_dense_copies=1.2)
 

@@ -1,4 +1,11 @@
-"""What the proofs run on: real images, models small enough for two cores, and the recipe of each dense model."""
+"""Holds the models, data sets and training recipes of the benchmarks that compare criteria on images.
+
+    python -m benchmarks.workloads NAME SEED DATA CACHE
+
+The models are small enough for two CPU cores. The digits come with scikit-learn. The other data sets are packs: files
+.npz with the JPEG files of all images. The command trains a dense model ahead, saves its weights in the folder CACHE
+and prints its metrics on validation images. Benchmarks with the option --cache find it there.
+"""
 
 import io
 from collections.abc import Callable, Sequence
@@ -20,16 +27,28 @@ from torch.utils.data import DataLoader, Dataset
 import xprune
 from xprune.data import digits
 
+# Data set -> its pack, and the name of the split in it that is used for the test.
 PACKS = {"cifar10": ("cifar10_jpeg.npz", "test"), "tinyimagenet": ("tinyimagenet_s0of4_jpeg.npz", "val")}
-HELD = {"digits": 180, "cifar10": 5000, "tinyimagenet": 2500}
-"""Training images that are set apart for validation; the test split is what each source calls its own."""
+VALIDATION = {"digits": 180, "cifar10": 5000, "tinyimagenet": 2500}
+"""Data set -> number of training images that are kept for validation."""
 LIMITS = {"cifar10": (10_000, 5_000)}
-"""Training images that pruning and fine-tuning use, and test images that figures are measured on: what two cores do."""
+"""Data set -> number of training images for pruning and fine-tuning, and number of test images for the figures.
+
+These are as many as two CPU cores can do.
+"""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, its data and the recipe of its dense weights. `data` is a key of PACKS, or digits."""
+    """A model, its data and its training recipes.
+
+    Args:
+        data: "digits", or a key of PACKS.
+        build: Returns the model with random weights.
+        dense: How the dense model is trained.
+        tune: Fine-tuning after pruning, also of the dense model.
+        batch: Images in a batch.
+    """
 
     data: str
     build: Callable[[], nn.Module]
@@ -39,14 +58,17 @@ class Workload:
 
 
 class Stem(nn.Module):
-    """A patch embedding of strided 3x3 convolutions, which small data sets want (Xiao et al., NeurIPS 2021)."""
+    """A patch embedding of strided 3x3 convolutions (Xiao et al., NeurIPS 2021).
+
+    ViTs learn better from small data sets with it.
+    """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **options: Any) -> None:
         super().__init__()
         steps = int(np.log2(patch_size))
-        widths = [in_chans, *(embed_dim // 2 ** (steps - 1 - step) for step in range(steps))]
+        channels = [in_chans, *(embed_dim // 2 ** (steps - 1 - step) for step in range(steps))]
         layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
+        for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.net = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
         self.grid_size = (img_size // patch_size,) * 2
@@ -54,20 +76,23 @@ class Stem(nn.Module):
         self.last = options.get("output_fmt") == "NHWC"
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, patches, embed_dim), or (batch, height, width, embed_dim) for Swin."""
+        """Returns (batch, patches, embed_dim), or (batch, height, width, embed_dim) for Swin."""
         x = self.net(images)
         return x.permute(0, 2, 3, 1) if self.last else x.flatten(2).transpose(1, 2)
 
 
 def _vit(**options: Any) -> Callable[[], nn.Module]:
+    """Returns a function that builds a ViT with these options."""
     return lambda: VisionTransformer(**options)
 
 
 def _swin(**options: Any) -> Callable[[], nn.Module]:
+    """Returns a function that builds a Swin with these options."""
     return lambda: SwinTransformer(**options)
 
 
 def _images(size: int, classes: int, patch: int) -> dict[str, Any]:
+    """Returns the options of a model for images of this size, with the convolutional stem."""
     return {"img_size": size, "patch_size": patch, "num_classes": classes, "embed_layer": Stem}
 
 
@@ -92,7 +117,13 @@ WORKLOADS = {
 
 
 class Images(Dataset[Any]):
-    """Images uint8 (n, 3, size, size), handed out by the batch: normalised, and shifted and flipped where asked."""
+    """Images with labels, in normalised batches.
+
+    Args:
+        images: uint8 (n, 3, size, size).
+        labels: int64 (n,).
+        augment: True: each image is shifted by up to an eighth of its size and flipped at random.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, augment: bool) -> None:
         self.images, self.labels, self.augment = images, labels, augment
@@ -101,7 +132,7 @@ class Images(Dataset[Any]):
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch: (float32 (batch, 3, size, size), int64 (batch,))."""
+        """Returns a batch: images float32 (batch, 3, size, size), labels int64 (batch,)."""
         images = self.images[torch.as_tensor(indices)]
         if self.augment:
             size, pad = images.shape[-1], images.shape[-1] // 8
@@ -115,7 +146,7 @@ class Images(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Splits:
-    """Loaders of a workload. Test images train nothing and choose nothing."""
+    """The loaders of a workload. Test images are only measured: nothing is trained or chosen with them."""
 
     train: DataLoader[Any]
     val: DataLoader[Any]
@@ -123,7 +154,15 @@ class Splits:
 
 
 def splits(workload: Workload, folder: Path | None, seed: int) -> Splits:
-    """Training, validation and test batches; digits draws its split from the seed, the packs have a test split."""
+    """Returns training, validation and test batches.
+
+    The split of the digits depends on the seed. The packs have a fixed test split.
+
+    Args:
+        workload: The workload.
+        folder: The folder with the packs. None is enough for digits.
+        seed: The seed.
+    """
     if workload.data == "digits":
         images, labels = digits(DIGITS["img_size"])
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1000 + seed))
@@ -131,49 +170,58 @@ def splits(workload: Workload, folder: Path | None, seed: int) -> Splits:
         train, val, test = (torch.utils.data.TensorDataset(images[p], labels[p]) for p in parts)
         return Splits(*(DataLoader(d, workload.batch, shuffle=d is train) for d in (train, val, test)))
     if folder is None:
-        raise SystemExit(f"{workload.data} needs --data, the folder with {PACKS[workload.data][0]}.")
+        raise SystemExit(f"{workload.data} needs --data: give the folder with {PACKS[workload.data][0]}.")
     pack, split = PACKS[workload.data]
     images, labels = _decoded(folder / pack, "train")
-    held = HELD[workload.data]
+    validation = VALIDATION[workload.data]
     sets = (
-        Images(images[held:], labels[held:], augment=True),
-        Images(images[:held], labels[:held], augment=False),
+        Images(images[validation:], labels[validation:], augment=True),
+        Images(images[:validation], labels[:validation], augment=False),
         Images(*_decoded(folder / pack, split), augment=False),
     )
-    return Splits(*(DataLoader(d, workload.batch, shuffle=d.augment, collate_fn=_whole) for d in sets))
+    return Splits(*(DataLoader(d, workload.batch, shuffle=d.augment, collate_fn=_unchanged) for d in sets))
 
 
 def dense(name: str, folder: Path | None, seed: int, cache: Path) -> nn.Module:
-    """The dense model of a workload and seed, trained by its recipe or read from the cache."""
-    workload, path = WORKLOADS[name], cache / f"{name}-{seed}.safetensors"
+    """Returns the dense model of a workload and seed. It is trained if the cache does not have its weights."""
+    workload, file = WORKLOADS[name], cache / f"{name}-{seed}.safetensors"
     torch.manual_seed(seed)
     model = workload.build()
-    if path.is_file():
-        model.load_state_dict(load_file(path))
+    if file.is_file():
+        model.load_state_dict(load_file(file))
         return model.eval()
     train = splits(workload, folder, seed).train
     model = xprune.finetune(model, train, workload.dense, seed=seed, checkpoint_dir=cache / f"{name}-{seed}")
     cache.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    # Renamed at the end, so that a stopped process leaves no half-written file behind.
+    save_file(model.state_dict(), file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
     return model
 
 
 def first(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
-    """A loader of `count` of the images, the same ones at every call."""
+    """Returns a loader of `count` images of a loader. They are the same at every call."""
     found = loader.dataset
     assert isinstance(found, Images)
-    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]  # files may be sorted
+    # The images may be sorted by class, so the first ones would not do.
+    some = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]
     few = Images(found.images[some], found.labels[some], found.augment)
     return DataLoader(few, loader.batch_size, shuffle=found.augment, collate_fn=loader.collate_fn)
 
 
-def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the batch. `Images` makes whole batches, so there is nothing to put together."""
     return batch
 
 
 def _decoded(pack: Path, split: str) -> tuple[Tensor, Tensor]:
-    """(images uint8 (n, 3, size, size), labels int64 (n,)) of a pack of JPEG files, labels renumbered from 0."""
+    """Decodes a split of a pack.
+
+    The pack holds the JPEG files one after another ("data"), where each begins and ends ("off"), and the labels ("y").
+
+    Returns:
+        Images uint8 (n, 3, size, size), and labels int64 (n,), numbered from 0.
+    """
     with np.load(pack) as file:
         data, offsets, y = (file[f"{split}_{part}"] for part in ("data", "off", "y"))
     files = (data[a:b].tobytes() for a, b in pairwise(offsets))
@@ -182,7 +230,7 @@ def _decoded(pack: Path, split: str) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(np.unique(y, return_inverse=True)[1].astype(np.int64))
 
 
-if __name__ == "__main__":  # trains the dense models ahead: python -m benchmarks.workloads NAME SEED DATA CACHE
+if __name__ == "__main__":
     import sys
 
     target, number, data_folder, cache_folder = sys.argv[1:5]

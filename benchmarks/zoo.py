@@ -1,4 +1,7 @@
-"""The models that prunability is measured on: one or more of each family, random weights, nothing downloaded."""
+"""Builds the models of `benchmarks.prunability`: one or more of each family.
+
+All weights are random. Nothing is downloaded.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -86,11 +89,12 @@ GRAPHS = ["GATConv", "GATv2Conv", "TransformerConv", "GPSConv"]
 
 
 class Graphs(nn.Module):
-    """Two convolutions of four heads over a graph, their outputs joined, and a classifier of its nodes."""
+    """Two graph convolutions with four heads, and a classifier of the nodes."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        import torch_geometric.nn as pyg  # optional
+        # torch_geometric is an optional dependency.
+        import torch_geometric.nn as pyg
 
         self.lin, self.out = nn.Linear(16, 32), nn.Linear(32, 5)
         if kind == "GPSConv":
@@ -99,13 +103,14 @@ class Graphs(nn.Module):
             make = partial(getattr(pyg, kind), 32, 8, heads=4)
         self.convs = nn.ModuleList(make() for _ in range(2))
 
+    # A GPSConv is a transformer block over a graph, around another convolution.
     @staticmethod
     def _gps(pyg: Any) -> nn.Module:
         conv: nn.Module = pyg.GPSConv(32, pyg.GATConv(32, 32, heads=4, concat=False), heads=4)
         return conv
 
     def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
-        """Logits (nodes, classes)."""
+        """Returns logits (nodes, classes)."""
         x = self.lin(x)
         for conv in self.convs:
             x = conv(x, edge_index).relu()
@@ -113,31 +118,37 @@ class Graphs(nn.Module):
 
 
 def _timm(name: str) -> tuple[nn.Module, Any]:
+    """Returns a timm model and one image of its size."""
     model = timm.create_model(name)
     config: Any = model.pretrained_cfg
-    if not getattr(model, "num_classes", 1):  # of those published without a head, which return their stream
+    # Some models have no classifier and return their residual stream, whose channels could not be removed then.
+    if not getattr(model, "num_classes", 1):
         model = timm.create_model(name, num_classes=10)
     return model, torch.randn(1, *config["input_size"])
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Any]:
+    """Returns a torchvision model and one image."""
     return torchvision.models.get_model(name), torch.randn(1, 3, 224, 224)
 
 
 def _torch(name: str) -> tuple[nn.Module, Any]:
+    """Returns a classifier of tokens with an nn.TransformerEncoder, and one sample of 16 tokens."""
     layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=name == "norm first")
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     return nn.Sequential(nn.Linear(32, 64), encoder, nn.Linear(64, 5)), torch.randn(1, 16, 32)
 
 
 def _graphs(name: str) -> tuple[nn.Module, Any]:
+    """Returns a graph network, and a graph of 24 nodes and 72 edges."""
     return Graphs(name), (torch.randn(24, 16), torch.randint(24, (2, 72)))
 
 
 def _graph_transformer() -> tuple[nn.Module, Any]:
-    from benchmarks.graphs import GraphTransformer  # PyG is optional
+    # That file imports torch_geometric, which is an optional dependency.
+    from benchmarks.graphs import GraphTransformer
 
-    return GraphTransformer(16, 5, width=32), _graphs(GRAPHS[0])[1]
+    return GraphTransformer(16, 5, hidden_size=32), _graphs(GRAPHS[0])[1]
 
 
 BUILDERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
@@ -148,4 +159,7 @@ BUILDERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     **{f"pyg {name}": partial(_graphs, name) for name in GRAPHS},
     "pyg graph transformer": _graph_transformer,
 }
-"""(model, example inputs) by name, at the model's own image size; Hugging Face's are small ones of each family."""
+"""Name -> a function that builds (model, example inputs).
+
+Models of timm take images of their own size. Models of Hugging Face are made small.
+"""

@@ -1,4 +1,4 @@
-"""What several files of tests use: the result of a real run, new processes, and settings that are put back.
+"""Fixtures for several files of tests: the result of a run, new processes, and settings that are put back.
 
 Fixtures import torch and xprune inside. With pytest-xdist the process that hands out the tests reads this file too,
 before it starts the workers, and needs neither library.

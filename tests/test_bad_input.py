@@ -1,4 +1,4 @@
-"""Bad input: a named error that says what was given, what is allowed and what to do, before any work is lost."""
+"""Tests that bad input raises a clear error before costly work."""
 
 from dataclasses import replace
 
@@ -45,7 +45,8 @@ def test_weights_that_are_not_numbers():
         xprune.score(model, sites, loader(), "taylor")
     with pytest.raises(xprune.PluginError, match=r"blocks\.0\.mlp.*not finite"):
         xprune.score(model, sites, loader(), "magnitude")
-    model.norm.weight.data[0] = float("nan")  # of a layer that every look at the model comes by
+    # Every forward passes through this layer.
+    model.norm.weight.data[0] = float("nan")
     with pytest.raises(xprune.ModelError, match=r"VisionTransformer cannot be compared with itself.*(?i:nan)"):
         xprune.find_sites(model, images())
 
@@ -58,7 +59,7 @@ def test_a_file_in_place_of_the_folder_of_checkpoints(tmp_path, monkeypatch):
 
 
 class Answers(xprune.Selection, xprune.Criterion):
-    """A plug-in that gives whatever it was told to."""
+    """A criterion that returns a given value."""
 
     name = "answers"
 
@@ -124,7 +125,7 @@ def test_inputs_that_the_model_does_not_take():
 
 
 class Detached(nn.Module):
-    """A forward that runs but cannot be traced: there is no gradient to follow."""
+    """A forward that runs but cannot be traced, since it cuts the gradient."""
 
     def forward(self, x):
         return x.detach().numpy().sum()

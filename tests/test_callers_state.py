@@ -1,4 +1,4 @@
-"""The caller's world: after every public function it is as before, also after an error and after Ctrl-C."""
+"""Tests that public functions leave the caller's state unchanged, also after an error or Ctrl-C."""
 
 from contextlib import ExitStack, suppress
 
@@ -20,7 +20,7 @@ TUNE = xprune.Finetune(epochs=2)
 
 
 class Fuse:
-    """Counts, and ends what counts with an error when it is to."""
+    """Counts its calls, and raises an error at a given call."""
 
     def __init__(self) -> None:
         self.set(None)
@@ -38,7 +38,7 @@ FORWARDS, ROWS = Fuse(), Fuse()
 
 
 class Counts(nn.Module):
-    """A ViT behind a batch norm that stays in training mode; its forward counts in a buffer and draws numbers."""
+    """A ViT whose forward changes state: a batch norm in training mode, a buffer and random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Counts(nn.Module):
 
 
 class Drawing(Dataset):
-    """Rows of another data set; each draws a random number."""
+    """A data set that draws a random number for each sample."""
 
     def __init__(self, data) -> None:
         self.data = data
@@ -79,7 +79,7 @@ def data(generator=None):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What the functions are given, from a model of its own."""
+    """Returns the arguments of the functions. They are made with another model than the one that is tested."""
     model = Counts()
     sites = xprune.find_sites(model, IMAGES)
     scores = xprune.score(model, sites, loader(), "taylor")
@@ -134,7 +134,7 @@ FUNCTIONS = {
 
 @pytest.fixture
 def world():
-    """The caller's world, whose Accelerate is nobody else's."""
+    """Returns the caller's state, with a new state of Accelerate."""
     with accelerate_state.kept():
         accelerate_state.forget()
         FORWARDS.set(None)
@@ -146,12 +146,13 @@ def world():
 def test_the_world_is_as_before(name, world, made, tmp_path):
     FUNCTIONS[name](world, made, tmp_path / "whole")
     world.assert_as_before()
-    for fuse, middle in ((FORWARDS, min(FORWARDS.count, 5)), (ROWS, ROWS.count)):  # latency's number of forwards varies
+    # `latency` makes as many forwards as fit into its time, so an early one is chosen.
+    for fuse, middle in ((FORWARDS, min(FORWARDS.count, 5)), (ROWS, ROWS.count)):
         for error in (KeyboardInterrupt, OSError) if middle else ():
             FORWARDS.set(None)
             ROWS.set(None)
             fuse.set(error, -(-middle // 2))
-            # a forward that fails while sites are looked for is a reason, and not always an error
+            # If a forward fails while sites are found, this may only be a reason to leave a module alone.
             expected = suppress(OSError, xprune.XPruneError) if error is OSError else pytest.raises(error)
             with expected:
                 FUNCTIONS[name](world, made, tmp_path / f"stopped {error.__name__} {fuse is ROWS}")
@@ -193,7 +194,7 @@ def test_the_callers_settings_are_put_aside_and_put_back(name, settings, made, w
 
 
 def values(found):
-    """The numbers of a result."""
+    """Returns the numbers of a result as tensors."""
     if isinstance(found, xprune.Scores):
         return found.values
     if isinstance(found, nn.Module):

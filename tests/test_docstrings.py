@@ -1,4 +1,4 @@
-"""Docstrings: every public class has an example that runs, sections are Google's, and words are the project's."""
+"""Tests that docstrings have the required form and examples, and avoid some words."""
 
 import ast
 import inspect
@@ -22,7 +22,7 @@ AVOIDED = r"\b(writers?|nests?|landing|carves?|standin|feeds (it|them|onward))\b
 
 
 def docstrings(file):
-    """(line, docstring) of a file's module, classes and functions."""
+    """Yields (line, docstring) of the module, classes and functions of a file."""
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
@@ -48,7 +48,7 @@ def test_docstrings_begin_with_one_sentence(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_fields_stand_in_sections_of_their_own(file):
-    """No tables by hand (`name   what it is`): mkdocstrings shows them as one paragraph."""
+    """Tables made by hand are not allowed, since mkdocstrings shows them as one paragraph."""
     for line, text in docstrings(file):
         rows = [row for row in text.splitlines() if re.match(r"\w+(, \w+)*  +\w", row)]
         assert not rows, f"{file}:{line}: {rows[0]!r} belongs under Args: or Attributes:"
@@ -56,7 +56,8 @@ def test_fields_stand_in_sections_of_their_own(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_words_are_those_of_the_glossary(file):
-    if file in ("moved.py", "adapters/old_keywords.py"):  # which hold the old names
+    # These files are about the old names.
+    if file in ("moved.py", "adapters/old_keywords.py"):
         return
     for line, text in docstrings(file):
         found = re.search(AVOIDED, text)

@@ -1,4 +1,4 @@
-"""The documentation: its code runs, its commands, links and pictures exist, and the reference holds every public name.
+"""Tests the documentation: its code runs, its commands, links and pictures exist, and the reference is complete.
 
 Code: every ```python block of README.md and docs/*.md runs. The blocks of one page run one after another in one
 namespace, in an empty folder, without network. A block whose first line is `# name.py` is also written to that file,
@@ -56,7 +56,7 @@ def name_of(path: Path) -> str:
 
 
 def blocks(path: Path, *languages: str) -> list[tuple[int, str, str]]:
-    """(line number, code, the text before it back to the block before) of the fenced blocks in these languages."""
+    """Yields line number, code and the text before it, for the code blocks in these languages."""
     text, found, end = path.read_text(encoding="utf-8"), [], 0
     for match in BLOCK.finditer(text):
         if match[1] in languages:
@@ -66,7 +66,7 @@ def blocks(path: Path, *languages: str) -> list[tuple[int, str, str]]:
 
 
 def directives(before: str) -> list[tuple[str, str, str, str]]:
-    """(skip, old, new, reason) of the comments directly before a block."""
+    """Yields (skip, old, new, reason) for the comments directly before a block."""
     found: list[tuple[str, str, str, str]] = []
     for line in reversed(before.strip().splitlines()):
         match = DIRECTIVE.fullmatch(line.strip())
@@ -79,7 +79,7 @@ def directives(before: str) -> list[tuple[str, str, str, str]]:
 
 @pytest.fixture
 def as_it_was(tmp_path, monkeypatch):
-    """An empty folder and no network; tables, modules, random numbers and threads are put back afterwards."""
+    """Gives an empty folder and no network. Afterwards tables, modules, random numbers and threads are as before."""
 
     def refuse(*_args, **_kwargs):
         raise AssertionError("the documentation's code asks for the network")
@@ -108,7 +108,8 @@ def as_it_was(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_the_code_of_a_page_runs(page, as_it_was, monkeypatch):
     main = types.ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", main)  # dataclasses look up the module of a class
+    # dataclasses look up the module of a class, so the module of the page has to be there.
+    monkeypatch.setitem(sys.modules, "page", main)
     for line, code, before in blocks(page, "python"):
         asked = directives(before)
         if any(skip for skip, *_ in asked):
@@ -145,7 +146,7 @@ def test_lines_of_code_fit_on_the_screen(page):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The lines of a page's console blocks as words. A backslash continues a line, a # begins a remark."""
+    """Yields the lines of the console blocks as words. A backslash continues a line, a # starts a comment."""
     text = "\n".join(code for _, code, _ in blocks(page, "bash")).replace("\\\n", " ")
     return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
@@ -159,7 +160,8 @@ def test_command_lines_are_ones_that_the_programs_take(page):
             name, *given = words[at + 1 :]
             assert name in {*COMMANDS, "--help"}, f"xprune has no command {name}"
             if "--help" not in (name, *given):
-                COMMANDS[name].make_context(name, given)  # raises for what it does not take, and for what is missing
+                # Raises an error for an unknown or a missing argument.
+                COMMANDS[name].make_context(name, given)
         elif words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, words
         elif words[:2] == ["python", "-m"]:
@@ -167,7 +169,7 @@ def test_command_lines_are_ones_that_the_programs_take(page):
 
 
 def sections(page: Path) -> dict[str, str]:
-    """Text of each `## xprune NAME` by the name."""
+    """Returns the text of each section `## xprune NAME`, by the name."""
     parts = re.split(r"^## `xprune (\w+)`.*$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -195,7 +197,7 @@ def test_the_command_line_page_has_every_option_and_its_default(name):
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link can point to in a page: its headings, as the table of contents names them, and names of the API."""
+    """Returns the anchors of a page: its headings, as in the table of contents, and names of the API."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     found: dict[str, int] = {}
     made = set(re.findall(r"\{ ?#([\w-]+)", text)) | set(MEMBER.findall(text))
@@ -212,7 +214,8 @@ def test_links_and_pictures_are_there(page):
     text = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", page.read_text(encoding="utf-8")))
     for target in LINK.findall(text):
         if re.match(r"[a-z]+:", target):
-            continue  # another site, which is not asked
+            # Links to other sites are not opened.
+            continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{name_of(page)}: {target}"
@@ -251,7 +254,7 @@ def test_every_page_is_in_the_navigation_once():
 
 
 def members() -> dict[str, str]:
-    """Name in the reference -> its page. A name on two pages is an error."""
+    """Returns the page of each name in the reference. A name on two pages is an error."""
     found: dict[str, str] = {}
     for page in REFERENCE:
         for name in MEMBER.findall(page.read_text()):
@@ -266,7 +269,7 @@ def test_the_reference_has_every_public_name():
 
 
 def found_at(name: str) -> object:
-    """What a dotted name means: a module, or something in one. AttributeError where there is none."""
+    """Returns the object with a dotted name. Raises AttributeError if there is none."""
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         with contextlib.suppress(ModuleNotFoundError):

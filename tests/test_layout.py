@@ -1,4 +1,4 @@
-"""The house: which floor each file stands on, that imports go down only, and that every folder says what it holds."""
+"""Tests the layout of the package: imports go to lower floors only, and each folder says what it holds."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""The pipeline: each thing is read, found and measured once, whoever runs it; and hands on what it decided."""
+"""Tests that a run reads, finds and measures everything once, and passes its results on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +83,8 @@ def test_the_demo_does_each_thing_once(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "TUNE", TUNE)
     monkeypatch.setattr(xprune, "CRITERIA", {name: xprune.CRITERIA[name] for name in ("random", "magnitude", "taylor")})
     monkeypatch.setattr(demo.subprocess, "run", lambda command, check: demo.check(*map(Path, command[-2:])))
-    monkeypatch.setattr(demo.report, "NEEDED", ("nothing_of_this_name",))  # the page looks at data for its pictures
+    # A library that does not exist is needed, so there is no report. Its pictures would read the data too.
+    monkeypatch.setattr(demo.report, "NEEDED", ("nothing_of_this_name",))
     console = Console(record=True, width=120)
     demo.run(tmp_path / "pruned", tmp_path / "cache", console)
     assert train.thrown_away + val.thrown_away <= 2
@@ -143,7 +144,7 @@ def test_units_and_names_to_leave_alone_are_looked_for_by_the_run():
 
 @dataclass(frozen=True)
 class Old(xprune.Selection):
-    """A selection as it was before `Selected`: it changes the weights it is given, and returns a plan alone."""
+    """A selection of the old form: it changes the weights of the model and returns only a plan."""
 
     takes: int = 0
     name: ClassVar[str] = "old"
@@ -160,7 +161,7 @@ class Old(xprune.Selection):
 
 @dataclass(frozen=True)
 class New(Old):
-    """The same, which says what it did."""
+    """The same in the new form: it returns a `Selected`."""
 
     name: ClassVar[str] = "new"
 

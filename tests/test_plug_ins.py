@@ -1,4 +1,4 @@
-"""Plug-ins from outside: one file and one line each, through the entry points of a real distribution."""
+"""Tests plug-ins of another package, which are found through its entry points."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The project's own files: one version everywhere, YAML that parses, documents that name what is there."""
+"""Tests the files of the project: one version everywhere, valid YAML, and guides that name existing files."""
 
 import os
 import re
@@ -51,7 +51,8 @@ def test_site_and_saved_results_say_the_version(result, tmp_path, monkeypatch):
     assert saved.settings["versions"]["xprune"] == xprune.__version__
     monkeypatch.setattr(recording, "RESULTS", tmp_path)
     path = recording.record("one", [{"figure": 1}], "one figure")
-    assert read_yaml(path)["versions"]["xprune"] == xprune.__version__  # JSON is YAML
+    # The file is JSON, which is YAML too.
+    assert read_yaml(path)["versions"]["xprune"] == xprune.__version__
 
 
 def test_the_version_is_in_the_changelog():
@@ -69,7 +70,8 @@ def test_yaml_parses(path):
 @pytest.mark.parametrize("path", sorted(ROOT.glob(".github/workflows/*.yml")), ids=lambda path: path.name)
 def test_workflows_call_what_is_there(path):
     workflow = read_yaml(path)
-    assert workflow["permissions"] == {"contents": "read"}  # jobs that need more ask for it
+    # A job that needs more permissions asks for them.
+    assert workflow["permissions"] == {"contents": "read"}
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for job in workflow["jobs"].values():
         assert job["runs-on"] and job["steps"]
@@ -113,7 +115,7 @@ def test_what_the_guide_calls_public_is():
 
 
 def dependencies():
-    """Requirement -> its lowest version, of all that run the package or its tests."""
+    """Returns the lowest version of each requirement of the package and its tests."""
     extras = PROJECT["project"]["optional-dependencies"]
     groups = [PROJECT["project"]["dependencies"], *(group for name, group in extras.items() if name != "dev")]
     found = [Requirement(line) for group in groups for line in group if not line.startswith("xprune[")]
@@ -139,5 +141,6 @@ def test_floors_and_bounds_of_dependencies_hold():
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            continue  # of an extra that is not installed
+            # It belongs to an extra that is not installed.
+            continue
         assert requirement.specifier.contains(installed, prereleases=True), f"{requirement}, but {installed} is here"

@@ -1,4 +1,4 @@
-"""The whole path once for each criterion and kind of model, and once for each extra: quick, and wide rather than deep.
+"""Runs every stage once for each criterion, each kind of model and each extra.
 
 `make test-minimum` runs these tests on the lowest versions of the dependencies that pyproject.toml allows.
 """
@@ -46,7 +46,7 @@ def case(request):
 
 
 def outputs(model, example):
-    """The first output of the model."""
+    """Returns the first output of the model."""
     with torch.no_grad():
         found = model(**example) if isinstance(example, dict) else model(example)
     return found if isinstance(found, torch.Tensor) else found[0]
@@ -60,7 +60,8 @@ def test_from_sites_to_a_saved_model(case, criterion, tmp_path):
     assert {site.kind for site in sites} == {"head", "neuron"}
     scores = xprune.score(model, sites, batches, SETTINGS.get(criterion, criterion), budget=BUDGET)
     plan = xprune.select(model, scores, BUDGET, "global", example_inputs=example)
-    pruned = xprune.apply(model, plan, example)  # proves that pruned and gated outputs are equal
+    # `apply` raises an error if pruned and gated outputs are not equal.
+    pruned = xprune.apply(model, plan, example)
     assert xprune.count_macs(pruned, example) <= BUDGET.macs * xprune.count_macs(model, example)
     xprune.save(pruned, tmp_path / "model")
     loaded = xprune.load(tmp_path / "model", model_fn=lambda: copy.deepcopy(model))

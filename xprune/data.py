@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.dataset import ImageDataset
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -190,11 +187,16 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(config: Mapping[str, Any]) -> Any:
     """Returns timm's transform without augmentation."""
+    # Importing timm takes seconds, so each function here imports what it needs.
+    from timm.data.transforms_factory import create_transform
+
     return create_transform(**_shared(config), crop_pct=config.get("crop_pct"))
 
 
 def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[Any], Dataset[Any], int, str]:
     """Returns images to learn from, images to measure on, the number of classes, and a sentence about the split."""
+    from timm.data.transforms_factory import create_transform
+
     found = _splits(root)
     augmented, plain = create_transform(**_shared(config), is_training=True), _plain(config)
     learn, measure = found["train"], found["val"] or found["test"]
@@ -225,6 +227,8 @@ def _folder(root: Path, config: Mapping[str, Any], seed: int) -> tuple[Dataset[A
 
 def _unread(folder: Path) -> str:
     """Returns a text about files in a folder whose endings timm does not read. "" if there are none."""
+    from timm.data.readers.img_extensions import get_img_extensions
+
     known = set(get_img_extensions())
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     other = [path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in known]
@@ -233,11 +237,27 @@ def _unread(folder: Path) -> str:
     return f"; {len(other):,} other files were not read ({', '.join(sorted(set(other))[:5])})"
 
 
-class _Images(ImageDataset):
+class _Images(Dataset[Any]):
     """Images of a folder. Raises DataError with the name of a file that is not an image.
 
     timm's own class would silently return the next image in its place.
+
+    Attributes:
+        images: timm's data set, which is asked for the names of files and the number of images.
+        reader: timm's reader, which lists the files and the classes.
+        transform: Turns an image into a tensor.
     """
+
+    def __init__(self, root: str, transform: Any) -> None:
+        from timm.data.dataset import ImageDataset
+
+        self.images = ImageDataset(root, transform=transform)
+        self.reader: Any = self.images.reader
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Any:
         file, target = self.reader[index]
@@ -245,7 +265,7 @@ class _Images(ImageDataset):
             with file:
                 image = Image.open(file).convert("RGB")
         except OSError as error:
-            name = self.filename(index, absolute=True)
+            name = self.images.filename(index, absolute=True)
             raise DataError(f"{name} cannot be read as an image: repair or remove the file.") from error
         return self.transform(image), target
 

@@ -170,6 +170,7 @@ class _Package(ModuleType):
 
 KEPT: dict[str, tuple[str, ...]] = {
     "adapters.timm": ("adapters.timm.plain",),
+    "adapters.torchvision": ("adapters.torchvision_forwards",),
     "artefact": ("artefact.save_load", "artefact.files"),
     "cli": ("cli.commands",),
     "comparison": ("comparison.table", "comparison.cells", "comparison.cell_file"),

@@ -21,7 +21,7 @@ from xprune.core.task import Task, batch_axis_of, example_of
 from xprune.costs.count import count_resources
 from xprune.costs.measure import measure_costs
 from xprune.discovery.find import find_sites
-from xprune.modules.copies import shared_copy, tensors
+from xprune.modules.copies import shared_copy, tables_of, tensors
 from xprune.pipeline import score, select
 from xprune.surgery.apply import apply
 from xprune.surgery.cut import remove_units
@@ -81,7 +81,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         The values and `requires_grad` of every tensor. The class, the mode and the hooks of every module.
     """
     modules = {
-        path: (type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+        path: (type(m), m.training, [len(table) for table in tables_of(m)], "forward" in vars(m))
         for path, m in model.named_modules()
     }
     return {

@@ -1,4 +1,4 @@
-"""Units: the old keywords, and the parts that they have become."""
+"""Tests the keywords of `Units`, and that the old keywords still work."""
 
 import warnings
 from dataclasses import fields

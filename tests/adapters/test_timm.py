@@ -1,20 +1,23 @@
-"""timm's ViT-like families: pruned equals gated, and replacement forwards compute what timm's compute."""
+"""Tests that timm's ViT families are pruned exactly, and that replaced forwards compute the same as timm's."""
 
 import pytest
 import torch
+from timm.layers.diff_attention import DiffAttention
 
 import xprune
 from tests.support.timm_models import SIZE, SIZES, TIMM_VIT
+from xprune.adapters.timm.vit_forwards import PrunedDiffAttention
 from xprune.core.plan import Plan
 from xprune.modules.copies import shared_copy
 from xprune.testing import check_exact, perturb, random_plan
 
-pytestmark = pytest.mark.smoke  # which layers timm has, and what they compute, changes from release to release
+# timm's layers change from release to release, so these tests also run on its lowest allowed version.
+pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture(params=TIMM_VIT)
 def case(request):
-    """(model, images, the names of the adapters that its sites have to be of)."""
+    """Returns the model, images, and the names of the adapters that have to give its sites."""
     build, adapters = TIMM_VIT[request.param]
     torch.manual_seed(0)
     side = SIZES.get(request.param, SIZE)
@@ -50,3 +53,14 @@ def test_replacement_forwards_compute_what_timm_computes(case, fused):
                 swapped += 1
     assert swapped or all(xprune.ADAPTERS[name].pruned is None for name in adapters)
     torch.testing.assert_close(copy(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dual", [True, False])
+def test_the_weight_of_the_second_map_is_timms(dual):
+    layer = perturb(DiffAttention(8, 2, depth=3, dual_lambda=dual), scale=0.5)
+    expected, x = layer.lambda_init, torch.randn(2, 5, 8)
+    out = layer(x)
+    layer.__class__ = PrunedDiffAttention
+    assert abs(layer.subtracted() - expected) > 0.01  # else the learned part would not show
+    torch.testing.assert_close(layer(x), out, rtol=1e-6, atol=1e-6)

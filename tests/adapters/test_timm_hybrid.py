@@ -1,4 +1,4 @@
-"""timm's hybrid families: pruned equals gated, replaced forwards are timm's, the graph's walk ends."""
+"""Tests that timm's families with attention and convolutions are pruned exactly, and that tracing them ends."""
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ from xprune.adapters.timm.hybrid import TIMM_HYBRID
 from xprune.discovery.neurons import neuron_sites
 from xprune.testing import check_adapter, perturb
 
-pytestmark = pytest.mark.smoke  # which layers timm has, and what they compute, changes from release to release
+# timm's layers change from release to release, so these tests also run on its lowest allowed version.
+pytestmark = pytest.mark.smoke
 
 NEURONLESS = {"lowformer"}
 """Models that are an attention alone."""
@@ -48,7 +49,8 @@ def test_replaced_forwards_are_timms(adapter):
 
 def test_the_walk_through_the_graph_ends_where_torch_prunings_does_not():
     model, inputs, _ = build("maxvit")
-    sites, _ = neuron_sites(model, inputs, {})  # no attention is stood in for
+    # No gated classes are given, so the graph passes through the attentions themselves.
+    sites, _ = neuron_sites(model, inputs, {})
     assert any(site.name.endswith("mlp") for site in sites)
 
 

@@ -1,4 +1,4 @@
-"""nn.TransformerEncoder and nn.TransformerDecoder: exact, on the fast path for inference too, and scored."""
+"""Tests pruning of nn.TransformerEncoder and nn.TransformerDecoder, also on PyTorch's fast path for inference."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def encoder(batch_first=True, **kwargs):
 
 
 class Encoder(nn.Module):
-    """Tokens pooled into logits; batch first outside, whatever it is inside."""
+    """Classifies the mean of the tokens. Its input is batch-first, also if the encoder takes tokens first."""
 
     def __init__(self, batch_first=True, **kwargs):
         super().__init__()
@@ -46,11 +46,12 @@ def test_encoder_layers(batch_first, kwargs):
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("gone", [None, 0])
 def test_a_padded_batch_on_the_inference_path(gone):
-    """nn.TransformerEncoder packs it into a nested tensor, which each layer may or may not take further."""
+    """nn.TransformerEncoder packs a padded batch into a nested tensor, and not every pruned layer can take one."""
     model, x = Encoder(), torch.randn(2, 5, 16)
     sites = xprune.find_sites(model, (x, PADDING))
     keeps = [tuple(range(site.size)) for site in sites]
-    keeps[2] = () if gone is None else (1, 3)  # the first layer keeps its fast path
+    # The first layer is not cut, so it keeps the fast path.
+    keeps[2] = () if gone is None else (1, 3)
     pruned = xprune.apply(model, Plan(sites, tuple(keeps)), (x, PADDING))
     with torch.no_grad():
         packed = pruned.encoder(x, src_key_padding_mask=PADDING)
@@ -98,7 +99,7 @@ def test_decoder_layers_self_and_cross():
 
 
 def test_the_gated_class_is_held_to_the_plain_one(monkeypatch):
-    """A mistake that gated and pruned share would not show in a comparison of the two."""
+    """A mistake that the gated and the pruned model share would not show when they are compared."""
     project = HeadedAttention._project
 
     def wrong(self, *args):

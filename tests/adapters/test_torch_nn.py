@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention: the classes that stand in while gated, and exactness. Layers of it: test_torch_encoder.py."""
+"""Tests pruning of nn.MultiheadAttention and the classes that replace it in the gated model."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def attention(kind, batch_first=True, dropout=0.0):
 
 
 def inputs_of(module, alone=False):
-    """Query, key and value as the module takes them."""
+    """Returns query, key and value in the shape that the module takes."""
     widths = WIDTH, module.kdim, module.vdim
     made = [torch.randn(BATCH, n, w) for n, w in zip((TARGETS, SOURCES, SOURCES), widths, strict=True)]
     if alone:
@@ -38,7 +38,7 @@ def inputs_of(module, alone=False):
 
 
 def masks(kind, alone=False):
-    """attn_mask and key_padding_mask of that kind."""
+    """Returns an attn_mask and a key_padding_mask of this kind."""
     padding = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]).bool()
     padding = padding[0] if alone else padding
     attn = torch.ones(TARGETS, SOURCES).triu(2).bool()
@@ -116,7 +116,7 @@ def test_a_mask_for_each_head_is_refused_once_heads_have_gone():
 
 
 class Cross(nn.Module):
-    """Cross-attention with a mask, and weights that are asked for and dropped."""
+    """A cross-attention with a mask. It asks for the attention weights and does not use them."""
 
     def __init__(self, kind, batch_first=True, weights=False, mask="none"):
         super().__init__()

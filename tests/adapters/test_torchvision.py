@@ -1,4 +1,4 @@
-"""torchvision: the classes that stand in while gated, and exactness."""
+"""Tests pruning of torchvision's models and the classes that replace their attentions in the gated model."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 
 import xprune
 from tests.adapters.test_torch_nn import outputs, swapped
-from xprune.adapters.torchvision import WindowAttention, WindowAttentionV2
+from xprune.adapters.torchvision_forwards import WindowAttention, WindowAttentionV2
 from xprune.core.plan import Plan
 from xprune.testing import check_adapter, check_exact, perturb
 
@@ -47,7 +47,8 @@ def test_torchvision(adapter):
     torch.manual_seed(0)
     model = perturb(VISION[adapter]())
     if adapter == "torch-attention":
-        nn.init.normal_(model.heads.head.weight, std=0.1)  # zero at the start
+        # The classifier starts at zero, which would hide every mistake before it.
+        nn.init.normal_(model.heads.head.weight, std=0.1)
     sites = check_adapter(model, torch.randn(2, 3, 32, 32), adapter=adapter, seeds=range(2))
     assert {site.kind for site in sites} == {"head", "neuron"}
 

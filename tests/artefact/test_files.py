@@ -1,4 +1,4 @@
-"""Nothing that xprune did not write is replaced or removed, and a kill leaves the artefact before or the new one."""
+"""Tests that saving replaces no files of others, and that a killed save leaves a whole artefact."""
 
 import itertools
 import os
@@ -33,13 +33,13 @@ def save(value, folder, beside=True):
 
 
 def read(folder):
-    """(what the weights are, what the tensors beside them are); ArtefactError where either is not whole."""
+    """Returns a weight and the further tensors of an artefact. Raises ArtefactError if a file is not whole."""
     model = xprune.load(folder, model_fn=lambda: nn.Linear(2, 3))
     return model.weight[0, 0].item(), {name: float(tensor) for name, tensor in read_tensors(folder).items()}
 
 
 def everything(folder):
-    """Every file below the folder with its contents, and every folder and link."""
+    """Returns every file below the folder with its contents, and every folder and link."""
     return {
         str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.is_file() and path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -154,13 +154,15 @@ def test_a_place_that_cannot_be_written_is_named(path, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_a_folder_without_permission_is_named():
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own lie in a folder that nobody else may enter
+    # The folders of pytest are closed to other users, and this test becomes one.
+    with tempfile.TemporaryDirectory() as folder:
         locked = Path(folder) / "locked"
         locked.mkdir()
         locked.chmod(0o555)
         Path(folder).chmod(0o755)
         root = os.geteuid() == 0
-        if root:  # who may write anywhere
+        # The root user may write anywhere, so the test goes on as another user.
+        if root:
             os.seteuid(65534)
         try:
             for path in (locked, locked / "new"):
@@ -195,7 +197,8 @@ def test_an_artefact_is_replaced_whole(what, beside, tmp_path):
     assert read(path) == (2.0, {"t": 2.0} if beside else {})
     held = {entry.name for entry in path.iterdir()} - {".DS_Store"}
     assert held == (FULL if beside else FULL - {"tensors.safetensors"})
-    assert len({(path / name).stat().st_mode for name in held}) == 1  # whoever may read one may read all
+    # All files have the same permissions.
+    assert len({(path / name).stat().st_mode for name in held}) == 1
     assert foreign(path) == []
 
 
@@ -208,11 +211,15 @@ def test_a_report_stays_with_a_warning_that_it_is_stale(tmp_path):
 
 
 class Killed(BaseException):
-    """The end of a process."""
+    """Takes the place of the end of a process."""
 
 
 def killed_at(step, monkeypatch, act):
-    """Runs `act` and ends it before its n-th step on files, without clean-up. Returns whether it got that far."""
+    """Runs `act` and ends it before a step on files, without clean-up.
+
+    Returns:
+        True if `act` was ended, False if it has fewer steps.
+    """
     left = itertools.count(step, -1)
     with monkeypatch.context() as patch:
         for name in ("replace", "unlink", "rmdir", "write_text", "chmod"):
@@ -224,7 +231,8 @@ def killed_at(step, monkeypatch, act):
                 return real(self, *args, **kwargs)
 
             patch.setattr(Path, name, step_or_end)
-        patch.setattr(files, "remove_working", lambda working: None)  # what a killed process does not do
+        # A killed process cleans nothing up.
+        patch.setattr(files, "remove_working", lambda working: None)
         try:
             act()
         except Killed:
@@ -234,7 +242,7 @@ def killed_at(step, monkeypatch, act):
 
 @pytest.mark.parametrize(("old", "new"), [*itertools.product([True, False], repeat=2)])
 def test_a_kill_at_any_step_leaves_one_of_the_two(old, new, tmp_path, monkeypatch):
-    """Old and new with and without tensors beside them."""
+    """The old and the new artefact have further tensors, or have none."""
     whole = {1.0: (1.0, {"t": 1.0} if old else {}), 2.0: (2.0, {"t": 2.0} if new else {})}
     found = []
     for step in itertools.count():
@@ -242,7 +250,8 @@ def test_a_kill_at_any_step_leaves_one_of_the_two(old, new, tmp_path, monkeypatc
         killed = killed_at(step, monkeypatch, lambda path=path: save(2.0, path, beside=new))
         found.append(read(path)[0])
         assert read(path) == whole[found[-1]]
-        save(3.0, path, beside=new)  # the next save cleans up
+        # The next save removes what the killed one left.
+        save(3.0, path, beside=new)
         assert read(path)[0] == 3.0 and {entry.name for entry in path.iterdir()} <= FULL
         if not killed:
             break

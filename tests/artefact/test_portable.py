@@ -1,4 +1,4 @@
-"""A pruned model that is pickled whole is read where xprune is not, unless it holds a class of xprune and says so."""
+"""Tests that a pickled pruned model loads without xprune, or says that it holds a class of xprune."""
 
 import copy
 

@@ -1,6 +1,7 @@
-"""save and load: equal bit for bit, truthful about the architecture, closed to files that are not ours."""
+"""Tests that a loaded model equals the saved one bit for bit, and that wrong or foreign files are refused."""
 
 import json
+import shutil
 
 import pytest
 import timm
@@ -20,9 +21,15 @@ def pruned(name="vit", seed=0, gone=0.3):
     return xprune.apply(model, random_plan(xprune.find_sites(model, images()), seed, gone), images())
 
 
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory):
+    return xprune.save(pruned(), tmp_path_factory.mktemp("artefact") / "model", arch=ARCH)
+
+
 @pytest.fixture
-def saved(tmp_path):
-    return xprune.save(pruned(), tmp_path / "model", arch=ARCH)
+def saved(artefact, tmp_path):
+    """An artefact that a test may change."""
+    return shutil.copytree(artefact, tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", MODELS)

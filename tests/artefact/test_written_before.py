@@ -1,4 +1,4 @@
-"""Artefacts that xprune 0.1.0 wrote still load, give the outputs that they gave then, and tell what they told then."""
+"""Tests that artefacts of xprune 0.1.0 still load, with the same outputs and the same information."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_it_loads_and_gives_its_outputs(name):
     model = xprune.load(FOLDER / name)
     with torch.no_grad():
         outputs = logits(model(**inputs) if name == "bert" else model(inputs["inputs"]))
-    # The same weights through another CPU's kernels differ in the last bits.
+    # Another CPU uses other kernels, so the outputs differ in the last bits.
     torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 

@@ -1,4 +1,4 @@
-"""`xprune evaluate` measures all that it is given and says what that was; `prune` says what it held out."""
+"""Tests which images `xprune evaluate` measures, and which `xprune prune` holds out, and that both say it."""
 
 import re
 import sys
@@ -56,7 +56,8 @@ def weights(tmp_path_factory):
     return path
 
 
-LAYOUTS = {  # folders with images a class -> how many are measured, of what
+# Name -> (folder -> images of each class, number of images that are measured, text that says which).
+LAYOUTS = {
     "class folders": ({"": 3}, 21, r"of \S+, which has no splits"),
     "train and val": ({"train": 4, "val": 2}, 14, "of .*val$"),
     "train, val and test": ({"train": 4, "val": 2, "test": 3}, 14, "of .*val$"),

@@ -1,4 +1,4 @@
-"""No command replaces a file that xprune did not write, whatever --out says."""
+"""Tests that no command replaces a file that xprune did not write, for every value of --out."""
 
 import sys
 import warnings

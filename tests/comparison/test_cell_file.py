@@ -1,4 +1,4 @@
-"""What a comparison keeps: cells of the same model, sites, data and settings, and never another's."""
+"""Tests that a comparison keeps a cell only for the same model, sites, data and settings."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def case(**changes):
 
 
 def permuted():
-    """The same values, two of them in each other's place: no sum differs."""
+    """Returns the model with two biases exchanged. Sums over its weights are the same."""
     model = build("vit")
     with torch.no_grad():
         model.head.bias[:2] = model.head.bias[:2].flip(0)
@@ -46,7 +46,7 @@ def other_plain_number():
 
 
 class Milder(xprune.Classification):
-    """Another task."""
+    """A task that differs from Classification."""
 
 
 OTHERS = {
@@ -86,7 +86,8 @@ def timeless(rows):
 
 def test_the_same_is_not_run_again(kept, out, monkeypatch):
     monkeypatch.setattr("xprune.comparison.grid._Seed.cell", lambda *_: pytest.fail("every cell is there"))
-    torch.rand(5)  # the order that a shuffling loader draws now says nothing of the data
+    # A loader that shuffles now draws another order. The data are the same.
+    torch.rand(5)
     shuffled = case(train=loader(16, 8))
     assert xprune.compare(shuffled, grid(), out).rows == kept[1].rows
 

@@ -1,4 +1,4 @@
-"""compare: every cell once, on the same terms, from where it stopped."""
+"""Tests that `compare` runs every cell once, in the same way, and continues after a stop."""
 
 import json
 import math

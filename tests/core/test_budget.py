@@ -1,4 +1,4 @@
-"""Budget: which values it takes, what it asks for, and which numbers of units it allows."""
+"""Tests which values a `Budget` takes, and which numbers of units it allows."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Costs: totals, steps and units agree, for linear costs and for any other; and limits of budgets."""
+"""Tests that the methods of `Cost` agree with each other, and which budgets can be met."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ LINEAR = st.builds(xprune.LinearCost, NUMBERS, TRIPLES, TRIPLES, PAIRS)
 
 @dataclass(frozen=True)
 class Tiles(xprune.Cost):
-    """A cost by table for each site, as of a kernel that works on two units at a time."""
+    """A cost that grows with every second unit, like that of a kernel that works on pairs of units."""
 
     each: tuple[float, ...]
 
@@ -65,7 +65,7 @@ def test_a_unit_costs_what_its_removal_saves(cost):
 
 
 def costs():
-    """MACs and parameters that differ, of three sites."""
+    """Returns the costs of three sites, with different MACs and parameters."""
     make = partial(xprune.LinearCost, fixed=(0.0, 0.0, 0.0))
     return xprune.Costs(SITES, {"macs": make(10, unit=(1, 2, 3)), "params": make(60, unit=(3, 2, 1))})
 

@@ -1,4 +1,4 @@
-"""Plan: which lists of kept units are one, plans after plans, plans as plain data."""
+"""Tests which kept units make a `Plan`, how plans are combined, and plans as plain data."""
 
 import json
 

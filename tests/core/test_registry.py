@@ -1,4 +1,4 @@
-"""Registry: names and settings to plug-ins, and what is said of those that are not known."""
+"""Tests that names and settings are turned into plug-ins, and the messages for unknown ones."""
 
 from dataclasses import dataclass
 from typing import ClassVar

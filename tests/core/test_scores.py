@@ -1,4 +1,4 @@
-"""Scores: which tensors are scores of which sites, and classes that nothing was said of."""
+"""Tests which tensors `Scores` accepts for which sites, and classes without scores."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Site and Cut: which slices go with a unit, and sites as plain data."""
+"""Tests which slices of a tensor belong to a unit, and sites as plain data."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Unit kinds: what each says of itself, and a kind that gates and cuts in its own way, proved as any other."""
+"""Tests the built-in unit kinds, and a new kind with its own way to gate and cut."""
 
 import pytest
 import torch
@@ -11,37 +11,37 @@ from xprune.testing import assert_untouched, check_adapter, check_exact, snapsho
 
 
 class Nothing(nn.Module):
-    """What is left of a branch: zeros."""
+    """Replaces a removed branch. Returns zeros."""
 
     def forward(self, x, *args, **kwargs):
         return torch.zeros_like(x)
 
 
 class Branch(xprune.UnitKind):
-    """Branches: whole attentions and MLPs, each one unit, of which not even a bias is left."""
+    """The kind of unit that is a whole attention or MLP. Nothing of it stays, not even a bias."""
 
     name = "branch"
     plural = "branches"
     singly = True
 
     def find(self, search):
-        """Every attention and MLP of a timm ViT."""
+        """Finds every attention and MLP of a timm ViT."""
         paths = [path for path, _ in search.model.named_modules() if path.split(".")[-1] in ("attn", "mlp")]
         width = search.model.embed_dim
         return xprune.Found({f"{path}:branch": self.site(search.model, path, width) for path in paths})
 
     def site(self, model, path, width):
-        """One unit, as wide as the stream."""
+        """Returns a site of one unit. Its features are those of the stream."""
         last = "proj" if path.endswith("attn") else "fc2"
         cuts = tuple(xprune.Cut(f"{path}.{last}.{part}", 0, 1, width) for part in ("weight", "bias"))
         return xprune.Site(f"{path}:branch", self.name, 1, width, (f"{path}.{last}",), cuts=cuts, module=path)
 
     def gate(self, site, hooks):
-        """On what the branch gives, its bias included."""
+        """Gates the output of the branch, with its bias."""
         hooks.on_output(site.module, -1)
 
     def cut(self, model, site, keep, by_cuts):
-        """Takes the module out."""
+        """Replaces the module if its unit is not kept."""
         if not keep:
             parent, _, child = site.module.rpartition(".")
             setattr(model.get_submodule(parent), child, Nothing())
@@ -49,7 +49,7 @@ class Branch(xprune.UnitKind):
 
 @pytest.fixture
 def branch(monkeypatch):
-    """The kind, in the table for one test."""
+    """Registers the kind for one test."""
     monkeypatch.setitem(xprune.UNIT_KINDS, "branch", Branch())
 
 
@@ -62,7 +62,8 @@ def test_a_kind_that_gates_and_cuts_in_its_own_way_is_exact(branch):
 
 def test_a_gate_of_its_own_wrongly_placed_is_refused(branch, monkeypatch):
     def gate(self, site, hooks):
-        hooks.on_input(site.consumers[0], -1)  # which leaves the bias
+        # A gate on the input does not remove the bias, so the gated model is wrong.
+        hooks.on_input(site.consumers[0], -1)
 
     model, before = build("vit"), snapshot(build("vit"))
     sites = xprune.find_sites(model, images(), units=["branch"])

@@ -1,4 +1,4 @@
-"""Allocation: against every plan there is, on costs that are linear, paired, or any other."""
+"""Compares `Allocation` with a search through every plan, for linear and other costs."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,12 @@ ZEROS = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Steps(xprune.Cost):
-    """A cost that grows with the square of the units, so that it is not linear, but grows."""
+    """A cost that grows with the square of the number of units, so it is not linear."""
 
     each: tuple[float, ...]
 
     def total(self, counts):
-        """The sum of squares."""
+        """Returns the sum of squares."""
         return 1 + sum(each * count**2 for each, count in zip(self.each, counts, strict=True))
 
 
@@ -38,7 +38,7 @@ SCORES = st.tuples(*(st.lists(st.integers(0, 9), min_size=n, max_size=n) for n i
 
 
 def allocation(macs, params, share, scores):
-    """Of two costs on one budget; an example that cannot be met is left out."""
+    """Returns an allocation for two costs. An example whose budget cannot be met is skipped."""
     costs = xprune.Costs(SITES, {"macs": macs, "params": params})
     try:
         values = [torch.tensor(row, dtype=torch.float64) for row in scores]
@@ -78,7 +78,8 @@ def test_the_threshold_is_the_lowest_of_all_that_fit(cost, share, scores):
         ((value, i, a) for i in range(len(SIZES)) for value, a, _ in made.steps(i)),
         key=lambda step: (step[0], -step[2] / SIZES[step[1]], step[1]),
     )
-    for gone in range(len(steps) + 1):  # slowly, from the top
+    # Removes one more unit at a time, which is slow and simple.
+    for gone in range(len(steps) + 1):
         kept = list(SIZES)
         for _, index, count in steps[:gone]:
             kept[index] = min(kept[index], count)

@@ -1,4 +1,4 @@
-"""Measured costs end in numbers or in an error in words."""
+"""Tests that measuring costs gives numbers or a clear error."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from tests.support.models import build, images
 
 
 class Rigid(nn.Module):
-    """Takes its hidden features to be as many as they were."""
+    """A module that runs only with all its hidden features."""
 
     def __init__(self, problem):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Latency: a positive time, of the model as it is, which stays as it was."""
+"""Tests that `latency` returns a positive time and does not change the model."""
 
 import torch
 from torch import nn

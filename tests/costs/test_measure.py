@@ -1,4 +1,4 @@
-"""Measured costs: exact for any plan, MACs by hand, and resources that are linear or not."""
+"""Tests that measured costs are exact for any plan, for linear resources and for others."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ CACHE = {}
 
 
 def case(name, units=("head", "neuron")):
-    """(model, sites, their costs), made once."""
+    """Returns the model, its sites and their costs."""
     if (name, units) not in CACHE:
         model = build(name)
         sites = xprune.find_sites(model, images(), units=units)
@@ -24,7 +24,7 @@ def case(name, units=("head", "neuron")):
 
 
 def pruned_to(model, sites, counts):
-    """The model with so many units kept at each site."""
+    """Returns the model with these numbers of units kept at each site."""
     return xprune.apply(model, xprune.Plan(sites, tuple(tuple(range(count)) for count in counts)), images())
 
 
@@ -74,14 +74,14 @@ def test_measuring_changes_nothing():
 
 
 class Written(xprune.Resource):
-    """Numbers that linear layers write, of one sample."""
+    """The resource of the numbers that linear layers return for one sample."""
 
     name = "written"
     label = "numbers written"
     always = False
 
     def by_module(self, model, example_inputs, samples):
-        """Whatever linear layers give, added to each module around them."""
+        """Counts the outputs of linear layers. A module has the sum of the layers in it."""
         found, device = {"": 0.0}, next(model.parameters()).device
 
         def look(path):
@@ -102,25 +102,25 @@ class Written(xprune.Resource):
 
 
 class Staircase(xprune.Cost):
-    """A table for each site."""
+    """A cost with a table for each site, from the number of units to the cost."""
 
     def __init__(self, tables):
         self.tables = tables
 
     def total(self, counts):
-        """The sum over the tables."""
+        """Returns the sum over the tables."""
         return sum(table[count] for table, count in zip(self.tables, counts, strict=True))
 
 
 class Tiles(xprune.Resource):
-    """Tiles of 8 features that the layers of units fill, as of a kernel that works on whole ones."""
+    """The resource of tiles of 8 features, like the cost of a kernel that works on whole tiles."""
 
     name = "tiles"
     label = "tiles"
     unit = "t"
 
     def by_module(self, model, example_inputs, samples):
-        """Of the whole model only."""
+        """Counts the tiles of the whole model only."""
         heads = sum(
             -(-m.weight.shape[1] // 8)
             for n, m in model.named_modules()
@@ -129,12 +129,13 @@ class Tiles(xprune.Resource):
         return {"": float(heads)}
 
     def cost(self, sites, example_inputs, samples, with_counts):
-        """By recounting each number of units of each site."""
+        """Counts the cost anew for each number of units of each site."""
         full = [site.size for site in sites]
         floor = self.by_module(with_counts([0] * len(sites)), example_inputs, samples)[""]
         tables = []
         for index, site in enumerate(sites):
-            steps = {}  # a number of tiles -> what it costs: within a tile, more units cost nothing
+            # Number of tiles -> cost. Another unit in a tile that is there costs nothing.
+            steps = {}
             for count in range(1, site.size + 1):
                 tiles = -(-count * site.width // 8)
                 if tiles not in steps:
@@ -145,18 +146,18 @@ class Tiles(xprune.Resource):
 
 
 class Crooked(Written):
-    """The square of what linear layers write, which is said to be linear and is not."""
+    """A resource that says that it is linear, and is the square of a linear one."""
 
     name = "crooked"
 
     def by_module(self, model, example_inputs, samples):
-        """Squares."""
+        """Returns the squares of the linear costs."""
         return {path: cost**2 for path, cost in super().by_module(model, example_inputs, samples).items()}
 
 
 @pytest.fixture(params=[Written, Tiles])
 def resource(request, monkeypatch):
-    """A resource from outside, linear or not, in the table for one test."""
+    """Registers a resource of a user for one test."""
     made = request.param()
     monkeypatch.setitem(xprune.RESOURCES, made.name, made)
     return made

@@ -1,4 +1,6 @@
-"""Captum's methods as criteria: all of them hold to the contract, and a few equations against slow references."""
+"""Tests every method of Captum as a criterion, and compares some with slow references."""
+
+import warnings
 
 import pytest
 import torch
@@ -29,7 +31,8 @@ def test_contract(name):
     scores = check_criterion(f"captum:{name}{FEW.get(name, '')}", build("vit"), loader(7, 7))
     assert scores.criterion == f"captum:{name}"
     assert all(table.shape == (CLASSES, site.size) for site, table in zip(scores.sites, scores.classwise, strict=True))
-    for table, values in zip(scores.classwise, scores.values, strict=True):  # one sample of each class
+    # There is one sample of each class, so the mean over classes is the score.
+    for table, values in zip(scores.classwise, scores.values, strict=True):
         torch.testing.assert_close(table.mean(0), values, rtol=1e-4, atol=1e-6)
 
 
@@ -40,7 +43,8 @@ def test_windows_and_shifted_windows_too(name, model):
 
 
 def test_layers_whose_input_captum_cannot_fold_are_refused():
-    model = build("swin")  # windows stand in the batch
+    # Swin folds its windows into the batch, so a batch has more rows than samples.
+    model = build("swin")
     with pytest.raises(xprune.PluginError, match="captum:LayerConductance cannot run on this model"):
         xprune.score(model, xprune.find_sites(model, images()), loader(4, 4), "captum:LayerConductance")
 
@@ -87,7 +91,8 @@ def test_groups_keep_their_sum_and_order_their_units():
 def test_saliency_is_the_gradient_by_finite_differences():
     model, (x, y) = build("vit"), next(iter(loader(7, 7)))
     site = xprune.find_sites(model, x)[1]
-    slow = reference.taylor(build("vit"), site, x, y)  # of the loss, minus the log probability
+    # The loss is minus the log probability, so the signs differ.
+    slow = reference.taylor(build("vit"), site, x, y)
     for text, wanted in (
         ("Saliency", slow.abs().mean(0)),
         ("Saliency,abs=False", -slow.mean(0)),
@@ -130,6 +135,17 @@ def test_the_cost_is_printed_before_it_is_paid(capsys):
         with pytest.raises(xprune.PluginError, match=match) as caught:
             xprune.score(model, where, loader(8, 4), f"captum:{text}")
         assert "units=('head',)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Saliency", "LayerConductance", "LayerDeepLift", "KernelShap,n_samples=30"])
+def test_warnings_of_the_model_are_shown_and_captums_are_not(name):
+    model = build("vit")
+    sites = xprune.find_sites(model, images())
+    model.register_forward_pre_hook(lambda *_: warnings.warn("Input Tensor of the model", stacklevel=1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        xprune.score(model, sites, loader(4, 4), f"captum:{name}")
+    assert {str(each.message) for each in caught if each.category is UserWarning} == {"Input Tensor of the model"}
 
 
 def test_layer_lrp_has_no_rules_for_transformers_and_leaves_the_model_alone():

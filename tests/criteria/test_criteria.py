@@ -1,4 +1,4 @@
-"""Criteria: every one of the table with three architectures, and the equations against slow references."""
+"""Tests every built-in criterion on three architectures, and compares equations with slow references."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_taylor_does_not_depend_on_the_batches():
 
 
 class TwoHeads(nn.Module):
-    """A second head that the loss does not see."""
+    """A model with a second classifier, which the loss does not use."""
 
     def __init__(self, used=True):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Masks: what holds them to the budget, what they read and never materialise, and what they learn."""
+"""Tests the masks of X-Pruner: how they keep to the budget, what they read, and what they learn."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_settled_masks_cost_what_is_allowed(share, params, min_units, progress):
     masks, _ = units.settle(logits, progress)
     worst = units.excess(masks, progress).amax(1)
     torch.testing.assert_close(worst, torch.zeros(5), atol=1e-4, rtol=0)
-    # by hand: each site's expected units, with what the site costs beside them shared out
+    # By hand: the expected units of each site, where the fixed cost of the site is divided among its units.
     expected = [part.sum(1) for part in masks.split(units.sizes, 1)]
     full = costs.macs.total([site.size for site in costs.sites])
     total = costs.macs.base + sum(
@@ -45,7 +45,8 @@ def test_settled_masks_cost_what_is_allowed(share, params, min_units, progress):
 def test_rows_that_are_taken_away_hold_their_share_and_the_plan_does_not_know(monkeypatch):
     units, _ = unit_costs(0.8)
     logits = torch.randn(2, units.unit.shape[1], generator=torch.Generator().manual_seed(0))
-    shares = torch.tensor([0.3, 0.9])  # the second is above the budget
+    # The second share is above the budget.
+    shares = torch.tensor([0.3, 0.9])
     excess = units.excess(units.at(shares).settle(logits)[0])[:, 0] + units.allowed
     torch.testing.assert_close(excess, units.base + shares * (1 - units.base), atol=1e-4, rtol=0)
     none, _ = units.at(torch.zeros(2)).settle(logits)
@@ -59,7 +60,8 @@ def test_rows_that_are_taken_away_hold_their_share_and_the_plan_does_not_know(mo
     assert not torch.equal(found[0].classwise[0], found[1].classwise[0])
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 7])  # of the steps that train rows
+# The stride is that of the steps that train the masks of classes.
+@pytest.mark.parametrize("stride", [1, 2, 3, 7])
 def test_shares_are_spread_evenly(stride):
     found = spread(torch.arange(0, 60 * stride, stride)).sort().values
     assert found.diff().max() < 0.06 and found.min() >= 0 and found.max() <= 1
@@ -138,7 +140,7 @@ def test_a_table_of_factors_reads_and_aggregates_like_the_table_they_stand_for(a
 
 
 def test_the_row_of_a_class_holds_the_units_that_it_would_miss():
-    """Neuron c of a layer is the only one that says class c; the rest of them say nothing."""
+    """Only neuron c of a layer gives class c. The other neurons give no class."""
     mlp = nn.Sequential(nn.Linear(CLASSES, 16), nn.ReLU(), nn.Linear(16, CLASSES))
     model = nn.Sequential(nn.Flatten(), mlp)
     with torch.no_grad():
@@ -212,11 +214,12 @@ def test_a_killed_run_goes_on_to_the_same_masks(tmp_path):
         xprune.score(model, sites, fused(4), settings, **other)
     resumed = xprune.score(model, sites, fused(4), settings, seed=2, checkpoint_dir=tmp_path)
     for a, b in zip((*whole.values, *whole.classwise), (*resumed.values, *resumed.classwise), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)  # NaN: a class that was not drawn
+        # A class that was never drawn has NaN scores.
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def test_masks_find_what_the_model_needs():
-    """A model with one unit in three silenced: a mask that keeps those would be no better than chance."""
+    """One unit in three has no effect in this model. A mask that keeps such units is not better than random."""
     model = build("vit")
     sites = xprune.find_sites(model, images())
     for site in sites:
@@ -249,7 +252,8 @@ def test_masks_find_what_the_model_needs():
         {"smoothness": "time"},
         {"rank": 0},
         {"aggregate": "sum"},
-        {"shared": 0.0},  # the plan would be made of a row that no step trains
+        # The plan would come from the shared mask, which no step trains.
+        {"shared": 0.0},
     ],
 )
 def test_settings_out_of_range_are_refused(bad):

@@ -1,4 +1,4 @@
-"""Attentions and MLPs that no adapter knows: found by structure, proved by cutting, or left alone with a reason."""
+"""Tests that attentions and MLPs without an adapter are found by their structure, or left alone with a reason."""
 
 import copy
 import re
@@ -76,7 +76,7 @@ def test_packed_mlps_are_found(mlp):
 
 
 class Cache:
-    """Keys and values of earlier calls, as language models hand them around."""
+    """The keys and values of earlier calls, as in language models."""
 
     def __init__(self):
         self.held = {}
@@ -89,7 +89,7 @@ class Cache:
 
 
 class Caching(Fused):
-    """Writes into the cache that it is given."""
+    """An attention that writes into the cache that it gets."""
 
     def forward(self, x, cache, layer):
         q, k, v = (self.split(t) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
@@ -148,7 +148,7 @@ def test_what_is_left_alone_is_said_in_words(attention):
 
 
 class Once(Fused):
-    """Runs where the model calls it, and nowhere else."""
+    """A module that fails when it is called outside the model."""
 
     calls = (1,)
 
@@ -196,7 +196,7 @@ def test_a_wrong_forward_is_still_an_error_in_words():
 
 
 def blocks(language):
-    """The code blocks of docs/adapters.md by the file name in their first line."""
+    """Returns the code blocks of docs/adapters.md, by the file name in their first line."""
     found = re.findall(rf"```{language}\n# (\w+\.py)\n(.*?)```", DOCS.read_text(), re.S)
     return dict(found)
 
@@ -212,7 +212,8 @@ xprune.ADAPTERS["nanogpt"] = xprune.Units(
 @pytest.mark.filterwarnings("ignore:Units:DeprecationWarning")
 def test_the_adapter_in_the_documentation_runs(old, tmp_path, monkeypatch):
     files = {name: text for name, text in blocks("python").items() if name in ("model.py", "adapter.py", "check.py")}
-    if old:  # as it was written before entries had parts
+    # The old form has the old keywords of `Units`.
+    if old:
         files["adapter.py"] = files["adapter.py"].partition("CLASSES, FORWARDS")[0] + OLD_FORM
     lines = [line for line in files["adapter.py"].splitlines() if line.strip()]
     assert len(lines) <= 15

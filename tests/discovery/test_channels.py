@@ -1,4 +1,4 @@
-"""Residual channels: removed exactly with everything that writes and reads them, within budgets, or refused."""
+"""Tests that residual channels are removed exactly and within budgets, or refused."""
 
 import copy
 
@@ -21,11 +21,11 @@ from xprune.testing import check_adapter, check_selection, perturb, random_plan
 ALL = ("head", "neuron", "channel")
 STAGES = {"depths": (1, 1), "dims": (6, 10), "num_classes": CLASSES}
 MODELS = {
-    "everything": vit("vit_small_patch14_reg4_dinov2", qk_norm=True, depth=1),  # cls, registers, LayerScale
+    # This model has a class token, registers and LayerScale.
+    "everything": vit("vit_small_patch14_reg4_dinov2", qk_norm=True, depth=1),
     "metaformer": lambda: MetaFormer(**STAGES, norm_layers=GroupNorm1),
-    "pit": lambda: PoolingVisionTransformer(  # each stage's convolution of groups makes two channels of one
-        32, 16, 8, "overlap", (8, 8), (1, 1), (1, 2), 2, num_classes=CLASSES
-    ),
+    # Between stages, a grouped convolution makes two channels from each one.
+    "pit": lambda: PoolingVisionTransformer(32, 16, 8, "overlap", (8, 8), (1, 1), (1, 2), 2, num_classes=CLASSES),
     "convnext": lambda: ConvNeXt(depths=(1,) * 4, dims=(4, 4, 6, 6), num_classes=CLASSES),
 }
 STREAMS = {"everything": 1, "deit-distilled": 1, "convolutional stem": 1, "packed glu with norm": 1, "pit": 1}
@@ -63,7 +63,7 @@ def test_a_stream_goes_from_everything_that_holds_it():
 
 
 def test_the_reference_is_zeros_at_readers_and_norms_over_what_is_kept():
-    """By hand, on one block without an attention: gates say the same as the equation."""
+    """Compares the gates with the equation by hand, on one block without an attention."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -214,7 +214,7 @@ def test_old_files_with_one_norm_are_read():
 
 
 class Fixed(nn.Module):
-    """Adds numbers that are no parameter, so that the stream cannot shrink."""
+    """Adds a fixed tensor that is no parameter, so no channel can be removed."""
 
     def __init__(self, inner):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Residual channels of models whose streams pass through more than plain layers: exact, each for its own mechanism."""
+"""Tests residual channels in models whose streams pass through more than plain layers."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def inception():
 
 
 class Grouped(nn.Module):
-    """A convolution of three groups of four channels, another down and up again, and one of parts put together."""
+    """A stream with a grouped convolution, a strided and a transposed one, and outputs that are concatenated."""
 
     def __init__(self, parts=(12,)):
         super().__init__()
@@ -123,7 +123,7 @@ def test_mlps_over_tokens_keep_their_weights():
 
 
 class OffsetRMSNorm(nn.Module):
-    """Gemma's: it scales by one plus its weight, and calls its eps as it likes."""
+    """The RMSNorm of Gemma: it scales by 1 + weight, and its eps has an unusual name."""
 
     def __init__(self, features):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every site is proved inside the model: nothing wrong is offered, and what is left alone has its reason."""
+"""Tests that every site is proved inside the model, and that modules that are left alone have a reason."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from xprune.testing import assert_untouched, check_adapter, check_exact, random_
 
 
 def exact(model, inputs, seeds=range(3)):
-    """The sites, which `apply` carries out exactly at random plans; the model is left as it was."""
+    """Checks that random plans are exact and that the model does not change. Returns the sites."""
     before = snapshot(model)
     sites = xprune.find_sites(model, inputs)
     for seed in seeds:
@@ -50,7 +50,7 @@ def test_hidden_features_that_are_mixed_are_no_neurons(mix):
 
 @pytest.mark.parametrize("mix", ["number of features", "positions of features", "index select", "interleave", "amax"])
 def test_many_hidden_features_that_are_mixed_are_no_neurons(mix):
-    """Of many, most go from both sides first."""
+    """With many hidden features, the proof first removes most of them from both models."""
     sites = exact(built(lambda: Surrounded(Mixer(MIXES[mix], 600))), tokens(), seeds=range(1))
     assert [site.name for site in sites] == ["sound"] and below(sites.left, "part")
 
@@ -106,7 +106,7 @@ def test_masks_for_each_head_leave_the_heads_alone():
 
 
 class OneFails(nn.Module):
-    """Blocks of one class, of which one is given features in another order behind its back."""
+    """Six equal blocks. The output of some is multiplied by their number of heads, outside the block."""
 
     def __init__(self, wrong):
         super().__init__()
@@ -121,7 +121,7 @@ class OneFails(nn.Module):
 
 @pytest.mark.parametrize("wrong", [(), (0,), (3,), (2, 5), (0, 1, 2, 3, 4, 5)])
 def test_the_culprits_are_found_among_modules_that_are_alike(wrong):
-    """What a block gives is scaled by its number of heads, outside of it: right alone, wrong in the model."""
+    """Such a block can be pruned exactly outside the model, but not inside it."""
     model = built(lambda: nn.Sequential(OneFails(wrong), nn.Linear(DIM, DIM), nn.Linear(DIM, 3)))
     if len(wrong) == 6:
         with pytest.raises(xprune.ModelError, match=r"^Sequential has no sites of units head: 0\.blocks\.0: "):
@@ -139,7 +139,7 @@ def test_excluded_sites_are_not_proved():
 
 
 def test_noise_that_breaks_a_model_is_not_held_against_its_sites():
-    """A parameter that has to stay where it is: with noise the model gives what is not finite."""
+    """With noise on one of its parameters, this model returns infinite numbers."""
 
     class Touchy(nn.Module):
         def __init__(self):
@@ -159,7 +159,8 @@ def test_one_comparison_is_enough_where_all_is_well(monkeypatch):
     real = in_model.exactness.problem
 
     def counted(*args, **options):
-        if args[0].__class__.__name__ != "Alone":  # proofs of single modules come before
+        # Proofs of single modules come before the proof in the model. They are not counted.
+        if args[0].__class__.__name__ != "Alone":
             calls.append(args)
         return real(*args, **options)
 

@@ -1,4 +1,4 @@
-"""Faithfulness: the curves against every gate row tried on every sample, and what stands beside them."""
+"""Compares the curves of `faithfulness` with a slow version that gates one class at a time."""
 
 import json
 import math
@@ -18,7 +18,7 @@ FRACTIONS = (0.2, 0.6)
 
 
 class Probability(xprune.Classification):
-    """Measured by the probability of the label, which every gate changes."""
+    """Classification measured by the probability of the label, which every gate changes."""
 
     metric_name = "probability"
 
@@ -31,7 +31,7 @@ TASK = Probability()
 
 @pytest.fixture(scope="module")
 def model():
-    """A model whose answers depend on its units."""
+    """Returns a model whose outputs depend on its units."""
     found = build("vit")
     with torch.no_grad():
         for site in xprune.find_sites(found, images()):
@@ -45,7 +45,10 @@ def scores(model):
 
 
 def by_hand(model, scores, label, fraction, order, insert=False):
-    """(probability of the label, samples of the class and the others) behind the gates of one class, unit by unit."""
+    """Returns the mean probability of the label with the gates of one class.
+
+    The first number is that of the samples of the class, the second that of the other samples.
+    """
     gates = []
     for table in scores.classwise:
         row = table[label] if order == "scores" else table[label] - table.mean(0)
@@ -100,7 +103,8 @@ def test_one_order_for_all_classes_has_no_gap(model, scores):
     found = faithfulness(
         model, scores, loader(ROWS, 7), others=CLASSES - 1, fractions=(0.4,), chance=0, task=Probability()
     )
-    assert found.agnostic.gap == pytest.approx(0, abs=1e-6)  # as many samples of each class, each with every row
+    # Every class has as many samples, and every sample is measured with the gates of every class.
+    assert found.agnostic.gap == pytest.approx(0, abs=1e-6)
     assert found.agnostic.own != found.deletion.own
 
 
@@ -153,7 +157,7 @@ def test_agreement_is_spearmans(model, scores):
 
 
 def _table_of_ranks():
-    """Rows of values whose ranks are told in more than one way: ties, all equal, infinities, one value, none."""
+    """Yields tables with unusual ranks: ties, equal values, infinities, signed zeros, a single value and NaN."""
     chance = torch.Generator().manual_seed(0)
     yield torch.rand(3, 9, generator=chance)
     yield torch.randint(4, (5, 11), generator=chance).float()

@@ -1,4 +1,4 @@
-"""Calls: inputs of every form, what is done to every tensor in them, and some of their samples."""
+"""Tests calls of a model with inputs of every form, and operations on the tensors in the inputs."""
 
 from collections import namedtuple
 
@@ -12,7 +12,7 @@ Pair = namedtuple("Pair", ["left", "right"])
 
 
 class Seen(nn.Module):
-    """Gives back what it was called with."""
+    """Returns its arguments."""
 
     def forward(self, *args, **kwargs):
         return args, kwargs

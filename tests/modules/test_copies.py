@@ -1,4 +1,4 @@
-"""Copies: `shared_copy` shares parameters only, `unshare` ends it, `unwrap` finds the model inside wrappers."""
+"""Tests `shared_copy`, `unshare` and `unwrap`."""
 
 import copy
 
@@ -59,7 +59,7 @@ def test_an_alias_shares_parameters_and_leaves_the_model_alone(name):
 
 
 def ties(model):
-    """The sets of names that one tensor has."""
+    """Returns the sets of names that belong to one tensor."""
     names = {}
     for name, tensor in tensors(model).items():
         names.setdefault(id(tensor), []).append(name)
@@ -120,7 +120,7 @@ def test_unwrap_finds_the_model_inside(wrap):
 
 
 def _named(module):
-    """A module whose class says that it comes from another library."""
+    """Returns a module whose class says that it comes from another library."""
     kind = type("Wrapper", (nn.Module,), {"__module__": module})
     return kind()
 

@@ -1,4 +1,4 @@
-"""Norms: with weights of 1 it is the norm itself, with 0 and 1 the norm of the features that are kept."""
+"""Tests norms with a weight for each feature: with weights of 0 and 1, only the kept features are normalised."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ FEATURES = 6
 
 
 class RMSNormOfALibrary(nn.Module):
-    """An RMSNorm with an eps of another name and a weight that is added to 1."""
+    """An RMSNorm with another name for eps, and a weight that is added to 1."""
 
     def __init__(self, features):
         super().__init__()
@@ -24,7 +24,8 @@ class RMSNormOfALibrary(nn.Module):
         return x * (1 + self.scale)
 
 
-NORMS = {  # norm of so many features -> shape of its input
+# Name -> (a function that builds a norm of so many features, shape of its input).
+NORMS = {
     "layer norm": (nn.LayerNorm, (2, 5, FEATURES)),
     "layer norm, no weight": (lambda n: nn.LayerNorm(n, elementwise_affine=False), (2, 5, FEATURES)),
     "layer norm, no bias": (lambda n: nn.LayerNorm(n, bias=False), (2, 5, FEATURES)),
@@ -43,14 +44,14 @@ def made(name):
 
 
 def along(weight, norm, x):
-    """weight (features,) as (1, ..., features, ..., 1) along the norm's axis."""
+    """Returns a weight (features,) for each sample, with the features on the axis of the norm."""
     shape = [1] * x.dim()
     shape[feature_axis(norm)] = len(weight)
     return weight.view(shape).expand(len(x), *shape[1:])
 
 
 def kept_norm(name, norm, keep):
-    """The slow reference: a norm of the features kept, with their weights."""
+    """Returns the slow reference: a norm over the kept features, with their weights."""
     small = NORMS[name][0](len(keep))
     with torch.no_grad():
         for key, parameter in small.named_parameters():

@@ -1,4 +1,4 @@
-"""Paths: what stands at a dotted path, and what does not."""
+"""Tests which modules and tensors dotted paths lead to."""
 
 import pytest
 import torch

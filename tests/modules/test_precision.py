@@ -1,4 +1,4 @@
-"""Precision: what the caller allows is put aside and put back, and narrow tensors are lifted as they are read."""
+"""Tests that proofs compute in full precision, and put the caller's settings back."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def settings():
     """All that torch says about the exactness of float32, each setting by its name."""
     backends = torch.backends
     new = {
-        f"{b}.{op}": lambda b=b, op=op: precision._get_precision(b, op)
+        f"{b}.{op}": lambda b=b, op=op: precision.get_precision(b, op)
         for b, op in (*precision._PARENTS, *precision._LEAVES)
     }
     matmul = {
@@ -50,7 +50,7 @@ def under(parents):
     found = []
     for value in parents:
         torch.backends.fp32_precision = value
-        found.append({key: precision._get_precision(*key) for key in precision._LEAVES})
+        found.append({key: precision.get_precision(*key) for key in precision._LEAVES})
     torch.backends.fp32_precision = "none"
     return found
 
@@ -62,7 +62,7 @@ def test_everything_is_put_back(way, fails, precision_settings):
     before = settings()
     try:
         with exact_arithmetic():
-            assert {precision._get_precision(*key) for key in precision._LEAVES} == {"ieee"}
+            assert {precision.get_precision(*key) for key in precision._LEAVES} == {"ieee"}
             assert not torch.backends.cuda.matmul.allow_tf32
             assert torch.get_float32_matmul_precision() == "highest"
             if way in ("convolutions", "old, off"):  # set by the old setting, which can then be read

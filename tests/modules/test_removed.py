@@ -1,4 +1,4 @@
-"""Removed: what stays of an attention or MLP without units is the bias of the layer that the units fed."""
+"""Tests that an attention or MLP without units returns the bias of its consumer."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from torch import nn
 
 from xprune.modules.removed import Removed
 
-LAYERS = {  # layer -> shape of what the module is given
+# Name -> (a function that builds the consumer, shape of the input of the module).
+LAYERS = {
     "linear": (lambda bias: nn.Linear(4, 3, bias=bias), (2, 5, 4)),
     "convolution": (lambda bias: nn.Conv2d(4, 3, 1, bias=bias), (2, 4, 6, 7)),
 }

@@ -1,4 +1,4 @@
-"""Samples: their axis is found by taking one away, in models of tokens first as in their batch-first twins."""
+"""Tests that the sample axis is found by removing a sample, in models that take the batch or the tokens first."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ POOLED = [name for name, (make, _) in CASES.items() if make is Classifier]
 
 
 class Folded(nn.Module):
-    """Rows of all tokens, folded into one axis in the order of the input."""
+    """Folds samples and tokens into one axis, in the order of the input."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ def test_rows_that_are_folded_are_told_apart_only_where_samples_come_first(token
 
 
 class Mixed(nn.Module):
-    """Mixes over both axes."""
+    """Mixes samples and tokens."""
 
     def forward(self, x):
         return x - x.mean((0, 1), keepdim=True)

@@ -1,4 +1,4 @@
-"""Sliced tensors: a smaller model that takes no memory gives what the cut one gives, and is cut all or not at all."""
+"""Tests cutting in place: outputs are exact, memory stays low, and a failed cut leaves the model as it was."""
 
 import copy
 from importlib import import_module
@@ -15,7 +15,8 @@ from xprune.modules.sliced import Sliced, fill, slice_of
 from xprune.surgery.cut import remove_units
 from xprune.testing import assert_untouched, random_plan, snapshot
 
-surgery = import_module("xprune.surgery.apply")  # the package gives the function of this name
+# `from xprune.surgery import apply` would give the function of this name, not the module.
+surgery = import_module("xprune.surgery.apply")
 
 
 def equal(one, other):
@@ -74,7 +75,8 @@ FAILURES = [
     (where, failure)
     for where in ("remove_units", "inherit", "first tensor")
     for failure in (MemoryError, KeyboardInterrupt, RuntimeError)
-    if (where, failure) != ("first tensor", KeyboardInterrupt)  # which waits until the model is whole, see below
+    # That interrupt waits until the model is whole. Another test covers it.
+    if (where, failure) != ("first tensor", KeyboardInterrupt)
 ]
 
 
@@ -97,7 +99,8 @@ def test_what_fails_on_the_way_leaves_the_model_as_it_was(where, failure, monkey
 
         def fails(given, *args):
             made = function(given, *args)
-            if given is model:  # after it was changed
+            # It fails only after the caller's model was changed.
+            if given is model:
                 raise failure
             return made
 

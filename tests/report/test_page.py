@@ -1,4 +1,4 @@
-"""The page of a report in a real browser: from a real run, at full size, and closed to what names may hold."""
+"""Tests the page of a report in a real browser, also at full size and with dangerous names."""
 
 import re
 import shutil
@@ -31,7 +31,7 @@ def browser():
 
 
 def opened(browser, path, width=1280):
-    """(the page, ready; its console errors; its requests)."""
+    """Returns the page when it is ready, its console errors and its requests."""
     page, errors, requests = browser.new_page(viewport={"width": width, "height": 900}), [], []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -107,7 +107,8 @@ def test_pointing_at_the_map_reads_it_out(page):
 
 
 def test_a_thousand_classes_fit(browser, tmp_path):
-    path = synthetic(rank=4).report(tmp_path / "large.html")
+    # The page has as many columns for 256 neurons of a site as for 3,072: most of them stand in bins.
+    path = synthetic(neurons=256, rank=4).report(tmp_path / "large.html")
     assert path.stat().st_size < 15e6
     page, errors, _ = opened(browser, path, 390)
     assert errors == []

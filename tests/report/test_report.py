@@ -1,4 +1,4 @@
-"""The report: what it tells, from a real run, and what it refuses."""
+"""Tests the contents of the report of a real run, and the errors for results that it cannot show."""
 
 import json
 import sys
@@ -70,7 +70,8 @@ def test_a_saved_result_reports_the_same(result, tmp_path, monkeypatch):
     assert loaded.metrics == result.metrics and loaded.settings == result.settings
     for part in ("values", "classwise"):
         for ours, theirs in zip(getattr(result.scores, part), getattr(loaded.scores, part), strict=True):
-            assert torch.equal(ours.nan_to_num(-1e9), theirs.nan_to_num(-1e9))  # NaN for a class that was never drawn
+            # A class that was never drawn has NaN scores, and NaN is not equal to itself.
+            assert torch.equal(ours.nan_to_num(-1e9), theirs.nan_to_num(-1e9))
     once = replace(result, dense=None).report(tmp_path / "a.html").read_text()
     monkeypatch.setattr(sys, "argv", ["xprune", "report", str(tmp_path / "pruned")])
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""Learned thresholds: on ranks, towards the budget, with the weights or without, and accounted for."""
+"""Tests that learned thresholds reach the budget, with frozen weights and with weights that learn too."""
 
 import pytest
 import torch
@@ -61,7 +61,8 @@ def test_the_gate_is_the_tanh_step_of_the_paper_in_the_mean_and_in_the_gradient(
     smooth = []
     for threshold, rank in zip(source.thresholds(1.0), ranks, strict=True):
         soft = (1 + torch.tanh(slope * (rank.float() - threshold))) / 2
-        smooth.append(torch.where(rank == rank.max(), torch.ones_like(soft), soft))  # one unit of a site stays
+        # The best unit of a site always stays.
+        smooth.append(torch.where(rank == rank.max(), torch.ones_like(soft), soft))
     torch.testing.assert_close(gates.detach().mean(0), torch.cat(smooth).detach(), atol=0.02, rtol=0)
     weight = torch.randn(gates.shape[1])
     found = torch.autograd.grad((gates * weight).sum(1).mean(), source.learned)[0]
@@ -103,7 +104,7 @@ def test_the_plan_keeps_the_best_of_each_site_at_the_budget(criterion):
 
 
 def test_a_site_that_the_model_needs_keeps_its_units():
-    """The MLP of block 1 adds nothing: thresholds learn that, where a uniform ratio cuts both blocks alike."""
+    """The MLP of block 1 adds nothing. Thresholds learn this, while a uniform ratio cuts both blocks equally."""
     model, data = build("vit"), loader(28, 7, shuffle=True)
     dead = model.get_submodule("blocks.1.mlp.fc2")
     with torch.no_grad():

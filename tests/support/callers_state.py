@@ -1,4 +1,4 @@
-"""A snapshot of the caller's world: all that a public function has to leave as it was."""
+"""Checks that a public function leaves the caller's model, loader, settings and random state unchanged."""
 
 import random
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 
 from xprune.testing import assert_untouched, snapshot
 
+# Name -> a function that reads a global setting of torch, numpy or Python.
 SWITCHES = {
     "default dtype": torch.get_default_dtype,
     "default device": torch.get_default_device,
@@ -33,9 +34,9 @@ SWITCHES = {
 
 
 class World:
-    """What the caller has: a model in training mode with gradients, and an Accelerator of their own.
+    """The state of a caller: a model with gradients, a loader, an Accelerator and global settings.
 
-    With a model that is shared with the run, whatever the run does to it is seen.
+    It is noted when the object is made. `assert_as_before` compares it with the state at that moment.
     """
 
     def __init__(self, model: nn.Module, loader: Any) -> None:
@@ -46,7 +47,7 @@ class World:
         self.before = self._now()
 
     def _now(self) -> dict[str, Any]:
-        """Everything, as plain values and copies."""
+        """Returns the whole state as plain values and copies."""
         sampler = getattr(getattr(self.loader, "batch_sampler", None), "sampler", None)
         return {
             **{name: read() for name, read in SWITCHES.items()},
@@ -62,7 +63,7 @@ class World:
         }
 
     def assert_as_before(self) -> None:
-        """AssertionError, with the name, for what has changed."""
+        """Raises AssertionError with the name of the first thing that has changed."""
         now = self._now()
         assert_untouched(self.model, self.before["model"])
         for name, value in self.before.items():
@@ -74,8 +75,10 @@ class World:
 
 
 def _hooks(module: nn.Module) -> dict[str, int]:
+    """Returns the number of hooks of each kind."""
     return {name: len(hooks) for name, hooks in vars(module).items() if name.endswith("_hooks") and hooks is not None}
 
 
 def _state(generator: Any) -> Any:
+    """Returns the state of a generator, or None if there is no generator."""
     return tuple(generator.get_state().tolist()) if isinstance(generator, torch.Generator) else None

@@ -1,4 +1,4 @@
-"""What counts: loaders that count how they are read, and functions whose calls are counted."""
+"""Counts how often loaders are read and functions are called."""
 
 import sys
 from collections import Counter
@@ -10,7 +10,13 @@ from torch.utils.data import DataLoader
 
 
 class Counted:
-    """The batches of a loader, which count how often they are read."""
+    """The batches of a loader, with a count of how often they are read.
+
+    Attributes:
+        batches: The batches.
+        started: How often the first batch was read.
+        whole: How often all batches were read.
+    """
 
     def __init__(self, given: DataLoader[Any]) -> None:
         self.batches = list(given)
@@ -22,17 +28,21 @@ class Counted:
     def __iter__(self) -> Iterator[Any]:
         self.started += 1
         yield from self.batches[:-1]
-        self.whole += 1  # a pass asks for the last batch, a look at the first does not
+        # Only a whole pass gets here. Whoever needs one example reads the first batch and stops.
+        self.whole += 1
         yield self.batches[-1]
 
     @property
     def thrown_away(self) -> int:
-        """Reads of a first batch alone."""
+        """Returns how often only a part of the batches was read."""
         return self.started - self.whole
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, *functions: Callable[..., Any]) -> Counter[str]:
-    """Counts the calls of functions under every name that a module of the package has them by."""
+    """Counts the calls of functions, and returns the counts by name.
+
+    A function is replaced in every module of xprune that has imported it, since each has its own name for it.
+    """
     calls: Counter[str] = Counter()
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What each process of tests/training/test_distributed.py runs: pruning, fine-tuning, metrics over uneven splits."""
+"""Prunes, fine-tunes and evaluates with several processes, for tests/training/test_distributed.py."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Attention and MLPs of no library, as users write them: what the generic finder takes, and what it leaves alone."""
+"""Attentions and MLPs as users write them: some that xprune finds by their structure, and some that it leaves alone."""
 
 import math
 
@@ -12,12 +12,12 @@ DIM, TOKENS = 16, 5
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(batch, heads, tokens, width) each; (batch, tokens, heads * width)."""
+    """Maps q, k, v (batch, heads, tokens, head size) to (batch, tokens, heads * head size)."""
     return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
 
 
 class Base(nn.Module):
-    """heads * width need not be the width of the model."""
+    """An attention. The number of heads times the head size need not be the hidden size."""
 
     def __init__(self, heads=4, width=6, kv=None):
         super().__init__()
@@ -29,7 +29,7 @@ class Base(nn.Module):
 
 
 class Fused(Base):
-    """As in vit-pytorch: a norm inside, q, k and v in one layer, the projection in a Sequential."""
+    """As in vit-pytorch: a norm inside, one layer for q, k and v, and the output projection in a Sequential."""
 
     def build(self, heads, width, _):
         self.norm, self.to_qkv = nn.LayerNorm(DIM), nn.Linear(DIM, 3 * heads * width, bias=False)
@@ -40,7 +40,7 @@ class Fused(Base):
 
 
 class HeadFirst(Base):
-    """Rows of a head stand together: (heads, 3, width)."""
+    """The rows of the `qkv` weight are ordered by head: (heads, 3, head size)."""
 
     def build(self, heads, width, _):
         self.qkv, self.proj = nn.Linear(DIM, 3 * heads * width), nn.Linear(heads * width, DIM)
@@ -51,7 +51,7 @@ class HeadFirst(Base):
 
 
 class Pair(Base):
-    """A q and a kv."""
+    """One layer for q, and one for k and v."""
 
     def build(self, heads, width, _):
         self.q, self.kv = nn.Linear(DIM, heads * width), nn.Linear(DIM, 2 * heads * width)
@@ -63,7 +63,10 @@ class Pair(Base):
 
 
 class Apart(Base):
-    """As in x-transformers: layers apart, heads that do not fill the model; their width is in an attribute."""
+    """As in x-transformers: separate layers, and heads that together are not the hidden size.
+
+    An attribute holds the size of all heads together.
+    """
 
     def build(self, heads, width, kv):
         self.kv_heads, self.inner_dim = kv, heads * width
@@ -91,7 +94,7 @@ class Shared(Base):
 
 
 class Biased(Base):
-    """A position bias and a temperature for each head, and an input scaled by the dense width."""
+    """A position bias and a temperature for each head, and a factor made from the number of dense features."""
 
     def build(self, heads, width, _):
         self.qkv, self.proj = nn.Linear(DIM, 3 * heads * width), nn.Linear(heads * width, DIM)
@@ -105,7 +108,7 @@ class Biased(Base):
 
 
 class Telling(Fused):
-    """Gives its weights too, as many Hugging Face attentions do."""
+    """Returns its attention weights too, as many Hugging Face attentions do."""
 
     def forward(self, x):
         q, k, v = (self.split(t) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
@@ -114,14 +117,14 @@ class Telling(Fused):
 
 
 class Residual(Fused):
-    """Adds its input itself, so that its bias is not what stays when all heads go."""
+    """Adds its input itself, so it returns more than a bias when all its heads are removed."""
 
     def forward(self, x):
         return x + super().forward(x)
 
 
 class Packed(nn.Module):
-    """Values and gates in one layer, a norm over the hidden neurons."""
+    """An MLP with values and gates in one layer, and a norm over the hidden neurons."""
 
     def __init__(self, hidden=10, norm=True, interleaved=False):
         super().__init__()
@@ -155,7 +158,7 @@ class Model(nn.Module):
 
 
 class Talking(Fused):
-    """Heads are mixed before the softmax."""
+    """Mixes the heads before the softmax, so none can be removed."""
 
     def build(self, *args):
         super().build(*args)
@@ -168,7 +171,7 @@ class Talking(Fused):
 
 
 class Bypass(HeadFirst):
-    """Hands its weights to a function."""
+    """Passes its weights to a function and does not call the layer, so no gate can be applied."""
 
     def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
@@ -176,7 +179,7 @@ class Bypass(HeadFirst):
 
 
 class Uneven(Fused):
-    """The layer called last reads no heads."""
+    """The last layers do not have the heads as their input."""
 
     def build(self, *args):
         super().build(*args)
@@ -188,7 +191,7 @@ class Uneven(Fused):
 
 
 class CausalSelfAttention(nn.Module):
-    """nanoGPT's: its forward takes the heads to fill the model's width."""
+    """The attention of nanoGPT. Its forward assumes that the heads together are the hidden size."""
 
     def __init__(self, n_head=4, n_embd=DIM):
         super().__init__()

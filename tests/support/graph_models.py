@@ -1,4 +1,4 @@
-"""Graphs and graph networks, small and random."""
+"""Small random graphs and graph networks."""
 
 import pytest
 import torch
@@ -15,7 +15,10 @@ CLASSES = 3
 
 
 def graph(nodes=12, seed=0, label=None):
-    """A random graph whose node features tell the labels."""
+    """Returns a random graph whose labels can be learned from the node features.
+
+    With `label`, the graph has this one label. Without, each node has a label.
+    """
     generator = torch.Generator().manual_seed(seed)
     x, labels = torch.randn(nodes, 5, generator=generator), torch.arange(nodes) % CLASSES
     x[:, :3] += 2 * F.one_hot(labels if label is None else torch.full_like(labels, label), CLASSES)
@@ -34,7 +37,7 @@ def batch():
 
 
 class Net(nn.Module):
-    """Joined heads that feed joined heads that feed averaged heads, with edge features where asked."""
+    """Three graph attentions. The first two concatenate their heads, the last averages them."""
 
     def __init__(self, kind=GATConv, **options):
         super().__init__()
@@ -49,7 +52,7 @@ class Net(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Joined heads, a batch norm, pooling, an MLP."""
+    """Classifies graphs: an attention that concatenates its heads, a batch norm, pooling and an MLP."""
 
     def __init__(self, kind=TransformerConv):
         super().__init__()

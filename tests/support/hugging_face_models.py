@@ -1,4 +1,4 @@
-"""Hugging Face models with random weights, and batches for them."""
+"""Returns small Hugging Face models with random weights, and batches for them."""
 
 import torch
 from torch.utils.data import DataLoader
@@ -9,7 +9,7 @@ from xprune.testing import perturb, random_plan
 
 
 def build(name):
-    """(model with random weights everywhere, inputs)."""
+    """Returns the model of this name, with every weight random, and its inputs."""
     model, inputs = MODELS[name]()
     return perturb(model), inputs
 
@@ -20,7 +20,7 @@ def pruned(name, seed=1, gone=0.3):
 
 
 def rows(name, count=16):
-    """Batches of 8 mappings whose label can be told from the input."""
+    """Returns batches of 8 samples, as mappings, with a label that can be learned."""
     chance = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % CLASSES
     if "pixel_values" in MODELS[name]()[1]:
@@ -35,7 +35,7 @@ def rows(name, count=16):
 
 
 def counting(count=32, length=12):
-    """Batches of 8 rows of tokens that count upwards."""
+    """Returns batches of 8 sequences of tokens that count upwards."""
     ids = torch.arange(length) + torch.randint(
         4, TOKENS - length, (count, 1), generator=torch.Generator().manual_seed(0)
     )

@@ -1,4 +1,4 @@
-"""Tiny random models, one for each variant of an architecture that the package says it prunes."""
+"""Tiny random models, one for each variant of the ViT, Swin and CaiT that xprune prunes, and data for them."""
 
 import itertools
 from collections.abc import Callable
@@ -21,12 +21,12 @@ SWIGLU_NORM = partial(SwiGLU, norm_layer=nn.LayerNorm)
 
 
 def vit(name: str = "vit_tiny_patch16_224", **kwargs: Any) -> Callable[[], nn.Module]:
-    """A tiny ViT of that timm name."""
+    """Returns a function that builds a tiny ViT from a timm name."""
     return lambda: timm.create_model(name, num_classes=CLASSES, **{**VIT, **kwargs})
 
 
 class ConvStem(PatchEmbed):
-    """A patch embedding with hidden channels behind a batch norm."""
+    """A patch embedding of two convolutions, with a batch norm between them."""
 
     def __init__(self, embed_dim: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, **kwargs)
@@ -58,18 +58,18 @@ THREE = ("vit", "swin", "swinv2")
 
 
 def build(name: str) -> nn.Module:
-    """The model of that name, with random weights everywhere, the same at every call."""
+    """Returns the model of this name. Every weight is random, and the same at every call."""
     torch.manual_seed(0)
     return perturb(MODELS[name]())
 
 
 def images(rows: int = 2, seed: int = 0) -> Tensor:
-    """Noise, float32 (rows, 3, 32, 32)."""
+    """Returns noise, float32 (rows, 3, 32, 32)."""
     return torch.randn(rows, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 def loader(rows: int = 16, batch: int = 8, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    """Noise whose label can be learned: the brightest of 7 stripes."""
+    """Returns batches of noise with a label that can be learned: the brightest of 7 stripes."""
     x = images(rows, seed=1)
     y = torch.arange(rows) % CLASSES
     for index, label in enumerate(y.tolist()):
@@ -78,11 +78,11 @@ def loader(rows: int = 16, batch: int = 8, shuffle: bool = False) -> DataLoader[
 
 
 class Killed(RuntimeError):
-    """What ends a run in the middle of an epoch."""
+    """Ends a run in the middle of an epoch."""
 
 
 class Fuse:
-    """A transform's worth of trouble: fails at the n-th sample, of all that are ever read."""
+    """A data set that raises `Killed` after a number of reads."""
 
     def __init__(self, data: Any, after: int) -> None:
         self.data, self.left = data, itertools.count(after, -1)
@@ -97,12 +97,12 @@ class Fuse:
 
 
 def fused(batch: int, after: int = 10**9) -> DataLoader[Any]:
-    """16 samples of `loader`, shuffled, in a data set that fails after so many."""
+    """Returns shuffled batches of the 16 samples of `loader`. Reading fails after `after` samples."""
     return DataLoader(Fuse(loader(16).dataset, after), batch, shuffle=True)  # type: ignore[arg-type]
 
 
 def assert_gated_apart(model, inputs, sites):
-    """Each of three samples is gated in a batch as it is alone."""
+    """Asserts that each of three samples is gated in a batch as it is gated without the others."""
     rows = [torch.rand(3, site.size) for site in sites]
     with xprune.Gates(sites, rows).attached(model):
         together = model(inputs)

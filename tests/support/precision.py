@@ -1,4 +1,4 @@
-"""Ways in which a caller may have set how exact float32 products are, and what puts the settings back."""
+"""Sets the precision of float32 products in the ways that a caller may use, and puts the settings back."""
 
 import torch
 

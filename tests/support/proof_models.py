@@ -1,4 +1,4 @@
-"""Small models with one hidden layer that is cut: honest ones, and ones whose cut is wrong somewhere."""
+"""Small models with one hidden layer to cut. In some the cut is exact, in others it changes an output or a state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,18 +15,19 @@ from xprune.core.site import Cut, Site
 
 WIDTH, HIDDEN = 8, 6
 Finish = Callable[["Hidden", Tensor, Tensor, Tensor], Any]
-"""(model, input, hidden features, output) to what the model returns."""
+"""A function of (model, input, hidden features, output). It returns the output of the model."""
 
 
 class Hidden(nn.Module):
-    """fc1, ReLU, fc2. `finish` makes what is returned, and may use the hidden features, which is wrong."""
+    """Two layers with a ReLU. `finish` makes the output. If it uses the hidden features, a cut is wrong."""
 
     def __init__(self, finish: Finish) -> None:
         super().__init__()
         self.stem, self.fc1, self.fc2 = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
         self.register_buffer("seen", torch.zeros(1))
         self.before: Any = None
-        self.plain = torch.zeros(1)  # not a buffer
+        # Neither a parameter nor a buffer, so state_dict does not show it.
+        self.plain = torch.zeros(1)
         self.kept = SimpleNamespace(state={"last": torch.zeros(1)})
         self.finish = finish
 
@@ -47,24 +48,24 @@ PLAN = Plan((SITE,), ((0, 2, 5),))
 
 
 def build(finish: Finish) -> Hidden:
-    """The same random weights for each, all of which tell on the output."""
+    """Returns a model with the same random weights for each `finish`. Every weight changes the output."""
     torch.manual_seed(0)
     return Hidden(finish).eval()
 
 
 def inputs() -> Tensor:
-    """(4, WIDTH)."""
+    """Returns float32 (4, WIDTH)."""
     return torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
 def _mixed(model: Hidden, hidden: Tensor) -> Tensor:
-    """fc2 of features that changed places: wrong once some are gone."""
+    """Applies fc2 to hidden features in another order. It is wrong when some are removed."""
     return F.linear(hidden.roll(1, -1), model.fc2.weight, model.fc2.bias)
 
 
 @dataclass
 class Answer:
-    """What some models return."""
+    """The output of some models."""
 
     logits: Tensor
     size: Any
@@ -135,7 +136,7 @@ WRONG: dict[str, Finish] = {
     "NaN": lambda m, x, h, y: y + (h.shape[-1] - 3.0) / (h.shape[-1] - 3.0),
     "a branch": lambda m, x, h, y: y if h.sum() > 3 else -y,
 }
-"""A cut of HIDDEN is wrong in each."""
+"""Name -> a model in which no cut of the hidden layer is exact."""
 
 
 def _counts(model: Hidden, x: Tensor, hidden: Tensor, y: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ HONEST: dict[str, Finish] = {
     "noise of numpy": lambda m, x, h, y: y + np.random.rand(),
     "a random mask": lambda m, x, h, y: y.gather(0, torch.rand(4, WIDTH).argsort(0)),
 }
-"""A cut of HIDDEN is exact in each."""
+"""Name -> a model in which every cut of the hidden layer is exact."""
 
 RANDOM: dict[str, tuple[Finish, str]] = {
     "dropout that is on": (
@@ -183,4 +184,4 @@ RANDOM: dict[str, tuple[Finish, str]] = {
     ),
     "nothing to compare": (lambda m, x, h, y: "text", "returns no tensor that could be compared"),
 }
-"""Models that nothing can be compared with, and what is said of them. No site is to blame."""
+"""Name -> a model whose outputs cannot be compared, and the reason in the error. The reason is no site."""

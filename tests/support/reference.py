@@ -1,4 +1,4 @@
-"""Slow, independent versions of what the package computes."""
+"""Slow and simple versions of computations of xprune, to compare its results with."""
 
 from itertools import product
 
@@ -12,7 +12,10 @@ from xprune.surgery.apply import apply
 
 
 def taylor(model: nn.Module, site: Site, inputs: Tensor, labels: Tensor, step: float = 1e-4) -> Tensor:
-    """Central differences of each sample's loss by each unit's gate, in float64: (samples, units)."""
+    """Returns the derivative of each sample's loss by each unit's gate, (samples, units).
+
+    It is a central difference in float64.
+    """
     model = model.double().eval()
     layer = model.get_submodule(site.consumers[0])
     columns = []
@@ -22,7 +25,8 @@ def taylor(model: nn.Module, site: Site, inputs: Tensor, labels: Tensor, step: f
             weight = layer.weight.detach().clone()
             span = slice(unit * site.width, (unit + 1) * site.width)
             scaled = weight.clone()
-            scaled[:, span] *= gate  # a gate on the input is a factor on the weight's columns
+            # A gate on the input is a factor on the columns of the weight.
+            scaled[:, span] *= gate
             layer.weight.data = scaled
             with torch.no_grad():
                 losses.append(F.cross_entropy(model(inputs.double()), labels, reduction="none"))
@@ -32,7 +36,10 @@ def taylor(model: nn.Module, site: Site, inputs: Tensor, labels: Tensor, step: f
 
 
 def magnitude(model: nn.Module, site: Site, unit: int, inputs: Tensor, p: int) -> float:
-    """Norm of the weights that really leave with a unit: of the whole model, before and after."""
+    """Returns the p-norm of the weights that are removed with a unit.
+
+    It is the difference between the whole model before and after.
+    """
     keep = tuple(u for u in range(site.size) if u != unit)
     pruned = apply(model, Plan((site,), (keep,)), inputs)
     before, after = (
@@ -42,7 +49,11 @@ def magnitude(model: nn.Module, site: Site, unit: int, inputs: Tensor, p: int) -
 
 
 def vit_macs(tokens: int, dim: int, patch: int, heads: list[int], width: int, neurons: list[int], classes: int) -> int:
-    """MACs of a plain ViT by hand: patches, then per block qkv, two attention products, proj, fc1, fc2; head."""
+    """Returns the MACs of a plain ViT, by formula.
+
+    They are those of the patch embedding, of each block and of the classifier. A block has qkv, the two products of the
+    attention, proj, fc1 and fc2. `width` is the head size.
+    """
     total = (tokens - 1) * dim * 3 * patch * patch + dim * classes
     for h, n in zip(heads, neurons, strict=True):
         inner = h * width
@@ -51,7 +62,10 @@ def vit_macs(tokens: int, dim: int, patch: int, heads: list[int], width: int, ne
 
 
 def best_uniform(sizes: list[int], cost: list[int], base: int, allowed: float) -> float:
-    """The largest ratio whose floor fits, by trying them all."""
+    """Returns the largest ratio of kept units that costs at most `allowed`, by trying all ratios.
+
+    A site keeps the ratio of its units, rounded down, and at least one.
+    """
     ratios = sorted({k / s for s in sizes for k in range(1, s + 1)})
     fitting = [
         r
@@ -62,10 +76,10 @@ def best_uniform(sizes: list[int], cost: list[int], base: int, allowed: float) -
 
 
 def every_plan(sizes: list[int]) -> list[tuple[int, ...]]:
-    """Every way to keep at least one unit at each site."""
+    """Returns all combinations of numbers of kept units, with at least one unit at each site."""
     return list(product(*(range(1, size + 1) for size in sizes)))
 
 
 def normed(norm: nn.LayerNorm, x: Tensor, keep: list[int]) -> Tensor:
-    """The norm of the kept features alone, as if the others had never been."""
+    """Applies the norm to the kept features only."""
     return F.layer_norm(x[..., keep], (len(keep),), norm.weight[keep], norm.bias[keep], norm.eps)

@@ -1,4 +1,4 @@
-"""Sequence models and their twins that take tokens first: the same weights, the same answers, other axes."""
+"""Sequence models in pairs: one takes the batch first, its twin takes the tokens first, with the same weights."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ DIM, CLASSES = 16, 3
 
 
 class Classifier(nn.Module):
-    """nn.TransformerEncoder under a pooled head; (batch, tokens, DIM), or (tokens, batch, DIM)."""
+    """An nn.TransformerEncoder and a classifier. It takes (batch, tokens, DIM), or (tokens, batch, DIM)."""
 
     def __init__(self, batch_first: bool, pool: bool = True) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Classifier(nn.Module):
 
 
 class Translator(nn.Module):
-    """nn.Transformer: a class for each target token."""
+    """An nn.Transformer that gives a class for each target token."""
 
     def __init__(self, batch_first: bool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Translator(nn.Module):
 
 
 class Words(nn.Module):
-    """A word language model: a causal encoder over ids, the next word for each token."""
+    """A language model: an encoder with a causal mask that predicts the next word for each token."""
 
     def __init__(self, batch_first: bool) -> None:
         super().__init__()
@@ -57,7 +57,10 @@ class Words(nn.Module):
 
 
 def turned(inputs: Any) -> Any:
-    """Inputs of a batch-first model for its twin: tensors with samples and tokens turned, masks as they are."""
+    """Turns the inputs of a batch-first model into those of its twin.
+
+    Samples and tokens change places. Boolean masks stay (batch, tokens), as nn.Transformer takes them in both cases.
+    """
     if isinstance(inputs, tuple):
         return tuple(x if x.dtype == torch.bool else x.transpose(0, 1) for x in inputs)
     return inputs.transpose(0, 1)

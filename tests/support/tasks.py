@@ -1,4 +1,4 @@
-"""Tasks as somebody outside the package writes them, one class each."""
+"""Tasks as a user writes them: one as of now, and one as of xprune 0.1."""
 
 import warnings
 from typing import Any
@@ -13,64 +13,65 @@ import xprune
 
 
 def pairs(rows: int) -> TensorDataset:
-    """Inputs (rows, 4) and what they sum to, nearly, (rows,)."""
+    """Returns inputs (rows, 4) and targets (rows,). A target is the sum of its inputs, with noise."""
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 4, generator=generator)
     return TensorDataset(x, x.sum(1) + 0.1 * torch.randn(rows, generator=generator))
 
 
 class Rank(xprune.Task):
-    """A number for each sample, measured by rank correlation, which is no mean of anything."""
+    """Regression, measured by rank correlation, which is not a mean over samples."""
 
     metric_name = "rank correlation"
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """A pair (inputs, numbers)."""
+        """Returns (inputs, targets)."""
         return batch[0], batch[1]
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Mean squared error."""
+        """Returns the mean squared error."""
         return F.mse_loss(outputs.flatten(), targets)
 
     def new_metric(self, outputs: Any) -> SpearmanCorrCoef:
-        """Spearman's."""
+        """Returns the rank correlation of Spearman."""
         return SpearmanCorrCoef()
 
     def update(self, metric: Any, outputs: Any, targets: Any) -> None:
-        """Numbers (batch,)."""
+        """Adds a batch of numbers (batch,)."""
         metric.update(outputs.flatten(), targets)
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # tests/tasks/test_task.py looks for it
+    # tests/tasks/test_task.py tests the warning.
+    warnings.simplefilter("ignore", DeprecationWarning)
 
     class OldMeanSquare(xprune.Task):
-        """As tasks were written for 0.1: counts, and `summarise`; `example` and `rows` with fewer arguments."""
+        """A task with the methods of xprune 0.1: `summarise`, and `example` and `rows` with fewer arguments."""
 
         metric_name = "root of the mean square"
 
         def unpack(self, batch: Any) -> tuple[Any, Any]:
-            """A pair (inputs, numbers)."""
+            """Returns (inputs, targets)."""
             return batch[0], batch[1]
 
         def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-            """Mean squared error."""
+            """Returns the mean squared error."""
             return F.mse_loss(outputs.flatten(), targets)
 
         def metric(self, outputs: Any, targets: Any) -> Tensor:
-            """(batch, 2): squares of the errors, and ones."""
+            """Returns (batch, 2): the squares of the errors, and ones."""
             error = outputs.flatten() - targets
             return torch.stack([error.square(), torch.ones_like(error)], 1)
 
         def summarise(self, total: Tensor, samples: int) -> float:
-            """The root of their mean."""
+            """Returns the root of the mean square."""
             assert float(total[1]) == samples
             return float((total[0] / total[1]).sqrt())
 
         def example(self, inputs: Any) -> Any:
-            """Two rows."""
+            """Returns the first two samples."""
             return inputs[:2]
 
         def rows(self, site: xprune.Site, inputs: Tensor, samples: int) -> Tensor | None:
-            """Each row is a sample."""
+            """Returns the sample of each row. Each row is a sample."""
             return torch.arange(samples)

@@ -1,4 +1,4 @@
-"""Tiny random models of timm's hybrid families: (builder, image size, the adapters that have to serve it)."""
+"""Tiny random models of the families of timm that mix attention or MLPs with convolutions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,32 +21,32 @@ CLASSES = 7
 
 
 def tiny(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
-    """A timm model of that name, made small."""
+    """Returns a function that builds a timm model with these settings."""
     return lambda: timm.create_model(name, num_classes=CLASSES, **kwargs)
 
 
 def maxxvit(block: str = "T", conv: Any = None, **kwargs: Any) -> Callable[[], nn.Module]:
-    """A MaxViT, CoAtNet or MaxxViT of one stage."""
+    """Returns a function that builds a MaxViT, CoAtNet or MaxxViT with one block of each stage."""
     transformer = MaxxVitTransformerCfg(dim_head=16, window_size=(2, 2), grid_size=(2, 2), **kwargs)
     cfg = MaxxVitCfg((16, 32), (1, 1), ("C", block), 8, conv_cfg=conv or MaxxVitConvCfg(), transformer_cfg=transformer)
     return lambda: MaxxVit(cfg, img_size=32, num_classes=CLASSES)
 
 
 def mvit(**kwargs: Any) -> Callable[[], nn.Module]:
-    """An MViTv2 of two blocks, of which the second halves the map and doubles the heads."""
+    """Returns a function that builds an MViTv2 of two blocks. The second halves the image and doubles the heads."""
     cfg = MultiScaleVitCfg(depths=(1, 1), embed_dim=(16, 32), num_heads=(2, 4), stride_q=((1, 1), (2, 2)), **kwargs)
     return lambda: MultiScaleVit(cfg, img_size=32, num_classes=CLASSES)
 
 
 def byob(layer: str, **kwargs: Any) -> Callable[[], nn.Module]:
-    """A ByobNet whose last block attends."""
+    """Returns a function that builds a ByobNet whose last block is an attention."""
     blocks = ByoBlockCfg("bottle", d=1, c=32, s=1, gs=0, br=0.5), ByoBlockCfg("self_attn", d=2, c=32, s=2, gs=0, br=1.0)
     cfg = ByoModelCfg(blocks, stem_chs=8, self_attn_layer=layer, self_attn_kwargs=kwargs, fixed_input_size=True)
     return lambda: ByobNet(cfg, num_classes=CLASSES, img_size=32)
 
 
 def mixer(**kwargs: Any) -> Callable[[], nn.Module]:
-    """An MLP-Mixer of one block."""
+    """Returns a function that builds an MLP-Mixer of one block."""
     return lambda: MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1, num_classes=CLASSES, **kwargs)
 
 
@@ -63,13 +63,13 @@ class MobileNet(nn.Module):
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 3, height, width) to (batch, classes)."""
+        """Maps (batch, 3, height, width) to (batch, classes)."""
         x = self.inverted(self.plain(self.multi_query(self.stem(x))))
         return self.head(x.mean((2, 3)))
 
 
 class NextVit(nn.Module):
-    """A stem and NextViT's attention, whose models have widths that cannot be made small."""
+    """A stem and an attention of NextViT. A whole NextViT cannot be made small."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,14 +79,14 @@ class NextVit(nn.Module):
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 3, height, width) to (batch, classes)."""
+        """Maps (batch, 3, height, width) to (batch, classes)."""
         x = self.stem(x).flatten(2).transpose(1, 2)
         x = x + self.attn(x)
         return self.head((x + self.mlp(x)).mean(1))
 
 
 class LowFormer(nn.Module):
-    """A stem and LowFormer's attention, whose smallest models fuse the layer that the heads feed."""
+    """A stem and an attention of LowFormer. Small models of LowFormer fuse the consumer of the heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,13 +95,14 @@ class LowFormer(nn.Module):
         self.head = nn.Linear(64, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 3, height, width) to (batch, classes)."""
+        """Maps (batch, 3, height, width) to (batch, classes)."""
         x = self.stem(x)
         return self.head((x + self.attn(x)).mean((2, 3)))
 
 
 CONV_NEXT: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "num_classes": CLASSES}
 
+# (a function that builds the model, image size, the adapters that have to give its sites)
 Model = tuple[Callable[[], nn.Module], int, tuple[str, ...]]
 TIMM_HYBRID_MODELS: dict[str, Model] = {
     "mvitv2": (mvit(), 32, ("timm-mvitv2",)),

@@ -1,4 +1,4 @@
-"""Tiny random models of timm's ViT-like families: how to build each, and the adapters that its sites have to be of."""
+"""Tiny random models of the ViT families of timm."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,18 +18,18 @@ STAGES: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (8, 12, 16, 16),
 
 
 def tiny(name: str, *without: str, **kwargs: Any) -> Callable[[], nn.Module]:
-    """A timm model of that name with the settings of TINY, but for those in `without`."""
+    """Returns a function that builds a timm model with the settings of TINY, except those in `without`."""
     settings = {key: value for key, value in TINY.items() if key not in without}
     return lambda: timm.create_model(name, num_classes=CLASSES, **{**settings, **kwargs})
 
 
 def other(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
-    """A timm model of that name with these settings."""
+    """Returns a function that builds a timm model with these settings."""
     return lambda: timm.create_model(name, num_classes=CLASSES, **kwargs)
 
 
 def run_once(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """The model after a forward pass, which sizes its buffers."""
+    """Returns a function that builds the model and calls it once, since the first call sets the size of its buffers."""
 
     def built() -> nn.Module:
         model = build().eval()
@@ -39,6 +39,7 @@ def run_once(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return built
 
 
+# Name -> (a function that builds the model, the adapters that have to give its sites)
 TIMM_VIT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "eva": (tiny("eva02_tiny_patch14_224"), ("timm-eva",)),
     "eva fused": (tiny("eva_giant_patch14_224"), ("timm-eva",)),
@@ -176,4 +177,4 @@ TIMM_VIT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 }
 
 SIZES = {"volo": 64, "hiera": 64, "hieradet": 64, "swinv2 cr": 64, "gcvit": 64, "deepseek": 48, "crossvit": 48}
-"""Height and width of the images that a model takes where it is not SIZE."""
+"""Name -> height and width of the images, for the models that do not take SIZE."""

@@ -1,4 +1,4 @@
-"""Small models that look prunable where they are not: what a proof of each module alone, or a look at names, misses."""
+"""Small models that look as if units could be removed, while no removal is exact."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,12 @@ DIM, HIDDEN, TOKENS = 16, 12, 5
 
 
 def tokens(rows: int = 2) -> Tensor:
-    """Noise, float32 (rows, TOKENS, DIM)."""
+    """Returns noise, float32 (rows, TOKENS, DIM)."""
     return torch.randn(rows, TOKENS, DIM, generator=torch.Generator().manual_seed(0))
 
 
 class Mixer(nn.Module):
-    """An MLP whose hidden features go through `mix` on their way, which no layer shows."""
+    """An MLP that applies the function `mix` to its hidden features. Its layers do not show it."""
 
     def __init__(self, mix: Callable[[Tensor], Tensor], hidden: int = HIDDEN) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Mixer(nn.Module):
 
 
 class Surrounded(nn.Module):
-    """A sound MLP and one more part, which is given."""
+    """A model with an MLP that can be pruned, and one more part, which the caller gives."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Surrounded(nn.Module):
 
 
 def _fill(x: Tensor, few: Tensor) -> Tensor:
-    """What few features say, added to all of them."""
+    """Adds the mean of some features to all features."""
     return x + few.mean(-1, keepdim=True)
 
 
@@ -107,7 +107,7 @@ MIXES: dict[str, Callable[[Tensor], Tensor]] = {
     "renorm": lambda x: x.renorm(2, 0, 1.0),
     "glu of both": lambda x: F.glu(torch.cat([x, x.flip(-1)], -1), -1),
 }
-"""Operations under which no cut of hidden features is exact."""
+"""Name -> an operation that mixes features, so no cut of the features is exact."""
 
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -118,11 +118,11 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "mish and tanh": lambda x: F.mish(x) + x.tanh(),
     "through a map": lambda x: x.transpose(1, 2).unflatten(-1, (1, -1)).relu().flatten(-2).transpose(1, 2),
 }
-"""Operations that treat each feature by itself: cuts are exact, and found."""
+"""Name -> an operation on each feature separately, so every cut is exact."""
 
 
 class RawNorm(nn.Module):
-    """A norm of the model's inputs, which no layer writes."""
+    """A norm over the inputs of the model, which have no producer."""
 
     def __init__(self, norm: nn.Module, plain: bool = False) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class RawNorm(nn.Module):
 
 
 class TwoOutputs(nn.Module):
-    """Gives its output and its values, which the next one adds: value residuals, T5's position bias."""
+    """Returns its output and its values, for the next attention to add. T5 passes its position bias like this."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class TwoOutputs(nn.Module):
 
 
 class HandedOn(nn.Module):
-    """Attentions whose values go on to the next one, then MLPs that are sound."""
+    """Two blocks. The first attention passes its values to the second. The MLPs can be pruned."""
 
     def __init__(self, handed: bool = True) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class HandedOn(nn.Module):
 
 
 class FrozenNorm(nn.Module):
-    """A batch norm of buffers alone, as detection backbones have."""
+    """A batch norm with buffers and no parameters, as in backbones for detection."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class FrozenNorm(nn.Module):
 
 
 class Reshaped(nn.Module):
-    """A reshape to a width that is written down."""
+    """An MLP that reshapes to a fixed number of hidden features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Reshaped(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """A masked language model's head: a hidden layer, then a decoder that is the embedding."""
+    """The head of a masked language model. The decoder has the weight of the embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class TiedHead(nn.Module):
 
 
 class MaskedHeads(nn.Module):
-    """A mask for each head and sample, as the model is given it."""
+    """Takes an attention mask for each head and sample as an input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,11 +223,11 @@ class MaskedHeads(nn.Module):
 
 
 class Silent(Exception):
-    """An error that says nothing."""
+    """An error without a message."""
 
 
 class Particular(nn.Module):
-    """Runs with the heads that it was built with, and fails without a word with any other."""
+    """Runs only with all its hidden features. With fewer, it raises an error without a message."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class Particular(nn.Module):
 
 
 class Hoarding(nn.Module):
-    """An MLP that keeps its hidden features for another module, behind everybody's back."""
+    """An MLP that keeps its hidden features in a list, where another module reads them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class Hoarding(nn.Module):
 
 
 class Hoard(nn.Module):
-    """Reads what another module has kept."""
+    """Reads the hidden features that another module has kept."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class Hoard(nn.Module):
 
 
 class Backwards(nn.Module):
-    """Two outputs of one hidden layer, the second in another order."""
+    """Two consumers of one hidden layer. The second gets the features in another order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ class Backwards(nn.Module):
 
 
 class Asleep(nn.Module):
-    """A mixing MLP behind a layer scale of zero, as models start their training."""
+    """An MLP that mixes its features, behind a layer scale of 0, as at the start of training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ class Asleep(nn.Module):
 
 
 class AsleepInside(Asleep):
-    """The same, with a sound hidden layer that a number of features scales."""
+    """The same with an MLP whose output depends on the number of its hidden features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ class AsleepInside(Asleep):
 
 
 class Counting(nn.Module):
-    """Scales by the number of its hidden features."""
+    """Multiplies its output by the number of its hidden features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,7 +310,7 @@ class Counting(nn.Module):
 
 
 class Bare(nn.Module):
-    """Reads its hidden features with bare products, beside its layers."""
+    """Multiplies its hidden features with a weight directly, and also calls the layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -322,7 +322,7 @@ class Bare(nn.Module):
 
 
 class Reused(nn.Module):
-    """One layer twice: its hidden features are also its inputs."""
+    """Calls one layer twice, so its hidden features are also its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -333,7 +333,7 @@ class Reused(nn.Module):
 
 
 class Growing(nn.Module):
-    """Counts its calls, and goes another way each time."""
+    """Counts its calls, and doubles every second output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,11 +360,14 @@ TRICKY: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a bare product": (lambda: Surrounded(Bare()), "part"),
     "one layer twice": (lambda: Surrounded(Reused()), ""),
 }
-"""Name -> (a model, the path at or below which there is a reason and no site; "" where nothing looks like a site)."""
+"""Name -> (a function that builds the model, a path). At or below the path there is a reason and no site.
+
+The path is "" if nothing in the model looks like a site.
+"""
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:
-    """The model with random weights, in eval mode. What is zero stays zero."""
+    """Returns the model with random weights, in eval mode. Parameters that are zero stay zero."""
     torch.manual_seed(0)
     model = make()
     zero = [p for p in model.parameters() if not p.any()]

@@ -1,4 +1,4 @@
-"""Pruned equals gated: every adapter, every variant, every way in which units can go."""
+"""Tests that pruned models equal gated models, for every adapter and every way to remove units."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Gates: what they scale, whose row they take, and what happens where one does not fire."""
+"""Tests what gates scale, which sample gets which row of gates, and the error if a gate is never used."""
 
 import pytest
 import torch
@@ -26,16 +26,17 @@ def test_leaving_the_context_restores_the_model(name):
 
 @pytest.mark.parametrize("name", THREE)
 def test_each_sample_has_its_own_row(name):
-    """Windows are folded into Swin's batch: sample i of a batch is gated as it is alone."""
+    """Swin folds its windows into the batch. Sample i is gated as it is gated without the others."""
     model, inputs = build(name), images(3)
     sites = xprune.find_sites(model, inputs)
     assert_gated_apart(model, inputs, sites)
 
 
 def test_rows_of_a_task_are_used():
-    """Sequence-first input: rows are tokens, so that the task has to say which sample each belongs to."""
+    """With sequence-first input, rows are tokens, so the task says which sample each row belongs to."""
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), nn.Linear(4, 2))
-    x = torch.randn(10, 4)  # 5 tokens of 2 samples, interleaved
+    # 5 tokens of 2 samples, in turn.
+    x = torch.randn(10, 4)
     (site,) = xprune.find_sites(model, x)
     values = [torch.rand(2, site.size)]
     rows = torch.arange(10) % 2
@@ -55,7 +56,7 @@ def test_rows_that_do_not_fit_are_refused():
 
 
 class Bypass(nn.Module):
-    """Reads a layer's weight without calling the layer."""
+    """Uses the weight of a layer and does not call the layer."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +79,8 @@ def test_a_gate_that_does_not_fire_is_an_error():
 
 @pytest.mark.parametrize("name", THREE)
 def test_activation_checkpointing_sees_the_same_gates(name):
-    model, inputs = shared_copy(build(name), requires_grad=True), images()  # eval: no drop path
+    # The copy is in eval mode, so no paths are dropped.
+    model, inputs = shared_copy(build(name), requires_grad=True), images()
     sites = xprune.find_sites(model, inputs)
     gradients = []
     for checkpointing in (False, True):

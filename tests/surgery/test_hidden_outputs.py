@@ -1,4 +1,4 @@
-"""What a wrong cut may hide behind: outputs in odd places, memory, an offset; and models that have no copy."""
+"""Tests that wrong cuts are found in unusual outputs, in kept state and behind a large offset."""
 
 import collections
 import dataclasses
@@ -17,18 +17,18 @@ WIDTH, HIDDEN = 16, 12
 
 
 class Plain(nn.Module):
-    """A stem, a residual MLP and a head; `seen` is the mean of the hidden features of the last call."""
+    """A stem, a residual MLP and a classifier. `finish` makes the output and may use the hidden features."""
 
-    def __init__(self, told=lambda y, hidden: y):
+    def __init__(self, finish=lambda y, hidden: y):
         super().__init__()
         self.stem, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
         self.mlp = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, WIDTH))
-        self.told = told
+        self.finish = finish
 
     def forward(self, x):
         x = self.stem(x)
         hidden = self.mlp[1](self.mlp[0](x))
-        return self.told(self.head(x + self.mlp[2](hidden)), hidden)
+        return self.finish(self.head(x + self.mlp[2](hidden)), hidden)
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,7 +38,7 @@ class Slots:
 
 
 class Cache:
-    """Of a name that transformers uses too."""
+    """An object whose class has a name that transformers uses too."""
 
     def __init__(self, value):
         self.value = value
@@ -65,7 +65,7 @@ def inputs():
 
 
 def all_refused(model):
-    """Nothing that find_sites offers is cut wrong; what it offers of the MLP is refused at surgery at the latest."""
+    """Checks that no wrong cut gets through: `find_sites` gives no site, or surgery refuses the plan."""
     try:
         sites = xprune.find_sites(model, inputs())
     except xprune.ModelError:
@@ -81,7 +81,7 @@ def test_an_output_that_tells_of_hidden_features_is_seen(name):
 
 
 class Remembers(Plain):
-    """Adds what it remembers of the call before."""
+    """Adds to its output a number from the call before."""
 
     def __init__(self, memory, read, write):
         super().__init__()
@@ -114,7 +114,7 @@ def test_memory_of_the_call_before_is_seen(name):
 
 
 class Scaled(nn.Module):
-    """Wrong after any cut: it looks at how many hidden features there are."""
+    """An MLP whose output depends on the number of hidden features, so any cut is wrong."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +126,7 @@ class Scaled(nn.Module):
 
 
 class Offset(nn.Module):
-    """A regression of large numbers that vary little."""
+    """A model whose outputs are large numbers that vary little."""
 
     def __init__(self, mlp, offset):
         super().__init__()
@@ -216,9 +216,9 @@ class Unreadable(Exception):
 
 
 def test_an_error_without_a_readable_message_is_a_reason():
-    def told(y, hidden):
+    def finish(y, hidden):
         if hidden.shape[-1] != HIDDEN:
             raise Unreadable
         return y
 
-    assert all_refused_or_exact(built(lambda: Plain(told)))
+    assert all_refused_or_exact(built(lambda: Plain(finish)))

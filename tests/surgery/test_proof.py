@@ -1,4 +1,4 @@
-"""The proof: wrong cuts are refused, however well they hide; exact ones pass, whatever the outputs look like."""
+"""Tests that the proof refuses wrong cuts and accepts exact ones, for outputs of every form."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_the_callers_random_numbers_are_not_touched():
 
 
 def test_a_pruned_model_may_have_nothing_left_to_remember():
-    """What is wholly gone keeps no cache: both are then called twice, and give the same each time."""
+    """A removed module keeps no cache. Both models are called twice and give the same each time."""
 
     class Caching(nn.Module):
         def __init__(self):
@@ -92,7 +92,7 @@ def test_a_pruned_model_may_have_nothing_left_to_remember():
 
 
 def test_each_output_has_its_own_size():
-    """A difference that would pass beside a large output, and one that would pass as smaller than 1."""
+    """A difference must not pass because another output is larger, or because it is smaller than 1."""
     for scale in (1e-6, 1.0, 1e6):
         model = proof_models.build(
             lambda m, x, h, y, scale=scale: (scale * y + 1e-3 * scale * h.mean(-1, True), 1e9 * y)
@@ -107,7 +107,7 @@ def test_a_model_whose_gates_change_nothing_is_told():
 
 
 def rounded(tensor):
-    """To the 10 bits of mantissa that TF32 keeps."""
+    """Rounds a tensor to the 10 bits of mantissa that TF32 keeps."""
     if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
         return tensor
     return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -115,7 +115,7 @@ def rounded(tensor):
 
 @pytest.fixture
 def tf32(monkeypatch):
-    """Products and convolutions that round as a GPU's do, wherever the caller's settings allow it."""
+    """Makes products and convolutions round like a GPU, if the caller's settings allow TF32."""
 
     def rounding(function, allowed):
         def run(*args, **kwargs):
@@ -181,7 +181,7 @@ def test_the_result_can_be_trained_whatever_the_mode_around_it(mode):
 
 
 class Attends(nn.Module):
-    """What a library's attention may do in another dtype than its weights': fused biases, masks, bare weights."""
+    """Operations of libraries that are difficult at another dtype: fused biases, masks, weights used directly."""
 
     def __init__(self):
         super().__init__()
@@ -218,7 +218,7 @@ def test_low_precision_models_run_without_a_copy(monkeypatch):
 
 
 def test_low_precision_models_that_cannot_be_lifted_are_converted():
-    """An LSTM looks at dtypes itself, and a buffer that is written to would have to be rounded."""
+    """An LSTM checks dtypes itself, and a buffer that is written to would have to be rounded."""
 
     class Recurrent(nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Graph attentions: heads that leave their convolution, heads that are averaged, and the tasks of graphs."""
+"""Tests pruning of graph attentions, and the tasks of nodes and of graphs."""
 
 import copy
 import re

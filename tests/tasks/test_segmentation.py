@@ -1,4 +1,4 @@
-"""Segmentation: a class for each pixel, one class drawn for each image, and mIoU over the data set."""
+"""Tests the task of segmentation: its loss, its classes and the mIoU over a data set."""
 
 import math
 
@@ -20,7 +20,7 @@ TASK = xprune.Segmentation(ignore_index=VOID)
 
 
 class Segmenter(nn.Module):
-    """A tiny ViT, and a head over the map of its patches."""
+    """A tiny ViT with a classifier for each patch."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ def build():
 
 
 def labels(rows, seed=0):
-    """Two classes in each image, and void."""
+    """Returns labels with two classes in each image, and pixels to ignore."""
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(0, CLASSES, (rows, 1, 1), generator=generator).expand(rows, 32, 32).clone()
     first[:, 16:] = (first[:, 16:] + 2) % CLASSES
@@ -90,10 +90,11 @@ def test_miou_is_of_the_data_set_whatever_the_batches():
 
 @pytest.mark.parametrize("void", [VOID, 0, -1, CLASSES - 1])
 def test_miou_pixel_by_pixel(void):
-    """Also where pixels to be ignored have the label of a class that the head predicts elsewhere."""
+    """Pixels to ignore may have the label of a class that the model predicts elsewhere."""
     task, generator = xprune.Segmentation(ignore_index=void), torch.Generator().manual_seed(3)
     outputs = torch.randn(5, CLASSES, 6, 6, generator=generator)
-    outputs[:, 2] = -10  # never predicted, and never there
+    # Class 2 is never predicted, and no pixel has it.
+    outputs[:, 2] = -10
     y = torch.randint(3, CLASSES, (5, 6, 6), generator=generator)
     y[torch.rand(y.shape, generator=generator) < 0.3] = void
     metric = task.new_metric(outputs)

@@ -1,4 +1,4 @@
-"""What a task may leave to its base: metrics, inputs of every form, the axis of the samples, and tasks of 0.1."""
+"""Tests tasks that users write: metrics, inputs of every form, the sample axis, and tasks of xprune 0.1."""
 
 import math
 import warnings
@@ -55,11 +55,11 @@ def test_a_task_of_the_last_release_still_works():
         warnings.simplefilter("error")
 
         class Plain(Rank):
-            """Warns of nothing."""
+            """A task of now, so it gives no warning."""
 
 
 class Sure(xprune.Classification):
-    """Gives a number for each sample, and no state."""
+    """Gives a number for each sample (`metric`)."""
 
     metric_name = "probability"
 
@@ -68,7 +68,7 @@ class Sure(xprune.Classification):
 
 
 class F1(xprune.Classification):
-    """Gives a state, and nothing of a sample."""
+    """Gives a metric of the whole data set (`new_metric`)."""
 
     metric_name = "F1"
 
@@ -77,7 +77,7 @@ class F1(xprune.Classification):
 
 
 class Both(F1):
-    """Gives both."""
+    """Gives both kinds of metric."""
 
     def new_metric(self, outputs):
         return super().new_metric(outputs)
@@ -87,14 +87,14 @@ class Both(F1):
 
 
 class Again(F1):
-    """Goes back to a number for each sample."""
+    """Gives a number for each sample, while its base gives a metric of the data set."""
 
     def metric(self, outputs, targets):
         return Sure.metric(self, outputs, targets)
 
 
 class Mixed(Again, Sure):
-    """Has all of them above it."""
+    """Inherits both kinds of metric. The nearest class decides."""
 
 
 def by_hand(task, outputs, targets):
@@ -154,21 +154,21 @@ def test_metrics_do_not_depend_on_the_default_dtype(dtype):
 
 
 class Broken(Sure):
-    """Some samples have no number."""
+    """Gives NaN for some samples."""
 
     def metric(self, outputs, targets):
         return torch.where(targets == 0, torch.nan, super().metric(outputs, targets))
 
 
 class Several(xprune.Classification):
-    """A number for each class."""
+    """Gives a number for each class, where one number is expected."""
 
     def new_metric(self, outputs):
         return MulticlassAccuracy(outputs.shape[1], average=None)
 
 
 class Silent(Rank):
-    """Measures nothing."""
+    """Has no metric."""
 
     new_metric, update = xprune.Task.new_metric, xprune.Task.update
 
@@ -184,7 +184,7 @@ def test_metrics_that_are_no_number():
 
 
 class Detector(nn.Module):
-    """Takes a list of images of their own sizes, a mask that they share and a number."""
+    """A model that takes a list of images of different sizes, a mask for all of them and a number."""
 
     def __init__(self):
         super().__init__()
@@ -197,7 +197,7 @@ class Detector(nn.Module):
 
 
 class Lists(xprune.Classification):
-    """A batch is (images, labels)."""
+    """A task whose batches are (list of images, labels)."""
 
     def unpack(self, batch):
         images, labels = batch
@@ -217,7 +217,7 @@ def test_a_list_of_images_a_shared_mask_and_a_number(criterion):
 
 
 class Twice(nn.Module):
-    """Two arguments."""
+    """A task whose model takes two arguments."""
 
     def __init__(self):
         super().__init__()
@@ -239,7 +239,7 @@ def test_torchs_default_collation_of_tuples_gives_arguments():
 
 
 class Sequence(nn.Module):
-    """Classes of sequences (tokens, batch, 8), from the mean over their tokens."""
+    """Classifies sequences (tokens, batch, 8) by the mean over their tokens."""
 
     def __init__(self, batch_first):
         super().__init__()
@@ -251,7 +251,8 @@ class Sequence(nn.Module):
         return self.head(self.encoder(x).mean(self.tokens))
 
 
-@pytest.mark.parametrize("samples", [3, 5])  # as many tokens as samples, and other numbers
+# With 5 samples of 5 tokens, the shape does not say which axis is which.
+@pytest.mark.parametrize("samples", [3, 5])
 def test_sequence_first_inputs_are_cut_along_their_own_axis(samples):
     x, y = torch.randn(5, samples, 8), torch.arange(samples) % CLASSES
     task = xprune.Classification(batch_axis=1)
@@ -265,7 +266,8 @@ def test_sequence_first_inputs_are_cut_along_their_own_axis(samples):
     assert metrics[0].loss == pytest.approx(metrics[1].loss) and metrics[0].samples == samples
 
 
-@pytest.mark.parametrize("samples", [3, 5])  # 5: a square batch, of which only the model knows the axis
+# With 5 samples of 5 tokens, only the model shows which axis is which.
+@pytest.mark.parametrize("samples", [3, 5])
 @pytest.mark.parametrize("criterion", ["taylor", "xpruner,steps=4"])
 def test_a_run_finds_the_axis_of_the_samples(samples, criterion):
     x, y, found = torch.randn(5, samples, 8), torch.arange(samples) % CLASSES, []
@@ -283,7 +285,8 @@ def test_a_run_finds_the_axis_of_the_samples(samples, criterion):
 
 def test_a_square_batch_of_tokens_is_read_by_the_axis_that_was_found():
     model = Sequence(False)
-    model.forward = lambda x: model.head(model.encoder(x))  # a class for each token, (tokens, batch, classes)
+    # Now the model gives a class for each token: (tokens, batch, classes).
+    model.forward = lambda x: model.head(model.encoder(x))
     labels = torch.arange(25).view(5, 5) % CLASSES
     run = Run(model, [(torch.randn(5, 5, 8), labels)], task=xprune.TokenClassification(), latency=False)
     assert torch.equal(run.first[1], run.task.unpack((None, labels))[1])

@@ -1,4 +1,4 @@
-"""Tasks of tokens: language models, labels of tokens, batches as mappings."""
+"""Tests the tasks of tokens: language models, labels of tokens, and batches as mappings."""
 
 import pytest
 import torch

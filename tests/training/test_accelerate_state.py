@@ -1,4 +1,4 @@
-"""The private names of Accelerate: where they are, and that setting them aside and putting them back works."""
+"""Tests that the private state of Accelerate exists, and can be set aside and put back."""
 
 import pytest
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ READ = (
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """An Accelerate that nobody has used yet."""
+    """Gives a new state of Accelerate."""
     with accelerate_state.kept():
         for kind in KINDS:
             kind._shared_state.clear()
@@ -51,7 +51,8 @@ def test_the_callers_is_put_back(precision, error):
 def test_a_loader_that_the_caller_is_reading_stays_noted():
     theirs = Accelerator()
     state = GradientState()
-    state._dataloader_references_ref.append(lambda: "a loader")  # as Accelerate notes one that is being read
+    # Accelerate notes a loader that is being read like this.
+    state._dataloader_references_ref.append(lambda: "a loader")
     noted = list(state._dataloader_references_ref)
     with stage():
         state._dataloader_references_ref.clear()

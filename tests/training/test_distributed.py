@@ -1,4 +1,4 @@
-"""Two processes give what one gives, under the same global batches."""
+"""Tests that two processes give the same results as one, with the same global batches."""
 
 import json
 import os

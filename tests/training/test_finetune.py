@@ -1,4 +1,4 @@
-"""Fine-tuning: learns, resumes to the same bits, and stops with a name where it cannot go on."""
+"""Tests that fine-tuning learns, continues after a kill with the same bits, and stops with a clear error."""
 
 import pytest
 import torch
@@ -29,11 +29,13 @@ def test_it_learns_and_leaves_the_model_given_alone():
     "settings", [QUICK, xprune.Finetune(epochs=3, ema=0.9), xprune.Finetune(epochs=3, distill=0.5)]
 )
 def test_a_killed_run_goes_on_to_the_same_bits(settings, tmp_path):
-    model, data = build("swin"), loader(16).dataset  # Swin drops paths, so that random numbers matter
+    # Swin drops paths at random, so a wrong random state would change the result.
+    model, data = build("swin"), loader(16).dataset
     teacher = build("swin") if settings.distill else None
     train = {"teacher": teacher, "seed": 5}
     whole = xprune.finetune(model, DataLoader(data, 4, shuffle=True), settings, **train)
-    torch.rand(7)  # another process would have another state
+    # A new process would have another random state.
+    torch.rand(7)
     with pytest.raises(Killed):
         xprune.finetune(model, fused(4, after=16 + 9), settings, checkpoint_dir=tmp_path, **train)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]

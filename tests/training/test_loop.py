@@ -1,4 +1,4 @@
-"""Loops: killed inside an epoch, they go on to the same bits; a checkpoint that is damaged is refused."""
+"""Tests that a killed training loop continues with the same bits, and that a damaged checkpoint is refused."""
 
 import json
 import random

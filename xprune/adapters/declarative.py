@@ -75,17 +75,17 @@ class Units(Adapter):
     @property
     def pruned(self) -> type[nn.Module] | None:  # type: ignore[override]
         """Returns `Forwards.pruned`: the class of a module that lost units."""
-        return self.forwards.pruned
+        return self.forwards.class_of("pruned")
 
     @property
     def gated(self) -> type[nn.Module] | None:  # type: ignore[override]
         """Returns `Forwards.gated`: the class of a module while gates are attached."""
-        return self.forwards.gated
+        return self.forwards.class_of("gated")
 
     @property
     def removed(self) -> type[nn.Module] | None:  # type: ignore[override]
         """Returns `Forwards.removed`: the class that replaces a module without units."""
-        return self.forwards.removed
+        return self.forwards.class_of("removed")
 
     @property
     def joins(self) -> bool:  # type: ignore[override]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from xprune.core.registry import imported
+
 Axes = tuple[tuple[str, int], ...]
 """Pairs (name of a tensor, axis)."""
 
@@ -85,6 +87,9 @@ class Forwards:
     Surgery assigns such a class to `module.__class__`. The module keeps its weights and attributes. Only the forward
     changes. Most entries need none of these classes.
 
+    Each class is given as the class itself or as a string "module:Class". The class of a string is imported when it is
+    first needed. This saves the import of a large library.
+
     Args:
         pruned: Class of the module after units were removed. Needed if the own forward assumes all units, for example
             with `reshape(B, N, C)` where C is the hidden size. None: the module keeps its class.
@@ -106,10 +111,23 @@ class Forwards:
         True
     """
 
-    pruned: type[nn.Module] | None = None
-    gated: type[nn.Module] | None = None
-    removed: type[nn.Module] | None = None
+    pruned: type[nn.Module] | str | None = None
+    gated: type[nn.Module] | str | None = None
+    removed: type[nn.Module] | str | None = None
     built: str = ""
+
+    def class_of(self, name: str) -> type[nn.Module] | None:
+        """Returns the class that a field gives, and imports it if the field is a string.
+
+        Args:
+            name: The name of the field: "pruned", "gated" or "removed".
+
+        Returns:
+            The class. None if the field is None.
+        """
+        given = getattr(self, name)
+        found: type[nn.Module] | None = imported(given) if isinstance(given, str) else given
+        return found
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 
+from xprune.modules.torch_private import has_pre_hooks
+
 
 class _MeanOfHeads:
     """Mixin for a convolution that averages its heads.
@@ -36,7 +38,7 @@ class _MeanOfHeads:
         """Aggregates messages (edges, heads, channels) to nodes (nodes, heads, channels)."""
         # .forward, so that the hooks of a gate do not see this call.
         out = self.aggr_module.forward(inputs, index, ptr=ptr, dim_size=dim_size, dim=self.node_dim)
-        if self.aggr_module._forward_pre_hooks:
+        if has_pre_hooks(self.aggr_module):
             own_node = torch.arange(len(out), device=out.device)
             out = self.aggr_module(out, own_node, dim_size=len(out), dim=self.node_dim)
         # mean(dim=1) follows: sum / heads * heads / dense_heads = sum / dense_heads.

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Forwards, Stream
+from xprune.modules.torch_private import NoFastPath
 
 
-class HeadedAttention(nn.MultiheadAttention):
+class HeadedAttention(NoFastPath, nn.MultiheadAttention):
     """nn.MultiheadAttention with any number of heads, which may be 0, and with a call of `out_proj`.
 
     torch's forward assumes that the heads fill the hidden size: num_heads x head_dim = embed_dim. It also hands the
@@ -25,9 +26,6 @@ class HeadedAttention(nn.MultiheadAttention):
         >>> torch.allclose(before, after, atol=1e-6)
         True
     """
-
-    _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)
-    """False, so that nn.TransformerEncoderLayer does not take its fast path, which needs heads that fill embed_dim."""
 
     def forward(
         self,
@@ -130,11 +128,12 @@ class HeadedAttention(nn.MultiheadAttention):
 
         It does so in eval mode without gradients. This is the nested form of a batch: samples of several lengths.
         """
-        lengths = torch.tensor([len(row) for row in x.unbind()], device=x.device)
+        counts = [len(row) for row in x.unbind()]
+        lengths = torch.tensor(counts, device=x.device)
         padded = x.to_padded_tensor(0.0)  # (batch, tokens, features)
         there = torch.arange(padded.shape[1], device=x.device) < lengths[:, None]
         out, _ = self(padded, padded, padded, key_padding_mask=~there, need_weights=False)
-        return torch._nested_tensor_from_mask(out, there, mask_check=False)
+        return torch.nested.as_nested_tensor([row[:count] for row, count in zip(out, counts, strict=True)])
 
 
 def _as_addend(mask: Tensor, dtype: torch.dtype) -> Tensor:

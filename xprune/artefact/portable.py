@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from xprune.adapters import ADAPTERS
+from xprune.adapters import ADAPTERS, OURS
 
 
 def classes_of_xprune(model: nn.Module) -> dict[str, str]:
@@ -31,7 +31,9 @@ def classes_of_xprune(model: nn.Module) -> dict[str, str]:
         >>> classes_of_xprune(xprune.apply(model, xprune.Plan(sites, ((),)), x))
         {'0': 'xprune.modules.removed.Removed'}
     """
-    added = {kind for adapter in ADAPTERS.values() for kind in (adapter.pruned, adapter.removed) if kind is not None}
+    # The classes of the built-in adapters are in xprune anyway. Asking for them would import the library of each.
+    others = [adapter for adapter in ADAPTERS.values() if adapter not in OURS]
+    added = {kind for adapter in others for kind in (adapter.pruned, adapter.removed) if kind is not None}
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         kind = type(module)

@@ -291,11 +291,8 @@ def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) ->
     parameters = {name: nn.Parameter(t, t.is_floating_point()) for name, t in loaded.items()}
     for name, old in ours.items():
         source, (owner, _, attribute) = ties.get(name, name), name.rpartition(".")
-        module = model.get_submodule(owner)
-        if isinstance(old, nn.Parameter):
-            module._parameters[attribute] = parameters[source]
-        else:
-            module._buffers[attribute] = loaded[source]
+        value = parameters[source] if isinstance(old, nn.Parameter) else loaded[source]
+        setattr(model.get_submodule(owner), attribute, value)
 
 
 def _without_ties(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data.config import resolve_model_data_config
 from torch import nn
 
 import xprune
@@ -45,6 +43,9 @@ def named_model(
         ModelError: timm cannot build the model, or arguments or weights are given for a saved model.
         ArtefactError: The folder is not a saved model.
     """
+    # Importing timm takes seconds, and `xprune --help` does not need it. So each function here imports it.
+    import timm
+
     # A folder may have the name of a timm model by chance. It is only taken as a saved model if it holds a header.
     if (Path(name) / HEADER).is_file() or (Path(name).is_dir() and not timm.is_model(name)):
         if args or checkpoint:
@@ -163,6 +164,8 @@ def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed:
         DataError: There is no such data.
         ModelError: The model's head has another number of classes.
     """
+    from timm.data.config import resolve_model_data_config
+
     data = load_data(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers, seed=seed)
     _check_classes(name, model, data.classes)
     return data
@@ -170,6 +173,8 @@ def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed:
 
 def measured_data(name: str, model: nn.Module, batch_size: int, workers: int) -> Measured:
     """Loads the data for measuring, with images as the model expects them. Errors are those of `named_data`."""
+    from timm.data.config import resolve_model_data_config
+
     data = load_measured(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers)
     _check_classes(name, model, data.classes)
     return data
@@ -190,5 +195,7 @@ def example_images(model: nn.Module, rows: int) -> torch.Tensor:
 
     The seed is fixed, so it is the same at each call.
     """
+    from timm.data.config import resolve_model_data_config
+
     size = resolve_model_data_config(model)["input_size"]
     return torch.randn(rows, *size, generator=torch.Generator().manual_seed(0))

@@ -4,11 +4,47 @@ import json
 import re
 from collections import UserDict
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from xprune.errors import PluginError, XPruneError
+
+
+def imported(where: str) -> Any:
+    """Imports a module and returns one object of it.
+
+    Args:
+        where: The module and the name of the object, as "module:Name".
+
+    Returns:
+        The object.
+
+    Example:
+        >>> imported("torch.nn:Linear").__name__
+        'Linear'
+    """
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Later:
+    """A built-in plug-in that is imported when it is looked up, since its library takes long to import.
+
+    Args:
+        name: The plug-in's name.
+        where: The module and the name of the plug-in in it, as "module:Name".
+
+    Example:
+        >>> plugins = Table("examples", [Later("linear", "torch.nn:Linear")], object, classes=True)
+        >>> plugins["linear"].__name__
+        'Linear'
+    """
+
+    name: str
+    where: str
 
 
 class Table(UserDict[str, Any]):
@@ -55,6 +91,13 @@ class Table(UserDict[str, Any]):
                 raise
         return self._plugins
 
+    def __getitem__(self, name: str) -> Any:
+        """Returns the plug-in of that name. Imports it first if it is a `Later`."""
+        found = super().__getitem__(name)
+        if isinstance(found, Later):
+            found = self._plugins[name] = imported(found.where)
+        return found
+
     def _load(self, point: EntryPoint) -> None:
         """Loads the plug-in of one entry point and adds it. Raises PluginError if it does not fit the table."""
         where = f"{point.value}, in the group xprune.{self.group},"
@@ -89,7 +132,7 @@ def table(group: str, ours: Iterable[Any], base: type, *, classes: bool = False)
 
     Args:
         group: Name of the group. Entry points of the group `xprune.<group>` are added.
-        ours: The built-in plug-ins. Each has a `name`.
+        ours: The built-in plug-ins. Each has a `name`. A `Later` is imported when it is looked up.
         base: The base class of all plug-ins of the group.
         classes: True if plug-ins are classes, which are instantiated with settings. False if they are instances.
 
@@ -155,7 +198,7 @@ def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
     # Commas inside brackets belong to a value.
     name, *settings = re.split(r",(?![^\[]*\])", what) if isinstance(what, str) else ("",)
     if name not in kinds and ":" in name:
-        family = [kind for key, kind in kinds.items() if key.split(":")[0] == name.split(":")[0]]
+        family = [kinds[key] for key in kinds if key.split(":")[0] == name.split(":")[0]]
         if family and hasattr(family[0], "member"):
             kinds = {name: family[0].member(name)}
     if name not in kinds:

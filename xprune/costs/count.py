@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from xprune.core.resource import Resource, measured_resources
 from xprune.errors import ModelError, PluginError, XPruneError
@@ -171,6 +170,9 @@ def macs_by_module(model: nn.Module, example_inputs: Any, samples: int) -> dict[
     Returns:
         Path of a module -> its MACs with those of all modules inside, "" for the whole model.
     """
+    # Imported here, because it imports triton, which takes long.
+    from torch.utils.flop_counter import FlopCounterMode
+
     device = reference_device(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs = map_tensors(example_inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))

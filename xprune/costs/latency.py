@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from xprune.modules.calls import call, map_tensors
 from xprune.modules.copies import reference_device, shared_copy
@@ -28,6 +27,9 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
         >>> latency(nn.Linear(4, 2), torch.randn(3, 4), seconds=0.01) > 0
         True
     """
+    # This import looks for CUDA's compiler, and prints a line if there is a compiler but no GPU.
+    from torch.utils.benchmark import Timer
+
     model = shared_copy(model)
     inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
     with torch.inference_mode():

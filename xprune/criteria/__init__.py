@@ -7,14 +7,16 @@ Another package adds criteria with the entry-point group `xprune.criteria`. `doc
 from collections.abc import Mapping
 
 from xprune.core.interfaces import Criterion
-from xprune.core.registry import table
-from xprune.criteria.captum.methods import IntegratedGradients
+from xprune.core.registry import Later, table
 from xprune.criteria.magnitude import Magnitude
 from xprune.criteria.random import Random
 from xprune.criteria.taylor import Taylor
 from xprune.criteria.xpruner.criterion import XPruner
 
+# It is imported when it is looked up, because Captum imports matplotlib.
+INTEGRATED_GRADIENTS = Later("captum:IntegratedGradients", "xprune.criteria.captum.methods:IntegratedGradients")
+
 CRITERIA: Mapping[str, type[Criterion]] = table(
-    "criteria", (Random, Magnitude, Taylor, IntegratedGradients, XPruner), Criterion, classes=True
+    "criteria", (Random, Magnitude, Taylor, INTEGRATED_GRADIENTS, XPruner), Criterion, classes=True
 )
 """Name of a criterion -> its class. Criteria that other packages add are in it too."""

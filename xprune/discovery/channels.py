@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
@@ -30,7 +29,7 @@ from xprune.discovery.stream_shapes import stream_parts_by_shape
 from xprune.discovery.stream_walk import PRODUCERS, Holder, Refused, holders
 from xprune.errors import ModelError
 from xprune.modules.copies import shared_copy, unshare
-from xprune.modules.norms import is_feature_norm
+from xprune.modules.norms import BATCH_NORMS, is_feature_norm
 from xprune.modules.paths import tensor_at
 from xprune.modules.removed import Removed
 from xprune.surgery import exactness
@@ -191,7 +190,7 @@ def _is_stream(found: Sequence[Holder]) -> bool:
 
 def _is_norm(module: Any) -> bool:
     """Returns True for a batch norm, a group norm, or a norm over the features."""
-    return isinstance(module, (_BatchNorm, nn.GroupNorm)) or is_feature_norm(module)
+    return isinstance(module, (*BATCH_NORMS, nn.GroupNorm)) or is_feature_norm(module)
 
 
 def _site(
@@ -279,7 +278,7 @@ def _add_module(stream: _Stream, path: str, holder: Holder, known: Mapping[str, 
             stream.add_cut(f"{path}.bias", 0, width)
     elif isinstance(module, nn.Embedding):
         stream.add_cut(f"{path}.weight", 1, width)
-    elif isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm)) or is_feature_norm(module):
+    elif isinstance(module, (nn.Linear, nn.Conv2d, *BATCH_NORMS)) or is_feature_norm(module):
         for name in names:
             stream.add_cut(name, 0, width)
     elif names:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
@@ -18,6 +17,7 @@ from xprune.core.site import Cut, Site
 from xprune.errors import ModelError, XPruneError
 from xprune.modules.calls import call, tensors_in
 from xprune.modules.copies import shared_copy
+from xprune.modules.norms import BATCH_NORMS
 from xprune.modules.paths import is_linear
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -95,7 +95,7 @@ def _first_consumers(model: nn.Module, site: Site, example_inputs: Any) -> tuple
 
     copy.get_submodule(site.name).register_forward_hook(start)
     for path, module in copy.named_modules():
-        if is_linear(module) or isinstance(module, _BatchNorm):
+        if is_linear(module) or isinstance(module, BATCH_NORMS):
             module.register_forward_pre_hook(note(path, is_linear(module)))
     with torch.enable_grad():
         outputs = tensors_in(call(copy, example_inputs))

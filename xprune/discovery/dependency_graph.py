@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch_pruning._helpers import _HybridIndex
 
 from xprune.core.site import Site
 from xprune.discovery.operations import PRODUCTS, ends, keeps_apart, name_of
@@ -30,6 +29,7 @@ from xprune.discovery.placeholders import (
     PlaceholderPruner,
     put_placeholders,
 )
+from xprune.discovery.torch_pruning_private import Graph, as_index
 from xprune.errors import ModelError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import shared_copy
@@ -67,7 +67,7 @@ class _LinearPruner(tp.function.LinearPruner):
 _LINEAR = _LinearPruner()
 
 
-class _Graph(tp.DependencyGraph):
+class _Graph(Graph):
     """The graph of torch-pruning, with the shapes and autograd nodes of all modules, and one guess corrected.
 
     The guess: on torch versions whose autograd nodes do not hold shapes, one flag (`_2d_4d`) says for the whole model
@@ -81,7 +81,6 @@ class _Graph(tp.DependencyGraph):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._tokens = False
         self.shapes: dict[nn.Module, tuple[list[int], list[int]]] = {}
         self.output_nodes: dict[nn.Module, Any] = {}
         super().__init__()
@@ -95,15 +94,7 @@ class _Graph(tp.DependencyGraph):
             self.shapes[module] = list(given[0].shape), list(returned[0].shape)
             self.output_nodes[module] = returned[0].grad_fn
         if is_linear(module) or isinstance(module, Placeholder):
-            self._tokens = self._tokens or returned[0].dim() > 2
-
-    @property
-    def _2d_4d(self) -> bool:
-        return not self._tokens
-
-    @_2d_4d.setter
-    def _2d_4d(self, _: bool) -> None:
-        """Ignores the value that torch-pruning sets."""
+            self.has_tokens = self.has_tokens or returned[0].dim() > 2
 
 
 def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> tuple[nn.Module, Any]:
@@ -199,8 +190,7 @@ def reached(graph: Any, consumer: nn.Module, handler: Any, probe: int) -> Iterat
         for dep in node.dependencies:
             if not dep.is_triggered_by(handler) or (dep.target, dep.handler) in seen:
                 continue
-            # torch-pruning stores an index together with the index at the root of the walk, which is not used here.
-            idxs = [_HybridIndex(idx=probe, root_idx=probe)]
+            idxs = as_index(probe)
             for mapping in dep.index_mapping:
                 idxs = mapping(idxs) if mapping is not None else idxs
             plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS

@@ -171,7 +171,9 @@ def _thinned(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, list[S
     Returns:
         The copy and the sites of the copy. None if the cut fails.
     """
-    changes = {name for name, adapter in ADAPTERS.items() if adapter.pruned or adapter.gated}
+    # Only the adapters of these sites are asked for their classes, because that imports the library of each.
+    adapters = {site.adapter for site in sites} & set(ADAPTERS)
+    changes = {name for name in adapters if ADAPTERS[name].pruned or ADAPTERS[name].gated}
     # -(-a // b) rounds a / b up: enough units to hold FEW_FEATURES features.
     enough = [max(FEW_UNITS, -(-FEW_FEATURES // site.width), site.size // 16) for site in sites]
     counts = [s.size if s.adapter in changes else min(s.size, few) for s, few in zip(sites, enough, strict=True)]

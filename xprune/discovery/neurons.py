@@ -10,12 +10,11 @@ from typing import Any
 
 import torch_pruning as tp
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.core.site import Cut, Site
 from xprune.discovery.dependency_graph import reached, trace, unknown_operation
 from xprune.discovery.placeholders import Placeholder
-from xprune.modules.norms import is_feature_norm
+from xprune.modules.norms import BATCH_NORMS, is_feature_norm
 from xprune.modules.paths import is_linear
 from xprune.modules.removed import Removed
 
@@ -96,7 +95,7 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
             if not depthwise and (not writes or module.weight.shape[0] != size or getattr(module, "groups", 1) != 1):
                 return None
             has_producer = has_producer or not depthwise
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, BATCH_NORMS):
             # Each channel has separate statistics, which are cut with it. Gates need nothing special.
             pass
         elif is_feature_norm(module) and norms <= {paths[module]}:

@@ -8,6 +8,8 @@ does not know for an elementwise one, so xprune has a list. Any operation that i
 import re
 from typing import Any
 
+from xprune.modules.torch_private import saved_dim, saved_input, saved_sizes
+
 _NUMBERS = """
 Abs Acos Add Addcdiv Addcmul Asin Atan Celu Clamp ClampMax ClampMin Clone Cos Cosh Div Elu Erf Erfc Exp Exp2 Expm1 Fmod
 Gelu Hardshrink Hardsigmoid Hardswish Hardtanh LeakyRelu Lerp Log Log10 Log1P Log2 LogSigmoid LogSigmoidForward
@@ -94,7 +96,7 @@ def _is_mean_over_map(node: Any, features: int | None) -> bool:
         node: The autograd node of the operation.
         features: The number of channels that the map has to have. None allows any number.
     """
-    dims, shape = getattr(node, "_saved_dim", None), _map_shape(node)
+    dims, shape = saved_dim(node), _map_shape(node)
     if type(node).__name__ != "MeanBackward1" or dims is None or len(shape) != 4 or features not in (None, shape[1]):
         return False
     # Autograd stores a negative axis as an unsigned 64-bit number: -1 is 2**64 - 1.
@@ -104,6 +106,6 @@ def _is_mean_over_map(node: Any, features: int | None) -> bool:
 def _map_shape(node: Any) -> list[int]:
     """Returns the input shape of an operation, or [] if its autograd node does not hold it."""
     # Some nodes save the shape alone, others the whole input.
-    sizes: Any = getattr(node, "_saved_self_sym_sizes", None)
-    sizes = getattr(getattr(node, "_saved_self", None), "shape", ()) if sizes is None else sizes
+    sizes = saved_sizes(node)
+    sizes = getattr(saved_input(node), "shape", ()) if sizes is None else sizes
     return [int(size) for size in sizes]

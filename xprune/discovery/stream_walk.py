@@ -20,11 +20,11 @@ from typing import Any
 
 import torch_pruning as tp
 from torch import nn
-from torch_pruning._helpers import _HybridIndex
-from torch_pruning.dependency.index_mapping import _ConcatIndexMapping, _SliceIndexMapping, _SplitIndexMapping
 
 from xprune.discovery.placeholders import Placeholder
+from xprune.discovery.torch_pruning_private import JOINS_AND_SPLITS, SLICES, as_index
 from xprune.modules.paths import is_linear
+from xprune.modules.torch_private import saved_dim, saved_sizes
 
 PRODUCERS = (nn.Linear, nn.Conv2d, nn.Embedding, Placeholder)
 """Classes of modules that can write to a stream."""
@@ -216,10 +216,8 @@ def _mapped(dep: Any, index: int, size: int) -> int | None:
     left out.
     """
     for mapping in dep.index_mapping:
-        if isinstance(mapping, (_ConcatIndexMapping, _SplitIndexMapping)) or (
-            isinstance(mapping, _SliceIndexMapping) and _slices_channels(dep, size)
-        ):
-            found = mapping([_HybridIndex(idx=index, root_idx=index)])
+        if isinstance(mapping, JOINS_AND_SPLITS) or (isinstance(mapping, SLICES) and _slices_channels(dep, size)):
+            found = mapping(as_index(index))
             if not found:
                 return None
             index = int(found[0].idx)
@@ -232,7 +230,6 @@ def _slices_channels(dep: Any, size: int) -> bool:
     An axis of channels is a multiple of `size` long. If the autograd node does not hold the shape, the answer is True.
     """
     node = next(n for n in (dep.source, dep.target) if n.type == tp.ops.OPTYPE.SLICE).grad_fn
-    sizes = getattr(node, "_saved_self_sym_sizes", None)
-    dim = getattr(node, "_saved_dim", None)
+    sizes, dim = saved_sizes(node), saved_dim(node)
     # Autograd stores a negative axis as an unsigned 64-bit number: -1 is 2**64 - 1.
     return sizes is None or dim is None or int(sizes[dim if dim < 2**63 else dim - 2**64]) % size == 0

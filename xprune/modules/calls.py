@@ -94,13 +94,27 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
     Lists, tuples and named tuples keep their type. Mappings become plain dicts. Everything else stays as it is.
     """
-    if isinstance(value, Tensor):
-        return change(value)
+    return map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Returns the same value with `change` applied to everything in it that is not a list, tuple or mapping.
+
+    Lists, tuples and named tuples keep their type. Mappings become plain dicts.
+
+    Args:
+        value: The value, such as the arguments of a call.
+        change: A function that takes one leaf and returns what takes its place.
+
+    Example:
+        >>> map_leaves([1, (2, {"a": 3})], lambda leaf: 10 * leaf)
+        [10, (20, {'a': 30})]
+    """
     if isinstance(value, Mapping):
-        return {name: map_tensors(item, change) for name, item in value.items()}
+        return {name: map_leaves(item, change) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return _same_container(value, [map_tensors(item, change) for item in value])
-    return value
+        return _same_container(value, [map_leaves(item, change) for item in value])
+    return change(value)
 
 
 def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis: int = 0) -> Any:

@@ -2,14 +2,15 @@
 
 import copy
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.errors import ModelError
 from xprune.modules.calls import tensors_in
+from xprune.modules.norms import BATCH_NORMS
 
 _TABLES = (OrderedDict, dict, set)
 """The classes of the tables that a module holds: of hooks, of parameters, of names."""
@@ -123,7 +124,7 @@ def with_noise(model: nn.Module, scale: float = 0.1) -> nn.Module:
         if parameter.is_floating_point() and (parameter.dim() < 2 or _all_equal(parameter)):
             parameter.data = parameter.data + noise(parameter)
     for module in copy.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+        if isinstance(module, BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
             # A variance has to stay positive.
             module.running_mean = module.running_mean + noise(module.running_mean)
             module.running_var = module.running_var * (1 + noise(module.running_var).abs())
@@ -161,6 +162,27 @@ def unshare(model: nn.Module, original: nn.Module) -> nn.Module:
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Returns (name, tensor) of every parameter and buffer. A tied tensor comes once under each of its names."""
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Returns (name, tensor) of each parameter and buffer of a module, without those of its children.
+
+    A tied tensor comes once under each of its names.
+    """
+    named = module.named_parameters(recurse=False, remove_duplicate=False)
+    return [*named, *module.named_buffers(recurse=False, remove_duplicate=False)]
+
+
+EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
+"""Names of the attributes that torch gives to every module."""
+
+
+def tables_of(module: nn.Module) -> list[dict[Any, Any]]:
+    """Returns the dictionaries that every module has: of its parameters, buffers, children and hooks.
+
+    They are the dictionaries themselves, not copies.
+    """
+    return [held for name, held in vars(module).items() if name in EVERY_MODULE_HAS and isinstance(held, dict)]
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from xprune.errors import GateError
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""The classes of norms that have statistics for each channel. Cutting a channel does not change the other channels."""
+
 
 def is_feature_norm(norm: nn.Module) -> bool:
     """Returns True for a norm with one statistic over all features: LayerNorm, RMSNorm, or GroupNorm with one group."""

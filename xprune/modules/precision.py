@@ -4,7 +4,7 @@
 time. So it needs no second copy of the weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+
+from xprune.modules.calls import map_leaves
+from xprune.modules.torch_private import TorchDispatchMode, get_precision, schema, set_precision
 
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "ipu", "privateuseone")
 """The device types that torch 2.14 has an autocast for."""
@@ -21,10 +22,6 @@ AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "
 _PARENTS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 _LEAVES = tuple((backend, op) for backend in ("cuda", "mkldnn") for op in ("matmul", "conv", "rnn"))
 _CONVOLUTIONS = (("cuda", "conv"), ("cuda", "rnn"))
-# torch's own names, read from 2.14. The public ones (`torch.backends.cudnn.fp32_precision` and its kin) reach all of
-# these but one: the setter of `torch.backends.mkldnn.fp32_precision` writes to the generic setting instead.
-_get_precision: Callable[[str, str], str] = torch._C._get_fp32_precision_getter
-_set_precision: Callable[[str, str, str], str] = torch._C._set_fp32_precision_setter
 
 
 @contextmanager
@@ -72,16 +69,16 @@ def _full_float32() -> Iterator[None]:
     parents = {}
     # The most general one is set to "none" first. While it is, the others read as they were set.
     for key in _PARENTS:
-        parents[key] = _get_precision(*key)
-        _set_precision(*key, "none")
-    leaves = {key: _get_precision(*key) for key in _LEAVES}
+        parents[key] = get_precision(*key)
+        set_precision(*key, "none")
+    leaves = {key: get_precision(*key) for key in _LEAVES}
     for key in _PARENTS:
-        _set_precision(*key, "ieee")
+        set_precision(*key, "ieee")
     # An operation that reads "ieee" now is set to "ieee", or follows its parents. It is not written to. The reason is
     # cuDNN: at start it has a TF32 that gives way to a parent's setting, and no setter can bring that state back.
-    explicit = [key for key in _LEAVES if _get_precision(*key) != "ieee"]
+    explicit = [key for key in _LEAVES if get_precision(*key) != "ieee"]
     for key in explicit:
-        _set_precision(*key, "ieee")
+        set_precision(*key, "ieee")
     products = torch.get_float32_matmul_precision()
     if products != "highest":
         torch.set_float32_matmul_precision("highest")
@@ -97,9 +94,9 @@ def _full_float32() -> Iterator[None]:
         if convolutions:
             torch.backends.cudnn.allow_tf32 = True
         for key in explicit:
-            _set_precision(*key, leaves[key])
+            set_precision(*key, leaves[key])
         for key, value in parents.items():
-            _set_precision(*key, value)
+            set_precision(*key, value)
 
 
 def _old_convolutions() -> bool:
@@ -198,7 +195,7 @@ class _LiftedEarly(TorchFunctionMode):
         """Runs one function of torch, on lifted arguments if it checks them."""
         kwargs = kwargs or {}
         if func in _CHECKED:
-            args, kwargs = tree_map(self.lift, args), tree_map(self.lift, kwargs)
+            args, kwargs = map_leaves(args, self.lift), map_leaves(kwargs, self.lift)
         return func(*args, **kwargs)
 
 
@@ -215,16 +212,16 @@ class _Lifted(TorchDispatchMode):
         # A view computes nothing. The operation that reads the view lifts it.
         if func.is_view:
             return func(*args, **kwargs)
-        if func._schema.is_mutable:
+        if schema(func).is_mutable:
             self._check_writes(func, args, kwargs)
         if func in _PICKS:
-            return self.lift(func(args[0], *tree_map(self.lift, args[1:]), **kwargs))
+            return self.lift(func(args[0], *map_leaves(args[1:], self.lift), **kwargs))
         if func in _PRODUCTS:
             position = _PRODUCTS[func]
             weight = args[position]
             if self._narrow(weight) and weight.numel() > PART:
-                return self._product(*tree_map(self.lift, args[:position]), weight, **kwargs)
-        return func(*tree_map(self.lift, args), **tree_map(self.lift, kwargs))
+                return self._product(*map_leaves(args[:position], self.lift), weight, **kwargs)
+        return func(*map_leaves(args, self.lift), **map_leaves(kwargs, self.lift))
 
     def _wider(self, dtype: torch.dtype) -> torch.dtype:
         """Returns the dtype to compute in, in place of `dtype`. Integers and wide dtypes stay as they are."""
@@ -257,7 +254,7 @@ class _Lifted(TorchDispatchMode):
 
     def _check_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         """Raises CannotLift if the operation writes into a narrower tensor."""
-        for index, argument in enumerate(func._schema.arguments):
+        for index, argument in enumerate(schema(func).arguments):
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
             # Some operations write into a list of tensors.

@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+
+from xprune.modules.calls import map_leaves
+from xprune.modules.copies import tensors_of
+from xprune.modules.paths import tensor_at
+from xprune.modules.torch_private import make_wrapper
 
 
 class Sliced(Tensor):
@@ -36,7 +40,7 @@ class Sliced(Tensor):
         shape = list(source.shape)
         for axis, index in picks:
             shape[axis] = len(index)
-        wrapper: Sliced = Tensor._make_wrapper_subclass(cls, shape, dtype=source.dtype, device=source.device)
+        wrapper: Sliced = make_wrapper(cls, shape, dtype=source.dtype, device=source.device)
         wrapper.source, wrapper.picks = source, tuple(picks)
         return wrapper
 
@@ -51,8 +55,8 @@ class Sliced(Tensor):
         """Shows both shapes. The values are not computed for it."""
         return f"Sliced({tuple(self.shape)} of {tuple(self.source.shape)})"
 
-    # Functions of torch go straight to their operations, where `__torch_dispatch__` sees them.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    # As for a parameter: functions of torch go straight to their operations, where `__torch_dispatch__` sees them.
+    __torch_function__ = nn.Parameter.__torch_function__
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -62,7 +66,7 @@ class Sliced(Tensor):
         # nn.Parameter detaches its data. The parameter has to be Sliced too, so this one operation keeps the type.
         if func is torch.ops.aten.detach.default:
             return Sliced(args[0].source, args[0].picks)
-        return func(*tree_map(_whole, args), **tree_map(_whole, kwargs or {}))
+        return func(*map_leaves(args, _whole), **map_leaves(kwargs or {}, _whole))
 
 
 def _whole(value: Any) -> Any:
@@ -102,15 +106,16 @@ def fill(model: nn.Module, starts: Callable[[], None] = _nothing) -> nn.Module:
     Returns:
         The same model.
     """
-    # For each Sliced tensor, the dicts of modules that hold it and its names there: several for a tied tensor.
-    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    # For each Sliced tensor, the modules that hold it and its names there: several for a tied tensor.
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    sizes: dict[int, int] = {}  # id of each Sliced tensor -> its number of entries
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if isinstance(tensor, Sliced):
-                    places.setdefault(id(tensor), []).append((held, name))
+        for name, tensor in tensors_of(module):
+            if isinstance(tensor, Sliced):
+                places.setdefault(id(tensor), []).append((module, name))
+                sizes[id(tensor)] = tensor.numel()
     # Ascending by size: the loop takes the last, which is the largest.
-    waiting = sorted(places.values(), key=lambda where: where[0][0][where[0][1]].numel())
+    waiting = [places[key] for key in sorted(places, key=sizes.__getitem__)]
     interrupted: KeyboardInterrupt | None = None
     while waiting:
         try:
@@ -125,19 +130,19 @@ def fill(model: nn.Module, starts: Callable[[], None] = _nothing) -> nn.Module:
     return model
 
 
-def _fill_in(places: Sequence[tuple[dict[str, Any], str]], starts: Callable[[], None]) -> None:
+def _fill_in(places: Sequence[tuple[nn.Module, str]], starts: Callable[[], None]) -> None:
     """Makes one ordinary tensor and puts it in all its places.
 
     Args:
-        places: (dict of a module, name in it) of each place that holds the Sliced tensor.
+        places: (module, name in it) of each place that holds the Sliced tensor.
         starts: A function that is called between both steps.
     """
-    held, name = places[0]
-    new = old = held[name]
+    module, name = places[0]
+    new = old = tensor_at(module, name)
     # It is an ordinary tensor already if an interrupt came after it was put there.
     if isinstance(old, Sliced):
         new = old.whole()
         new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     starts()
-    for held, name in places:
-        held[name] = new
+    for module, name in places:
+        setattr(module, name, new)

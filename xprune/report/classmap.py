@@ -134,11 +134,14 @@ def percentiles(table: Tensor) -> Tensor:
     """
     ordered, order = table.sort(1)
     ranks = torch.empty_like(table).scatter_(1, order, torch.arange(table.shape[1]).to(table).expand_as(table))
-    # Binary search is slow on large tables, so it is only used if there are equal values.
-    if bool((ordered.diff(dim=1) == 0).any()):
-        below = torch.searchsorted(ordered, table.contiguous())
-        upto = torch.searchsorted(ordered, table.contiguous(), right=True)
-        ranks = (below + upto - 1).to(table) / 2
+    same = ordered[:, 1:] == ordered[:, :-1]
+    if bool(same.any()):
+        # Equal values form a run. Each of them gets the mean of the ranks at which the run begins and ends.
+        place = torch.arange(table.shape[1], device=table.device).expand_as(table)
+        edge = same.new_zeros(len(table), 1)
+        begins = place.masked_fill(torch.cat([edge, same], 1), 0).cummax(1).values
+        ends = place.masked_fill(torch.cat([same, edge], 1), table.shape[1]).flip(1).cummin(1).values.flip(1)
+        ranks = torch.empty_like(table).scatter_(1, order, (begins + ends).to(table) / 2)
     found = 100.0 * ranks / max(table.shape[1] - 1, 1)
     return found.masked_fill(table.isnan(), torch.nan)
 

@@ -10,7 +10,7 @@ from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
 from xprune.core.provenance import inherit
 from xprune.errors import ModelError
-from xprune.modules.copies import shared_copy, unshare, unwrap
+from xprune.modules.copies import shared_copy, tables_of, unshare, unwrap
 from xprune.modules.sliced import fill, slice_of
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
@@ -96,9 +96,8 @@ class _Structure:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        tables = ("_parameters", "_buffers", "_modules")  # a cut changes these dictionaries, so they are copied
         self.held = [
-            (module, type(module), {**vars(module), **{name: dict(vars(module)[name]) for name in tables}})
+            (module, type(module), dict(vars(module)), [(table, dict(table)) for table in tables_of(module)])
             for module in model.modules()
         ]
 
@@ -108,7 +107,11 @@ class _Structure:
 
     def put_back(self) -> None:
         """Gives each module the class and the attributes that it had."""
-        for module, kind, state in self.held:
+        for module, kind, state, tables in self.held:
             module.__class__ = kind
             vars(module).clear()
             vars(module).update(state)
+            # The dictionaries stay the same objects, because the handles of hooks refer to them.
+            for table, items in tables:
+                table.clear()
+                table.update(items)

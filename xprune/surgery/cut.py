@@ -10,13 +10,14 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from xprune.core.interfaces import Adapter
 from xprune.core.plan import Plan
 from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import PlanError
+from xprune.modules.copies import tensors_of
+from xprune.modules.norms import BATCH_NORMS
 from xprune.modules.paths import attribute_at, is_linear, set_attribute, tensor_at
 from xprune.modules.removed import Removed
 
@@ -214,7 +215,7 @@ def _update_sizes(module: Any) -> None:
         module.embedding_dim = module.weight.shape[1]
     elif is_linear(module):  # a linear layer of another library that calls its features channels
         module.out_channels, module.in_channels = tensor_at(module, "weight").shape
-    elif isinstance(module, _BatchNorm):
+    elif isinstance(module, BATCH_NORMS):
         module.num_features = len(tensor_at(module, "weight" if module.affine else "running_mean"))
 
 
@@ -222,7 +223,6 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """Returns the id of each tensor -> the places that hold it, as (module, name). Tied tensors have several places."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                owners.setdefault(id(tensor), []).append((module, name))
+        for name, tensor in tensors_of(module):
+            owners.setdefault(id(tensor), []).append((module, name))
     return owners

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from xprune.core.plan import Plan
 from xprune.errors import SurgeryError, XPruneError
 from xprune.modules.calls import call, map_tensors, slow_path
-from xprune.modules.copies import reference_device, refuse_meta, shared_copy, tensors
+from xprune.modules.copies import EVERY_MODULE_HAS, reference_device, refuse_meta, shared_copy, tensors
 from xprune.modules.digest import slots_of
 from xprune.modules.precision import exact_arithmetic, lifted
 from xprune.modules.sliced import fill
+from xprune.modules.torch_private import version
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gates
 
@@ -182,7 +183,7 @@ def _traces(model: nn.Module) -> list[Any]:
             return
         found.append(_Same(value))
         if isinstance(value, Tensor):
-            found.append(None if value.is_inference() else value._version)  # inference tensors have no version
+            found.append(None if value.is_inference() else version(value))  # inference tensors have no version
         elif id(value) not in seen and not isinstance(value, (type, nn.Module)) and depth < 4:
             seen.add(id(value))  # objects may refer to each other in circles
             items = vars(value) if hasattr(value, "__dict__") else value
@@ -195,14 +196,12 @@ def _traces(model: nn.Module) -> list[Any]:
 
     for module in model.modules():
         for name, value in vars(module).items():
-            # Weights and hooks do not change in a forward. Buffers may.
-            if name not in _OWN or name == "_buffers":
+            # Torch's own attributes hold the weights and hooks, which do not change in a forward. Buffers may.
+            if name not in EVERY_MODULE_HAS:
                 mark(value, 0)
+        for buffer in module.buffers(recurse=False):
+            mark(buffer, 0)
     return found
-
-
-_OWN = set(vars(nn.Module()))
-"""The attributes of every module: its dictionaries of tensors, children and hooks."""
 
 
 class _Same:

@@ -15,14 +15,9 @@ The graph finds the neurons of their MLPs.
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Forwards, Scope, Stream
-from xprune.adapters.timm.hybrid_forwards import (
-    PrunedConvFormerAttention,
-    PrunedCrossCovarianceAttn,
-    PrunedFastVitAttention,
-    PrunedNextVitAttention,
-    PrunedTalkingAttention2d,
-)
 
+# Classes are given as strings, not imported. Importing timm takes longer than importing the rest of this package.
+HYBRID = "xprune.adapters.timm.hybrid_forwards:"
 QKV = (("qkv", 3),)  # rows: queries of all heads, then keys of all heads, then values of all heads
 HEADS_FIRST = (("qkv", 1),)  # the rows of a head are together: its queries, its keys, its values
 MAXXVIT = ("timm.models.maxxvit.Attention2d", "timm.models.maxxvit.AttentionCl")
@@ -114,7 +109,7 @@ TIMM_HYBRID = (
         (("v.conv", 1),),
         consumer="proj.conv",
         also=Also(layers=("v.bn", "v_local.conv", "v_local.bn", "talking_head2"), attributes=("dh",), caches=CACHE),
-        forwards=Forwards(pruned=PrunedTalkingAttention2d),
+        forwards=Forwards(pruned=HYBRID + "PrunedTalkingAttention2d"),
         stream=Stream(after=("proj.bn",)),
         scope=Scope(whole=False),
     ),
@@ -143,13 +138,13 @@ TIMM_HYBRID = (
         ("timm.models.edgenext.CrossCovarianceAttn",),
         QKV,
         also=Also(tensors=(("temperature", 0),)),  # (heads, 1, 1)
-        forwards=Forwards(pruned=PrunedCrossCovarianceAttn),
+        forwards=Forwards(pruned=HYBRID + "PrunedCrossCovarianceAttn"),
     ),
     Units(
         "timm-fastvit",
         ("timm.models.fastvit.Attention",),
         QKV,
-        forwards=Forwards(pruned=PrunedFastVitAttention),
+        forwards=Forwards(pruned=HYBRID + "PrunedFastVitAttention"),
         # The module reads a map, with channels on axis 1, but `qkv` is a linear layer, with channels on the last axis.
         # `qkv` is a producer already. Because it is named here, channels are gated at its input.
         stream=Stream(tensors=(("qkv.weight", 1),)),
@@ -159,14 +154,14 @@ TIMM_HYBRID = (
         "timm-nextvit",
         ("timm.models.nextvit.EfficientAttention",),
         (("q", 1), ("k", 1), ("v", 1)),
-        forwards=Forwards(pruned=PrunedNextVitAttention),
+        forwards=Forwards(pruned=HYBRID + "PrunedNextVitAttention"),
     ),
     Units(
         "timm-metaformer",
         ("timm.models.metaformer.Attention",),
         QKV,
         also=Also(attributes=("attention_dim",)),
-        forwards=Forwards(pruned=PrunedConvFormerAttention),
+        forwards=Forwards(pruned=HYBRID + "PrunedConvFormerAttention"),
     ),
     Units(
         # An upsampling follows the output projection. Some models have no such projection: `o_proj` is an nn.Identity,

@@ -2,7 +2,6 @@
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Forwards
-from xprune.adapters.timm.plain_forwards import PrunedWindowAttentionV2
 
 # Rows of qkv: queries of all heads, then keys of all heads, then values of all heads.
 QKV = (("qkv", 3),)
@@ -36,7 +35,8 @@ TIMM = (
                 ("v_bias", 0),
             ),
         ),
-        forwards=Forwards(pruned=PrunedWindowAttentionV2),
+        # A string, not the class: importing timm takes longer than importing the rest of this package.
+        forwards=Forwards(pruned="xprune.adapters.timm.plain_forwards:PrunedWindowAttentionV2"),
     ),
     Units(
         # SwiGLUPacked. A neuron is a pair of a value and a gate: a row in each half of fc1. timm's SwiGLU, with a layer

@@ -219,11 +219,17 @@ class PrunedWindowAttentionCr(WindowMultiHeadAttention):
         q, k, v = split(self.qkv(x), self.num_heads, 3)  # each (batch * windows, heads, tokens, width)
         scale = self.logit_scale.view(-1, 1, 1).clamp(max=math.log(100.0)).exp()  # (heads, 1, 1)
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
-        scores = scores + self._relative_positional_encodings()
+        scores = scores + self.position_bias()
         if mask is not None:
             # One mask for each window of a map, the same for all samples and heads.
             scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
         return project(self, merge(self.attn_drop(scores.softmax(dim=-1)) @ v))
+
+    def position_bias(self) -> Tensor:
+        """Returns what a small MLP adds to the scores for the distance of two tokens, (1, heads, tokens, tokens)."""
+        parts: Any = self  # for mypy, to which timm's layers are tensors or modules
+        tokens = self.window_size[0] * self.window_size[1]
+        return parts.meta_mlp(parts.relative_coordinates_log).T.reshape(1, self.num_heads, tokens, tokens)
 
 
 class PrunedWindowAttentionGlobal(WindowAttentionGlobal):

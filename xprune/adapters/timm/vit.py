@@ -5,9 +5,10 @@
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Features, Forwards, Stream
-from xprune.adapters.timm import pyramid_forwards as pyramid
-from xprune.adapters.timm import vit_forwards as forwards
 
+# Classes are given as strings, not imported. Importing timm takes longer than importing the rest of this package.
+VIT = "xprune.adapters.timm.vit_forwards:"
+PYRAMID = "xprune.adapters.timm.pyramid_forwards:"
 QKV = (("qkv", 3),)  # rows: queries of all heads, then keys of all heads, then values of all heads
 APART = (("q_proj", 1), ("k_proj", 1), ("v_proj", 1))
 # Keys and values come from a smaller map, which a strided convolution `sr` and a norm make. Input and output of `sr`
@@ -23,14 +24,14 @@ TIMM_VIT = (
         count="num_kv_heads",
         # num_heads counts query heads, a multiple of num_kv_heads.
         also=Also(layers=("gate",), norm="norm", attributes=("num_heads", "attn_dim", "kv_dim")),
-        forwards=Forwards(built="built", pruned=forwards.PrunedAttentionRope),
+        forwards=Forwards(built="built", pruned=VIT + "PrunedAttentionRope"),
     ),
     Units(
         "timm-diff",  # a head has two queries, two keys and one value of twice their size
         ("timm.layers.diff_attention.DiffAttention",),
         QKV,
         also=Also(norm="norm"),
-        forwards=Forwards(pruned=forwards.PrunedDiffAttention),
+        forwards=Forwards(pruned=VIT + "PrunedDiffAttention"),
     ),
     Units(
         "timm-eva",
@@ -38,14 +39,14 @@ TIMM_VIT = (
         (*QKV, *APART),
         # With the fused layer the biases are parameters of the attention.
         also=Also(tensors=BIASES, layers=("gate",), norm="norm"),
-        forwards=Forwards(built="built", pruned=forwards.PrunedEvaAttention),
+        forwards=Forwards(built="built", pruned=VIT + "PrunedEvaAttention"),
     ),
     Units(
         "timm-beit",
         ("timm.models.beit.Attention",),
         QKV,
         also=Also(tensors=(*BIASES, ("relative_position_bias_table", 1))),  # the table is (positions, heads)
-        forwards=Forwards(built="built", pruned=forwards.PrunedBeitAttention),
+        forwards=Forwards(built="built", pruned=VIT + "PrunedBeitAttention"),
     ),
     Units(
         "timm-relpos",
@@ -60,7 +61,7 @@ TIMM_VIT = (
             ),
             attributes=("rel_pos.num_heads", "rel_pos.bias_shape.2"),  # bias_shape: (targets, sources, heads)
         ),
-        forwards=Forwards(built="built", pruned=forwards.PrunedRelPosAttention),
+        forwards=Forwards(built="built", pruned=VIT + "PrunedRelPosAttention"),
     ),
     Units(
         "timm-sam",
@@ -80,26 +81,26 @@ TIMM_VIT = (
         "timm-class-attention",
         ("timm.models.cait.ClassAttn",),
         (("q", 1), ("k", 1), ("v", 1)),
-        forwards=Forwards(pruned=forwards.PrunedClassAttn, removed=forwards.RemovedClassAttention),
+        forwards=Forwards(pruned=VIT + "PrunedClassAttn", removed=VIT + "RemovedClassAttention"),
     ),
     Units(
         "timm-xcit",
         ("timm.models.xcit.XCA",),
         QKV,
         also=Also(tensors=(("temperature", 0),)),  # (heads, 1, 1)
-        forwards=Forwards(pruned=forwards.PrunedXCA),
+        forwards=Forwards(pruned=VIT + "PrunedXCA"),
     ),
     Units(
         "timm-crossvit",
         ("timm.models.crossvit.CrossAttention",),
         (("wq", 1), ("wk", 1), ("wv", 1)),
-        forwards=Forwards(pruned=forwards.PrunedCrossAttention, removed=forwards.RemovedClassAttention),
+        forwards=Forwards(pruned=VIT + "PrunedCrossAttention", removed=VIT + "RemovedClassAttention"),
     ),
     Units(
         "timm-convit",
         ("timm.models.convit.MHSA",),
         QKV,
-        forwards=Forwards(pruned=forwards.PrunedMHSA),
+        forwards=Forwards(pruned=VIT + "PrunedMHSA"),
     ),
     Units(
         "timm-convit-gpsa",
@@ -107,7 +108,7 @@ TIMM_VIT = (
         (("qk", 2), ("v", 1)),
         # The position score of each head, and the gate between content and position of each head.
         also=Also(tensors=(("pos_proj.weight", 0), ("pos_proj.bias", 0), ("gating_param", 0))),
-        forwards=Forwards(pruned=forwards.PrunedGPSA),
+        forwards=Forwards(pruned=VIT + "PrunedGPSA"),
     ),
     Units(
         "timm-tnt",
@@ -119,39 +120,39 @@ TIMM_VIT = (
         "timm-volo",
         ("timm.models.volo.Attention",),
         QKV,
-        forwards=Forwards(pruned=pyramid.PrunedVoloAttention),
+        forwards=Forwards(pruned=PYRAMID + "PrunedVoloAttention"),
     ),
     Units(
         "timm-volo-outlook",
         ("timm.models.volo.OutlookAttention",),
         (("v", 1), ("attn", 1)),  # the rows of `attn` are a map of weights for each head
-        forwards=Forwards(pruned=pyramid.PrunedOutlookAttention),
+        forwards=Forwards(pruned=PYRAMID + "PrunedOutlookAttention"),
     ),
     Units(
         "timm-volo-class",
         ("timm.models.volo.ClassAttention",),
         (("q", 1), ("kv", 2)),  # kv: keys of all heads, then values of all heads
-        forwards=Forwards(removed=forwards.RemovedClassAttention),
+        forwards=Forwards(removed=VIT + "RemovedClassAttention"),
     ),
     Units(
         "timm-pvt",
         ("timm.models.pvt_v2.Attention",),
         (("q", 1), ("kv", 2)),
-        forwards=Forwards(pruned=pyramid.PrunedPvtAttention),
+        forwards=Forwards(pruned=PYRAMID + "PrunedPvtAttention"),
         stream=Stream(tensors=REDUCTION),
     ),
     Units(
         "timm-twins-global",
         ("timm.models.twins.GlobalSubSampleAttn",),
         (("q", 1), ("kv", 2)),
-        forwards=Forwards(pruned=pyramid.PrunedGlobalSubSampleAttn),
+        forwards=Forwards(pruned=PYRAMID + "PrunedGlobalSubSampleAttn"),
         stream=Stream(tensors=REDUCTION),
     ),
     Units(
         "timm-twins-local",
         ("timm.models.twins.LocallyGroupedAttn",),
         QKV,
-        forwards=Forwards(pruned=pyramid.PrunedLocallyGroupedAttn),
+        forwards=Forwards(pruned=PYRAMID + "PrunedLocallyGroupedAttn"),
     ),
     Units(
         "timm-nest",
@@ -159,7 +160,7 @@ TIMM_VIT = (
         QKV,
         # timm joins the heads with the head axis last: feature 0 of all heads, then feature 1 of all heads.
         features=Features(layout="width-major"),
-        forwards=Forwards(pruned=pyramid.PrunedNestAttention),
+        forwards=Forwards(pruned=PYRAMID + "PrunedNestAttention"),
     ),
     Units(
         "timm-visformer",
@@ -183,20 +184,20 @@ TIMM_VIT = (
         QKV,
         count="heads",
         also=Also(attributes=("dim_out",)),  # to which timm reshapes the joined heads
-        forwards=Forwards(removed=pyramid.RemovedHieraAttention),
+        forwards=Forwards(removed=PYRAMID + "RemovedHieraAttention"),
     ),
     Units(
         "timm-hieradet",
         ("timm.models.hieradet_sam2.MultiScaleAttention",),
         QKV,
-        forwards=Forwards(removed=pyramid.RemovedHieraDetAttention),
+        forwards=Forwards(removed=PYRAMID + "RemovedHieraDetAttention"),
     ),
     Units(
         "timm-swinv2-cr",
         ("timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention",),
         QKV,
         also=Also(tensors=(("logit_scale", 0), ("meta_mlp.fc2.weight", 0), ("meta_mlp.fc2.bias", 0))),
-        forwards=Forwards(pruned=pyramid.PrunedWindowAttentionCr),
+        forwards=Forwards(pruned=PYRAMID + "PrunedWindowAttentionCr"),
     ),
     Units(
         "timm-gcvit",
@@ -204,25 +205,25 @@ TIMM_VIT = (
         # Every other block gets its queries from outside. Its `qkv` makes keys and values only: 2 groups instead of 3.
         (("qkv", 0),),
         also=Also(tensors=(("rel_pos.relative_position_bias_table", 1),), attributes=("rel_pos.bias_shape.2",)),
-        forwards=Forwards(built="built", pruned=pyramid.PrunedWindowAttentionGlobal),
+        forwards=Forwards(built="built", pruned=PYRAMID + "PrunedWindowAttentionGlobal"),
     ),
     Units(
         "timm-davit",
         ("timm.models.davit.WindowAttention",),
         QKV,
-        forwards=Forwards(pruned=pyramid.PrunedDavitWindowAttention),
+        forwards=Forwards(pruned=PYRAMID + "PrunedDavitWindowAttention"),
     ),
     Units(
         "timm-davit-channel",
         ("timm.models.davit.ChannelAttention",),
         QKV,
-        forwards=Forwards(pruned=pyramid.PrunedChannelAttention),
+        forwards=Forwards(pruned=PYRAMID + "PrunedChannelAttention"),
     ),
     Units(
         "timm-davit-channel-v2",
         ("timm.models.davit.ChannelAttentionV2",),
         QKV,
         count="groups",
-        forwards=Forwards(pruned=pyramid.PrunedChannelAttentionV2),
+        forwards=Forwards(pruned=PYRAMID + "PrunedChannelAttentionV2"),
     ),
 )

@@ -127,8 +127,19 @@ class PrunedDiffAttention(DiffAttention):
         # Pairs (first half of the queries, first half of the keys), then the same of the second halves.
         halves = (self._halves(t, norm) for t, norm in ((q, self.q_norm), (k, self.k_norm)))
         one, two = (attend(self, a, b, v, attn_mask, causal=is_causal) for a, b in zip(*halves, strict=True))
-        out = self.sub_norm(one - self._compute_lambda().type_as(v) * two) * (1 - self.lambda_init)
+        out = self.sub_norm(one - self.subtracted().type_as(v) * two) * (1 - self.lambda_init)
         return project(self, self.norm(merge(out)))
+
+    def subtracted(self) -> Tensor:
+        """Returns the learned factor of the second map, which is subtracted: a float32 scalar."""
+        parts: Any = self  # for mypy, to which timm's layers are tensors or modules
+        # timm has two forms of it: two learned numbers, or four learned vectors.
+        if self.lambda_a is not None:
+            one, two = parts.lambda_a, parts.lambda_b
+        else:
+            one = (parts.lambda_q1 * parts.lambda_k1).sum(-1).float()
+            two = (parts.lambda_q2 * parts.lambda_k2).sum(-1).float()
+        return torch.exp(one) - torch.exp(two) + self.lambda_init
 
     def _halves(self, x: Tensor, norm: nn.Module) -> Any:
         """Splits (batch, heads, tokens, 2 * width) into two normalised tensors (batch, heads, tokens, width)."""
@@ -162,8 +173,14 @@ class PrunedBeitAttention(BeitAttention):
         position = keep_heads(shared_rel_pos_bias, self.built, -3)
         if self.relative_position_bias_table is not None:
             # The table lost the columns of the removed heads already.
-            position = self._get_rel_pos_bias() + (0 if position is None else position)
+            position = self.position_bias() + (0 if position is None else position)
         return project(self, merge(attend(self, q, k, v, position)))
+
+    def position_bias(self) -> Tensor:
+        """Returns the position bias of this block, (1, heads, tokens, tokens)."""
+        parts: Any = self  # for mypy, to which timm's layers are tensors or modules
+        index = parts.relative_position_index  # (tokens, tokens)
+        return parts.relative_position_bias_table[index].permute(2, 0, 1)[None]
 
 
 class PrunedRelPosAttention(RelPosAttention):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 from torch import nn
 
 from xprune.artefact.libraries.library import Library, plain
@@ -22,7 +21,10 @@ _FORBIDDEN = {
 
 
 def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Builds a model without weights from a file, see Library.build."""
+    """Builds a model and loads no weights, see Library.build."""
+    # Importing timm takes seconds, and models of other libraries do not need it. So each function here imports it.
+    import timm
+
     # timm.create_model also takes names such as "hf-hub:...", for which it downloads. They are no models of timm.
     if not isinstance(name, str) or not timm.is_model(name):
         raise ArtefactError(f"{name!r} is no timm architecture. Give a name from timm.list_models().")
@@ -53,6 +55,8 @@ def create(name: str, **kwargs: Any) -> nn.Module:
         >>> model.pretrained_cfg["input_size"]
         (3, 32, 32)
     """
+    import timm
+
     model: Any = timm.create_model(name, **kwargs)
     cfg = getattr(model, "pretrained_cfg", None)
     if isinstance(cfg, Mapping) and cfg.get("input_size"):
@@ -71,7 +75,12 @@ def _arch_of(model: nn.Module) -> Arch | None:
     """
     cfg = getattr(model, "pretrained_cfg", None)
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
-    if not isinstance(name, str) or not timm.is_model(name):
+    # A model without such a config is not timm's, so timm does not have to be imported.
+    if not isinstance(name, str):
+        return None
+    import timm
+
+    if not timm.is_model(name):
         return None
     classes = getattr(model, "num_classes", None)
     kwargs = {"num_classes": classes} if isinstance(classes, int) and classes != (cfg or {}).get("num_classes") else {}

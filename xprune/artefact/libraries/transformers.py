@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from xprune.artefact.libraries.library import Library, plain
+from xprune.artefact.libraries.transformers_private import attention_of
 from xprune.core.provenance import Arch
 from xprune.errors import ArtefactError
 
@@ -30,7 +31,7 @@ _FORBIDDEN = {
 
 
 def _build(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """Builds a model from its config, without weights from a file, see Library.build."""
+    """Builds a model from its config and loads no weights, see Library.build."""
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
@@ -88,8 +89,8 @@ def _arch_of(model: nn.Module) -> Arch | None:
         # The config holds an object, or a number such as infinity, that JSON does not know.
         return None
     # to_dict leaves out how attention is computed.
-    if config._attn_implementation in _ATTENTION:
-        data["attn_implementation"] = config._attn_implementation
+    if attention_of(config) in _ATTENTION:
+        data["attn_implementation"] = attention_of(config)
     return Arch(type(model).__name__, tuple(_settings(data).items()), "transformers")
 
 

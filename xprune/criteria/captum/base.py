@@ -24,9 +24,6 @@ from xprune.training.runtime import accelerator, batches, prepared, reduced
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
 """Arguments of Captum's methods that are no settings of a criterion. They change the form of the result."""
 
-CHATTER = "Input Tensor|This method computes|You are providing multiple|Setting forward, backward hooks"
-"""A pattern for warnings of Captum about things that we do on purpose."""
-
 
 def settings(function: Callable[..., Any]) -> Mapping[str, Any]:
     """Returns the settings of a Captum method: its arguments whose defaults are numbers, text, True or False.
@@ -159,7 +156,9 @@ class CaptumMethod(Criterion):
         """Calls `attributions`. Raises PluginError if Captum fails on this model."""
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", CHATTER, UserWarning)
+                # Captum warns about what we do on purpose, such as scoring many samples at once. It also warns that a
+                # method is slow, which `_announce` prints before the start. Warnings of the model still show.
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\.")
                 return self.attributions(batch, sites)
         except torch.OutOfMemoryError:
             # It is a RuntimeError too, but another method would not help.
