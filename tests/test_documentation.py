@@ -8,6 +8,7 @@ so that later blocks can import it. A comment before a block changes what the te
     <!-- test: OLD becomes NEW, REASON -->
 """
 
+import ast
 import contextlib
 import importlib
 import io
@@ -297,6 +298,38 @@ def test_troubleshooting_has_a_section_for_each_error():
     headings = re.findall(r"^## (\w+Error)$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     errors = {name for name in xprune.__all__ if name.endswith("Error")} - {"XPruneError"}
     assert sorted(headings) == sorted(errors)
+
+
+def literal(node: ast.AST) -> str:
+    """The text of a string literal, with "..." for each value that an f-string fills in."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return "".join(part.value if isinstance(part, ast.Constant) else "..." for part in parts)
+
+
+def literals() -> list[str]:
+    """Every string literal of the package. Docstrings are left out: no user meets them as a message."""
+    found = []
+    for path in sorted((ROOT / "xprune").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in statements
+            if text or isinstance(node, ast.JoinedStr):
+                found.append(literal(node))
+    return found
+
+
+def test_the_messages_on_the_troubleshooting_page_are_those_of_the_code():
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| .+ \|$", page, re.MULTILINE)
+    phrases = [row.replace("`", "") for row in rows if not re.match(r"-+|(message|reason) says", row)]
+    assert len(phrases) > 50
+    messages = "\0".join(literals())
+    for phrase in phrases:
+        # Names and numbers that a message fills in. A phrase may not go on from one message into the next.
+        parts = re.split(r"\.\.\.|\b(?:N|M|SITE)\b", phrase)
+        pattern = r"[^\0]*?".join(map(re.escape, parts))
+        assert re.search(pattern, messages), f"no message says {phrase!r}"
 
 
 def test_the_tables_of_captum_hold_what_scores_and_what_is_refused():

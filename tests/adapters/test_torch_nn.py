@@ -109,9 +109,9 @@ def test_self_attention_on_torchs_inference_path():
 def test_a_mask_for_each_head_is_refused_once_heads_have_gone():
     plain, model = Cross("packed"), Cross("packed", mask="each head")
     sites = xprune.find_sites(plain, plain.example())
-    with pytest.raises(xprune.ModelError, match=r"no sites .*: attn: .*a mask for each head, and 1 heads are left"):
+    with pytest.raises(xprune.ModelError, match=r"no sites .*: attn: .*a mask for each head, but 1 heads remain"):
         xprune.find_sites(model, model.example())
-    with pytest.raises(xprune.SurgeryError, match="a mask for each head, and 1 heads are left"):
+    with pytest.raises(xprune.SurgeryError, match="a mask for each head, but 1 heads remain"):
         xprune.apply(model, Plan(sites, ((0,),)), model.example())
 
 

@@ -1,10 +1,11 @@
-"""Adapters: for each known attention or MLP class, which tensors shrink when a unit is removed.
+"""Adapters, which describe for known attention and MLP classes which tensors shrink when a unit is removed.
 
-`ADAPTERS` is the table. Most entries are `Units`, which describe a class as data. `docs/adapters.md` shows how to write
-one.
+The table `ADAPTERS` holds all adapters. Most adapters are instances of `Units`, which describes a class by the names of
+its layers. `docs/adapters.md` shows how to write one.
 
-May import: core, modules, errors. To add a class, write an entry in the file of its library. To add a library, write a
-file and add its table to `OURS`. Another package adds its adapters through the entry-point group `xprune.adapters`.
+May import: core, modules, errors. To add a class, write an adapter in the file of its library. To add a library, write
+a file with its adapters and add them to `OURS`. Another package adds its adapters through the entry-point group
+`xprune.adapters`.
 """
 
 from collections.abc import MutableMapping
@@ -22,7 +23,7 @@ from xprune.core.registry import table
 __all__ = ["ADAPTERS", "OURS", "Also", "Features", "Forwards", "Scope", "Stream", "Units"]
 
 OURS = (*TIMM_ALL, *TORCH_NN, *TORCHVISION, *HUGGING_FACE, *PYG)
-"""The adapters of this package. Where several serve one module, the first that finds a site is taken."""
+"""The adapters of this package. If several adapters describe one module, the first one that finds a site is used."""
 
 ADAPTERS: MutableMapping[str, Adapter] = table("adapters", OURS, Adapter)
-"""Adapters by name. A script adds its own here. A package uses an entry point."""
+"""The adapters by name. A script can add adapters to this table. A package adds them through an entry point."""

@@ -1,4 +1,4 @@
-"""Units: an adapter that describes a class as data. It serves most attention and MLP classes."""
+"""Two adapters that describe a class as data: `Units` for attentions and MLPs, `Sized` for modules without units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,34 +21,37 @@ class Units(Adapter):
 
         input -> producers (qkv, or q, k, v, or fc1) -> units -> consumer (proj, or fc2) -> output
 
-    A unit is some rows of each producer's weight and bias, and some columns of the consumer's weight. Gates act on the
-    input of the consumer. An entry names the producers, the consumer and the attribute that holds the number of units.
-    That is enough for a class whose forward reads the number of units from the module. Other classes need one of the
-    parts `also`, `features`, `forwards`, `stream` and `scope` in addition.
+    A unit consists of some rows of the weight and bias of each producer, plus some columns of the weight of the
+    consumer. Gates act on the input of the consumer. An instance of `Units` names the producers, the consumer and the
+    attribute that holds the number of units. These are enough if the forward of the class reads the number of units
+    from the module. Otherwise, give one or more of the fields `also`, `features`, `forwards`, `stream` and `scope`.
 
-    All names are relative to the module, such as "proj" or "output.dense". An entry serves a module only if its tensors
-    have the lengths that the entry expects.
+    All names are relative to the module, such as "proj" or "output.dense". `site` checks that the lengths of the
+    tensors of a module fit this description. If they do not fit, the module gets no site.
 
     Args:
-        name: Name of the adapter. Saved plans hold it.
-        classes: Qualified names of the classes that are served. Subclasses are served too. Names are compared as text,
-            so that nothing is imported.
-        producers: Pairs (layer or bare weight, groups) of all that make the units' features. The rows of a producer are
-            read as (groups, units, width). groups is 3 for a fused qkv whose rows are all queries, then all keys, then
-            all values. It is 1 for a separate q, and 1 if the rows of a head are together. 0 means the number of rows
-            divided by the consumer's number of input features: 3 for a fused qkv, 2 for a fused kv. 0 needs a layer.
+        name: Name of the adapter. Saved plans contain this name.
+        classes: Full names of the classes that the adapter describes, such as "timm.layers.attention.Attention". The
+            adapter describes their subclasses too. xprune compares the names as text, so it imports no library.
+        producers: Pairs (name, groups), one for each layer whose output is the units. The name may also be that of a
+            weight or bias that belongs to no layer. The rows of a producer have the order (groups, units, width).
+            groups is 3 for a fused qkv whose rows are all queries, then all keys, then all values. groups is 1 for a
+            separate q, and for a layer in which all rows of one head are next to each other. groups may be 0 if the
+            producer is a layer. Then `site` computes groups as the number of rows divided by the consumer's number of
+            input features: 3 for a fused qkv, 2 for a fused kv.
         consumer: The layer whose input is the units.
-        count: Attribute that holds the number of units. "" if each input feature of the consumer is a unit, or if
-            `Features.width` says how many units there are.
+        count: Attribute that holds the number of units. "" if each input feature of the consumer is one unit, or if
+            `Features.width` determines the number of units.
         kind: Name of the unit kind, such as "head" or "neuron".
-        also: Other tensors and attributes that shrink with a unit, see `Also`.
-        features: The order of the features in the layers, see `Features`.
-        forwards: Classes with another forward, see `Forwards`.
-        stream: Parts that shrink with the residual stream, see `Stream`.
-        scope: Which modules of the class are served, see `Scope`.
+        also: Other tensors and attributes that shrink when a unit is removed, see `Also`.
+        features: How the features of the units are ordered in the layers, see `Features`.
+        forwards: Classes that replace the class of a module if its forward does not work with removed units or with
+            gates, see `Forwards`.
+        stream: Tensors and attributes that shrink when channels of the residual stream are removed, see `Stream`.
+        scope: Conditions on the modules that the adapter describes, see `Scope`.
 
     Example:
-        Any module with these names will do. Here it is a `ModuleDict` with 4 heads of 2 features.
+        `site` needs only a module with these names. Here it is a `ModuleDict` with 4 heads of 2 features.
 
         >>> attention = nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})
         >>> attention.num_heads = 4
@@ -74,17 +77,17 @@ class Units(Adapter):
 
     @property
     def pruned(self) -> type[nn.Module] | None:  # type: ignore[override]
-        """Returns `Forwards.pruned`: the class of a module that lost units."""
+        """Returns `Forwards.pruned`: the class of a module after units were removed. None if the class stays."""
         return self.forwards.class_of("pruned")
 
     @property
     def gated(self) -> type[nn.Module] | None:  # type: ignore[override]
-        """Returns `Forwards.gated`: the class of a module while gates are attached."""
+        """Returns `Forwards.gated`: the class of a module while gates are attached. None if the class stays."""
         return self.forwards.class_of("gated")
 
     @property
     def removed(self) -> type[nn.Module] | None:  # type: ignore[override]
-        """Returns `Forwards.removed`: the class that replaces a module without units."""
+        """Returns `Forwards.removed`: the class that replaces a module after all its units were removed, or None."""
         return self.forwards.class_of("removed")
 
     @property
@@ -93,12 +96,16 @@ class Units(Adapter):
         return self.stream.joins
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """Returns the site of a module with all its cuts, or None.
+        """Returns the site of a module with all cuts, or None if this adapter does not fit the module.
 
-        None means that the entry does not fit the module. There are several reasons: a layer is missing or of an
-        unknown type. `scope` excludes the module. The length of a tensor is no multiple of the number of units. The
-        module has no units left. Or the module is of a subclass with another forward, which `Forwards.gated` or
-        `Forwards.pruned` would replace.
+        The adapter does not fit in these cases:
+
+        - A layer is missing, or its type is unknown.
+        - `scope` excludes the module.
+        - The length of a tensor is not a multiple of the number of units.
+        - All units of the module were already removed.
+        - The class of the module is a subclass that defines another forward. `Forwards.gated` or `Forwards.pruned`
+          would replace this forward.
         """
         lacking = [name for name in self.scope.needs if part_at(module, name) is None or part_at(module, name) is False]
         if lacking or (self.scope.unless and part_at(module, self.scope.unless)):
@@ -120,7 +127,7 @@ class Units(Adapter):
             return None
 
         in_axis, out_axis = self._weight_axes
-        # A convolution with groups has only in_channels / groups columns.
+        # The weight of a convolution with groups has only in_channels / groups columns.
         features = consumer.weight.shape[in_axis] * getattr(consumer, "groups", 1)
         size = self._size(module, layers[-1].weight.shape[out_axis], features)
         if not size:
@@ -143,11 +150,12 @@ class Units(Adapter):
             tensors = _tensors(part_at(module, layer) if layer else None)
             cuts += [_cut_of(tensor, f"{layer}.{name}", 0, size) for name, tensor in tensors.items()]
 
-        # `_cut_of` rounds down. A length that does not divide means that the module is not what the entry describes.
+        # `_cut_of` rounds down. If a length is not a multiple of the number of units, this adapter does not fit the
+        # module.
         if any(part_at(module, c.tensor).shape[c.axis] % (c.groups * size) for c in cuts) or features % size:
             return None
 
-        # timm puts an nn.Identity where it has no norm. That one has no statistics.
+        # timm uses an nn.Identity if a model has no norm layer. An nn.Identity computes no mean and no variance.
         normed = bool(self.also.norm) and any(True for _ in part_at(module, self.also.norm).parameters())
         counts = (self.count,) if self.count else ()
         attributes = (*counts, *(name for name in self.also.attributes if _is_number_at(module, name)))
@@ -168,16 +176,16 @@ class Units(Adapter):
         )
 
     def stream_parts(self, path: str, module: nn.Module) -> StreamParts | None:
-        """Returns the parts of a module that shrink with the residual stream, or None if it has no site.
+        """Returns the parts of a module that shrink with the residual stream, or None if the module has no site.
 
-        The module reads the stream in the columns of its producers. It writes to the stream in the rows of its consumer
-        and in the consumer's bias. `Stream` adds the other parts.
+        When a channel of the stream is removed, the producers lose a column, and the consumer loses a row and an entry
+        of its bias. The field `stream` of this adapter lists the other parts.
         """
         if self.site(path, module) is None:
             return None
         in_axis, out_axis = self._weight_axes
         parts = [(name, part_at(module, name)) for name, _ in self.producers]
-        # A bare bias makes features too, but it has no axis of the stream.
+        # A bias that is a producer without a layer has one axis, that of the units. It has no axis of the stream.
         makers = [
             (name, part)
             for name, part in parts
@@ -188,8 +196,9 @@ class Units(Adapter):
         writes = [(f"{self.consumer}.weight", out_axis), (f"{self.consumer}.bias", 0)]
         writes += [(f"{layer}.{name}", 0) for layer in self.stream.after for name in _tensors(part_at(module, layer))]
 
-        # A layer between the stream and a producer adds a bias or a norm to channels that are gated to 0. The producer
-        # would then read something else than 0. So each layer that reads the stream is gated, not the module's input.
+        # A layer between the stream and a producer may add a bias to a channel whose gate is 0. Then the producer would
+        # not read 0 for this channel. So the gates act on the input of each layer that reads the stream, and not on the
+        # module's input.
         inside = dict.fromkeys(name.rpartition(".")[0] for name, axis in reads if axis == in_axis) if extra else {}
         gated_layers = [(f"{path}.{name}", _feature_axis(part_at(module, name))) for name in inside]
         return StreamParts(
@@ -201,43 +210,50 @@ class Units(Adapter):
 
     @property
     def _weight_axes(self) -> tuple[int, int]:
-        """Returns the axes (in, out) of the weights of producers and consumer."""
+        """Returns (input axis, output axis) of the weights of the producers and the consumer."""
         return (0, 1) if self.features.transposed else (1, 0)
 
     def _size(self, module: nn.Module, rows: int, features: int) -> int:
         """Returns the number of units.
 
-        With `Features.width` it is the number of the last producer's rows divided by the features of a unit. Otherwise
-        it is the value of the attribute `count`. Without such an attribute it is the consumer's number of input
-        features.
+        If `Features.width` is given, the number is `rows` divided by the number of features of one unit, for each
+        group. If `count` is given, it is the value of this attribute. Otherwise, each input feature of the consumer is
+        one unit.
+
+        Args:
+            module: The module.
+            rows: The number of rows in the weight of the last producer.
+            features: The number of input features of the consumer.
         """
         if self.features.width:
             return rows // (self.producers[-1][1] * int(part_at(module, self.features.width)))
         return int(part_at(module, self.count)) if self.count else features
 
     def _is_known_layer(self, layer: Any) -> bool:
-        """True if the entry can read the layer's weight: a linear layer, a convolution or a transposed matrix."""
+        """Returns True if the axes of the layer's weight are known: for a linear layer, a convolution or a Conv1D."""
         known = isinstance(layer, (nn.Linear, nn.Conv2d))
         if not self.features.transposed:
             return known
-        # transformers' Conv1D. Weights of torch's own layers are (out, in), so they do not fit a transposed entry.
+        # A transposed weight (in, out) is that of transformers' Conv1D. The layers of torch store (out, in), so they do
+        # not fit.
         weight = getattr(layer, "weight", None)
         return not known and isinstance(weight, Tensor) and weight.dim() == 2
 
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
-        """Gives the module its `pruned` class, notes the kept units in `Forwards.built` and empties caches.
+        """Changes the class of the module to `pruned`, stores the kept units, and empties caches.
 
         Args:
-            module: The module, whose tensors and attributes are cut already.
-            site: The site before the cut: the module's own units, or the channels of a stream that the module reads or
-                writes.
+            module: The module. Its tensors and attributes were already cut.
+            site: The site before the cut. It holds either the units of this module, or the channels of a stream that
+                the module reads or writes.
             keep: Indices of the units of the site that stay.
         """
         super().resize(module, site, keep)
-        # A residual stream's site has no adapter: it removes channels and leaves this module's own units as they are.
+        # The site of a residual stream has no adapter. Its removal takes channels away, but no units of this module.
         if self.forwards.built and site.adapter == self.name:
             before = getattr(module, self.forwards.built, None)
-            # A second pruning counts from the units that the first one kept. The attribute counts from the first model.
+            # If the module was pruned before, `keep` holds indices into the units that stayed then. The attribute has
+            # to hold indices into the units of the dense model.
             setattr(module, self.forwards.built, tuple(before[i] for i in keep) if before else tuple(keep))
         for name in self.also.caches:
             getattr(module, name).clear()
@@ -248,14 +264,15 @@ Units.__init__ = accept_old_keywords(Units.__init__)  # type: ignore[method-assi
 
 @dataclass(frozen=True)
 class Sized(Adapter):
-    """Describes a module that has no units of its own but stores lengths of the residual stream.
+    """Describes a module that contains no units but stores the number of channels of the residual stream.
 
-    An example is a scale that calls `self.scale.view(self.shape)`. When channels of the stream are removed, the tensors
-    are found and cut without an adapter. The stored numbers are not, so this adapter lists them.
+    An example is a layer that calls `self.scale.view(self.shape)`. When channels of the stream are removed, xprune
+    finds and cuts the tensor `scale` without an adapter. But it does not know that `shape` holds the number of
+    channels. So this adapter names such attributes.
 
     Args:
         name: Name of the adapter.
-        classes: Qualified names of the classes that are served, see `Units`.
+        classes: Full names of the classes that the adapter describes, see `Units`.
         attributes: Attributes that hold the number of channels or a multiple of it. "shape.0" is the first entry of the
             tuple `shape`.
 
@@ -273,21 +290,21 @@ class Sized(Adapter):
     attributes: tuple[str, ...]
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """Returns None: the module has no units."""
+        """Returns None, because the module has no units."""
         return None
 
     def stream_parts(self, path: str, module: nn.Module) -> StreamParts:
-        """Returns empty parts. They say that the module is known, so that `resize` is called."""
+        """Returns empty parts instead of None. So surgery knows that the adapter fits, and calls `resize`."""
         return StreamParts((), (), ())
 
     def resize(self, module: nn.Module, site: Site, keep: Sequence[int]) -> None:
-        """Multiplies the attributes by the fraction of channels that are kept."""
+        """Multiplies each attribute by the fraction of the channels that stay, so that it holds the new number."""
         for name in self.attributes:
             set_attribute(module, name, attribute_at(module, name) * len(keep) // site.size)
 
 
 def _is_number_at(module: nn.Module, path: str) -> bool:
-    """True if there is a whole number other than 0 at the path, otherwise False."""
+    """Returns True if the module has an attribute at this path with a value other than 0 and None, else False."""
     try:
         return bool(attribute_at(module, path))
     except AttributeError:
@@ -295,23 +312,23 @@ def _is_number_at(module: nn.Module, path: str) -> bool:
 
 
 def _tensors(layer: nn.Module | None) -> dict[str, Tensor]:
-    """Returns the parameters and buffers of a layer that have an axis, by name. Scalars have none."""
+    """Returns the parameters and buffers of a layer by name, without scalars, which have no axis to cut."""
     named = (*layer.named_parameters(), *layer.named_buffers()) if layer is not None else ()
     return {name: tensor for name, tensor in named if tensor.dim()}
 
 
 def _is_tensor_at(module: nn.Module, path: str) -> bool:
-    """True if there is a tensor at the path, otherwise False."""
+    """Returns True if there is a tensor at the path, else False."""
     return isinstance(part_at(module, path), Tensor)
 
 
 def _feature_axis(layer: Any) -> int:
-    """Returns the axis of the features in the layer's input: 1 for maps of convolutions, otherwise the last."""
+    """Returns the axis of the features in the layer's input: 1 for a convolution, else -1, the last axis."""
     return 1 if isinstance(layer, nn.Conv2d) else -1
 
 
 def _producer_cuts(module: nn.Module, name: str, axis: int, groups: int, size: int) -> Sequence[Cut]:
-    """Returns the cuts of a producer's weight along `axis`, and of its bias. The producer may be a bare weight."""
+    """Returns the cuts of a producer: its weight along `axis`, and its bias. Or its tensor, if it is no layer."""
     candidates = [(name, axis), (f"{name}.weight", axis), (f"{name}.bias", 0)]
     return [
         _cut_of(part_at(module, tensor), tensor, cut_axis, size, groups)
@@ -321,5 +338,5 @@ def _producer_cuts(module: nn.Module, name: str, axis: int, groups: int, size: i
 
 
 def _cut_of(tensor: Tensor, name: str, axis: int, size: int, groups: int = 1) -> Cut:
-    """Returns the cut of a tensor whose axis has the order (groups, size, width). The width follows from its length."""
+    """Returns the cut of a tensor along an axis with the order (groups, size, width). Computes the width."""
     return Cut(name, axis, groups, tensor.shape[axis] // (groups * size))

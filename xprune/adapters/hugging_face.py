@@ -1,7 +1,7 @@
-"""The adapters of Hugging Face transformers. Its classes are named as text, so transformers is not imported.
+"""The adapters for Hugging Face transformers. They name classes as text, so transformers is not imported.
 
-transformers' attentions reshape to (..., -1, head size), so they work with any number of heads and need no `pruned`
-class.
+The attentions of transformers reshape to (..., -1, head size). So their forwards work with any number of heads, and the
+adapters need no `pruned` class.
 """
 
 from typing import Any
@@ -14,20 +14,21 @@ from xprune.modules.removed import Removed
 
 
 class RemovedAttention(Removed):
-    """Replaces an attention that lost all its heads. transformers' attentions return a tuple, so this one does too."""
+    """Replaces an attention of transformers that lost all its heads. Returns a tuple, as that attention does."""
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:  # type: ignore[override]
-        """Returns (bias of the output projection for every token, None in place of the attention weights).
+        """Returns (bias of the output projection for each token, None instead of the attention weights).
 
-        Some blocks pass `hidden_states` by keyword, so the parameter has the same name as in transformers.
+        The parameter is called `hidden_states` because some blocks of transformers give it as a keyword argument.
         """
         return super().forward(hidden_states), None
 
 
 class RemovedPostNorm(RemovedAttention):
-    """Replaces BERT's attention, which adds its input to its output and normalises the sum.
+    """Replaces an attention of BERT that lost all its heads.
 
-    Without heads the norm of (input + bias) is left, so this module keeps the attention's LayerNorm.
+    The attention of BERT adds its input to its output and then applies a LayerNorm to the sum. Without heads, the
+    output is a bias. So this module keeps the LayerNorm and returns LayerNorm(input + bias).
     """
 
     def __init__(self, layer: Any, module: Any) -> None:
@@ -35,12 +36,12 @@ class RemovedPostNorm(RemovedAttention):
         self.norm = module.output.LayerNorm
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:  # type: ignore[override]
-        """Returns (norm of input + bias, None in place of the attention weights)."""
+        """Returns (LayerNorm(input + bias), None instead of the attention weights)."""
         return self.norm(hidden_states + super().forward(hidden_states)[0]), None
 
 
 def _named(*names: str) -> tuple[str, ...]:
-    """Returns qualified names of classes.
+    """Returns the full names of classes of transformers, from short names.
 
     "llama.LlamaAttention" becomes "transformers.models.llama.modeling_llama.LlamaAttention".
     """
@@ -49,8 +50,8 @@ def _named(*names: str) -> tuple[str, ...]:
 
 
 QKV = (("q_proj", 1), ("k_proj", 1), ("v_proj", 1))
-# Segformer makes keys and values from fewer tokens, which come from a strided convolution and a norm. Its input and its
-# output have the channels of the residual stream, so its weight shrinks along both axes.
+# Segformer makes keys and values from fewer tokens. A strided convolution and a norm layer make these tokens. Input and
+# output of the convolution have the channels of the residual stream, so its weight shrinks along both axes.
 REDUCTION = (
     ("sequence_reduction.sequence_reduction.weight", 0),
     ("sequence_reduction.sequence_reduction.weight", 1),
@@ -58,12 +59,12 @@ REDUCTION = (
     ("sequence_reduction.layer_norm.weight", 0),
     ("sequence_reduction.layer_norm.bias", 0),
 )
-# Each class has some of these. A class without one of them skips it.
+# Each class has some of these attributes. `Units` skips those that a class does not have.
 ATTRIBUTES = ("num_attention_heads", "num_heads", "num_key_value_heads")
 
 HUGGING_FACE = (
     Units(
-        # With grouped queries (Llama, Qwen and others) a unit is one head of keys and values with all its query heads.
+        # With grouped queries (Llama, Qwen and others), a unit is one head of keys and values plus all its query heads.
         "hf-attention",
         _named(
             "deit.DeiTAttention",
@@ -82,9 +83,9 @@ HUGGING_FACE = (
         ),
         QKV,
         consumer="o_proj",
-        count="",  # the forwards use head_dim only, and some classes hold no number of heads
+        count="",  # the forwards use only head_dim, and some classes do not store the number of heads
         also=Also(attributes=ATTRIBUTES, tensors=(("relative_position_bias.relative_position_bias_table", 1),)),
-        features=Features(width="head_dim"),  # units: rows of v_proj / head_dim
+        features=Features(width="head_dim"),  # the number of units is the number of rows of v_proj / head_dim
         forwards=Forwards(removed=RemovedAttention),
         stream=Stream(tensors=REDUCTION),
     ),
@@ -96,8 +97,9 @@ HUGGING_FACE = (
         forwards=Forwards(removed=RemovedAttention),
     ),
     Units(
-        # The position bias of the heads is in the layer, beside the attention. So the entry describes the layer, and
-        # `inner` names the attention as the site. BeitAttention is listed because surgery checks the class of the site.
+        # The position bias of the heads belongs to the BeitLayer and not to its attention. So the adapter describes the
+        # BeitLayer, and `inner` names the attention. BeitAttention is listed too, because surgery checks the class of
+        # the module that the site names.
         "hf-beit",
         _named("beit.BeitLayer", "beit.BeitAttention"),
         tuple((f"attention.{name}", groups) for name, groups in QKV),
@@ -107,7 +109,7 @@ HUGGING_FACE = (
         forwards=Forwards(removed=RemovedAttention),
         scope=Scope(
             inner="attention",
-            # One table holds the bias for all layers: a layer cannot lose its column alone.
+            # One table holds the bias for all layers, so one layer cannot lose a column of it.
             unless="attention.config.use_shared_relative_position_bias",
         ),
     ),
@@ -119,7 +121,8 @@ HUGGING_FACE = (
         count="self.num_attention_heads",
         also=Also(attributes=("self.all_head_size",)),
         forwards=Forwards(removed=RemovedPostNorm),
-        # The attention adds its input and normalises the sum, so its norm lies on the stream too.
+        # The attention adds its input and applies a LayerNorm to the sum, so this LayerNorm has the channels of the
+        # stream.
         stream=Stream(joins=True, tensors=(("output.LayerNorm.weight", 0), ("output.LayerNorm.bias", 0))),
     ),
     Units(
@@ -135,12 +138,13 @@ HUGGING_FACE = (
         _named("gpt2.GPT2Attention"),
         (("c_attn", 3),),
         consumer="c_proj",
-        # split_size is the length of q, of k and of v in the fused output. Conv1D stores (nx, nf): in and out features.
+        # split_size is the number of features of q, which k and v have too. Conv1D stores the attributes nx (input
+        # features) and nf (output features).
         also=Also(attributes=("split_size", "c_attn.nf", "c_proj.nx")),
         features=Features(transposed=True),
         forwards=Forwards(removed=RemovedAttention),
         stream=Stream(attributes=("embed_dim", "c_attn.nx", "c_proj.nf")),
-        scope=Scope(unless="is_cross_attention"),  # whose queries come from a third layer, q_attn
+        scope=Scope(unless="is_cross_attention"),  # in a cross-attention, the queries come from another layer, q_attn
     ),
     Units(
         "hf-gpt2-mlp",
@@ -154,7 +158,7 @@ HUGGING_FACE = (
         stream=Stream(attributes=("c_fc.nx", "c_proj.nf")),
     ),
     Units(
-        "hf-mix-mlp",  # a depthwise convolution between its layers: one channel per neuron
+        "hf-mix-mlp",  # between the two layers is a depthwise convolution, with one channel for each neuron
         _named("segformer.SegformerMixMLP"),
         (("fc1", 1),),
         consumer="fc2",

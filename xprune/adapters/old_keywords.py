@@ -1,4 +1,4 @@
-"""The keywords that `Units` had before it had parts. They work for one release, with a DeprecationWarning."""
+"""The old keyword arguments of `Units`. They still work for one release, with a DeprecationWarning."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ PARTS: Mapping[str, type] = {
     "stream": Stream,
     "scope": Scope,
 }
-"""Keyword of `Units` -> class of the part."""
+"""Keyword argument of `Units` -> the class of its value."""
 OLD: Mapping[str, tuple[str, str]] = {
     **{name: ("also", name) for name in ("tensors", "layers", "norm", "caches")},
     **{name: ("features", name) for name in ("layout", "transposed", "width")},
@@ -28,17 +28,17 @@ OLD: Mapping[str, tuple[str, str]] = {
     "along": ("stream", "attributes"),
     "joins": ("stream", "joins"),
 }
-"""Old keyword -> (part, field of the part)."""
+"""Old keyword argument -> (new keyword argument, field of its value)."""
 RENAMED = {"readers": "producers", "writer": "consumer"}
-"""Old keyword -> its name now."""
+"""Old keyword argument -> its new name."""
 
 
 def accept_old_keywords(init: Callable[..., None]) -> Callable[..., None]:
-    """Wraps `Units.__init__` so that it also takes the old keywords, with a DeprecationWarning for them."""
+    """Returns a wrapper of `Units.__init__` that also accepts the old keyword arguments, with a DeprecationWarning."""
 
     @wraps(init)
     def accepting(self: Any, *args: Any, **given: Any) -> None:
-        # "stream" is an old keyword and a new one. The value tells them apart: a tuple is old, a `Stream` is new.
+        # "stream" is both an old keyword argument, whose value is a tuple, and a new one, whose value is a `Stream`.
         old = {
             name: given.pop(name)
             for name in [*given]
@@ -48,7 +48,7 @@ def accept_old_keywords(init: Callable[..., None]) -> Callable[..., None]:
             if name in OLD:
                 part, field = OLD[name]
                 given[part] = replace(given.get(part) or PARTS[part](), **{field: value})
-        # empties=True meant that the module stays and its `pruned` class runs with zero units.
+        # The old argument empties=True meant that a module without units stays, and that its `pruned` class runs.
         if old.get("empties"):
             given["forwards"] = replace(given["forwards"], removed=given["forwards"].pruned)
 

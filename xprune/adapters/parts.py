@@ -1,7 +1,8 @@
-"""The optional parts of a `Units` entry: further tensors, order of features, forwards, residual stream, scope.
+"""The classes for the optional fields of `Units`: `Also`, `Features`, `Forwards`, `Stream` and `Scope`.
 
-All names are relative to the module that the entry describes, such as "proj" or "rel_pos.table". A tensor or layer that
-a module does not have, or has as None, is skipped. One entry can so describe all variants of a class.
+All names are relative to the module that `Units` describes, such as "proj" or "rel_pos.table". If a module does not
+have a tensor or layer of a name, or has None in its place, the name is skipped. So one `Units` can describe several
+variants of a class.
 """
 
 from dataclasses import dataclass
@@ -16,22 +17,23 @@ Axes = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Also:
-    """The tensors and attributes that shrink with a unit, beside the producers and the consumer.
+    """The other tensors and attributes that shrink when a unit is removed.
 
-    An attention with a bias table of shape (positions, heads) loses a column of that table with each head. The table is
-    then listed under `tensors`, with axis 1. A number such as `attn_dim`, which is heads x head size, is listed under
-    `attributes`.
+    `Units` names the producers and the consumer. `Also` names everything else that shrinks. For example, an attention
+    has a bias table of shape (positions, heads). The table loses a column with each head, so `tensors` lists it with
+    axis 1. The attribute `attn_dim` is heads x head size, so `attributes` lists it.
 
     Args:
-        tensors: Pairs (tensor, axis). Along this axis the tensor has one entry per unit, or a multiple of that. A bias
-            table with a column per head is one example, a bias that belongs to no layer is another.
-        layers: Names of layers. All their parameters and buffers shrink along their first axis. Examples: a gate on the
-            heads' output, a batch norm after the producer.
-        norm: Name of a norm that runs over the features of all units. It shrinks as `layers` do. While gates are
-            attached, a unit counts in the norm's statistics as much as its gate says. "" if there is none.
-        attributes: Attributes that hold the number of units or a multiple of it, beside `Units.count`. "shape.2" is the
-            third entry of the tuple `shape`.
-        caches: Attributes that are emptied with `clear()` after units were removed.
+        tensors: Pairs (tensor, axis). Along this axis, the tensor has one entry for each unit, or the same number of
+            entries for each unit. Examples: a bias table with a column for each head, a bias that belongs to no layer.
+        layers: Names of layers. All parameters and buffers of these layers shrink along their first axis. Examples: a
+            layer that computes a factor for each feature of the heads, a batch norm after the producer.
+        norm: Name of a norm layer that computes its mean and variance over the features of all units. The tensors of
+            this layer shrink along their first axis. While gates are attached, each unit counts in the mean and
+            variance as much as its gate says. "" if there is no such layer.
+        attributes: Attributes that hold the number of units or a multiple of it, in addition to `Units.count`.
+            "shape.2" is the third entry of the tuple `shape`.
+        caches: Attributes with cached values. Surgery calls their method `clear()` after it removed units.
 
     Example:
         >>> from xprune.adapters import Units
@@ -51,18 +53,21 @@ class Also:
 
 @dataclass(frozen=True)
 class Features:
-    """The order of the units' features in the layers.
+    """Describes how the features of the units are ordered in the layers.
 
-    The default fits linear layers and convolutions whose units are blocks of features: head 0, then head 1, and so on.
+    `Features()` fits linear layers and convolutions in which all features of head 0 come first, then all features of
+    head 1, and so on.
 
     Args:
-        layout: Order of the features in the consumer's input. "unit-major": the features of a unit are next to each
-            other. "width-major": first feature 0 of all units, then feature 1 of all units, and so on.
-        transposed: True if the weights of producers and consumer have shape (in, out), as those of transformers'
-            `Conv1D`. False for (out, in), as in torch.
-        width: Attribute that holds the features of one unit in the last producer, for a class that does not store its
-            number of units. Name the values' projection last. With grouped queries a unit is then one head of keys and
-            values, with all query heads that share it. "" if `Units.count` says how many units there are.
+        layout: Order of the features in the input of the consumer. "unit-major": all features of unit 0, then all
+            features of unit 1, and so on. "width-major": feature 0 of all units, then feature 1 of all units, and so
+            on.
+        transposed: True if the weights of the producers and the consumer have the shape (in, out), as in the `Conv1D`
+            of transformers. False if the shape is (out, in), as in torch.
+        width: Attribute that holds the number of features of one unit in the last producer. Give it for a class that
+            does not store its number of units. The last producer has to be the layer that makes the values. With
+            grouped queries, one unit is one head of keys and values together with all query heads that share it. "" if
+            `Units.count` gives the number of units.
 
     Example:
         >>> from xprune.adapters import Units
@@ -82,26 +87,26 @@ class Features:
 
 @dataclass(frozen=True)
 class Forwards:
-    """The classes that a module gets when its own forward does not work with removed or gated units.
+    """The classes that replace the class of a module if its forward does not work with removed units or with gates.
 
-    Surgery assigns such a class to `module.__class__`. The module keeps its weights and attributes. Only the forward
-    changes. Most entries need none of these classes.
+    xprune assigns such a class to `module.__class__`. The module keeps its weights and attributes. Only the forward
+    changes. Most adapters need none of these classes.
 
-    Each class is given as the class itself or as a string "module:Class". The class of a string is imported when it is
-    first needed. This saves the import of a large library.
+    You can give a class itself, or a string "module:Class". The class of a string is imported when it is first needed,
+    so that `import xprune` does not import a large library.
 
     Args:
-        pruned: Class of the module after units were removed. Needed if the own forward assumes all units, for example
-            with `reshape(B, N, C)` where C is the hidden size. None: the module keeps its class.
-        gated: Class of the module while gates are attached. Needed if the own forward does not call the consumer, but
-            hands the consumer's weight to a function: a hook on the consumer would never run. None: the module keeps
-            its class.
-        removed: Class that replaces the module after all its units were removed. It is built from (consumer, module).
-            None: `Removed`, which returns the bias of the consumer. The same class as `pruned`: the module stays, and
-            its forward runs with zero units.
-        built: Attribute that receives the indices of the units that were kept, among those that the module was built
-            with. A `pruned` class needs it if its forward is given a tensor for all units from outside, such as a
-            rotary table per head. "" if it needs none.
+        pruned: Class of the module after some units were removed. Give it if the forward works only with all units, for
+            example because it calls `reshape(B, N, C)` where C is the hidden size. None: the module keeps its class.
+        gated: Class of the module while gates are attached. Give it if the forward passes the weight of the consumer to
+            a function and does not call the consumer as a layer. Then a hook on the consumer would never run. None: the
+            module keeps its class.
+        removed: Class of the module that replaces this module after all its units were removed. Its constructor gets
+            the arguments (consumer, module). None: the class `Removed`, which returns the bias of the consumer. The
+            same class as `pruned`: the module stays, and its forward runs with zero units.
+        built: Name of an attribute. Surgery stores in it which units of the dense model are kept, as a tuple of
+            indices. A `pruned` class needs it if the model passes a tensor for all units of the dense model to its
+            forward, such as a rotary table with an entry for each head. "" if the class needs no such attribute.
 
     Example:
         >>> class AnyHeads(nn.MultiheadAttention):
@@ -117,7 +122,7 @@ class Forwards:
     built: str = ""
 
     def class_of(self, name: str) -> type[nn.Module] | None:
-        """Returns the class that a field gives, and imports it if the field is a string.
+        """Returns the class that a field holds. Imports the class if the field holds a string.
 
         Args:
             name: The name of the field: "pruned", "gated" or "removed".
@@ -132,20 +137,21 @@ class Forwards:
 
 @dataclass(frozen=True)
 class Stream:
-    """The parts of the module that shrink when channels of the residual stream are removed.
+    """The other parts of a module that shrink when channels of the residual stream are removed.
 
-    The columns of the producers and the rows of the consumer shrink with the stream in any case. This part lists the
-    rest. It has no effect on heads and neurons.
+    When a channel is removed, the producers lose a column and the consumer loses a row. `Stream` names everything else
+    that shrinks. It has no effect if only heads or neurons are removed.
 
     Args:
-        tensors: Pairs (tensor, axis) between the stream and some of the producers, such as a strided convolution that
-            makes the map for keys and values smaller. If the module has any of them, channels are gated at each layer
-            in it that reads the stream. Otherwise they are gated at the module's input.
-        after: Names of layers that run over the stream after the consumer has written to it. All their tensors shrink
-            along their first axis.
+        tensors: Pairs (tensor, axis) of tensors that are used between the stream and a producer. The axis is that of
+            the channels. An example is a strided convolution that makes the feature map for keys and values smaller. If
+            the module has any such tensor, gates on channels act on the input of each layer in the module that reads
+            the stream. Otherwise they act on the input of the module.
+        after: Names of layers that process the stream after the consumer. All tensors of these layers shrink along
+            their first axis.
         attributes: Attributes that hold the number of channels or a multiple of it, such as `embed_dim`.
-        joins: True if the module itself adds its input to its units' output. It then reads and writes one stream.
-            False if the block around the module adds them.
+        joins: True if the module itself adds its input to the output of the consumer, so that it reads and writes the
+            same stream. False if the block around the module adds them.
 
     Example:
         >>> from xprune.adapters import Units
@@ -164,25 +170,25 @@ class Stream:
 
 @dataclass(frozen=True)
 class Scope:
-    """The modules of the class that the entry describes, and whether a module may lose all its units.
+    """Conditions on the modules of a class: which of them `Units` describes, and whether all units may be removed.
 
     Args:
-        needs: Names that the module must have, with a value other than None and False. Variants of a class with another
-            order of rows have entries of their own, and this field tells them apart.
-        unless: Attribute that says that no unit can be removed. Modules where it is true get no site. "" for no such
+        needs: Names that the module must have, with a value other than None and False. Use it if two variants of a
+            class need different adapters, for example because their rows have another order.
+        unless: Name of an attribute. A module for which this attribute is true gets no site. "" if there is no such
             attribute.
-        inner: Name of the submodule that consists of the units, if a tensor that shrinks with them is outside of that
-            submodule. The site is named after the submodule, and the submodule is replaced when all units are removed.
-            "" if the module itself consists of the units.
-        whole: True if the module returns only the output of its consumer, so that it can be replaced when all units are
-            removed. False if it returns more than that: one unit then has to stay.
+        inner: Name of the submodule that contains the units. Give it if a tensor that shrinks with the units lies
+            outside of this submodule. The site has the path of the submodule as its name. When all units are removed,
+            the submodule is replaced. "" if there is no such submodule. Then the module itself is replaced.
+        whole: True if the module returns only the output of its consumer. Then it can be replaced when all units are
+            removed. False if the module returns something else. Then at least one unit has to stay.
 
     Example:
         >>> from xprune.adapters import Units
         >>> mlp = nn.ModuleDict({"fc1": nn.Linear(4, 8), "fc2": nn.Linear(8, 4)})
         >>> options = {"consumer": "fc2", "count": "", "kind": "neuron", "scope": Scope(needs=("gate",))}
         >>> units = Units("gated-mlp", ("my.Mlp",), (("fc1", 1),), **options)
-        >>> print(units.site("mlp", mlp))  # this one has no gate
+        >>> print(units.site("mlp", mlp))  # this MLP has no `gate`
         None
     """
 

@@ -1,4 +1,4 @@
-"""The adapters of PyTorch Geometric's graph attentions. PyG is imported only for the classes of averaged heads."""
+"""The adapters for the graph attentions of PyTorch Geometric (PyG). Only averaged heads need an import of PyG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +14,26 @@ from xprune.modules.paths import part_at
 
 @dataclass(frozen=True)
 class GraphHeads(Adapter):
-    """Describes the heads of one convolution class, either joined (`concat=True`) or averaged (`concat=False`).
+    """Describes the heads of a convolution class of PyG: concatenated (`concat=True`) or averaged (`concat=False`).
 
-    Joined heads are the convolution's output. Their consumers are the layers that read this output. Only the model
-    knows them, so the site names one as "" and `find_sites` fills it in.
+    With `concat=True`, the output of the convolution is the concatenated heads. Their consumers are the layers of the
+    model that read this output. The adapter cannot know these layers, so the site names the consumer "", and
+    `find_sites` replaces "" by the layers that it finds.
 
-    Averaged heads are gated at the aggregation inside the convolution. The mean still divides by the number of heads of
-    the dense model after heads were removed.
+    With `concat=False`, the convolution returns the mean over its heads. Gates act inside the convolution, on its
+    aggregation. After heads were removed, the mean still divides by the number of heads of the dense model.
 
     Args:
         name: Name of the adapter.
-        classes: Qualified names of the classes that are served.
-        makes: Names of the layers whose rows are (heads, width). The first one reads the nodes' features.
-        tensors: Pairs (tensor, axis) of other tensors with an axis of heads.
-        adds: Names of tensors that are added to the joined heads. Their rows are (heads, width) if heads are joined.
-        mixer: A layer whose input holds the joined heads, and how many times it holds them. ("", 0) for none.
-        mean: Name of the class in `pyg_forwards` for averaged heads. "" if heads are joined.
+        classes: Full names of the classes that the adapter describes.
+        makes: Names of the layers whose rows have the order (heads, width). The first layer reads the features of the
+            nodes.
+        tensors: Pairs (tensor, axis) of other tensors that have one entry, or several, for each head along this axis.
+        adds: Names of tensors that are added to the output of the heads. If the heads are concatenated, the rows of
+            these tensors have the order (heads, width).
+        mixer: Pair (name of a layer, number). The input of this layer holds the concatenated heads so many times, one
+            after the other. ("", 0) if there is no such layer.
+        mean: Name of the class in `pyg_forwards` for averaged heads. "" if the heads are concatenated.
 
     Example:
         >>> gat = GraphHeads("gat", ("torch_geometric.nn.conv.gat_conv.GATConv",), makes=("lin",))
@@ -50,17 +54,17 @@ class GraphHeads(Adapter):
 
     @property
     def pruned(self) -> type[nn.Module] | None:  # type: ignore[override]
-        """Returns the class for averaged heads, or None for joined ones. Imports PyG, which is an optional package."""
+        """Returns the class for averaged heads, and imports PyG for it. None if the heads are concatenated."""
         return getattr(import_module("xprune.adapters.pyg_forwards"), self.mean) if self.mean else None
 
     gated = pruned
-    """The same class: averaged heads can be gated nowhere in PyG's own forward."""
+    """The same class, because no layer in PyG's forward has the averaged heads as its input."""
 
     def site(self, path: str, module: nn.Module) -> Site | None:
-        """Returns the site of a convolution.
+        """Returns the site of a convolution, or None if this adapter does not fit it.
 
-        None if it has one head only. None too if its heads are averaged and this entry is for joined ones, or the other
-        way round.
+        The adapter does not fit if the convolution has only one head. It also does not fit if the heads are averaged
+        and the adapter is for concatenated heads, or the reverse.
         """
         conv: Any = module
         size, width = int(conv.heads), int(conv.out_channels)
@@ -68,8 +72,9 @@ class GraphHeads(Adapter):
             return None
         named = [(f"{layer}.{part}", 0) for layer in self.makes for part in ("weight", "bias")]
         named += self.tensors if self.mean else (*self.tensors, *((name, 0) for name in self.adds))
-        # PyG may use one layer for sources and targets, under two names. A tensor is cut once, under its first name.
-        # The list is reversed because a later entry of a dict replaces an earlier one with the same key.
+        # PyG may use one layer for the sources and for the targets of edges. Then the layer has two names. The tensor
+        # must be cut only once, under its first name. The list is reversed because a later entry of a dict replaces an
+        # earlier one with the same key.
         first_names = {
             id(part_at(conv, name)): (name, axis) for name, axis in reversed(named) if part_at(conv, name) is not None
         }
@@ -81,7 +86,7 @@ class GraphHeads(Adapter):
             name=path,
             kind="head",
             size=size,
-            # The aggregation sees heads on an axis of their own (nodes, heads, channels), so one entry is one head.
+            # The gated call of the aggregation has an input (nodes, heads, channels): one entry of axis 1 is one head.
             width=1 if self.mean else width,
             consumers=(f"{path}.aggr_module",) if self.mean else ("", *([f"{path}.{layer}"] if layer else ())),
             axes=(1,) if self.mean else (),
@@ -91,15 +96,15 @@ class GraphHeads(Adapter):
         )
 
     def resize(self, module: Any, site: Site, keep: Sequence[int]) -> None:
-        """Gives the convolution its `pruned` class. A mean also stores the number of heads of the dense model."""
+        """Changes the class to `pruned`. If the heads are averaged, stores the number of heads of the dense model."""
         super().resize(module, site, keep)
-        # At a second pruning the number is set already.
+        # If the convolution was pruned before, the number is already stored.
         if self.mean and not module.dense_heads:
             module.dense_heads = site.size
 
 
 def _both(name: str, kind: str, mean: str, **parts: Any) -> tuple[GraphHeads, GraphHeads]:
-    """Returns the two entries of one class: for joined heads and for averaged heads."""
+    """Returns the two adapters for one class: for concatenated heads, and for averaged heads."""
     classes = (f"torch_geometric.nn.conv.{kind}",)
     return GraphHeads(name, classes, **parts), GraphHeads(f"{name}-mean", classes, mean=mean, **parts)
 
@@ -109,8 +114,9 @@ PYG = (
         "pyg-gat",
         "gat_conv.GATConv",
         "MeanGATConv",
-        makes=("lin", "lin_src", "lin_dst", "lin_edge"),  # `lin` for one kind of nodes, otherwise `lin_src`, `lin_dst`
-        tensors=(("att_src", 1), ("att_dst", 1), ("att_edge", 1)),  # each (1, heads, channels)
+        # A module has either `lin`, or `lin_src` and `lin_dst` if the sources and targets of edges are different nodes.
+        makes=("lin", "lin_src", "lin_dst", "lin_edge"),
+        tensors=(("att_src", 1), ("att_dst", 1), ("att_edge", 1)),  # each has the shape (1, heads, channels)
         adds=("bias", "res.weight"),
     ),
     *_both(
@@ -127,6 +133,7 @@ PYG = (
         "MeanTransformerConv",
         makes=("lin_key", "lin_query", "lin_value", "lin_edge"),
         adds=("lin_skip.weight", "lin_skip.bias"),
-        mixer=("lin_beta", 3),  # reads heads, skip connection and their difference, side by side
+        # The input of lin_beta is the heads, the skip connection and the difference of the two, concatenated.
+        mixer=("lin_beta", 3),
     ),
 )

@@ -1,4 +1,4 @@
-"""The adapter of torch.nn.MultiheadAttention, which nn.Transformer's layers and torchvision's ViT contain."""
+"""The adapter for torch.nn.MultiheadAttention, which the layers of nn.Transformer and torchvision's ViT contain."""
 
 from typing import Any
 
@@ -12,11 +12,12 @@ from xprune.modules.torch_private import NoFastPath
 
 
 class HeadedAttention(NoFastPath, nn.MultiheadAttention):
-    """nn.MultiheadAttention with any number of heads, which may be 0, and with a call of `out_proj`.
+    """A form of nn.MultiheadAttention for any number of heads, also 0, that calls `out_proj` as a layer.
 
-    torch's forward assumes that the heads fill the hidden size: num_heads x head_dim = embed_dim. It also hands the
-    weight of `out_proj` to a function, so a hook on that layer never runs and its input cannot be gated. This forward
-    reads the number of heads from `num_heads` and calls `out_proj` as a layer. It returns the same as torch's.
+    The forward of torch works only if num_heads x head_dim = embed_dim, which is wrong after heads were removed. It
+    also passes the weight of `out_proj` to a function and does not call `out_proj`. So a hook on `out_proj` never runs,
+    and its input cannot be gated. This forward reads the number of heads from `num_heads` and calls `out_proj`. As long
+    as no head was removed, it returns the same as the forward of torch.
 
     Example:
         >>> attention, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 3, 8)
@@ -38,15 +39,16 @@ class HeadedAttention(NoFastPath, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Computes attention. Arguments are those of torch.nn.MultiheadAttention.
+        """Computes attention. The arguments are those of torch.nn.MultiheadAttention.
 
         Returns:
-            The output, and the attention weights. Weights are averaged over the heads that are left, unless
-            `average_attn_weights` is False. They are None if `need_weights` is False, and if no heads are left.
+            (output, attention weights). The attention weights are the mean over the remaining heads, or those of each
+            remaining head if `average_attn_weights` is False. They are None if `need_weights` is False or if no heads
+            remain.
 
         Raises:
-            RuntimeError: `is_causal` is True without an `attn_mask`, or `attn_mask` has another number of heads than
-                are left.
+            RuntimeError: `is_causal` is True and there is no `attn_mask`. Or `attn_mask` has a mask for each head, but
+                their number is not the number of remaining heads.
         """
         if query.is_nested:
             return self._nested(query), None
@@ -58,14 +60,14 @@ class HeadedAttention(NoFastPath, nn.MultiheadAttention):
             raise RuntimeError(
                 "is_causal=True says that attn_mask is causal, but attn_mask is None. Give attn_mask too."
             )
-        # The function below makes the causal mask itself, but only if no other mask is needed and no weights are.
+        # The function of torch makes the causal mask itself. This works only without another mask and without weights.
         causal = is_causal and key_padding_mask is None and not need_weights
         q, k, v = self._project(query, key, value)  # each (batch, heads, tokens, head_dim)
         mask = None if causal else self._mask(query, key, attn_mask, key_padding_mask)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if not self.num_heads:
-            # q is (batch, 0, targets, head_dim). Zero features for each target, so that out_proj gives its bias.
+            # q has the shape (batch, 0, targets, head_dim). `out` has no features, so out_proj returns its bias.
             out = v.new_zeros(*q.shape[:3], 0)
         elif need_weights:
             scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5  # (batch, heads, targets, sources)
@@ -83,10 +85,11 @@ class HeadedAttention(NoFastPath, nn.MultiheadAttention):
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Returns q, k and v, each (batch, heads, tokens, head_dim).
 
-        k and v have one token more for `bias_k` and `bias_v`, and one more for `add_zero_attn`.
+        If the module has `bias_k` and `bias_v`, k and v have one additional token. With `add_zero_attn` they have one
+        more.
         """
-        # torch keeps one packed weight if query, key and value have the same size, otherwise three. torch annotates
-        # in_proj_weight as never None, which is wrong.
+        # torch stores one weight if query, key and value have the same size, else three. Then in_proj_weight is None,
+        # although its type in torch does not say so.
         packed: Any = self.in_proj_weight
         separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         matrices = separate if packed is None else packed.chunk(3)
@@ -97,11 +100,12 @@ class HeadedAttention(NoFastPath, nn.MultiheadAttention):
                 projected[index] = torch.cat([projected[index], token.expand(len(key), 1, -1)], 1)
         if self.add_zero_attn:
             projected[1:] = (F.pad(x, (0, 0, 0, 1)) for x in projected[1:])
-        # Both sizes are given, not -1: with no heads left there are no entries from which to infer one.
+        # Both sizes are given. torch cannot compute a size of -1 if there are 0 heads, because the tensor has no
+        # entries.
         return [x.view(len(x), x.shape[1], self.num_heads, self.head_dim).transpose(1, 2) for x in projected]
 
     def _mask(self, query: Tensor, key: Tensor, attn: Tensor | None, padding: Tensor | None) -> Tensor | None:
-        """Returns both masks as one tensor to add to the scores, or None if there is no mask.
+        """Returns both masks as one tensor that is added to the scores, or None if there is no mask.
 
         The tensor broadcasts to (batch, heads, targets, sources).
         """
@@ -109,8 +113,8 @@ class HeadedAttention(NoFastPath, nn.MultiheadAttention):
         if attn is not None and attn.dim() == 3:
             if len(attn) != batch * self.num_heads:
                 raise RuntimeError(
-                    f"attn_mask of shape {tuple(attn.shape)} has a mask for each head, and {self.num_heads} heads are "
-                    f"left. Give a mask for each of these, of shape {(batch * self.num_heads, targets, sources)}, or "
+                    f"attn_mask of shape {tuple(attn.shape)} holds a mask for each head, but {self.num_heads} heads "
+                    f"remain. Give masks for these heads, of shape {(batch * self.num_heads, targets, sources)}, or "
                     f"one mask for all heads, of shape {(targets, sources)}."
                 )
             attn = attn.view(batch, self.num_heads, targets, sources)
@@ -119,14 +123,14 @@ class HeadedAttention(NoFastPath, nn.MultiheadAttention):
         masks = [_as_addend(mask, query.dtype) for mask in (attn, padding) if mask is not None]
         if not masks:
             return None
-        # The tokens that _project appends are in no mask. All targets may attend to them.
+        # The masks have no entries for the tokens that _project appends. All targets may attend to these tokens.
         extra = (self.bias_k is not None) + bool(self.add_zero_attn)
         return F.pad(masks[0] if len(masks) == 1 else masks[0] + masks[1], (0, extra))
 
     def _nested(self, x: Tensor) -> Tensor:
-        """Returns self-attention over a nested tensor, to which nn.TransformerEncoder packs a padded batch.
+        """Computes self-attention over a nested tensor, which holds samples with different numbers of tokens.
 
-        It does so in eval mode without gradients. This is the nested form of a batch: samples of several lengths.
+        nn.TransformerEncoder makes a nested tensor from a padded batch, in eval mode and without gradients.
         """
         counts = [len(row) for row in x.unbind()]
         lengths = torch.tensor(counts, device=x.device)
@@ -137,7 +141,7 @@ class HeadedAttention(NoFastPath, nn.MultiheadAttention):
 
 
 def _as_addend(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns a mask that can be added to scores. A boolean mask becomes -inf where it is True, and 0 elsewhere."""
+    """Returns a mask that can be added to scores. In a boolean mask, True becomes -inf and False becomes 0."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
@@ -145,11 +149,13 @@ TORCH_NN = (
     Units(
         "torch-attention",
         ("torch.nn.modules.activation.MultiheadAttention",),
-        # Bare parameters. A module has either the packed weight or the three others, the rest are None.
+        # These parameters belong to no layer. A module has either in_proj_weight, or the three separate weights. The
+        # others are None.
         (("in_proj_weight", 3), ("q_proj_weight", 1), ("k_proj_weight", 1), ("v_proj_weight", 1), ("in_proj_bias", 3)),
         consumer="out_proj",
-        also=Also(tensors=(("bias_k", 2), ("bias_v", 2))),  # each (1, 1, embed_dim)
-        # HeadedAttention runs with 0 heads. It stays then, because it returns a tuple that `Removed` does not return.
+        also=Also(tensors=(("bias_k", 2), ("bias_v", 2))),  # each has the shape (1, 1, embed_dim)
+        # HeadedAttention also runs with 0 heads and returns a tuple. `Removed` returns no tuple, so it cannot replace
+        # it.
         forwards=Forwards(gated=HeadedAttention, pruned=HeadedAttention, removed=HeadedAttention),
         stream=Stream(attributes=("embed_dim", "kdim", "vdim")),
     ),

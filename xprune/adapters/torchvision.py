@@ -1,16 +1,16 @@
-"""The adapters of torchvision: the window attentions of Swin, SwinV2 and MaxViT, and an attribute of its ViT.
+"""The adapters for torchvision: for the window attentions of Swin, SwinV2 and MaxViT, and for an attribute of ViT.
 
-Heads of torchvision's ViT are found by the adapter of nn.MultiheadAttention, in `xprune.adapters.torch_nn`.
+The adapter for nn.MultiheadAttention in `xprune.adapters.torch_nn` finds the heads of torchvision's ViT.
 """
 
 from xprune.adapters.declarative import Sized, Units
 from xprune.adapters.parts import Also, Forwards
 
-# Classes are given as strings, not imported. Importing torchvision takes a second.
+# The classes are given as strings and imported when they are needed, because the import of torchvision takes a second.
 FORWARDS = "xprune.adapters.torchvision_forwards:"
 
 TORCHVISION = (
-    # The model's forward reshapes the patches to `hidden_dim` channels.
+    # The forward of the model reshapes the patches to `hidden_dim` channels.
     Sized("torchvision-vit", ("torchvision.models.vision_transformer.VisionTransformer",), ("hidden_dim",)),
     Units(
         "torchvision-swin",
@@ -23,7 +23,8 @@ TORCHVISION = (
         "torchvision-swinv2",
         ("torchvision.models.swin_transformer.ShiftedWindowAttentionV2",),
         (("qkv", 3),),
-        # A scale per head, and the last layer of the small MLP that computes the position bias of each head.
+        # logit_scale has one number for each head. cpb_mlp.2 is the last layer of the small MLP that computes the
+        # position bias of each head.
         also=Also(tensors=(("logit_scale", 0), ("cpb_mlp.2.weight", 0))),
         forwards=Forwards(gated=FORWARDS + "WindowAttentionV2", pruned=FORWARDS + "WindowAttentionV2"),
     ),

@@ -1,6 +1,6 @@
-"""Forwards of torchvision's window attentions for any number of heads.
+"""Replacement forwards for the window attentions of torchvision, which work with any number of heads.
 
-The adapters that name these classes are in `xprune.adapters.torchvision`.
+The adapters in `xprune.adapters.torchvision` name these classes.
 """
 
 import math
@@ -14,25 +14,26 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 
 
 def _windows(self: Any, x: Tensor) -> Tensor:
-    """Computes torchvision's `shifted_window_attention` with any number of heads, and calls `qkv` and `proj`.
+    """Computes the `shifted_window_attention` of torchvision with any number of heads, and calls `qkv` and `proj`.
 
-    torchvision's function takes the head size as channels // num_heads, so it assumes that the heads fill the channels.
-    It is also given the weights of `qkv` and `proj`, so hooks on these layers never run. This forward calls the layers,
-    and takes the head size from the output of `qkv`. It is the forward of both Swin classes: Liu et al., Swin
-    Transformer, ICCV 2021, and Swin Transformer V2, CVPR 2022.
+    The function of torchvision computes the head size as channels // num_heads, which is wrong after heads were
+    removed. It gets the weights of `qkv` and `proj` and does not call these layers, so hooks on them never run. This
+    function calls the layers, and computes the head size from the output of `qkv`. It is the forward of
+    `WindowAttention` (Liu et al., Swin Transformer, ICCV 2021) and of `WindowAttentionV2` (Liu et al., Swin Transformer
+    V2, CVPR 2022).
 
     Args:
         self: The attention.
-        x: Maps (batch, height, width, channels).
+        x: Feature maps (batch, height, width, channels).
 
     Returns:
-        Maps of the same shape.
+        Feature maps of the same shape.
     """
     (height, width), (rows, columns) = x.shape[1:3], self.window_size
-    # Whole windows: zeros at the right and the bottom.
+    # Zeros are added at the right and at the bottom, so that height and width are multiples of the window size.
     x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
     batch, padded_height, padded_width, _ = x.shape
-    # A map of one window is not shifted.
+    # If one window covers the whole height or width, the feature map is not shifted along it.
     shift = (
         0 if rows >= padded_height else self.shift_size[0],
         0 if columns >= padded_width else self.shift_size[1],
@@ -51,20 +52,20 @@ def _windows(self: Any, x: Tensor) -> Tensor:
 
 
 def _attention(self: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the heads' outputs side by side, before `proj`.
+    """Computes attention within windows. Returns the concatenated outputs of the heads, the input of `proj`.
 
     Args:
-        self: The attention, of Swin or of SwinV2. Only SwinV2 has a `logit_scale` and cosine scores.
+        self: The attention of Swin or of SwinV2. Only SwinV2 has a `logit_scale` and computes cosine scores.
         x: Windows (batch * windows, tokens, channels).
-        mask: Addend of the scores (windows, tokens, tokens), or None.
+        mask: Mask (windows, tokens, tokens) that is added to the scores, or None.
 
     Returns:
         Tensor (batch * windows, tokens, heads * head size).
     """
     cosine = getattr(self, "logit_scale", None)
     qkv = self.qkv(x)
-    # torchvision takes the bias of SwinV2's keys as 0, also if the layer holds other values there. The layer has to be
-    # called as it is, so the bias of the keys is subtracted from its output.
+    # In SwinV2, torchvision uses 0 as the bias of the keys, whatever values the layer holds. Here the layer is called
+    # with its values, so the bias of the keys is subtracted from its output.
     if cosine is not None and self.qkv.bias is not None:
         zero, one = torch.zeros_like(self.qkv.bias), torch.ones_like(self.qkv.bias)
         keys = torch.cat([zero.chunk(3)[0], one.chunk(3)[1], zero.chunk(3)[2]])  # 1 at the keys, 0 elsewhere
@@ -78,31 +79,32 @@ def _attention(self: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
     scores = scores + self.get_relative_position_bias()  # (1, heads, tokens, tokens)
     if mask is not None:
-        # One mask for each window of a map, the same for all maps and heads.
+        # There is one mask for each window of a feature map. It is the same for all samples and heads.
         scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
     weights = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
 def _mask(x: Tensor, size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor | None:
-    """Returns the mask of a shifted map, or None if the map is not shifted.
+    """Returns the attention mask for a shifted feature map, or None if the feature map is not shifted.
 
-    The shift is cyclic: it brings tokens from opposite borders of the map into one window. These tokens must not attend
-    to each other.
+    The shift is cyclic, so tokens from opposite borders of the feature map come into one window. The mask keeps these
+    tokens from attending to each other.
 
     Args:
         x: A tensor with the dtype and device of the mask.
-        size: Height and width of the padded map.
-        window: Height and width of a window.
-        shift: Shift along height and width.
+        size: (height, width) of the padded feature map.
+        window: (height, width) of a window.
+        shift: (shift along the height, shift along the width).
 
     Returns:
-        Addend of the scores (windows, tokens, tokens): -100 between such tokens, 0 elsewhere.
+        Mask (windows, tokens, tokens) that is added to the scores: -100 for tokens from different regions, else 0.
     """
     if not any(shift):
         return None
-    # As in torchvision: number the regions that belong together, then compare the numbers of two tokens. If the shift
-    # along one axis is 0, the last slice of that axis is the whole axis, and only the other axis separates regions.
+    # As in torchvision: each region of the feature map gets a number, and two tokens may attend to each other if their
+    # numbers are equal. If the shift along an axis is 0, the last slice is the whole axis, so only the other axis
+    # separates regions.
     region = x.new_zeros(size)
     bounds = [((0, -w), (-w, -s), (-s, None)) for w, s in zip(window, shift, strict=True)]
     for row, (top, bottom) in enumerate(bounds[0]):
@@ -114,33 +116,33 @@ def _mask(x: Tensor, size: tuple[int, int], window: tuple[int, int], shift: tupl
 
 
 class WindowAttention(ShiftedWindowAttention):
-    """Swin's window attention with any number of heads.
+    """The window attention of torchvision's Swin, for any number of heads.
 
-    The forward does not assume that the heads fill the channels, and calls `qkv` and `proj`. See `_windows`.
+    `_windows` describes how this forward differs from the forward of torchvision.
     """
 
     forward = _windows
 
 
 class WindowAttentionV2(ShiftedWindowAttentionV2):
-    """SwinV2's window attention with any number of heads.
+    """The window attention of torchvision's SwinV2, for any number of heads.
 
-    The forward does not assume that the heads fill the channels, and calls `qkv` and `proj`. See `_windows`.
+    `_windows` describes how this forward differs from the forward of torchvision.
     """
 
     forward = _windows
 
 
 class PartitionAttention(RelativePositionalMultiHeadAttention):
-    """MaxViT's attention with any number of heads.
+    """The attention of torchvision's MaxViT, for any number of heads.
 
-    torchvision's forward reshapes its output to the shape of its input, so it assumes that the heads fill the channels.
-    This forward joins the heads that are left. The scale stays that of the dense model: 1 / sqrt(channels), not
-    1 / sqrt(head size) as in other attentions.
+    The forward of torchvision reshapes the concatenated heads to the shape of the input, which is wrong after heads
+    were removed. This forward concatenates the remaining heads. The scale of the scores stays that of the dense model.
+    In MaxViT it is 1 / sqrt(channels), and not 1 / sqrt(head size) as in other attentions.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes windows or grids (batch, groups, tokens, channels) and returns the same shape."""
+        """Computes attention in windows or grids (batch, groups, tokens, channels). The output has the same shape."""
         # each (batch, groups, heads, tokens, head size)
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.n_heads, self.head_dim)).permute(3, 0, 1, 4, 2, 5).unbind(0)
         scores = q @ (k * self.scale_factor).transpose(-2, -1) + self.get_relative_positional_bias()

@@ -1,11 +1,11 @@
-"""The adapters of timm: entries by family, and forwards for classes whose own forward assumes all heads.
+"""The adapters for timm, and replacement forwards for attentions whose forward works only with all heads.
 
-`plain` holds ViT and Swin, `vit` their variants, and `hybrid` the families with convolutions. `streams` holds modules
-that have no units but depend on the hidden size. The `*_forwards` files hold the classes that a module gets after heads
-were removed.
+`plain` holds the adapters for ViT and Swin, `vit` those for other transformers, and `hybrid` those for models that
+combine convolutions and attention. `streams` holds adapters for modules that have no units but depend on the hidden
+size. The files `*_forwards` hold the replacement forwards: the classes that modules get after heads were removed.
 
-May import: `adapters.declarative`, core, modules, errors. To add a family, write a file and add its table to
-`TIMM_ALL`.
+May import: `adapters.declarative`, core, modules, errors. To add a family of models, write a file with its adapters and
+add them to `TIMM_ALL`.
 """
 
 from xprune.adapters.timm.hybrid import TIMM_HYBRID

@@ -1,7 +1,7 @@
-"""The steps that the replacement forwards of timm's attentions share.
+"""Functions that several replacement forwards for timm's attentions share.
 
-timm's forwards reshape to the hidden size, so they assume that the heads fill it: heads x head size = hidden size.
-These steps take the number of heads from the module and the head size from the tensors.
+timm's forwards work only if heads x head size = hidden size, which is wrong after heads were removed. These functions
+read the number of heads from the module and compute the head size from the tensors.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 
 def split(x: Tensor, heads: int, groups: int = 1) -> Any:
-    """Splits the output of a projection into heads.
+    """Splits the output of a projection layer into heads.
 
     Args:
-        x: Tensor (..., tokens, groups * heads * width), in this order, where width is the head size.
+        x: Tensor (..., tokens, groups * heads * width). The last axis has this order. width is the head size.
         heads: Number of heads.
-        groups: Number of tensors: 3 for a fused q, k and v.
+        groups: Number of tensors that the projection makes: 3 for a fused q, k and v.
 
     Returns:
         A tuple of `groups` tensors (..., heads, tokens, width).
@@ -33,32 +33,33 @@ def split(x: Tensor, heads: int, groups: int = 1) -> Any:
 
 
 def merge(x: Tensor) -> Tensor:
-    """Joins the heads (..., heads, tokens, width) to (..., tokens, heads * width)."""
+    """Concatenates the heads: (..., heads, tokens, width) to (..., tokens, heads * width)."""
     return x.transpose(-3, -2).flatten(-2)
 
 
 def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False) -> Tensor:
-    """Computes attention, with torch's fused function unless the module says otherwise.
+    """Computes attention from q, k and v, with torch's fused function if the module allows it.
 
     Args:
-        module: timm's attention. Its `attn_drop`, `fused_attn` and `scale` are used where it has them.
+        module: The attention of timm. Its attributes `attn_drop`, `fused_attn` and `scale` are used if it has them.
         q: Queries (..., heads, targets, width).
         k: Keys (..., heads, sources, width).
         v: Values (..., heads, sources, width).
-        bias: A boolean mask, True where a target may attend, or an addend of the scores. It broadcasts to (..., heads,
-            targets, sources). None for neither.
-        causal: True if no target attends to later sources, otherwise False. As in timm, `bias` has to be None then.
+        bias: Either a boolean mask, True where a target may attend to a source, or a tensor that is added to the
+            scores. It broadcasts to (..., heads, targets, sources). None if there is neither.
+        causal: True if a target must not attend to later sources, else False. If it is True, `bias` has to be None, as
+            in timm.
 
     Returns:
-        The heads' outputs (..., heads, targets, width).
+        The outputs of the heads (..., heads, targets, width).
     """
     drop = getattr(module, "attn_drop", None)  # DaViT has none
     if getattr(module, "fused_attn", True):
         p = drop.p if drop is not None and module.training else 0.0
-        # Scales by 1 / sqrt(width), the width of the tensors. That is the head size, as in timm.
+        # torch scales by 1 / sqrt(width) of the tensors. This width is the head size, as in timm.
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, is_causal=causal)
     scores = (q * module.scale) @ k.transpose(-2, -1)
-    if causal:  # lower triangle: each target attends to itself and to earlier sources
+    if causal:  # the lower triangle: each target attends to itself and to earlier sources
         bias = scores.new_ones(scores.shape[-2:]).tril().bool()
     if bias is not None:
         scores = scores + bias if bias.is_floating_point() else scores.masked_fill(~bias, float("-inf"))
@@ -67,18 +68,20 @@ def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = N
 
 
 def project(module: Any, x: Tensor) -> Tensor:
-    """Applies the consumer `proj` and its dropout, if there is one, to joined heads (..., heads * width)."""
+    """Applies the layer `proj` to concatenated heads (..., heads * width), and the dropout after it if there is one."""
     out: Tensor = module.proj(x)
     drop = getattr(module, "proj_drop", None)
     return out if drop is None else drop(out)
 
 
 def keep_heads(x: Tensor | None, index: Sequence[int] | None, axis: int) -> Any:
-    """Selects the entries of the heads that are left from a tensor for all heads of the dense model.
+    """Selects the entries of the remaining heads from a tensor that has entries for all heads of the dense model.
 
     Args:
-        x: A tensor from outside of the module, such as a position bias for all blocks. None is returned as None.
-        index: Indices of the heads that are left, see `Forwards.built`. None if no head was removed: x is returned.
-        axis: Axis of the heads.
+        x: A tensor that the model passes to the module, such as a position bias for all blocks. If it is None, the
+            function returns None.
+        index: Indices of the remaining heads, see `Forwards.built`. None if no head was removed. Then the function
+            returns `x`.
+        axis: Axis of the heads in `x`.
     """
     return x if x is None or index is None else x.index_select(axis, torch.tensor(index, device=x.device))

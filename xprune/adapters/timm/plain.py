@@ -1,9 +1,9 @@
-"""The adapters of timm's ViT, Swin and gated MLPs: an entry for each class. `Units` explains the fields."""
+"""The adapters for timm's ViT, Swin and gated MLPs, one for each class. `Units` explains the fields."""
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Forwards
 
-# Rows of qkv: queries of all heads, then keys of all heads, then values of all heads.
+# Order of the rows of qkv: the queries of all heads, then the keys of all heads, then the values of all heads.
 QKV = (("qkv", 3),)
 
 TIMM = (
@@ -11,8 +11,9 @@ TIMM = (
         "timm-attention",
         ("timm.layers.attention.Attention",),
         QKV,
-        # Both are optional. `gate` is a linear layer that makes a factor for each feature of the heads' output. `norm`
-        # runs over the features of all heads. An nn.Identity in its place has no tensors, so it adds no cut.
+        # A module may lack both layers. `gate` is a linear layer that makes a factor for each feature of the heads.
+        # `norm` computes its mean and variance over the features of all heads. If it is an nn.Identity, it has no
+        # tensors, so there is no cut.
         also=Also(layers=("gate",), norm="norm", attributes=("attn_dim",)),
     ),
     Units(
@@ -27,9 +28,9 @@ TIMM = (
         QKV,
         also=Also(
             tensors=(
-                ("logit_scale", 0),  # (heads, 1, 1)
+                ("logit_scale", 0),  # its shape is (heads, 1, 1)
                 ("cpb_mlp.2.weight", 0),  # the last layer of the MLP that computes each head's position bias
-                # The biases of qkv are parameters of the attention, not of the layer.
+                # The biases of qkv are parameters of the attention and not of the layer qkv.
                 ("q_bias", 0),
                 ("k_bias", 0),  # a buffer of zeros
                 ("v_bias", 0),
@@ -39,8 +40,8 @@ TIMM = (
         forwards=Forwards(pruned="xprune.adapters.timm.plain_forwards:PrunedWindowAttentionV2"),
     ),
     Units(
-        # SwiGLUPacked. A neuron is a pair of a value and a gate: a row in each half of fc1. timm's SwiGLU, with a layer
-        # for each half, needs no entry: its neurons are found in the graph.
+        # SwiGLUPacked. A unit is a value and its gate: one row in each half of fc1. timm's SwiGLU has a separate layer
+        # for each half. It needs no adapter, because xprune finds its neurons in the dependency graph.
         "timm-glu",
         ("timm.layers.mlp.GluMlp",),
         (("fc1", 2),),

@@ -1,4 +1,4 @@
-"""The replacement forward of timm's SwinV2 attention, for any number of heads."""
+"""The replacement forward for the attention of timm's SwinV2, which works with any number of heads."""
 
 import math
 from typing import Any
@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 
 class PrunedWindowAttentionV2(WindowAttention):
-    """SwinV2's window attention with any number of heads.
+    """The window attention of timm's SwinV2, for any number of heads.
 
-    timm's forward reshapes the joined heads to (rows, tokens, C), where C is the size of the input. So it assumes that
-    the heads fill the hidden size. This forward takes the size of the joined heads from the tensor.
+    timm's forward reshapes the concatenated heads to (rows, tokens, hidden size), which is wrong after heads were
+    removed. This forward reads the size of the concatenated heads from the tensor.
 
-    Cosine attention with a log-spaced continuous position bias: Liu et al., Swin Transformer V2, CVPR 2022, section 3.
+    Source: Liu et al., Swin Transformer V2, CVPR 2022, section 3 (cosine attention with a log-spaced continuous
+    position bias).
     """
 
     relative_coords_table: Tensor
@@ -26,13 +27,13 @@ class PrunedWindowAttentionV2(WindowAttention):
 
         Args:
             x: Windows (batch * windows, tokens, dim).
-            mask: Addend of the scores (windows, tokens, tokens) for a shifted map, or None.
+            mask: Mask (windows, tokens, tokens) for a shifted feature map, which is added to the scores. Or None.
 
         Returns:
             Tensor (batch * windows, tokens, dim).
         """
         rows, tokens, _ = x.shape
-        # k_bias is a buffer of zeros. All three are None if the model was built without a bias.
+        # k_bias is a buffer of zeros. If the model was built without a bias, all three are None.
         biases: Any = (self.q_bias, self.k_bias, self.v_bias)
         bias = None if self.q_bias is None else torch.cat(biases)
         qkv = F.linear(x, self.qkv.weight, bias).reshape(rows, tokens, 3, self.num_heads, -1)
@@ -43,7 +44,7 @@ class PrunedWindowAttentionV2(WindowAttention):
         )  # (rows, heads, tokens, tokens)
         scores = scores + self._position_bias()
         if mask is not None:
-            # Rows are sample-major: all windows of the first sample, then those of the second.
+            # All windows of the first sample come first, then all windows of the second sample, and so on.
             windows = mask.shape[0]
             scores = scores.view(-1, windows, self.num_heads, tokens, tokens) + mask[:, None]
             scores = scores.view(-1, self.num_heads, tokens, tokens)
@@ -51,7 +52,7 @@ class PrunedWindowAttentionV2(WindowAttention):
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(rows, tokens, -1)))
 
     def _position_bias(self) -> Tensor:
-        """Returns the position bias (heads, tokens, tokens), from the MLP over log-spaced coordinates."""
+        """Computes the position bias (heads, tokens, tokens) with the MLP, from log-spaced coordinates."""
         area = self.window_size[0] * self.window_size[1]
         table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)  # (positions, heads)
         bias = table[self.relative_position_index.view(-1)].view(area, area, -1)

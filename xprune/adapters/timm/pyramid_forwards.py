@@ -1,8 +1,8 @@
-"""The replacement forwards of timm's attentions over windows, maps and pyramids, for any number of heads.
+"""Replacement forwards for timm's attentions over windows and feature maps, which work with any number of heads.
 
-timm's own forwards assume that the heads fill the hidden size: they reshape to C or C // num_heads, where C is the size
-of the input. These forwards take the head size from the tensors. Each computes the same as its base class as long as no
-head was removed. `xprune.adapters.timm.attend` has the steps that they share.
+timm's forwards reshape to C or C // num_heads, where C is the hidden size. This is wrong after heads were removed.
+These forwards compute the head size from the tensors. As long as no head was removed, each of them computes the same as
+the forward of its base class. `xprune.adapters.timm.attend` has the functions that they share.
 """
 
 import math
@@ -24,40 +24,41 @@ from xprune.modules.removed import Removed
 
 
 class RemovedHieraAttention(Removed):
-    """Replaces Hiera's attention without heads. That attention returns one token for each `q_stride` tokens."""
+    """Replaces an attention of Hiera that lost all its heads. It returns one token for each `q_stride` input tokens."""
 
     def __init__(self, layer: Any, module: Any) -> None:
         super().__init__(layer)
         self.q_stride = module.q_stride
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Takes tokens (batch, tokens, features) and returns (batch, tokens / q_stride, out_features)."""
-        # All tokens of the output are the same bias, so any tokens of the right number will do.
+        """Maps tokens (batch, tokens, features) to the bias (batch, tokens / q_stride, out_features)."""
+        # Each token of the output is the same bias. So only the number of tokens in the input matters.
         return super().forward(x[:, : x.shape[1] // self.q_stride])
 
 
 class RemovedHieraDetAttention(Removed):
-    """Replaces the attention of SAM 2's Hiera without heads. That attention may make its map smaller."""
+    """Replaces an attention of SAM 2's Hiera that lost all its heads. If it has a `q_pool`, its output is smaller."""
 
     def __init__(self, layer: Any, module: Any) -> None:
         super().__init__(layer)
         self.q_pool = module.q_pool
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Takes maps (batch, height, width, features) and returns (batch, new height, new width, out_features)."""
+        """Maps features (batch, height, width, features) to the bias (batch, new height, new width, out_features)."""
         if self.q_pool is not None:
             x = self.q_pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return super().forward(x)
 
 
 class PrunedPvtAttention(PvtAttention):
-    """PVT v2's attention with any number of heads, whose keys and values come from a smaller map.
+    """PVT v2's attention, whose keys and values come from a smaller feature map, for any number of heads.
 
-    timm's forward reshapes the joined heads to the hidden size. This forward takes their size from the tensor.
+    timm's forward reshapes the concatenated heads to the hidden size, which is wrong after heads were removed. This
+    forward reads the size of the concatenated heads from the tensor.
     """
 
     def forward(self, x: Tensor, feat_size: Any) -> Tensor:
-        """Takes tokens (batch, tokens, dim) of maps of feat_size (height, width), and returns the same shape."""
+        """Computes attention for tokens (batch, tokens, dim) of a feature map of `feat_size` (height, width)."""
         (q,) = split(self.q(x), self.num_heads)
         if self.sr is not None:
             image = x.transpose(1, 2).unflatten(2, tuple(feat_size))  # (batch, dim, height, width)
@@ -68,14 +69,14 @@ class PrunedPvtAttention(PvtAttention):
 
 
 class PrunedGlobalSubSampleAttn(GlobalSubSampleAttn):
-    """Twins' attention to a smaller map, with any number of heads.
+    """Twins' attention to a smaller feature map, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors.
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
     def forward(self, x: Tensor, size: Any) -> Tensor:
-        """Takes tokens (batch, tokens, dim) of maps of that size (height, width), and returns the same shape."""
+        """Computes attention for tokens (batch, tokens, dim) of a feature map of `size` (height, width)."""
         (q,) = split(self.q(x), self.num_heads)
         if self.sr is not None:
             x = self.sr(x.transpose(1, 2).unflatten(2, tuple(size))).flatten(2).transpose(1, 2)
@@ -84,17 +85,17 @@ class PrunedGlobalSubSampleAttn(GlobalSubSampleAttn):
 
 
 class PrunedLocallyGroupedAttn(LocallyGroupedAttn):
-    """Twins' attention within windows of ws x ws tokens, with any number of heads.
+    """Twins' attention within windows of ws x ws tokens, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors.
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
     def forward(self, x: Tensor, size: Any) -> Tensor:
-        """Takes tokens (batch, tokens, dim) of maps of that size (height, width), and returns the same shape."""
+        """Computes attention for tokens (batch, tokens, dim) of a feature map of `size` (height, width)."""
         (height, width), side = size, self.ws
         x = x.unflatten(1, (height, width))
-        # Whole windows: zeros at the right and the bottom.
+        # Zeros are added at the right and at the bottom, so that height and width are multiples of the window size.
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
         rows, columns = x.shape[1] // side, x.shape[2] // side
         # (batch, rows, side, columns, side, dim) -> (batch, windows, tokens, dim)
@@ -106,29 +107,30 @@ class PrunedLocallyGroupedAttn(LocallyGroupedAttn):
 
 
 class PrunedVoloAttention(VoloAttention):
-    """VOLO's attention over a map, with any number of heads.
+    """VOLO's attention over a feature map, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors.
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes maps (batch, height, width, dim) and returns the same shape."""
+        """Computes attention for feature maps (batch, height, width, dim). The output has the same shape."""
         out = merge(attend(self, *split(self.qkv(x.flatten(1, 2)), self.num_heads, 3)))
         return project(self, out.unflatten(1, x.shape[1:3]))
 
 
 class PrunedOutlookAttention(OutlookAttention):
-    """Outlook attention with any number of heads (Yuan et al., arXiv 2106.13112).
+    """VOLO's outlook attention (Yuan et al., arXiv 2106.13112), for any number of heads.
 
-    Each token computes from its own features how the tokens of its neighbourhood attend to each other. timm's forward
-    takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This forward takes
-    both from the tensors.
+    In outlook attention, a linear layer computes the attention map of each neighbourhood from the features of its
+    central token. timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads
+    to the hidden size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes maps (batch, height, width, dim) and returns the same shape."""
-        # `kernel` is the number of tokens in a neighbourhood. With a stride there are fewer places than tokens.
+        """Computes attention for feature maps (batch, height, width, dim). The output has the same shape."""
+        # `kernel` is the number of tokens in a neighbourhood. `places` is the number of neighbourhoods. If there is a
+        # stride, there are fewer neighbourhoods than tokens.
         size, heads, kernel = x.shape[1:3], self.num_heads, self.kernel_size**2
         channels_first = x.permute(0, 3, 1, 2)
         v = self.unfold(self.v(x).permute(0, 3, 1, 2))  # (batch, heads * width * kernel, places)
@@ -138,20 +140,22 @@ class PrunedOutlookAttention(OutlookAttention):
         maps = maps.unflatten(2, (heads, kernel, kernel)).transpose(1, 2)  # (batch, heads, places, kernel, kernel)
         maps = self.attn_drop((maps * self.scale).softmax(dim=-1))
         out = (maps @ v).permute(0, 1, 4, 3, 2).flatten(1, 3)  # (batch, heads * width * kernel, places)
-        # Adds up the outputs of all neighbourhoods that a token is in: (batch, heads * width, map height, map width).
+        # A token belongs to several neighbourhoods. `fold` adds up their outputs: (batch, heads * width, height,
+        # width).
         out = F.fold(out, size, kernel_size=self.kernel_size, padding=self.padding, stride=self.stride)
         return project(self, out.permute(0, 2, 3, 1))
 
 
 class PrunedNestAttention(NestAttention):
-    """NesT's attention within blocks of an image, with any number of heads.
+    """NesT's attention within blocks of an image, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors. As in timm, the heads are joined with the head axis last ("width-major").
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors. As in timm, the
+    heads are concatenated feature by feature ("width-major").
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes tokens (batch, blocks, tokens, dim) and returns the same shape."""
+        """Computes attention for tokens (batch, blocks, tokens, dim). The output has the same shape."""
         # each (batch, heads, blocks, tokens, width)
         q, k, v = (t.transpose(1, 2) for t in split(self.qkv(x), self.num_heads, 3))
         # (batch, blocks, tokens, width, heads) -> (batch, blocks, tokens, width * heads)
@@ -159,41 +163,42 @@ class PrunedNestAttention(NestAttention):
 
 
 class PrunedDavitWindowAttention(WindowAttention):
-    """DaViT's attention within windows, with any number of heads.
+    """DaViT's attention within windows, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors.
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes windows (batch * windows, tokens, dim) and returns the same shape."""
+        """Computes attention for windows (batch * windows, tokens, dim). The output has the same shape."""
         return project(self, merge(attend(self, *split(self.qkv(x), self.num_heads, 3))))
 
 
 class PrunedChannelAttention(ChannelAttention):
-    """DaViT's attention of channels to channels, with any number of heads.
+    """DaViT's attention of channels to channels, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors.
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        """Computes attention for tokens (batch, tokens, dim). The output has the same shape."""
         q, k, v = split(self.qkv(x), self.num_heads, 3)  # each (batch, heads, tokens, width)
-        # As in timm, the map is made of keys and values, and the queries are what is mixed.
+        # As in timm, keys and values make the attention map, and the map mixes the queries.
         weights = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)  # (batch, heads, width, width)
         return project(self, merge(q @ weights.transpose(-2, -1)))
 
 
 class PrunedChannelAttentionV2(ChannelAttentionV2):
-    """The channel attention of later DaViTs, with any number of heads.
+    """The channel attention of DaViT's second version, for any number of heads.
 
-    timm's forward takes the head size as hidden size / groups and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors. Its scale depends on the number of tokens if `dynamic_scale` is True.
+    timm's forward computes the head size as hidden size / groups and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors. If `dynamic_scale`
+    is True, the scale depends on the number of tokens.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        """Computes attention for tokens (batch, tokens, dim). The output has the same shape."""
         q, k, v = split(self.qkv(x), self.groups, 3)  # each (batch, heads, tokens, width)
         scale = (x.shape[1] if self.dynamic_scale else self.head_dim) ** -0.5
         weights = ((q * scale).transpose(-2, -1) @ k).softmax(dim=-1)  # (batch, heads, width, width)
@@ -201,9 +206,10 @@ class PrunedChannelAttentionV2(ChannelAttentionV2):
 
 
 class PrunedWindowAttentionCr(WindowMultiHeadAttention):
-    """The cosine attention of timm's `swinv2_cr` within windows, with any number of heads.
+    """The cosine attention within windows of timm's `swinv2_cr`, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads. This forward takes it from the tensor.
+    timm's forward computes the head size as hidden size / num_heads, which is wrong after heads were removed. This
+    forward computes the head size from the tensor.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -211,7 +217,7 @@ class PrunedWindowAttentionCr(WindowMultiHeadAttention):
 
         Args:
             x: Windows (batch * windows, tokens, dim).
-            mask: Addend of the scores (windows, tokens, tokens) for a shifted map, or None.
+            mask: Mask (windows, tokens, tokens) for a shifted feature map, which is added to the scores. Or None.
 
         Returns:
             Tensor (batch * windows, tokens, dim).
@@ -221,7 +227,7 @@ class PrunedWindowAttentionCr(WindowMultiHeadAttention):
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
         scores = scores + self.position_bias()
         if mask is not None:
-            # One mask for each window of a map, the same for all samples and heads.
+            # There is one mask for each window of a feature map. It is the same for all samples and heads.
             scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
         return project(self, merge(self.attn_drop(scores.softmax(dim=-1)) @ v))
 
@@ -233,17 +239,18 @@ class PrunedWindowAttentionCr(WindowMultiHeadAttention):
 
 
 class PrunedWindowAttentionGlobal(WindowAttentionGlobal):
-    """GCViT's attention within windows, with any number of heads.
+    """GCViT's attention within windows, for any number of heads.
 
-    In every other block the queries come from outside: the stage makes them once, for all heads that its blocks were
-    built with. timm's forward reshapes them to the heads that the module has, and the joined heads to the hidden size.
-    This forward selects the queries of the heads that are left, and takes the size of the joined heads from the tensor.
+    In every second block, the queries come from outside of the block: the stage makes queries for all heads of the
+    dense model, and passes them to its blocks. timm's forward reshapes these queries to `num_heads` heads, and the
+    concatenated heads to the hidden size. Both are wrong after heads were removed. This forward selects the queries of
+    the remaining heads, and reads the size of the concatenated heads from the tensor.
     """
 
-    # As in timm, which computes the map itself here. The class attribute is read by `attend`.
+    # As in timm, this attention does not use torch's fused function. `attend` reads this class attribute.
     fused_attn = False
     built: tuple[int, ...] | None = None
-    """Indices of the heads that are left, see `Forwards.built`. None if no head was removed."""
+    """Indices of the remaining heads, see `Forwards.built`. None if no head was removed."""
 
     def forward(self, x: Tensor, q_global: Tensor | None = None) -> Tensor:
         """Computes attention within windows.
@@ -259,7 +266,7 @@ class PrunedWindowAttentionGlobal(WindowAttentionGlobal):
             k, v = split(self.qkv(x), self.num_heads, 2)
             # (batch, heads of the dense model, tokens, width)
             q: Any = q_global.flatten(1, -2).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            # All windows of a sample use the same queries, and rows are sample-major.
+            # All windows of a sample use the same queries. The windows of one sample are next to each other.
             q = keep_heads(q, self.built, 1).repeat_interleave(len(x) // len(q), dim=0)
         else:
             q, k, v = split(self.qkv(x), self.num_heads, 3)

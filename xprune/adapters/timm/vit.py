@@ -1,33 +1,35 @@
-"""The adapters of timm's ViT-like attentions: an entry for each class. `Units` explains the fields.
+"""The adapters for the attentions of timm's other transformers, one for each class. `Units` explains the fields.
 
-`AttentionPoolPrr` is left alone. It has no parameters: its heads are parts of the residual stream.
+`AttentionPoolPrr` has no adapter. It has no parameters, because its heads are parts of the residual stream.
 """
 
 from xprune.adapters.declarative import Units
 from xprune.adapters.parts import Also, Features, Forwards, Stream
 
-# Classes are given as strings, not imported. Importing timm takes longer than importing the rest of this package.
+# The classes are given as strings and imported when they are needed, because the import of timm takes longer than the
+# import of all of xprune.
 VIT = "xprune.adapters.timm.vit_forwards:"
 PYRAMID = "xprune.adapters.timm.pyramid_forwards:"
-QKV = (("qkv", 3),)  # rows: queries of all heads, then keys of all heads, then values of all heads
+# Order of the rows of qkv: the queries of all heads, then the keys of all heads, then the values of all heads.
+QKV = (("qkv", 3),)
 APART = (("q_proj", 1), ("k_proj", 1), ("v_proj", 1))
-# Keys and values come from a smaller map, which a strided convolution `sr` and a norm make. Input and output of `sr`
-# have the channels of the residual stream, so its weight shrinks along both axes.
+# Keys and values come from a smaller feature map. A strided convolution `sr` and a norm layer make this feature map.
+# Input and output of `sr` have the channels of the residual stream, so the weight of `sr` shrinks along both axes.
 REDUCTION = (("sr.weight", 0), ("sr.weight", 1), ("sr.bias", 0), ("norm.weight", 0), ("norm.bias", 0))
 BIASES = (("q_bias", 0), ("k_bias", 0), ("v_bias", 0))  # k_bias is a buffer of zeros
 
 TIMM_VIT = (
     Units(
-        "timm-rope",  # a unit is one head of keys and values, with all query heads that share it
+        "timm-rope",  # a unit is one head of keys and values plus all query heads that share it
         ("timm.layers.attention.AttentionRope",),
-        (*QKV, *APART),  # a module has either the fused layer or the three others
+        (*QKV, *APART),  # a module has either the fused layer or the three separate layers
         count="num_kv_heads",
-        # num_heads counts query heads, a multiple of num_kv_heads.
+        # num_heads is the number of query heads, which is a multiple of num_kv_heads.
         also=Also(layers=("gate",), norm="norm", attributes=("num_heads", "attn_dim", "kv_dim")),
         forwards=Forwards(built="built", pruned=VIT + "PrunedAttentionRope"),
     ),
     Units(
-        "timm-diff",  # a head has two queries, two keys and one value of twice their size
+        "timm-diff",  # a head has two queries, two keys, and one value that is twice as long
         ("timm.layers.diff_attention.DiffAttention",),
         QKV,
         also=Also(norm="norm"),
@@ -37,7 +39,7 @@ TIMM_VIT = (
         "timm-eva",
         ("timm.models.eva.EvaAttention",),
         (*QKV, *APART),
-        # With the fused layer the biases are parameters of the attention.
+        # If there is a fused layer, the biases are parameters of the attention and not of the layer.
         also=Also(tensors=BIASES, layers=("gate",), norm="norm"),
         forwards=Forwards(built="built", pruned=VIT + "PrunedEvaAttention"),
     ),
@@ -45,7 +47,7 @@ TIMM_VIT = (
         "timm-beit",
         ("timm.models.beit.Attention",),
         QKV,
-        also=Also(tensors=(*BIASES, ("relative_position_bias_table", 1))),  # the table is (positions, heads)
+        also=Also(tensors=(*BIASES, ("relative_position_bias_table", 1))),  # the table has the shape (positions, heads)
         forwards=Forwards(built="built", pruned=VIT + "PrunedBeitAttention"),
     ),
     Units(
@@ -53,13 +55,14 @@ TIMM_VIT = (
         ("timm.models.vision_transformer_relpos.RelPosAttention",),
         QKV,
         also=Also(
-            # The bias is a table (positions, heads), or an MLP whose last layer has a row for each head.
+            # The position bias comes from a table (positions, heads), or from an MLP whose last layer has a row for
+            # each head.
             tensors=(
                 ("rel_pos.relative_position_bias_table", 1),
                 ("rel_pos.mlp.fc2.weight", 0),
                 ("rel_pos.mlp.fc2.bias", 0),
             ),
-            attributes=("rel_pos.num_heads", "rel_pos.bias_shape.2"),  # bias_shape: (targets, sources, heads)
+            attributes=("rel_pos.num_heads", "rel_pos.bias_shape.2"),  # bias_shape is (targets, sources, heads)
         ),
         forwards=Forwards(built="built", pruned=VIT + "PrunedRelPosAttention"),
     ),
@@ -69,9 +72,9 @@ TIMM_VIT = (
         QKV,
     ),
     Units(
-        "timm-gemma4",  # a unit is one head of keys and values, as for timm-rope
+        "timm-gemma4",  # as in timm-rope, a unit is one head of keys and values plus its query heads
         ("timm.models.gemma4_vit.Gemma4Attention",),
-        # The projections are modules with a linear layer in them.
+        # Each projection is a module that contains a linear layer.
         tuple((f"{name}.linear", groups) for name, groups in APART),
         consumer="o_proj.linear",
         count="num_kv_heads",
@@ -87,7 +90,7 @@ TIMM_VIT = (
         "timm-xcit",
         ("timm.models.xcit.XCA",),
         QKV,
-        also=Also(tensors=(("temperature", 0),)),  # (heads, 1, 1)
+        also=Also(tensors=(("temperature", 0),)),  # its shape is (heads, 1, 1)
         forwards=Forwards(pruned=VIT + "PrunedXCA"),
     ),
     Units(
@@ -106,7 +109,7 @@ TIMM_VIT = (
         "timm-convit-gpsa",
         ("timm.models.convit.GPSA",),
         (("qk", 2), ("v", 1)),
-        # The position score of each head, and the gate between content and position of each head.
+        # pos_proj makes the position scores of each head. gating_param weighs content against position for each head.
         also=Also(tensors=(("pos_proj.weight", 0), ("pos_proj.bias", 0), ("gating_param", 0))),
         forwards=Forwards(pruned=VIT + "PrunedGPSA"),
     ),
@@ -125,13 +128,13 @@ TIMM_VIT = (
     Units(
         "timm-volo-outlook",
         ("timm.models.volo.OutlookAttention",),
-        (("v", 1), ("attn", 1)),  # the rows of `attn` are a map of weights for each head
+        (("v", 1), ("attn", 1)),  # the rows of `attn` make the attention map of each head
         forwards=Forwards(pruned=PYRAMID + "PrunedOutlookAttention"),
     ),
     Units(
         "timm-volo-class",
         ("timm.models.volo.ClassAttention",),
-        (("q", 1), ("kv", 2)),  # kv: keys of all heads, then values of all heads
+        (("q", 1), ("kv", 2)),  # order of the rows of kv: the keys of all heads, then the values of all heads
         forwards=Forwards(removed=VIT + "RemovedClassAttention"),
     ),
     Units(
@@ -158,7 +161,8 @@ TIMM_VIT = (
         "timm-nest",
         ("timm.models.nest.Attention",),
         QKV,
-        # timm joins the heads with the head axis last: feature 0 of all heads, then feature 1 of all heads.
+        # timm concatenates the heads feature by feature: feature 0 of all heads, then feature 1 of all heads, and so
+        # on.
         features=Features(layout="width-major"),
         forwards=Forwards(pruned=PYRAMID + "PrunedNestAttention"),
     ),
@@ -168,8 +172,9 @@ TIMM_VIT = (
         QKV,
     ),
     Units(
-        # A unit is a group of neurons: a group of the convolution between the first and the last layer. Without that
-        # convolution the attribute `conv2.groups` is missing, and the graph finds the neurons.
+        # A unit is a group of neurons: a group of the convolution between the first and the last layer. A module
+        # without this convolution has no attribute `conv2.groups`. Then the adapter does not fit, and xprune finds the
+        # neurons in the graph.
         "timm-visformer-mlp",
         ("timm.models.visformer.SpatialMlp",),
         (("conv1", 1), ("conv2", 1)),
@@ -183,7 +188,7 @@ TIMM_VIT = (
         ("timm.models.hiera.MaskUnitAttention",),
         QKV,
         count="heads",
-        also=Also(attributes=("dim_out",)),  # to which timm reshapes the joined heads
+        also=Also(attributes=("dim_out",)),  # timm reshapes the concatenated heads to this size
         forwards=Forwards(removed=PYRAMID + "RemovedHieraAttention"),
     ),
     Units(
@@ -202,7 +207,8 @@ TIMM_VIT = (
     Units(
         "timm-gcvit",
         ("timm.models.gcvit.WindowAttentionGlobal",),
-        # Every other block gets its queries from outside. Its `qkv` makes keys and values only: 2 groups instead of 3.
+        # Every second block gets its queries from the model. Its `qkv` makes only keys and values: 2 groups instead of
+        # 3.
         (("qkv", 0),),
         also=Also(tensors=(("rel_pos.relative_position_bias_table", 1),), attributes=("rel_pos.bias_shape.2",)),
         forwards=Forwards(built="built", pruned=PYRAMID + "PrunedWindowAttentionGlobal"),

@@ -1,8 +1,8 @@
-"""The replacement forwards of timm's ViT-like attentions, for any number of heads.
+"""Replacement forwards for the attentions of timm's ViT-like models, which work with any number of heads.
 
-timm's own forwards assume that the heads fill the hidden size: they reshape to C or C // num_heads, where C is the size
-of the input. These forwards take the head size from the tensors. Each computes the same as its base class as long as no
-head was removed. `xprune.adapters.timm.attend` has the steps that they share.
+timm's forwards reshape to C or C // num_heads, where C is the hidden size. This is wrong after heads were removed.
+These forwards compute the head size from the tensors. As long as no head was removed, each of them computes the same as
+the forward of its base class. `xprune.adapters.timm.attend` has the functions that they share.
 """
 
 from typing import Any
@@ -28,24 +28,24 @@ from xprune.modules.removed import Removed
 class RemovedClassAttention(Removed):
     """Replaces an attention of the class token that lost all its heads.
 
-    The class token is the first token. Such an attention returns that token only.
+    The class token is the first token. This attention returns only the class token, so its replacement does so too.
     """
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Takes tokens (batch, tokens, features) and returns the bias of the consumer (batch, 1, out_features)."""
+        """Maps tokens (batch, tokens, features) to the bias (batch, 1, out_features) for the class token."""
         return super().forward(x[:, :1])
 
 
 class PrunedAttentionRope(AttentionRope):
-    """timm's rotary attention with any number of heads.
+    """timm's attention with rotary position embeddings (RoPE), for any number of heads.
 
-    timm's forward works with any number of heads, except for mixed RoPE. There the model makes rotary embeddings for
-    each block, one for each head that the block was built with. This forward selects those of the heads that are left,
-    and leaves the rest to timm.
+    timm's forward works with any number of heads, except with mixed RoPE. With mixed RoPE, the model passes a rotary
+    embedding for each head of the dense model. This forward selects the rotary embeddings of the remaining heads and
+    then calls timm's forward.
     """
 
     built: tuple[int, ...] | None = None
-    """Indices of the units that are left, see `Forwards.built`. None if no unit was removed."""
+    """Indices of the remaining units, see `Forwards.built`. None if no unit was removed."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -54,14 +54,16 @@ class PrunedAttentionRope(AttentionRope):
 
         Args:
             x: Tokens (batch, tokens, dim).
-            rope: Rotary embedding (tokens, width) for all heads, or (query heads of the dense model, tokens, width).
-            attn_mask: Mask or addend of the scores, or None.
-            is_causal: True if no token attends to later ones.
+            rope: Rotary embedding (tokens, width) that all heads share, or one for each query head of the dense model,
+                (query heads, tokens, width). None if there is none.
+            attn_mask: Boolean mask, or a tensor that is added to the scores, or None.
+            is_causal: True if a token must not attend to later tokens.
 
         Returns:
             Tensor (batch, tokens, dim).
         """
-        # A unit is a head of keys and values. `rope` has an entry for each query head: `groups` of them per unit.
+        # A unit is a head of keys and values. `rope` has an entry for each query head. Each unit has `groups` query
+        # heads.
         groups = self.num_kv_groups
         heads = self.built and [groups * i + j for i in self.built for j in range(groups)]
         per_head = rope is not None and rope.dim() > 2
@@ -70,15 +72,16 @@ class PrunedAttentionRope(AttentionRope):
 
 
 class PrunedEvaAttention(EvaAttention):
-    """EVA's attention with any number of heads.
+    """EVA's attention, for any number of heads.
 
-    timm's forward reshapes the joined heads to the hidden size. It also expects as many rotary embeddings as it has
-    heads, where the model may pass one for each head that it was built with. This forward takes the size of the joined
-    heads from the tensor, and selects the embeddings of the heads that are left.
+    timm's forward reshapes the concatenated heads to the hidden size. It also expects one rotary embedding for each of
+    its heads, but the model may pass one for each head of the dense model. Both are wrong after heads were removed.
+    This forward reads the size of the concatenated heads from the tensor, and selects the rotary embeddings of the
+    remaining heads.
     """
 
     built: tuple[int, ...] | None = None
-    """Indices of the heads that are left, see `Forwards.built`. None if no head was removed."""
+    """Indices of the remaining heads, see `Forwards.built`. None if no head was removed."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -87,14 +90,15 @@ class PrunedEvaAttention(EvaAttention):
 
         Args:
             x: Tokens (batch, tokens, dim).
-            rope: Rotary embedding (tokens, width) for all heads, or (heads of the dense model, tokens, width).
-            attn_mask: Mask or addend of the scores, or None.
-            is_causal: True if no token attends to later ones.
+            rope: Rotary embedding (tokens, width) that all heads share, or one for each head of the dense model,
+                (heads, tokens, width). None if there is none.
+            attn_mask: Boolean mask, or a tensor that is added to the scores, or None.
+            is_causal: True if a token must not attend to later tokens.
 
         Returns:
             Tensor (batch, tokens, dim).
         """
-        parts: Any = self  # for mypy, to which timm's layers are tensors or modules
+        parts: Any = self  # typed as Any, because mypy takes each layer of timm for a tensor or a module
         if self.qkv is not None:
             bias = None if self.q_bias is None else torch.cat((parts.q_bias, parts.k_bias, parts.v_bias))
             q, k, v = split(F.linear(x, parts.qkv.weight, bias), self.num_heads, 3)
@@ -104,7 +108,7 @@ class PrunedEvaAttention(EvaAttention):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             rotation: Any = keep_heads(rope, self.built, -3) if rope.dim() > 2 else rope
-            # Class and register tokens come first and have no position.
+            # Class tokens and register tokens come first. They have no position.
             prefix, half = self.num_prefix_tokens, getattr(self, "rotate_half", False)
             rotated = [apply_rot_embed_cat(t[:, :, prefix:], rotation, half=half) for t in (q, k)]
             q, k = (
@@ -115,16 +119,16 @@ class PrunedEvaAttention(EvaAttention):
 
 
 class PrunedDiffAttention(DiffAttention):
-    """Differential attention with any number of heads (Ye et al., arXiv 2410.05258).
+    """Differential attention (Ye et al., arXiv 2410.05258), for any number of heads.
 
-    Each head has two attention maps, and subtracts one from the other. timm's forward splits the output of `qkv` and
-    joins the heads by the hidden size. This forward uses the number of heads.
+    Each head subtracts one attention map from another. timm's forward splits the output of `qkv` and concatenates the
+    heads with the hidden size, which is wrong after heads were removed. This forward splits by the number of heads.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        """Computes attention for tokens (batch, tokens, dim). The output has the same shape."""
         q, k, v = split(self.qkv(x), self.num_heads, 3)  # each (batch, heads, tokens, 2 * width)
-        # Pairs (first half of the queries, first half of the keys), then the same of the second halves.
+        # First the pair (first half of the queries, first half of the keys), then the pair of the second halves.
         halves = (self._halves(t, norm) for t, norm in ((q, self.q_norm), (k, self.k_norm)))
         one, two = (attend(self, a, b, v, attn_mask, causal=is_causal) for a, b in zip(*halves, strict=True))
         out = self.sub_norm(one - self.subtracted().type_as(v) * two) * (1 - self.lambda_init)
@@ -132,7 +136,7 @@ class PrunedDiffAttention(DiffAttention):
 
     def subtracted(self) -> Tensor:
         """Returns the learned factor of the second map, which is subtracted: a float32 scalar."""
-        parts: Any = self  # for mypy, to which timm's layers are tensors or modules
+        parts: Any = self  # typed as Any, because mypy takes each layer of timm for a tensor or a module
         # timm has two forms of it: two learned numbers, or four learned vectors.
         if self.lambda_a is not None:
             one, two = parts.lambda_a, parts.lambda_b
@@ -142,27 +146,28 @@ class PrunedDiffAttention(DiffAttention):
         return torch.exp(one) - torch.exp(two) + self.lambda_init
 
     def _halves(self, x: Tensor, norm: nn.Module) -> Any:
-        """Splits (batch, heads, tokens, 2 * width) into two normalised tensors (batch, heads, tokens, width)."""
+        """Splits (batch, heads, tokens, 2 * width) into two halves along the last axis, and normalises each half."""
         return norm(x.unflatten(-1, (2, -1))).unbind(-2)
 
 
 class PrunedBeitAttention(BeitAttention):
-    """BEiT's attention with any number of heads.
+    """BEiT's attention, for any number of heads.
 
-    timm's forward reshapes the joined heads to the hidden size. The position bias is the attention's own, or comes from
-    the model for the heads that the model was built with, or both. This forward takes the size of the joined heads from
-    the tensor, and selects the model's bias for the heads that are left.
+    The position bias comes from a table of the attention, or from the model, or from both. The bias from the model has
+    an entry for each head of the dense model. timm's forward adds this bias as it is, and reshapes the concatenated
+    heads to the hidden size. Both are wrong after heads were removed. This forward selects the bias of the remaining
+    heads, and reads the size of the concatenated heads from the tensor.
     """
 
     built: tuple[int, ...] | None = None
-    """Indices of the heads that are left, see `Forwards.built`. None if no head was removed."""
+    """Indices of the remaining heads, see `Forwards.built`. None if no head was removed."""
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """Computes attention.
 
         Args:
             x: Tokens (batch, tokens, dim).
-            shared_rel_pos_bias: Position bias (heads of the dense model, tokens, tokens), or None.
+            shared_rel_pos_bias: Position bias from the model (heads of the dense model, tokens, tokens), or None.
 
         Returns:
             Tensor (batch, tokens, dim).
@@ -172,35 +177,36 @@ class PrunedBeitAttention(BeitAttention):
         q, k, v = split(F.linear(x, self.qkv.weight, bias), self.num_heads, 3)
         position = keep_heads(shared_rel_pos_bias, self.built, -3)
         if self.relative_position_bias_table is not None:
-            # The table lost the columns of the removed heads already.
+            # The table has already lost the columns of the removed heads.
             position = self.position_bias() + (0 if position is None else position)
         return project(self, merge(attend(self, q, k, v, position)))
 
     def position_bias(self) -> Tensor:
         """Returns the position bias of this block, (1, heads, tokens, tokens)."""
-        parts: Any = self  # for mypy, to which timm's layers are tensors or modules
+        parts: Any = self  # typed as Any, because mypy takes each layer of timm for a tensor or a module
         index = parts.relative_position_index  # (tokens, tokens)
         return parts.relative_position_bias_table[index].permute(2, 0, 1)[None]
 
 
 class PrunedRelPosAttention(RelPosAttention):
-    """timm's attention with relative positions, with any number of heads.
+    """timm's attention with relative positions, for any number of heads.
 
-    timm's forward reshapes the joined heads to the hidden size. The position bias is the attention's own, or else comes
-    from the model for the heads that the model was built with. This forward takes the size of the joined heads from the
-    tensor, and selects the model's bias for the heads that are left.
+    The position bias comes from the attention or from the model. A bias from the model has an entry for each head of
+    the dense model. timm's forward adds this bias as it is, and reshapes the concatenated heads to the hidden size.
+    Both are wrong after heads were removed. This forward selects the bias of the remaining heads, and reads the size of
+    the concatenated heads from the tensor.
     """
 
     built: tuple[int, ...] | None = None
-    """Indices of the heads that are left, see `Forwards.built`. None if no head was removed."""
+    """Indices of the remaining heads, see `Forwards.built`. None if no head was removed."""
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
         """Computes attention.
 
         Args:
             x: Tokens (batch, tokens, dim).
-            shared_rel_pos: Position bias (1, heads of the dense model, tokens, tokens), or None. It is not used if the
-                attention has a bias itself.
+            shared_rel_pos: Position bias from the model (1, heads of the dense model, tokens, tokens), or None. It is
+                not used if the attention itself has a position bias.
 
         Returns:
             Tensor (batch, tokens, dim).
@@ -213,33 +219,34 @@ class PrunedRelPosAttention(RelPosAttention):
 
 
 class PrunedClassAttn(ClassAttn):
-    """CaiT's attention of the class token to all tokens, with any number of heads.
+    """CaiT's attention of the class token to all tokens, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors.
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes tokens (batch, tokens, dim) and returns the class token (batch, 1, dim)."""
+        """Returns the new class token (batch, 1, dim) for tokens (batch, tokens, dim). The class token is the first."""
         # q (batch, heads, 1, width), k and v (batch, heads, tokens, width)
         q, k, v = (split(t, self.num_heads)[0] for t in (self.q(x[:, :1]), self.k(x), self.v(x)))
         return project(self, merge(attend(self, q, k, v)))
 
 
 class PrunedXCA(XCA):
-    """Cross-covariance attention with any number of heads (El-Nouby et al., arXiv 2106.09681, section 3.2).
+    """Cross-covariance attention (El-Nouby et al., arXiv 2106.09681, section 3.2), for any number of heads.
 
-    Channels attend to channels. timm's forward takes the head size as hidden size / num_heads and reshapes the joined
-    heads to the hidden size. This forward takes both from the tensors.
+    In this attention, channels attend to channels. timm's forward computes the head size as hidden size / num_heads and
+    reshapes the concatenated heads to the hidden size. Both are wrong after heads were removed. This forward computes
+    both sizes from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes tokens (batch, tokens, dim) and returns the same shape."""
-        # Channels take the place of tokens: each (batch, heads, width, tokens).
+        """Computes attention for tokens (batch, tokens, dim). The output has the same shape."""
+        # Channels attend in place of tokens. q, k and v have the shape (batch, heads, width, tokens).
         q, k, v = (t.transpose(-2, -1) for t in split(self.qkv(x), self.num_heads, 3))
         q, k = F.normalize(q, dim=-1) * self.temperature, F.normalize(k, dim=-1)
         if self.fused_attn:
-            # scale=1.0: the temperature replaces 1 / sqrt(width). As in timm, there is no dropout here.
+            # The scale is 1.0, because the temperature replaces 1 / sqrt(width). As in timm, there is no dropout here.
             out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         else:
             out = self.attn_drop((q @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
@@ -247,53 +254,58 @@ class PrunedXCA(XCA):
 
 
 class PrunedCrossAttention(CrossAttention):
-    """CrossViT's attention of one branch's class token to the other branch's tokens, with any number of heads.
+    """CrossViT's attention of the class token of one branch to the tokens of the other, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors.
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
-    # As in timm, which computes the map itself here. The class attribute is read by `attend`.
+    # As in timm, this attention does not use torch's fused function. `attend` reads this class attribute.
     fused_attn = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes the class token and the other branch's tokens (batch, tokens, dim), and returns (batch, 1, dim)."""
+        """Returns the new class token (batch, 1, dim).
+
+        Args:
+            x: The class token of one branch, followed by the tokens of the other branch, (batch, tokens, dim).
+        """
         # q (batch, heads, 1, width), k and v (batch, heads, tokens, width)
         q, k, v = (split(t, self.num_heads)[0] for t in (self.wq(x[:, :1]), self.wk(x), self.wv(x)))
         return project(self, merge(attend(self, q, k, v)))
 
 
 class PrunedMHSA(MHSA):
-    """ConViT's plain attention with any number of heads.
+    """ConViT's plain attention, for any number of heads.
 
-    timm's forward takes the head size as hidden size / num_heads and reshapes the joined heads to the hidden size. This
-    forward takes both from the tensors.
+    timm's forward computes the head size as hidden size / num_heads and reshapes the concatenated heads to the hidden
+    size. Both are wrong after heads were removed. This forward computes both sizes from the tensors.
     """
 
-    # As in timm, which computes the map itself here. The class attribute is read by `attend`.
+    # As in timm, this attention does not use torch's fused function. `attend` reads this class attribute.
     fused_attn = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes tokens (batch, tokens, dim) and returns the same shape."""
+        """Computes attention for tokens (batch, tokens, dim). The output has the same shape."""
         return project(self, merge(attend(self, *split(self.qkv(x), self.num_heads, 3))))
 
 
 class PrunedGPSA(GPSA):
-    """ConViT's gated positional attention with any number of heads (d'Ascoli et al., ICML 2021, equation 5).
+    """ConViT's gated positional attention (d'Ascoli et al., ICML 2021, equation 5), for any number of heads.
 
-    A gate of each head weighs content against position. timm's forward takes the head size as hidden size / num_heads
-    and reshapes the joined heads to the hidden size. This forward takes both from the tensors.
+    Each head has a learned gate that weighs content against position. timm's forward computes the head size as hidden
+    size / num_heads and reshapes the concatenated heads to the hidden size. Both are wrong after heads were removed.
+    This forward computes both sizes from the tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes tokens (batch, tokens, dim) and returns the same shape."""
-        # As in timm: relative positions are made again when the number of tokens changes.
+        """Computes attention for tokens (batch, tokens, dim). The output has the same shape."""
+        # As in timm, the relative positions are computed again when the number of tokens changes.
         if self.rel_indices is None or self.rel_indices.shape[1] != x.shape[1]:
             self.rel_indices = self.get_rel_indices(x.shape[1])
         return project(self, merge(self.get_attention(x) @ split(self.v(x), self.num_heads)[0]))
 
     def get_attention(self, x: Tensor) -> Tensor:
-        """Returns the attention map (batch, heads, tokens, tokens)."""
+        """Computes the attention map (batch, heads, tokens, tokens)."""
         q, k = split(self.qk(x), self.num_heads, 2)
         content = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
         position = self.pos_proj(self.rel_indices).permute(0, 3, 1, 2).softmax(dim=-1)  # (1, heads, tokens, tokens)
