@@ -1,11 +1,8 @@
 """Tests that the Hugging Face families are pruned exactly, with batches as mappings and every criterion."""
 
-import re
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import xprune
 from benchmarks.hugging_face_models import MODELS
@@ -141,10 +138,3 @@ def test_captum_says_that_a_language_model_has_no_classes():
     with pytest.raises(xprune.DataError, match="no classes"):
         sites = xprune.find_sites(model, inputs)
         xprune.score(model, sites, counting(), "captum:IntegratedGradients", task=xprune.LanguageModel())
-
-
-def test_the_example_of_the_documentation_runs(new_process, tmp_path):
-    page = Path(__file__).parents[2] / "docs" / "hugging-face.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
-    new_process(code, cwd=tmp_path, check=True)
-    assert load_file(tmp_path / "pruned" / "model.safetensors")

@@ -137,7 +137,9 @@ def test_the_accuracy_is_the_mean_of_samples_to_the_last_bit():
 def test_faithfulness_needs_a_metric_of_a_sample():
     model = build("vit")
     scores = xprune.score(model, xprune.find_sites(model, images()), loader(), "taylor", task=F1())
-    with pytest.raises(xprune.DataError, match=r"F1 has no metric for each sample, which faithfulness needs: implement Task\.metric"):
+    with pytest.raises(
+        xprune.DataError, match=r"F1 has no metric for each sample, which faithfulness needs: implement Task\.metric"
+    ):
         xprune.explain.faithfulness(model, scores, loader(), task=F1())
 
 

@@ -242,7 +242,7 @@ class Task(ABC):
         return outputs.float().log_softmax(-1).gather(1, own[:, None])[:, 0]
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
-        """Returns a loss that is small if some units are needed for the chosen class of a sample and for no other class.
+        """Returns a loss that is small if units are needed for the chosen class of a sample and for no other class.
 
         The criterion `xpruner` trains its masks with this loss. Its gates either remove the units of a class or keep
         only these units. The loss is a mean over the samples. For a sample, let c be the chosen class, and p the
