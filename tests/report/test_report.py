@@ -106,7 +106,7 @@ def test_what_went_where_is_said_in_words(result):
         (halves, "every site keeps 2 of 4 heads; every site keeps 2 of 4 neurons"),
         (
             [replace(halves[0], kept=(1,)), *halves[1:-1], replace(halves[-1], kept=(0, 1, 2, 3))],
-            "lost most heads, 3 of 4",
+            "lost the most heads, 3 of 4",
         ),
     ):
         facts.sites = changed

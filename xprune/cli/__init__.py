@@ -1,6 +1,6 @@
-"""The command line: `commands` holds the commands, `inputs` reads models and data by name, `demo` is the demo.
+"""The command line. `commands` holds the commands, `inputs` loads the models and data that they name.
 
-May import everything. To add a command, write a function in `commands`.
+`demo` holds the command `xprune demo`. May import everything. To add a command, write a function in `commands`.
 """
 
 from xprune.cli.commands import app, main

@@ -1,7 +1,7 @@
-"""The commands: prune, compare, evaluate, sites, show, report, export, list and demo.
+"""The commands of xprune: prune, compare, evaluate, sites, show, report, export, list and demo.
 
-Options have the names of the arguments in the Python API. The docstring of a command and the help of its options are
-what `xprune COMMAND --help` shows.
+Options have the same names as the arguments of the Python functions. `xprune COMMAND --help` prints the docstring of
+the function and the help texts of its options.
 """
 
 import warnings
@@ -39,34 +39,38 @@ from xprune.report.text import found_tables, metrics_table, sites_table, unseen
 from xprune.surgery.cut import check_fit
 
 app = typer.Typer(
-    help="Structured pruning of transformers: removes attention heads, MLP neurons and channels, with a proof.",
+    help="Removes attention heads, MLP neurons and channels from transformers, and proves each removal.",
     no_args_is_help=True,
     add_completion=False,
 )
 console = Console()
 
 ModelName = Annotated[
-    str, typer.Option("--model", help="Name of a timm model (also hf-hub:...), or a folder that xprune saved.")
+    str,
+    typer.Option("--model", help="Name of a timm model (also hf-hub:...), or a folder in which xprune saved a model."),
 ]
 DataName = Annotated[
-    str, typer.Option("--data", help="Folder of images with train/ and val/, one folder per class, or a name: digits.")
+    str,
+    typer.Option("--data", help="Folder of images with train/ and val/, or with one folder for each class. Or digits."),
 ]
 ModelArg = Annotated[
-    list[str] | None, typer.Option("--model-arg", help="Argument key=value of timm.create_model. Can be repeated.")
+    list[str] | None, typer.Option("--model-arg", help="Argument key=value for timm.create_model. Can be repeated.")
 ]
-CRITERION = "Criterion, see `xprune list`. Settings follow after commas, as in xpruner,objective=label."
-Saved = Annotated[Path, typer.Argument(help="Folder that xprune saved.")]
-Batch = Annotated[int, typer.Option(help="Number of samples per batch.", min=1)]
-Pretrained = Annotated[bool, typer.Option(help="Use timm's pretrained weights, which are downloaded once.")]
+CRITERION = "Criterion that scores the units, see `xprune list`. Settings follow: xpruner,objective=label."
+Saved = Annotated[Path, typer.Argument(help="Folder in which xprune saved a model.")]
+Batch = Annotated[int, typer.Option(help="Number of samples in a batch.", min=1)]
+Pretrained = Annotated[
+    bool, typer.Option(help="Use the pretrained weights of timm, which are downloaded once. Otherwise random weights.")
+]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="File of your own weights (.safetensors), used instead of timm's.")
+    Path | None, typer.Option(help="File with your weights (.safetensors), which are used instead of those of timm.")
 ]
 Workers = Annotated[int, typer.Option(help="Number of processes that load data.")]
-Epochs = Annotated[int, typer.Option(help="Epochs of fine-tuning. 0 for none.")]
-Rate = Annotated[float, typer.Option(help="Peak learning rate of fine-tuning.")]
+Epochs = Annotated[int, typer.Option(help="Number of epochs of fine-tuning. 0 for no fine-tuning.")]
+Rate = Annotated[float, typer.Option(help="Highest learning rate of fine-tuning.")]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(help="Pattern of the names of sites to leave alone, such as blocks.0.*. Can be repeated."),
+    typer.Option(help="Pattern such as blocks.0.*: sites with such names keep all units. Can be repeated."),
 ]
 
 
@@ -74,19 +78,21 @@ Exclude = Annotated[
 def prune(
     model: ModelName,
     data: DataName,
-    out: Annotated[Path, typer.Option(help="New or empty folder to write. A folder that xprune saved is replaced.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pruned model: new or empty. A model that xprune saved is replaced.")
+    ],
     criterion: Annotated[str, typer.Option(help=CRITERION)] = "xpruner",
-    selection: Annotated[str, typer.Option(help="Selection, see `xprune list`.")] = "global",
+    selection: Annotated[str, typer.Option(help="Selection that makes the plan, see `xprune list`.")] = "global",
     macs: Annotated[
-        float | None, typer.Option(help="Largest fraction of the MACs to keep. 0.5 if no limit is given.")
+        float | None, typer.Option(help="Largest fraction of the MACs to keep. 0.5 if you give no limit.")
     ] = None,
     params: Annotated[float | None, typer.Option(help="Largest fraction of the parameters to keep.")] = None,
     limit: Annotated[
         list[str] | None,
-        typer.Option(help="RESOURCE=FRACTION for any resource of `xprune list`. Can be repeated."),
+        typer.Option(help="Largest fraction of a resource, RESOURCE=FRACTION, see `xprune list`. Can be repeated."),
     ] = None,
-    min_units: Annotated[int, typer.Option(help="Least number of units to keep at each site.")] = 1,
-    round_to: Annotated[int, typer.Option(help="Keep a multiple of this number of features at each site.")] = 1,
+    min_units: Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")] = 1,
+    round_to: Annotated[int, typer.Option(help="The number of kept features of a site is a multiple of this.")] = 1,
     units: Annotated[
         list[str] | None,
         typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
@@ -94,7 +100,9 @@ def prune(
     exclude: Exclude = None,
     epochs: Epochs = 5,
     lr: Rate = 2e-4,
-    distill: Annotated[float, typer.Option(help="Weight of distillation from the dense model, 0 to 1.")] = 0.0,
+    distill: Annotated[
+        float, typer.Option(help="Weight of the distillation loss, 0 to 1. 0 for no distillation.")
+    ] = 0.0,
     mixed_precision: Annotated[str | None, typer.Option(help="Precision of fine-tuning: no, fp16 or bf16.")] = None,
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
@@ -103,12 +111,13 @@ def prune(
     workers: Workers = 0,
     seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
     checkpoint_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the state of the run, from which a killed run continues.")
+        Path | None, typer.Option(help="Folder for the state of the run. A killed run continues from this state.")
     ] = None,
-    latency: Annotated[bool, typer.Option(help="Measure the latency of the dense and the pruned model.")] = True,
+    latency: Annotated[bool, typer.Option(help="Measure the latency of the dense and of the pruned model.")] = True,
 ) -> None:
     """Prune a model to a budget, fine-tune it and save it."""
-    check_folder(out)  # before hours of work, not after
+    # The folder is checked before hours of work, and not after them.
+    check_folder(out)
     limits = dict(limited(text) for text in limit or ())
     macs = 0.5 if macs is None and params is None and not limits else macs
     budget = xprune.Budget(macs, params, min_units, round_to, limits)
@@ -143,7 +152,7 @@ def compare(
     data: DataName,
     out: Annotated[
         Path,
-        typer.Option(help="Folder of the results. Runs whose results are there are not repeated."),
+        typer.Option(help="Folder for the results. Combinations with results in this folder do not run again."),
     ],
     criterion: Annotated[list[str] | None, typer.Option(help=f"{CRITERION} Can be repeated. Default: all.")] = None,
     selection: Annotated[
@@ -153,25 +162,23 @@ def compare(
         list[float] | None,
         typer.Option(help="Largest fraction of the MACs to keep. Can be repeated. Default: 0.5."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds. Each run is repeated with seeds 0, 1 and so on.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of seeds. Each combination runs with seeds 0, 1 and so on.")] = 3,
     epochs: Epochs = 5,
     lr: Rate = 2e-4,
     exclude: Exclude = None,
-    faithfulness: Annotated[
-        bool, typer.Option(help="Measure whether class-wise scores name the units that each class needs.")
-    ] = False,
+    faithfulness: Annotated[bool, typer.Option(help="Measure whether the class-wise scores are right.")] = False,
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
     model_arg: ModelArg = None,
     batch_size: Batch = 64,
     workers: Workers = 0,
 ) -> None:
-    """Compare criteria and selections at the same budgets, on the same data.
+    """Prune a model with each combination of criteria, selections, budgets and seeds, and compare the results.
 
-    Writes a table with means and spread over seeds, a picture, and a JSON file with all figures.
+    Writes a table of accuracies (mean and standard deviation over the seeds), a picture, and a JSON file.
     """
     table, picture = out / "table.md", out / "accuracy.png"
-    # Files of the user are refused before hours of work, not after.
+    # Files that xprune did not write are refused before hours of work, and not after them.
     check_file(table, is_stamped)
     check_file(picture, is_drawn)
     dense, _ = named_model(model, model_arg, pretrained, checkpoint)
@@ -190,18 +197,18 @@ def compare(
     if _is_main_process():
         table.write_text(stamped(comparison.markdown()))
         console.print(comparison.table())
-        _say(f"Table, picture and figures are in {out}")
+        _say(f"The table, the picture and the measured values are in {out}")
         comparison.plot(picture)
 
 
 @app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder that xprune saved, or the name of a timm model.")
+        str, typer.Argument(metavar="MODEL", help="Folder in which xprune saved a model, or name of a timm model.")
     ],
     data: Annotated[
         str,
-        typer.Option("--data", help="Folder of images with one folder per class, with or without val/, or: digits."),
+        typer.Option("--data", help="Folder of images with val/, or with one folder for each class. Or digits."),
     ],
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
@@ -209,9 +216,9 @@ def evaluate(
     batch_size: Batch = 64,
     workers: Workers = 0,
 ) -> None:
-    """Measure the accuracy, cost and latency of a saved model or a dense one.
+    """Measure the accuracy, cost and latency of a saved model or of a timm model.
 
-    If the data has splits, val/ is used, or test/ if there is no val/. Otherwise all images are used.
+    Uses the images of val/, or of test/ if there is no val/. If the data has no such folders, uses all images.
     """
     net, arch = named_model(model, model_arg, pretrained, checkpoint)
     loaded = measured_data(data, net, batch_size, workers)
@@ -229,9 +236,9 @@ def evaluate(
 
 @app.command()
 def sites(model: ModelName, checkpoint: Checkpoint = None, model_arg: ModelArg = None) -> None:
-    """List the sites of a model, and the modules that are left alone, with the reason.
+    """List the units that can be removed from a model, and the modules that are left alone, with the reason.
 
-    Nothing is downloaded: the weights are random, unless you give a checkpoint.
+    Downloads nothing. If you give no checkpoint, the weights are random.
     """
     dense, _ = named_model(model, model_arg, checkpoint=checkpoint)
     example = example_images(dense, 2)
@@ -240,10 +247,10 @@ def sites(model: ModelName, checkpoint: Checkpoint = None, model_arg: ModelArg =
 
 @app.command()
 def show(saved: Saved) -> None:
-    """Show which units a saved model kept at each site, and its metrics when it was saved."""
+    """Print how many units each site of a saved model kept, and the metrics that were measured in its run."""
     header = read_header(saved)
     arch = header["arch"]
-    name = arch["name"] if arch else "the architecture is not saved, so xprune.load needs model_fn"
+    name = arch["name"] if arch else "the architecture was not saved, so xprune.load needs model_fn"
     console.print(f"{saved}: {name}", highlight=False)
     console.print(sites_table(Plan.from_json(header["plan"])))
     metrics = header["extra"].get("metrics")
@@ -256,14 +263,12 @@ def show(saved: Saved) -> None:
 def report(
     saved: Saved,
     out: Annotated[
-        Path | None, typer.Option(help="HTML file to write. Default: report.html in the saved folder.")
+        Path | None, typer.Option(help="HTML file to write. Default: report.html in the folder of the model.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data for pictures and class names, given as --data of `xprune prune`.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data for pictures and class names, as for `xprune prune`.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Dense model for pictures, given as --model of `xprune prune`, without --model-arg."),
+        typer.Option(help="Dense model for pictures, as for `xprune prune`. You need no --model-arg."),
     ] = None,
     pretrained: Pretrained = True,
     checkpoint: Annotated[
@@ -271,12 +276,12 @@ def report(
     ] = None,
     model_arg: ModelArg = None,
     faithfulness: Annotated[
-        bool, typer.Option(help="Measure whether the scores name the units that each class needs.")
+        bool, typer.Option(help="Measure whether the class-wise scores are right. Needs data and the dense model.")
     ] = False,
     batch_size: Batch = 64,
     workers: Workers = 0,
 ) -> None:
-    """Write an HTML page about a saved model: which units were removed, why, and the accuracy of each class."""
+    """Write an HTML page about a saved model: which units were removed and why, and the accuracy of each class."""
     if faithfulness and (data is None or (model is None and checkpoint is None)):
         raise typer.BadParameter(
             "--faithfulness needs data and the dense model. Give --data and one of --model and --checkpoint."
@@ -290,7 +295,7 @@ def report(
         _say(loaded.note)
     dense = dense_model(saved, model, model_arg, pretrained, checkpoint)
     if dense is not None:
-        # Pictures of another model than the dense one would be wrong without a sign of it.
+        # Pictures of a wrong dense model would be wrong, and nobody would notice.
         try:
             for site in result.plan.sites:
                 check_fit(dense, site, xprune.ADAPTERS)
@@ -312,15 +317,15 @@ def export(
     saved: Saved,
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
     batch_size: Annotated[
-        int, typer.Option(help="Number of samples of the example. The file takes any number of samples.")
+        int, typer.Option(help="Number of samples in the example inputs. The file accepts any number of samples.")
     ] = 2,
 ) -> None:
-    """Export a saved model to ONNX, and compare its outputs in onnxruntime with those of the model."""
+    """Write a saved model as an ONNX file, and compare its outputs in onnxruntime with those of PyTorch."""
     model = xprune.load(saved)
     example = example_images(model, batch_size)
     error = export_onnx(model, example, out)
     console.print(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB. The largest difference in onnxruntime is {error:.1e}.",
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB. The outputs in onnxruntime differ by at most {error:.1e}.",
         highlight=False,
         soft_wrap=True,
     )
@@ -331,9 +336,9 @@ def list_() -> None:
     """List the installed criteria, selections, adapters, unit kinds and resources."""
     for title in ("criteria", "selections", "adapters", "unit_kinds", "resources"):
         plugins: Mapping[str, Any] = getattr(xprune, title.upper())
-        table = Table(title.replace("_", " "), "classes served" if title == "adapters" else "description")
+        table = Table(title.replace("_", " "), "classes" if title == "adapters" else "description")
         for name, plugin in plugins.items():
-            # Adapters list their classes, other plug-ins have the first line of their docstring.
+            # The table lists the classes of an adapter. For another plug-in, it shows the first line of the docstring.
             about = ", ".join(getattr(plugin, "classes", ())) or (plugin.__doc__ or "").strip().partition("\n")[0]
             table.add_row(name, about)
         console.print(table)
@@ -341,9 +346,11 @@ def list_() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pruned model.")] = Path("demo-pruned"),
+    out: Annotated[Path, typer.Option(help="Folder for the pruned model. The report is written beside it.")] = Path(
+        "demo-pruned"
+    ),
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for the trained dense model, which later runs use again.")
+        Path | None, typer.Option(help="Folder for the trained dense model. Later runs read it from there.")
     ] = None,
 ) -> None:
     """Train a small ViT on scanned digits, prune it to half of its MACs with each criterion, and compare them."""
@@ -353,10 +360,10 @@ def demo(
 
 
 def _save(result: xprune.PruneResult, out: Path, arch: Any) -> Path:
-    """Saves the result, and returns the folder.
+    """Saves the result in the folder `out`, and returns the folder.
 
-    Somebody may have put other files into the folder while the model was pruned. The result is then saved in a new
-    folder beside it, so that no work is lost.
+    While the model was pruned, the user may have put other files into the folder. Then the result is saved in a new
+    folder with a similar name, so that no work is lost.
     """
     try:
         check_folder(out)
@@ -368,28 +375,28 @@ def _save(result: xprune.PruneResult, out: Path, arch: Any) -> Path:
 
 
 def _print_error(title: str, error: Exception) -> None:
-    """Prints an error to stderr in one line. A path that is broken in two lines cannot be copied."""
+    """Prints an error to stderr without line breaks, so that a path in it can be copied."""
     Console(stderr=True).print(f"[bold red]{title}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 def _say(note: str) -> None:
-    """Prints a note in one line, on the main process only."""
+    """Prints a note without line breaks, if this is the main process."""
     if _is_main_process():
         console.print(note, highlight=False, soft_wrap=True)
 
 
 def _is_main_process() -> bool:
-    """True in the first process of a run on several devices, and in a run with one process. False in the others."""
+    """Returns True if this is the first process of several, or the only one. False in the other processes."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Prints a warning to stderr without the line of code, which Python shows by default."""
+    """Prints a warning to stderr. Unlike Python, it does not print the line of code that caused the warning."""
     Console(stderr=True).print(f"[yellow]{category.__name__}:[/] {escape(str(message))}", highlight=False)
 
 
 def main() -> None:
-    """Runs the command line. Errors of xprune are one message and exit status 2, not a traceback."""
+    """Runs the command line. Prints an error of xprune as one message, without a traceback, and exits with status 2."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

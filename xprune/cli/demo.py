@@ -1,4 +1,4 @@
-"""The demo: a small ViT on scikit-learn's scanned digits, pruned to half of its MACs with each criterion."""
+"""The demo: prunes a small ViT on the scanned digits of scikit-learn to half of its MACs, with each criterion."""
 
 import os
 import subprocess
@@ -37,21 +37,21 @@ KWARGS: dict[str, Any] = {
     "num_classes": 10,
 }
 DENSE = xprune.Finetune(epochs=40, lr=2e-3)
-"""How the dense model is trained."""
+"""The settings for the training of the dense model."""
 TUNE = xprune.Finetune(epochs=5, lr=5e-4)
-"""How pruned models are fine-tuned."""
+"""The settings for the fine-tuning of the pruned models."""
 BUDGET = xprune.Budget(macs=0.5)
 
 
 def build() -> nn.Module:
-    """Builds the dense ViT without training: 6 blocks with 6 heads, and a hidden size of 96."""
+    """Builds the dense ViT with random weights: 6 blocks with 6 heads each, and a hidden size of 96."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(ARCH, pretrained=False, **KWARGS)
     return model
 
 
 def data() -> tuple[DataLoader[tuple[torch.Tensor, ...]], DataLoader[tuple[torch.Tensor, ...]]]:
-    """Returns batches of the 1,437 digits for training, and of the 360 digits that are held out."""
+    """Returns (loader of the 1,437 digits for training, loader of the 360 other digits for measuring)."""
     images, labels = digits(KWARGS["img_size"])
     held = torch.arange(len(labels)) % 5 == 0
     train = DataLoader(TensorDataset(images[~held], labels[~held]), batch_size=64, shuffle=True)
@@ -59,7 +59,7 @@ def data() -> tuple[DataLoader[tuple[torch.Tensor, ...]], DataLoader[tuple[torch
 
 
 def dense_model(cache: Path, console: Console) -> nn.Module:
-    """Returns the trained dense model. It is read from the cache if it is there, otherwise it is trained and stored."""
+    """Returns the trained dense model: reads it from the folder `cache`, or trains it and stores it there."""
     model, path = build(), cache / f"digits-vit-{DENSE.epochs}.safetensors"
     if path.is_file():
         model.load_state_dict(load_file(path))
@@ -68,7 +68,7 @@ def dense_model(cache: Path, console: Console) -> nn.Module:
     start = time.perf_counter()
     model = xprune.finetune(model, data()[0], DENSE, what="training of the dense model")
     cache.mkdir(parents=True, exist_ok=True)
-    # Renaming is atomic. A killed demo leaves no half-written file under the final name.
+    # The file gets its final name only when it is complete. So a killed demo leaves no incomplete file of this name.
     temporary = path.with_suffix(".part")
     save_file(model.state_dict(), temporary)
     temporary.replace(path)
@@ -77,12 +77,12 @@ def dense_model(cache: Path, console: Console) -> nn.Module:
 
 
 def run(out: Path, cache: Path | None, console: Console) -> None:
-    """Runs the demo: prunes with each criterion, prints a table, saves the last model and reads it in a new process.
+    """Runs the demo: prunes with each criterion, prints a table, saves the last model and loads it in a new process.
 
     Args:
-        out: Folder for the pruned model. The report is written beside it, with the suffix .html.
-        cache: Folder for the dense model. None: the user's cache folder.
-        console: Where to print.
+        out: Folder for the pruned model. The report gets the same name with the suffix .html.
+        cache: Folder for the dense model. None: the folder xprune in the cache folder of the user.
+        console: The console that prints the texts and the table.
 
     Raises:
         ArtefactError: The folder or the report would replace files that xprune did not write.
@@ -98,7 +98,7 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
         table.add_column(heading, justify="left" if heading == "criterion" else "right")
     result = None
     with _one_thread():
-        # One `Run` for all criteria: sites, costs and the metrics of the dense model are computed once.
+        # All criteria share one `Run`, which computes sites, costs and the metrics of the dense model only once.
         model = dense_model(cache or home / "xprune", console)
         shared = Run(model, train, val)
         for name in xprune.CRITERIA:
@@ -112,7 +112,7 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     result.save(out, arch=(ARCH, KWARGS))
     if not any(find_spec(name) is None for name in report.NEEDED):
         result.report(page, classes=[str(digit) for digit in range(10)])
-        console.print(f"Which units were removed, and why: open {page} in a browser")
+        console.print(f"The report {page} shows which units were removed, and why. Open it in a browser")
     images = shared.first_held_out[0]
     with tempfile.TemporaryDirectory() as folder:
         expected = Path(folder) / "expected.safetensors"
@@ -122,11 +122,11 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
 
 
 def check(out: Path, outputs: Path) -> None:
-    """Reads the artefact, and compares its outputs bit by bit with those of the process that wrote it.
+    """Loads the saved model, and compares its outputs bit by bit with those of the process that saved it.
 
     Args:
-        out: Folder of the artefact.
-        outputs: File with inputs and the outputs that are expected.
+        out: Folder of the saved model.
+        outputs: File with inputs and with the outputs that the other process computed for them.
     """
     expected = load_file(outputs)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def check(out: Path, outputs: Path) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Uses one thread for torch. With operations this small, several threads mostly wait for each other."""
+    """Lets torch use one thread. The operations of the demo are so small that several threads only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -148,7 +148,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _costs(metrics: xprune.Metrics) -> tuple[str, str, str]:
-    """Returns MACs, parameters and latency as text for the table."""
+    """Returns (MACs, parameters, latency) as texts for the table."""
     figures = asdict(metrics)
     return f"{figures['macs'] / 1e6:.1f} M", f"{figures['params'] / 1e3:.0f} k", f"{figures['latency_ms']:.1f} ms"
 

@@ -1,4 +1,4 @@
-"""Models and data that the command line names: builds and loads them, and checks that they fit together."""
+"""Loads the models and data that the command line names, and checks that they fit together."""
 
 import json
 from pathlib import Path
@@ -28,25 +28,27 @@ def named_model(
     """Builds or loads the model that the command line names.
 
     Args:
-        name: A folder that xprune saved, or the name of a timm model.
-        args: Arguments "key=value" of timm.create_model.
-        pretrained: True to use timm's pretrained weights. They are not used if there is a checkpoint.
-        checkpoint: A file of weights. None for no file.
-        like: A folder that xprune saved. If `name` is the architecture of this folder and `args` is empty, the
-            arguments of the folder are used.
+        name: A folder in which xprune saved a model, or the name of a timm model.
+        args: Arguments for timm.create_model, each as "key=value". None for no arguments.
+        pretrained: True to use the pretrained weights of timm. They are not used if there is a checkpoint. False for
+            random weights.
+        checkpoint: A file with weights. None if there is none.
+        like: A folder in which xprune saved a model. If `args` is empty and `name` is the architecture that was saved
+            in this folder, the arguments that were saved are used. None for no such folder.
 
     Returns:
-        The model, and its architecture (timm name, arguments), from which it can be built again. The architecture is
-        None for a model from a folder, which holds it, and for names that only timm's hub resolves.
+        (model, architecture). The architecture is a pair (timm name, arguments), from which the model can be built
+        again. It is None if the model was loaded from a folder, because it then carries its architecture. It is also
+        None for names of models on a hub, such as "hf-hub:...".
 
     Raises:
-        ModelError: timm cannot build the model, or arguments or weights are given for a saved model.
-        ArtefactError: The folder is not a saved model.
+        ModelError: timm cannot build the model. Or arguments or weights are given for a model that xprune saved.
+        ArtefactError: The folder does not hold a saved model.
     """
-    # Importing timm takes seconds, and `xprune --help` does not need it. So each function here imports it.
+    # The import of timm takes seconds, and `xprune --help` does not need it. So the functions in this file import it.
     import timm
 
-    # A folder may have the name of a timm model by chance. It is only taken as a saved model if it holds a header.
+    # A folder may happen to have the name of a timm model. It counts as a saved model only if it holds a header.
     if (Path(name) / HEADER).is_file() or (Path(name).is_dir() and not timm.is_model(name)):
         if args or checkpoint:
             raise ModelError(
@@ -74,20 +76,20 @@ def dense_model(
 ) -> nn.Module | None:
     """Builds the dense model from which a saved model was pruned.
 
-    A name or arguments that are not given are read from the saved folder.
+    If `name` or `args` is None, it is read from the folder.
 
     Args:
         saved: The folder of the pruned model.
-        name: Name of the dense model, see `named_model`. None if only its weights are given.
-        args: Arguments "key=value" of timm.create_model.
-        pretrained: True to use timm's pretrained weights.
-        checkpoint: A file with the weights of the dense model.
+        name: Name of the dense model, see `named_model`. None to use the name that was saved in the folder.
+        args: Arguments for timm.create_model, each as "key=value". None for no arguments.
+        pretrained: True to use the pretrained weights of timm. False for random weights.
+        checkpoint: A file with the weights of the dense model. None if there is none.
 
     Returns:
-        The dense model. None if neither its name nor its weights are given.
+        The dense model. None if neither `name` nor `checkpoint` is given.
 
     Raises:
-        ModelError: The folder does not hold the architecture, and no name is given.
+        ModelError: `name` is None, and no architecture was saved in the folder.
     """
     if name is None and checkpoint is None:
         return None
@@ -102,15 +104,15 @@ def dense_model(
 def dense_costs(saved: Path, images: torch.Tensor) -> dict[str, float]:
     """Returns the costs of the dense model from which a saved model was pruned.
 
-    They are counted on the architecture in the header, which is built without weights. If that fails, they are the
-    costs that were measured when the model was saved.
+    The function builds the dense model without weights, from the architecture that was saved, and counts its costs. If
+    this fails, it returns the costs that were measured in the run that saved the model.
 
     Args:
         saved: The folder of the pruned model.
         images: Example inputs of the model.
 
     Returns:
-        Costs by the names of resources. Empty if they are unknown.
+        Mapping from the name of a resource to the cost. Empty if the costs are unknown.
     """
     header = read_header(saved)
     if header["arch"]:
@@ -118,11 +120,11 @@ def dense_costs(saved: Path, images: torch.Tensor) -> dict[str, float]:
             dense = build(Arch.from_json(header["arch"])).eval()
             return xprune.count_resources(dense, images.to("meta"))
         except (XPruneError, NotImplementedError, RuntimeError):
-            # Without weights (device "meta") a forward that depends on values of tensors fails.
+            # On the device "meta", tensors have no values. A forward that depends on values fails there.
             pass
     measured = header["extra"].get("metrics", {}).get("dense", {})
-    # A model may be pruned twice. The measured costs are those of the model that the last run was given, so they are
-    # used only if that was the first model.
+    # A model may be pruned twice. The saved costs are those of the model before the last run. So they are used only if
+    # that model was not pruned before.
     first = header["extra"].get("plan") is None
     found = {**measured, **measured.get("resources", {})}
     costs = {name: found[name] for name in registered("resources") if isinstance(found.get(name), (int, float))}
@@ -130,7 +132,7 @@ def dense_costs(saved: Path, images: torch.Tensor) -> dict[str, float]:
 
 
 def _argument(text: str) -> tuple[str, Any]:
-    """Splits "key=value". The value is read as JSON if it is JSON, otherwise it is a text."""
+    """Splits "key=value" into (key, value). If the value is valid JSON, it is read as JSON, else it stays a text."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ModelError(f"--model-arg {text!r} is not of the form key=value. An example: num_classes=10.")
@@ -141,10 +143,10 @@ def _argument(text: str) -> tuple[str, Any]:
 
 
 def limited(text: str) -> tuple[str, float]:
-    """Splits "RESOURCE=FRACTION" into its two parts.
+    """Splits "RESOURCE=FRACTION" into (name of the resource, fraction).
 
     Raises:
-        BudgetError: The text has another form.
+        BudgetError: The text does not have this form.
 
     Example:
         >>> limited("params=0.5")
@@ -158,11 +160,11 @@ def limited(text: str) -> tuple[str, float]:
 
 
 def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
-    """Loads the data for pruning, with images as the model expects them.
+    """Loads training and validation data, with images prepared as the model expects them.
 
     Raises:
-        DataError: There is no such data.
-        ModelError: The model's head has another number of classes.
+        DataError: There are no such data.
+        ModelError: The data have another number of classes than the head of the model.
     """
     from timm.data.config import resolve_model_data_config
 
@@ -172,7 +174,7 @@ def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed:
 
 
 def measured_data(name: str, model: nn.Module, batch_size: int, workers: int) -> Measured:
-    """Loads the data for measuring, with images as the model expects them. Errors are those of `named_data`."""
+    """Loads data to measure a model on. The arguments and errors are those of `named_data`."""
     from timm.data.config import resolve_model_data_config
 
     data = load_measured(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers)
@@ -181,7 +183,7 @@ def measured_data(name: str, model: nn.Module, batch_size: int, workers: int) ->
 
 
 def _check_classes(name: str, model: nn.Module, found: int) -> None:
-    """Raises ModelError if the model's head has another number of classes than the data."""
+    """Raises ModelError if the data have another number of classes (`found`) than the head of the model."""
     classes = getattr(model, "num_classes", found)
     if classes != found:
         raise ModelError(
@@ -191,9 +193,9 @@ def _check_classes(name: str, model: nn.Module, found: int) -> None:
 
 
 def example_images(model: nn.Module, rows: int) -> torch.Tensor:
-    """Returns noise of the size that the model expects, float32 (rows, channels, height, width).
+    """Returns random images of the size that the model expects, float32 (rows, channels, height, width).
 
-    The seed is fixed, so it is the same at each call.
+    The seed is fixed, so each call returns the same images.
     """
     from timm.data.config import resolve_model_data_config
 

@@ -1,4 +1,4 @@
-"""Attention maps of a dense model, computed from q and k, and checked against the output of the attention."""
+"""Computes attention maps of a dense model from q and k, and checks them with the output of the attention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,25 +13,28 @@ from xprune.surgery.exactness import close
 
 @torch.no_grad()
 def attention(model: nn.Module, site: Site, inputs: Any) -> Tensor | None:
-    """Computes the attention maps of one attention, softmax(q k^T / sqrt(head size)), and checks them.
+    """Computes the attention maps of one attention as softmax(q k^T / sqrt(head size)), and checks them.
 
-    q, k and v are the outputs of the site's producers, in the order of the site's cuts. Some attentions compute
-    something else, for example with a position bias, a norm or a rotation of q and k. So the product of map and v is
-    compared with the input of the consumer. If they differ, no map is returned.
+    The report shows these maps. q, k and v are read from the outputs of the site's producers. This formula is not right
+    for each attention: some add a position bias, or normalise or rotate q and k. So the function multiplies the maps by
+    v and compares the product with the input of the consumer. If they differ, it returns None.
 
     Args:
         model: The dense model.
-        site: The heads of one of its attentions.
-        inputs: What the model is called with.
+        site: A site of heads in the model.
+        inputs: The inputs that the model is called with.
 
     Returns:
-        Maps of all heads, float32 (rows, heads, tokens, tokens). None if the attention computes something else.
+        The attention maps of all heads, float32 (rows, heads, tokens, tokens). None if the attention uses another
+        formula.
     """
-    # A fused qkv is one producer with 3 groups, q with kv are two with 1 and 2, separate layers are three with 1 each.
+    # There are 3 groups in all: a fused qkv is one producer with 3 groups, q and a fused kv are two producers with 1
+    # and 2 groups, and separate layers are three producers with 1 group each.
     producers = {
         c.tensor.rpartition(".")[0]: c.groups for c in site.cuts if c.axis == 0 and c.tensor.endswith(".weight")
     }
-    # Norms and gates on heads have such cuts too, but they are no linear layers or make the groups more than 3.
+    # Norm layers and layers for gates on heads have such cuts too. They are not linear layers, or the sum of the groups
+    # is not 3.
     producers = {path: groups for path, groups in producers.items() if isinstance(model.get_submodule(path), nn.Linear)}
     if sum(producers.values()) != 3:
         return None
@@ -64,7 +67,7 @@ def attention(model: nn.Module, site: Site, inputs: Any) -> Tensor | None:
 
 
 def _keep_output(seen: dict[str, Tensor], path: str) -> Callable[..., None]:
-    """Returns a forward hook that stores the output of the module at `path` in `seen`."""
+    """Returns a forward hook that stores the output of a module in `seen`, under the key `path`."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         seen[path] = output.detach()
@@ -73,7 +76,7 @@ def _keep_output(seen: dict[str, Tensor], path: str) -> Callable[..., None]:
 
 
 def _keep_input(seen: dict[str, Tensor], path: str) -> Callable[..., None]:
-    """Returns a forward pre-hook that stores the first input of the module at `path` in `seen`."""
+    """Returns a forward pre-hook that stores the first input of a module in `seen`, under the key `path`."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args:

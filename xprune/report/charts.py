@@ -1,4 +1,4 @@
-"""The charts of a report. Each function turns facts into a plotly figure, as the JSON that plotly.js draws."""
+"""The charts of a report. Each function makes a plotly figure from the facts, as plain data that plotly.js draws."""
 
 import json
 from collections.abc import Sequence
@@ -15,20 +15,21 @@ from xprune.report.classmap import ClassMap
 from xprune.report.collect import Facts, short
 
 KEPT, REMOVED, INK = "#0b5394", "#b8520a", "#1c2733"
-"""Blue and orange: all kinds of colour vision tell them apart, and they differ in lightness when printed in grey."""
+"""Colours of kept units, removed units and text. Blue and orange differ for colour-blind readers and in grey."""
 BLUES = [[0, "#f2f6fa"], [0.5, "#7fb0d8"], [1, "#08306b"]]
 ORANGES = [[0, "#fdf4ec"], [0.5, "#f0a765"], [1, "#8c3a00"]]
 ROWS = 40
-"""The most classes with a row each. Of more, those that lost most are drawn."""
+"""The largest number of classes in a chart. If there are more, the chart shows those that lost most accuracy."""
 FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK}
 
 
 def class_map(facts: Facts, found: ClassMap) -> dict[str, Any]:
-    """Makes a heat map with a row for each class and a column for each unit or bin. Kept is blue, removed is orange."""
+    """Makes a heat map with a row for each class, and a column for each unit or bin. Kept units are blue."""
     values, kept = found.values.numpy(), np.asarray(found.kept)
     names = [_text(facts.classes[index]) for index in found.classes]
     figure = go.Figure()
-    # Two layers, each with NaN where the other one has a colour. The script shows their names below the map.
+    # There are two layers, one for kept and one for removed units. Each is NaN where the other one has values. The
+    # script of the page prints the name of the layer below the chart.
     for title, shown, scale in (("kept", kept, BLUES), ("removed", ~kept, ORANGES)):
         figure.add_heatmap(
             z=np.where(shown, values, np.nan).astype(np.float32),
@@ -61,9 +62,9 @@ def class_map(facts: Facts, found: ClassMap) -> dict[str, Any]:
 
 
 def accuracy(facts: Facts) -> dict[str, Any]:
-    """Makes a chart with a row for each class: its accuracy before and after, and a line between the two.
+    """Makes a chart with a row for each class: its accuracy before pruning, and after.
 
-    The class with the greatest loss is on top.
+    A line connects the two accuracies. The class that lost most accuracy is on top.
     """
     rows = facts.accuracy[:ROWS]
     names = [f"{_text(facts.classes[row.index])}" for row in rows]
@@ -95,7 +96,7 @@ def accuracy(facts: Facts) -> dict[str, Any]:
         height=110 + 24 * len(rows),
         xaxis={"title": {"text": "accuracy, %"}, "fixedrange": True, "automargin": True},
         yaxis={
-            # From bottom to top, so that the first row is on top.
+            # plotly draws the first row at the bottom. This range puts it on top.
             "range": [len(rows) - 0.4, -0.6],
             "automargin": True,
             "fixedrange": True,
@@ -108,7 +109,7 @@ def accuracy(facts: Facts) -> dict[str, Any]:
 
 
 def losses(facts: Facts) -> dict[str, Any]:
-    """Makes a chart with a point for each class: the change of its accuracy. Classes are in order of this change."""
+    """Makes a chart with a point for each class, which shows how much its accuracy changed, in order of the change."""
     rows = facts.accuracy
     figure = go.Figure(
         go.Scatter(
@@ -130,9 +131,10 @@ def losses(facts: Facts) -> dict[str, Any]:
 
 
 def training(facts: Facts) -> dict[str, Any]:
-    """Makes charts of the share kept and of the threshold of each site, over the steps.
+    """Makes charts of two quantities over the steps of training: how many units each site keeps, and its threshold.
 
-    There is one chart for each unit kind and quantity. Each site has a line: the darker, the deeper in the network.
+    The first quantity is the percentage of units that the site keeps. There is one chart for each pair of a unit kind
+    and a quantity. Each site has a line. The lines of sites near the output of the model are darker.
     """
     kinds = kinds_of(facts.sites)
     titles = [f"{quantity}, {kind.plural}" for quantity in ("share kept", "threshold") for kind in kinds]
@@ -155,7 +157,8 @@ def training(facts: Facts) -> dict[str, Any]:
                 row=line,
                 col=1,
             )
-            # A diamond behind the end of each line: what the plan keeps. The rates end near it, not on it.
+            # A diamond after the end of each line shows the percentage that the plan keeps. The line ends near the
+            # diamond and not on it, because a last shift of all thresholds makes the plan.
             if field == "rates":
                 figure.add_scatter(
                     x=[steps[-1] * 1.03],
@@ -178,9 +181,10 @@ def training(facts: Facts) -> dict[str, Any]:
 
 
 def faithfulness(facts: Facts) -> dict[str, Any]:
-    """Makes a chart of accuracy over the share of units deleted, with two lines for each curve.
+    """Makes a chart of the accuracy over the percentage of deleted units, with two lines for each name.
 
-    One line is the accuracy of a class on its own samples, the other that on the samples of all other classes.
+    One line is the accuracy on samples of the class whose units are deleted. The other line is the accuracy on samples
+    of all other classes. Both are means over the classes.
     """
     figure = go.Figure()
     colours = [KEPT, REMOVED, "#1b7f5c", "#7b4fa3", "#a08500", "#555f6b", "#c0398b", "#2b9fc4"]
@@ -205,7 +209,7 @@ def faithfulness(facts: Facts) -> dict[str, Any]:
 
 
 def figure_layout() -> dict[str, Any]:
-    """Returns the layout that all charts share, also the charts that the page's script makes."""
+    """Returns the plotly layout of all charts, including the charts that the script of the page makes."""
     axis = {"gridcolor": "#e6eaee", "zerolinecolor": "#c5ccd3", "linecolor": "#c5ccd3", "ticks": ""}
     return {
         "font": FONT,
@@ -220,25 +224,25 @@ def figure_layout() -> dict[str, Any]:
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
-    """Returns a figure as plain data, with the shared layout instead of plotly's long default template."""
+    """Returns a figure as plain data. Replaces plotly's default template, which is long, by our layout."""
     figure.update_layout(template=go.layout.Template(layout=figure_layout()))
     found: dict[str, Any] = json.loads(figure.to_json())
     return found
 
 
 def _text(name: str) -> str:
-    """Escapes a name that the user gave, because plotly reads some HTML tags in its labels."""
+    """Escapes a name for a label. plotly would read tags in the name as HTML."""
     return escape(name, quote=False)
 
 
 def _pattern(names: Sequence[str]) -> str:
-    """Returns the names as one pattern: blocks.N.attn for blocks.0.attn, blocks.1.attn and so on."""
+    """Returns one pattern for several names: "blocks.N.attn" for "blocks.0.attn", "blocks.1.attn" and so on."""
     first, label = names[0], short(names)[0]
     return first if label == first else first.replace(label, "N", 1)
 
 
 def _class_ticks(names: Sequence[str]) -> dict[str, Any]:
-    """Returns the ticks of an axis of classes: all names, or about ten of them if there are more than ROWS."""
+    """Returns the ticks of an axis of classes: all names, or about ten names if there are more than ROWS classes."""
     if len(names) <= ROWS:
         return {"tickvals": list(range(len(names))), "ticktext": list(names)}
     shown = list(range(0, len(names), max(1, len(names) // 10)))
@@ -246,14 +250,14 @@ def _class_ticks(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(x: float) -> dict[str, Any]:
-    """Returns a vertical line over the whole height of a chart, between two sites."""
+    """Returns a vertical line at `x` over the whole height of a chart. It separates two sites."""
     return {"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1} | {
         "line": {"color": INK, "width": 0.8}
     }
 
 
 def _depths(count: int) -> list[str]:
-    """Returns a colour for each of so many sites, from light for the first to dark for the last."""
+    """Returns `count` colours for the sites of a model, from light for the first site to dark for the last."""
     positions = [0.9 - 0.85 * i / max(count - 1, 1) for i in range(count)]
     shades: list[str] = sample_colorscale("Cividis", positions)
     return shades

@@ -1,6 +1,7 @@
-"""Maps of classes and units: how much each class uses each unit, as percentiles.
+"""Class maps: tables that show how much each class uses each unit, as percentiles.
 
-Scores of two criteria have different units of measurement. Percentiles do not, so maps of two criteria can be compared.
+The scores of two criteria cannot be compared, because they measure different things. Percentiles can be compared, so
+the class maps of two criteria can be compared.
 """
 
 from collections.abc import Sequence
@@ -14,24 +15,25 @@ from xprune.core.scores import LowRank, Scores
 from xprune.core.unit_kind import UnitKind, kinds_of
 
 CLASSES = 1000
-"""The most rows of a map. With more classes, this many are shown, spread evenly over the indices."""
+"""The largest number of classes in a class map. If there are more, the map shows this many, at even distances."""
 TOP, BINS = 6, 6
-"""For units that are too many for a column each: the best TOP units have a column, the rest share BINS columns.
+"""Columns of a site with too many units for a column each: TOP columns of one unit, then BINS columns of a mean.
 
-Kept and removed units of a site are counted separately.
+The TOP units are those with the highest scores. The other units are divided into BINS groups, and each group has one
+column. This is done separately for the kept and for the removed units of a site.
 """
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """How much each class uses the units of one kind.
+    """A table that shows how much each class uses the units of one kind.
 
     Attributes:
         kind: Name of the unit kind.
-        classes: Index of the class of each row.
-        labels: Text for each column: the site and the unit, or the site and the number of units in the column.
+        classes: For each row, the index of the class.
+        labels: For each column, a text: the site and the unit, or the site and the number of units in the column.
         kept: For each column True if its units were kept, False if they were removed.
-        sites: (name, first column, one after the last column) of each site.
+        sites: For each site, (name, index of its first column, index of its last column + 1).
         values: Percentiles from 0 to 100, float32 (classes, columns). A class without scores has a row of NaN.
     """
 
@@ -44,9 +46,9 @@ class ClassMap:
 
 
 def comparable(scores: Scores) -> list[Tensor]:
-    """Returns the scores of each site, float32 (units,), in a form that is comparable across sites.
+    """Returns the scores of each site, float32 (units,), so that scores of different sites can be compared.
 
-    Scores with the scale "site" are divided by the mean of their site. Other scores are returned as they are.
+    Scores with the scale "site" are divided by the mean absolute score of their site. Other scores stay as they are.
     """
     if scores.scale != "site":
         return list(scores.values)
@@ -54,9 +56,9 @@ def comparable(scores: Scores) -> list[Tensor]:
 
 
 def maps(result: Record) -> tuple[ClassMap, ...]:
-    """Returns a map for each unit kind of the plan that has class-wise scores.
+    """Returns a class map for each unit kind of the plan. Empty if there are no class-wise scores.
 
-    Kinds whose units have a column each, such as heads, come first.
+    The kinds whose units have a column each, such as heads, come first.
     """
     kinds = sorted(kinds_of(result.plan.sites), key=lambda kind: not kind.singly)
     found = (single_map(result, kind) if kind.singly else binned_map(result, kind) for kind in kinds)
@@ -64,9 +66,10 @@ def maps(result: Record) -> tuple[ClassMap, ...]:
 
 
 def single_map(result: Record, kind: UnitKind) -> ClassMap | None:
-    """Returns the map of a kind with a column for each unit, or None if there are no units or class-wise scores.
+    """Returns the class map of a unit kind with a column for each unit.
 
-    A percentile is the rank of the unit among all units of this kind, for one class.
+    A percentile is the rank of the unit among all units of this kind, for one class. The result is None if the plan has
+    no units of this kind or if there are no class-wise scores.
     """
     chosen = _sites(result, kind)
     if not chosen:
@@ -75,7 +78,8 @@ def single_map(result: Record, kind: UnitKind) -> ClassMap | None:
     for i in chosen:
         table = _table(result.scores, i)
         per_site = result.scores.scale == "site"
-        # Scores with the scale "site" say nothing across sites. Here each is a multiple of its site's mean.
+        # Scores with the scale "site" cannot be compared between sites. So each score is divided by the mean of its
+        # site.
         tables.append(table / table.abs().mean(1, keepdim=True).clamp_min(1e-30) if per_site else table)
     labels, kept, spans, start = [], [], [], 0
     for i in chosen:
@@ -88,10 +92,12 @@ def single_map(result: Record, kind: UnitKind) -> ClassMap | None:
 
 
 def binned_map(result: Record, kind: UnitKind) -> ClassMap | None:
-    """Returns the map of a kind with too many units for a column each, or None as `single_map` does.
+    """Returns the class map of a unit kind with too many units for a column each, such as neurons.
 
-    Each site has columns for its best kept units, then bins of its other kept units, then the same for removed units.
-    The order is that of the scores. A percentile is the rank among the units of the site, and a bin shows the mean.
+    The columns of a site have this order: first the kept units with the highest scores, with one column each, then bins
+    of the other kept units. The removed units follow in the same way. A percentile is the rank of the unit among the
+    units of its site, for one class. A bin shows the mean percentile of its units. The result is None if the plan has
+    no units of this kind or if there are no class-wise scores.
     """
     chosen = _sites(result, kind)
     if not chosen:
@@ -105,7 +111,7 @@ def binned_map(result: Record, kind: UnitKind) -> ClassMap | None:
         order = result.scores.values[i].argsort(descending=True, stable=True)
         first = len(labels)
         for stays in (True, False):
-            units = order[keep[order] == stays]  # kept or removed, best first
+            units = order[keep[order] == stays]  # the kept units or the removed units, highest score first
             groups = [units[j : j + 1] for j in range(min(TOP, len(units)))]
             groups += [part for part in units[TOP:].tensor_split(BINS) if len(part)]
             for group in groups:
@@ -118,14 +124,14 @@ def binned_map(result: Record, kind: UnitKind) -> ClassMap | None:
 
 
 def percentiles(table: Tensor) -> Tensor:
-    """Returns the ranks within each row of a table as percentiles.
+    """Returns the rank of each number within its row, as a percentile.
 
     Args:
-        table: Numbers, float (rows, columns).
+        table: Tensor of numbers, float (rows, columns).
 
     Returns:
-        A table of the same shape: 0 for the smallest of a row, 100 for the largest. Equal values get the mean of their
-        ranks. NaN stays NaN.
+        A tensor of the same shape: 0 for the smallest number of a row, 100 for the largest. Equal numbers get the mean
+        of their ranks. NaN stays NaN.
 
     Example:
         >>> percentiles(torch.tensor([[3.0, 1.0, 2.0], [5.0, 5.0, 0.0]]))
@@ -136,7 +142,8 @@ def percentiles(table: Tensor) -> Tensor:
     ranks = torch.empty_like(table).scatter_(1, order, torch.arange(table.shape[1]).to(table).expand_as(table))
     same = ordered[:, 1:] == ordered[:, :-1]
     if bool(same.any()):
-        # Equal values form a run. Each of them gets the mean of the ranks at which the run begins and ends.
+        # In the sorted row, equal values are next to each other. Each gets the mean of the first and the last of their
+        # ranks.
         place = torch.arange(table.shape[1], device=table.device).expand_as(table)
         edge = same.new_zeros(len(table), 1)
         begins = place.masked_fill(torch.cat([edge, same], 1), 0).cummax(1).values
@@ -147,7 +154,7 @@ def percentiles(table: Tensor) -> Tensor:
 
 
 def _sites(result: Record, kind: UnitKind) -> list[int]:
-    """Returns the indices of the sites of a kind. Empty if there are no class-wise scores."""
+    """Returns the indices of the sites of a unit kind. Empty if there are no class-wise scores."""
     if result.scores.classwise is None:
         return []
     return [i for i, site in enumerate(result.plan.sites) if site.kind == kind.name]
@@ -157,14 +164,14 @@ def _table(scores: Scores, index: int) -> Tensor:
     """Returns the class-wise scores of a site, float32 (classes, units)."""
     assert scores.classwise is not None
     table = scores.classwise[index]
-    # A LowRank holds factors. Indexing with all rows multiplies them.
+    # A LowRank stores the table as two factors. If it is indexed, it multiplies them. So all rows are indexed.
     return (table[torch.arange(table.shape[0])] if isinstance(table, LowRank) else table).float().cpu()
 
 
 def _build(
     kind: UnitKind, labels: Sequence[str], kept: Sequence[bool], spans: Sequence[tuple[str, int, int]], values: Tensor
 ) -> ClassMap:
-    """Returns the map, with at most CLASSES rows."""
+    """Returns the class map. If there are more classes than CLASSES, it leaves out rows at even distances."""
     rows = len(values)
     shown = torch.linspace(0, rows - 1, min(rows, CLASSES)).round().long()
     return ClassMap(kind.name, tuple(shown.tolist()), tuple(labels), tuple(kept), tuple(spans), values[shown])

@@ -1,4 +1,4 @@
-"""The facts that a report shows, gathered from a result as plain data. Charts and HTML are made from them."""
+"""Reads a result and returns the facts: all data that a report shows. Charts and HTML are made from the facts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from xprune.report.classmap import ClassMap, comparable, maps
 from xprune.report.pictures import Pictures, look
 
 TOP = 10
-"""How many classes are named for a unit: those that use it most."""
+"""How many classes the report names for a unit. These are the classes that use the unit most."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class SiteFacts:
 
     Attributes:
         name: Name of the site, such as "blocks.3.attn".
-        block: Path of the block around it, "blocks.3". "" if there is none.
-        part: Last part of the name, "attn".
+        block: Path of the block that contains the site, such as "blocks.3". "" if there is none.
+        part: Last part of the name, such as "attn".
         kind: Name of the unit kind.
         size: Number of units of the dense model.
-        kept: Indices of the units that were kept.
-        cut: The lowest score of the kept units. None if no unit was kept.
-        learned: The learned threshold on ranks from 0 to 1. None if no threshold was learned.
+        kept: Indices of the kept units.
+        cut: The lowest score of a kept unit. None if no unit was kept.
+        learned: The learned threshold, which is compared with ranks from 0 to 1. None if no threshold was learned.
     """
 
     name: str
@@ -46,19 +46,20 @@ class SiteFacts:
 
 @dataclass(frozen=True)
 class UnitFacts:
-    """The facts of one unit, of a kind whose units are drawn one by one.
+    """The facts of one unit. Only units that the report draws one by one, such as heads, have them.
 
     Attributes:
-        site: Index of its site.
+        site: Index of the site of the unit.
         unit: Index of the unit in the site.
         kept: True if the unit was kept, False if it was removed.
-        score: Its score.
-        rank: Its rank among the units of the site. 1 is the best.
-        rank_all: Its rank among all units of its kind. 1 is the best.
-        of_all: Number of units of its kind.
-        share: Its rank within the site, from 0 (worst) to 1 (best), to compare with a learned threshold.
-        classes: The classes that use the unit most, highest first: (index of the class, percentile of the unit among
-            all units of its kind for that class). Empty without class-wise scores.
+        score: Score of the unit.
+        rank: Rank of the unit among the units of the site. 1 is the highest score.
+        rank_all: Rank of the unit among all units of its kind. 1 is the highest score.
+        of_all: Number of all units of its kind.
+        share: Rank within the site from 0 (lowest score) to 1 (highest score). It is compared with a learned threshold.
+        classes: For each class that uses the unit most, a pair (index of the class, percentile of the unit among all
+            units of its kind for this class). The highest percentile comes first. Empty if there are no class-wise
+            scores.
     """
 
     site: int
@@ -79,8 +80,8 @@ class ClassFacts:
     Attributes:
         index: Index of the class.
         samples: Number of samples of the class.
-        before: Accuracy of the dense model on these samples, 0 to 1.
-        after: Accuracy of the last model on these samples: the fine-tuned one if there is one, else the pruned one.
+        before: Accuracy of the dense model on these samples, from 0 to 1.
+        after: Accuracy of the fine-tuned model on these samples, or of the pruned model if there was no fine-tuning.
     """
 
     index: int
@@ -91,23 +92,25 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """All facts that the page shows. A part without data is empty.
+    """All data that a report shows. A field is empty if there are no data for it.
 
     Attributes:
-        metrics: Metrics by stage: "dense", "pruned" and, after fine-tuning, "finetuned".
+        metrics: Mapping from the stage to the metrics. The stages are "dense", "pruned" and, if there was fine-tuning,
+            "finetuned".
         criterion: Name of the criterion.
-        scale: Whether scores of two sites can be compared, see `Scores.scale`.
+        scale: How scores of different sites can be compared, see `Scores.scale`.
         settings: Settings of the run.
-        info: Seconds, samples and settings of the criterion, see `Scores.info`.
+        info: The seconds, samples and settings of the scoring, see `Scores.info`.
         unseen: Indices of the classes without class-wise scores.
         sites: Facts of each site, in the order of the plan.
-        units: Facts of each unit, of the kinds whose units are drawn one by one, such as heads.
-        classes: Names of the classes, by index.
-        maps: Maps of classes and units, one for each unit kind.
-        accuracy: Accuracy of each class, the greatest loss first.
-        history: Rates and thresholds of the sites while they were learned, one entry for each recorded step.
-        faithfulness: Curves by their names.
-        pictures: Pictures of inputs, or a sentence that says why there are none.
+        units: Facts of each unit that the report draws one by one, such as heads.
+        classes: Names of the classes, in the order of the class indices.
+        maps: Class maps, one for each unit kind.
+        accuracy: Accuracy of each class. The class that lost most accuracy comes first.
+        history: One mapping for each recorded step of learned thresholds. It holds the fraction of units that each site
+            keeps ("rates") and the threshold of each site ("thresholds").
+        faithfulness: Mapping from a name to the curves with this name.
+        pictures: Pictures of inputs, or a sentence that gives the reason why there are none.
     """
 
     metrics: Mapping[str, Metrics]
@@ -131,7 +134,7 @@ def collect(
     classes: Sequence[str] | None = None,
     faithfulness: Named | None = None,
 ) -> Facts:
-    """Gathers the facts of a result. Arguments and errors are those of `xprune.report.write`."""
+    """Returns the facts of a result. The arguments and errors are those of `xprune.report.write`."""
     by_kind = {found.kind: found for found in maps(result)}
     single = [kind for kind in kinds_of(result.plan.sites) if kind.singly]
     names = names_of(result, classes)
@@ -167,7 +170,7 @@ def sites(result: Record) -> tuple[SiteFacts, ...]:
 
 
 def short(names: Sequence[str]) -> list[str]:
-    """Removes the dotted parts that all names start and end with, so that labels are short.
+    """Shortens names for labels: removes the dotted parts with which all names start and end.
 
     Example:
         >>> short(["blocks.0.attn", "blocks.1.attn"])
@@ -181,14 +184,14 @@ def short(names: Sequence[str]) -> list[str]:
 
 
 def _common_start(parts: Sequence[Sequence[str]]) -> int:
-    """Returns the number of elements that all sequences start with."""
+    """Returns how many elements at the start are the same in all sequences."""
     return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
 
 
 def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
-    """Returns the accuracy of each class that has samples, before and after, the greatest loss first.
+    """Returns the accuracy of each class that has samples, before and after. The largest loss comes first.
 
-    Empty if the accuracy of classes was not measured.
+    The result is empty if the accuracy of each class was not measured.
     """
     first, last = next(iter(metrics.values())), list(metrics.values())[-1]
     pairs = enumerate(zip(first.by_class, last.by_class, strict=False))
@@ -197,20 +200,20 @@ def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
 
 
 def history(result: Record) -> tuple[Mapping[str, Any], ...]:
-    """Returns the records of rates and thresholds while they were learned. Empty if the selection keeps no records."""
+    """Returns the recorded steps of learned thresholds, see `Facts.history`. Empty if nothing was recorded."""
     records = result.plan.info.get("history") or ()
-    # Records of another plan, or without thresholds, cannot be drawn against the sites of this plan.
+    # A record without thresholds, or with another number of sites than this plan, cannot be drawn.
     return tuple(
         r for r in records if len(r.get("rates", ())) == len(r.get("thresholds", ())) == len(result.plan.sites)
     )
 
 
 def _units(result: Record, kind: UnitKind, classmap: ClassMap | None) -> list[UnitFacts]:
-    """Returns the facts of all units of a kind, site by site."""
+    """Returns the facts of all units of a unit kind, in the order of the sites."""
     chosen = [i for i, site in enumerate(result.plan.sites) if site.kind == kind.name]
     values = comparable(result.scores)
     every = torch.cat([values[i] for i in chosen])
-    # The map has a column for each unit, in the same order as this loop.
+    # The class map has a column for each unit, in the order of this loop.
     ranks, column = _ranks(every).tolist(), 0
     found = []
     for i in chosen:
@@ -226,21 +229,22 @@ def _units(result: Record, kind: UnitKind, classmap: ClassMap | None) -> list[Un
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Returns ranks, int64 (units,): 1 for the highest score. Equal scores are ranked by index."""
+    """Returns the rank of each unit, int64 (units,): 1 for the highest score. Equal scores are ranked by index."""
     return values.argsort(descending=True, stable=True).argsort() + 1
 
 
 def _top(classmap: ClassMap | None, column: int) -> tuple[tuple[int, float], ...]:
-    """Returns the classes that use the unit of a column most, as (class, percentile), highest first."""
+    """Returns the classes that use the unit of a column most, as pairs (class, percentile), highest first."""
     if classmap is None:
         return ()
-    uses = classmap.values[:, column].nan_to_num(-1.0)  # classes without scores come last and are left out
+    # Classes without scores get -1. So they come last, and the last line leaves them out.
+    uses = classmap.values[:, column].nan_to_num(-1.0)
     best = uses.argsort(descending=True, stable=True)[:TOP]
     return tuple((classmap.classes[int(i)], float(uses[i])) for i in best if uses[i] >= 0)
 
 
 def names_of(result: Record, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns a name for each class: those that are given, or "class 0", "class 1" and so on.
+    """Returns a name for each class: the given names, or "class 0", "class 1" and so on.
 
     Raises:
         ModelError: Fewer names are given than there are classes.
@@ -255,7 +259,7 @@ def names_of(result: Record, given: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _curves(given: Named) -> dict[str, dict[str, list[float]]]:
-    """Returns the curves as lists of numbers, by name. Raises ModelError if a list is missing or has another length."""
+    """Returns the curves as lists of numbers, by name. Raises ModelError if a list is missing or lengths differ."""
     found = {}
     for name, curve in given.items():
         try:
@@ -269,7 +273,7 @@ def _curves(given: Named) -> dict[str, dict[str, list[float]]]:
         if not lists["fractions"] or len({len(values) for values in lists.values()}) > 1:
             lengths = ", ".join(f"{key} {len(values)}" for key, values in lists.items())
             raise ModelError(
-                f"faithfulness[{name!r}]: the three lists must have one length, not 0. Their lengths: {lengths}."
+                f"faithfulness[{name!r}]: the three lists must have one length, and not 0. Their lengths: {lengths}."
             )
         found[str(name)] = lists
     return found

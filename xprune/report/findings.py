@@ -1,4 +1,4 @@
-"""The headings of a report: the main finding of each section, in words and numbers."""
+"""Writes the headings of a report. Each heading says the main result of its section, in words and numbers."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ from xprune.report.text import measured
 
 
 def title(facts: Facts) -> str:
-    """Returns how much was cut and how the metric changed, for the title of the page.
+    """Returns the title of the page: how much was removed, and how the metric changed.
 
-    The first resource that the budget limits is named, else the first that was measured.
+    The title names the first resource that the budget limits. If the budget is unknown, it names the first resource
+    that was measured.
     """
     dense, last = next(iter(facts.metrics.values())), list(facts.metrics.values())[-1]
     known = [each for each in measured(facts.metrics) if dense.costs.get(each.name) and last.costs.get(each.name)]
@@ -23,13 +24,13 @@ def title(facts: Facts) -> str:
 
 
 def _limited(facts: Facts) -> set[str]:
-    """Returns the names of the resources that the budget of the run limits."""
+    """Returns the names of the resources that the budget of the run limits. Empty if the budget is unknown."""
     budget = dict(facts.settings.get("budget") or {})
     return {name for name, share in budget.items() if share} | {name for name, _ in budget.get("resources", ())}
 
 
 def kept(facts: Facts) -> str:
-    """Returns a sentence with the number of units that were kept, for each kind."""
+    """Returns a sentence that gives the number of kept units of each unit kind."""
     parts = []
     for kind in kinds_of(facts.sites):
         sites = _of(facts, kind)
@@ -38,24 +39,26 @@ def kept(facts: Facts) -> str:
 
 
 def network(facts: Facts) -> str:
-    """Returns which sites lost the greatest share of their units, for each kind."""
+    """Returns for each unit kind which site lost the largest share of its units, as text."""
     return "; ".join(_hardest(_of(facts, kind), kind) for kind in kinds_of(facts.sites))
 
 
 def class_map(facts: Facts) -> str:
-    """Returns how many of the removed units are in the top quarter of the percentiles for at least one class.
+    """Returns how many removed units are among the 25 % of units that at least one class uses most, as text.
 
-    It counts the kinds whose units are drawn one by one, such as heads.
+    It counts only units that the report draws one by one, such as heads.
     """
     gone = [unit for unit in facts.units if not unit.kept and unit.classes]
     if not gone:
         return "Which class uses which unit"
     missed = sum(unit.classes[0][1] >= 75 for unit in gone)
-    return f"{missed} of {len(gone)} removed {single(facts)[1]} are in the top quarter for at least one class"
+    return (
+        f"{missed} of {len(gone)} removed {single(facts)[1]} are among the 25\N{NO-BREAK SPACE}% that a class uses most"
+    )
 
 
 def accuracy(facts: Facts) -> str:
-    """Returns how many classes lost and gained accuracy, and which one lost most."""
+    """Returns how many classes lost and gained accuracy, and which class lost most, as text."""
     lost, gained = (sum(sign * (c.after - c.before) > 0 for c in facts.accuracy) for sign in (-1, 1))
     text, worst = f"{lost} of {len(facts.accuracy)} classes lost accuracy, {gained} gained", facts.accuracy[0]
     if not lost:
@@ -64,7 +67,7 @@ def accuracy(facts: Facts) -> str:
 
 
 def training(facts: Facts) -> str:
-    """Returns which sites learned the highest and the lowest threshold."""
+    """Returns which sites learned the highest and the lowest threshold, as text."""
     ended: Sequence[float] = facts.history[-1]["thresholds"]
     low, high = (pick(range(len(ended)), key=ended.__getitem__) for pick in (min, max))
     names = [facts.sites[index].name for index in (high, low)]
@@ -72,9 +75,10 @@ def training(facts: Facts) -> str:
 
 
 def faithfulness(facts: Facts) -> str:
-    """Returns the name of the curve with the greatest mean distance between a class and the others, and this distance.
+    """Returns the name of the curves with the largest distance between a class and the others, and the distance.
 
-    The distance is the mean over the fractions of deleted units.
+    The distance is the accuracy on samples of other classes minus the accuracy on samples of the class, as the mean
+    over the fractions of deleted units.
     """
     gaps = {
         name: sum(b - a for a, b in zip(c["own"], c["others"], strict=True)) / len(c["own"])
@@ -87,31 +91,31 @@ def faithfulness(facts: Facts) -> str:
 
 
 def single(facts: Facts) -> tuple[str, str]:
-    """Returns the words for one and for many of the units that are drawn one by one, such as ("head", "heads").
+    """Returns the singular and the plural for the units that the report draws one by one: ("head", "heads").
 
-    ("unit", "units") if there are several such kinds, or none.
+    The result is ("unit", "units") if there are several such unit kinds, or none.
     """
     names = {(kind.name, kind.plural) for kind in kinds_of(facts.sites) if kind.singly}
     return names.pop() if len(names) == 1 else ("unit", "units")
 
 
 def binned(facts: Facts) -> str:
-    """Returns the words for units that are too many to draw one by one: "neurons and channels". "" for none."""
+    """Returns the plural of the units that are too many to draw one by one: "neurons and channels". Or ""."""
     return " and ".join(kind.plural for kind in kinds_of(facts.sites) if not kind.singly)
 
 
 def _of(facts: Facts, kind: UnitKind) -> list[SiteFacts]:
-    """Returns the sites of a kind."""
+    """Returns the sites of a unit kind."""
     return [site for site in facts.sites if site.kind == kind.name]
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Returns a share from 0 to 1 as percent. The space before % does not break."""
+    """Returns a share from 0 to 1 as a percentage. A line cannot break before the % sign."""
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _hardest(sites: Sequence[SiteFacts], kind: UnitKind) -> str:
-    """Returns which sites of a kind lost the greatest share of their units, in words."""
+    """Returns which of the sites lost the largest share of its units, as text."""
     shares = [len(site.kept) / site.size for site in sites]
     if min(shares) == 1:
         return f"every {kind.name} was kept"
@@ -120,4 +124,4 @@ def _hardest(sites: Sequence[SiteFacts], kind: UnitKind) -> str:
         return f"every site keeps {len(hit[0].kept)} of {hit[0].size} {kind.plural}"
     names = hit[0].name if len(hit) == 1 else f"{hit[0].name} and {len(hit) - 1} more"
     removed = hit[0].size - len(hit[0].kept)
-    return f"{names} lost most {kind.plural}, {removed} of {hit[0].size}{' each' if len(hit) > 1 else ''}"
+    return f"{names} lost the most {kind.plural}, {removed} of {hit[0].size}{' each' if len(hit) > 1 else ''}"

@@ -1,5 +1,6 @@
 "use strict";
-// The script of the report. It draws the charts that the page holds as JSON, explains the chosen unit, and reads out the maps.
+// The script of the report. It draws the charts, whose data are in the page as JSON, and explains the unit that the reader chooses.
+// When the pointer is on a cell of a class map, it prints the cell as text.
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const figures = read("figures"), units = read("units"), { layout, colours } = read("style");
 const config = {
@@ -7,10 +8,10 @@ const config = {
   displaylogo: false,
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
 };
-const PAPER = 670; // width in pixels of A4 inside the margins
-const drawn = []; // the elements that hold a chart, for printing
+const PAPER = 670; // width in pixels of an A4 page without its margins
+const drawn = []; // the elements that hold a chart. Printing changes their width
 
-// Draws a chart in the element with this id, or changes the chart that is there.
+// Draws a chart in the element with this id. Replaces a chart that is already there.
 function draw(id, data, own) {
   const place = document.getElementById(id);
   const done = Plotly.react(place, data, own, config);
@@ -18,16 +19,17 @@ function draw(id, data, own) {
   return done;
 }
 
-// plotly reads some HTML tags in labels. Names of classes are text from outside.
+// plotly reads some HTML tags in labels. Names of classes come from the user, so they are escaped.
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-// The shared layout with the settings of one chart.
+// Returns the layout of one chart: the shared layout with the settings in `more`.
 const own = (more) => ({
   ...layout, ...more, xaxis: { ...layout.xaxis, ...more.xaxis }, yaxis: { ...layout.yaxis, ...more.yaxis },
 });
-// A number with three digits.
+// Returns a number as text with three digits.
 const figure = (x) => Number(x.toPrecision(3)).toString();
 
-// Shows why the unit with this index was kept or removed: heading, sentences, and charts of scores and classes.
+// Shows why the unit with this index was kept or removed: writes the heading and the sentences, and draws the charts of scores and
+// classes.
 function why(index) {
   const unit = units.units[index], site = units.sites[unit.site];
   const near = units.units.map((each, i) => [each, i]).filter(([each]) => each.site === unit.site);
@@ -46,7 +48,7 @@ function why(index) {
     const names = unit.classes.slice(0, 3).map(([name, use]) => `${name} (${Math.round(use)})`).join(", ");
     says.push(`The classes that use it most are ${names}. The numbers are percentiles among all ${site.kinds}.`);
   }
-  // textContent, not innerHTML: names of classes are text from outside.
+  // Names of classes come from the user. textContent does not read them as HTML, as innerHTML would.
   document.getElementById("why-text").replaceChildren(...says.map((line) => {
     const item = document.createElement("li");
     item.textContent = line;
@@ -60,7 +62,7 @@ function why(index) {
     button.classList.toggle("chosen", chosen);
     button.setAttribute("aria-pressed", String(chosen));
   }
-  const row = [...near].sort(([a], [b]) => a.score - b.score); // labels alternate between two heights, so they do not overlap
+  const row = [...near].sort(([a], [b]) => a.score - b.score); // sorted, so that neighbouring labels get different heights and do not overlap
   const groups = [true, false].map((kept) => near.filter(([each]) => each.kept === kept));
   const lines = site.cut === null ? [] : [{
     type: "line", x0: site.cut, x1: site.cut, yref: "paper", y0: 0, y1: 0.5, line: { color: "#1c2733", width: 1.2, dash: "dot" },
@@ -100,7 +102,7 @@ function why(index) {
   }
 }
 
-// Writes the cell of a map that the pointer is on into the line below the map.
+// Prints the cell of a class map that the pointer is on as text below the map.
 function readout(id, titles) {
   const place = document.getElementById(id), line = document.getElementById(id + "-readout");
   place.on("plotly_hover", ({ points: [point] }) => {
@@ -109,10 +111,10 @@ function readout(id, titles) {
   });
 }
 
-// Lets the browser react to the reader before the script goes on.
+// Gives the browser time to react to the reader before the script continues.
 const pause = () => new Promise((done) => setTimeout(done, 0));
 
-// Makes the choice of a unit work, then draws all charts one after the other.
+// Connects the buttons and the list of units to the function `why`. Then draws all charts one after the other.
 async function start() {
   if (units.units.length) {
     const choice = document.getElementById("unit");
@@ -127,7 +129,7 @@ async function start() {
   }
   performance.mark("opened");
   for (const [id, { data, layout: its }] of Object.entries(figures)) {
-    await pause(); // the page can be read while the charts are drawn
+    await pause(); // so that the reader can use the page while the charts are drawn
     await draw(id, data, its);
     if (units.maps[id]) readout(id, units.maps[id]);
   }
@@ -135,7 +137,7 @@ async function start() {
   document.body.dataset.ready = "true";
 }
 
-// Charts have the width of the window. On paper they get the width of the paper.
+// On the screen, charts have the width of the window. For printing, they get the width of the paper.
 addEventListener("beforeprint", () => drawn.forEach((place) => Plotly.relayout(place, { width: PAPER })));
 addEventListener("afterprint", () => drawn.forEach((place) => Plotly.relayout(place, { width: null, autosize: true })));
 start();

@@ -1,4 +1,4 @@
-"""The HTML of the page: facts, headings and charts in one template."""
+"""Makes the HTML of the report from the facts, with a template."""
 
 import base64
 import io
@@ -22,19 +22,19 @@ from xprune.report.pictures import Pictures
 from xprune.report.text import amount, measured
 
 STAGES = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned and fine-tuned"}
-"""Names of the stages on the page."""
+"""Name of a stage in `Facts.metrics` -> its name on the page."""
 SIDE = 192
-"""The least number of pixels of a picture's longer side. Smaller pictures are enlarged."""
+"""The smallest length in pixels of the longer side of a picture. Smaller pictures are enlarged."""
 
 
 def render(facts: Facts) -> str:
-    """Returns the HTML of the page. It holds everything that it shows, plotly.js too."""
+    """Returns the HTML of the page. The HTML contains all pictures, data and scripts, including plotly.js."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("xprune.report", ""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,  # a name that the template lacks is an error, not an empty text
+        undefined=jinja2.StrictUndefined,  # a missing variable raises an error instead of printing an empty text
     )
     figures = _figures(facts)
     metrics = list(facts.metrics.values())
@@ -44,7 +44,7 @@ def render(facts: Facts) -> str:
         "figures": figures,
         "layout": charts.figure_layout(),
         "colours": {"kept": charts.KEPT, "removed": charts.REMOVED},
-        # The browser would end the script element at any "</script" inside it.
+        # The browser would end the script element at the first "</script" inside of plotly.js.
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
         "rows": [_row(name, row, facts) for name, row in facts.metrics.items()],
         "resources": measured(facts.metrics),
@@ -65,7 +65,7 @@ def render(facts: Facts) -> str:
 
 
 def _figures(facts: Facts) -> dict[str, Any]:
-    """Returns the charts by the id of their place on the page. Charts without data are left out."""
+    """Returns the charts by the id of their HTML element. Charts without data are left out."""
     found = {f"map-{each.kind}": charts.class_map(facts, each) for each in facts.maps}
     if facts.accuracy:
         found["accuracy"] = charts.accuracy(facts)
@@ -79,7 +79,7 @@ def _figures(facts: Facts) -> dict[str, Any]:
 
 
 def _row(name: str, metrics: Metrics, facts: Facts) -> dict[str, Any]:
-    """Returns the cells of one row of the table of metrics, as text."""
+    """Returns the cells of one row in the table of metrics, as text."""
     dense = next(iter(facts.metrics.values()))
     metric = findings.percent(metrics.metric) if metrics.metric_name == "accuracy" else f"{metrics.metric:.4g}"
     return {
@@ -95,7 +95,7 @@ def _row(name: str, metrics: Metrics, facts: Facts) -> dict[str, Any]:
 
 
 def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
-    """Returns the blocks in order, each with a list of its sites as (index, site)."""
+    """Returns a pair for each block of the model: its path, and its sites as pairs (index, site)."""
     found: dict[str, list[tuple[int, SiteFacts]]] = {}
     for index, site in enumerate(facts.sites):
         found.setdefault(site.block or site.name, []).append((index, site))
@@ -103,7 +103,7 @@ def _blocks(facts: Facts) -> list[tuple[str, list[tuple[int, SiteFacts]]]]:
 
 
 def _by_site(facts: Facts) -> dict[int, list[tuple[int, Any]]]:
-    """Returns for the index of each site its units as (index, unit), if its units are drawn one by one."""
+    """Returns index of a site -> its units as pairs (index, unit). Only for units that are drawn one by one."""
     found: dict[int, list[tuple[int, Any]]] = {}
     for index, unit in enumerate(facts.units):
         found.setdefault(unit.site, []).append((index, unit))
@@ -111,13 +111,13 @@ def _by_site(facts: Facts) -> dict[int, list[tuple[int, Any]]]:
 
 
 def _chosen(facts: Facts) -> int:
-    """Returns the index of the unit that the page opens with: the removed unit with the best rank."""
+    """Returns the index of the unit that the page shows first: the removed unit with the highest score."""
     removed = [i for i, unit in enumerate(facts.units) if not unit.kept]
     return min(removed or range(len(facts.units)), key=lambda i: facts.units[i].rank_all, default=0)
 
 
 def _units(facts: Facts) -> dict[str, Any]:
-    """Returns the data with which the page's script explains a unit. The keys are read in `page.js`."""
+    """Returns the data from which the script `page.js` explains a unit. The script reads these keys."""
     sites = {
         index: {
             "name": site.name,
@@ -140,7 +140,7 @@ def _units(facts: Facts) -> dict[str, Any]:
 
 
 def _settings(facts: Facts) -> list[tuple[str, str]]:
-    """Returns the provenance as rows (name, value). Rows without a value are left out."""
+    """Returns the rows (name, value) of the section Provenance. Rows without a value are left out."""
     first, settings = next(iter(facts.metrics.values())), dict(facts.settings)
     rows = [("criterion", facts.criterion), ("criterion, settings", _flat(facts.info))]
     for name in ("selection", "budget", "finetune"):
@@ -155,7 +155,7 @@ def _settings(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _flat(value: Any) -> str:
-    """Returns plain data as one line of text. A pair becomes "a to b"."""
+    """Returns plain data as one line of text. A list (a, b) becomes "a to b"."""
     if isinstance(value, Mapping):
         parts = [f"{key} {_flat(each)}" for key, each in value.items() if each not in (None, [], ())]
         return ", ".join(part.removeprefix("name ") for part in parts)
@@ -165,7 +165,7 @@ def _flat(value: Any) -> str:
 
 
 def _examples(facts: Facts) -> list[dict[str, Any]]:
-    """Returns the inputs with their pictures, as the template reads them."""
+    """Returns the example inputs with their pictures, in the form that the template reads."""
     assert isinstance(facts.pictures, Pictures)
     found = []
     for example in facts.pictures.examples:
@@ -182,22 +182,22 @@ def _examples(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _png(image: Tensor, values: Tensor | None = None) -> str:
-    """Returns a data address of a picture as PNG: the image, or a map over the grey image.
+    """Returns a picture as a "data:" address that holds a PNG: an image, or a map over a grey image.
 
     Args:
-        image: Float (height, width) or (height, width, 3), 0 to 1.
-        values: A map, float (rows, columns) of patches, 0 to 1. None for the image alone.
+        image: The image, float (height, width) or (height, width, 3), from 0 to 1.
+        values: A map with a number for each patch, float (rows, columns), from 0 to 1. None to draw only the image.
     """
     rgb = image[..., None].expand(*image.shape, 3) if image.dim() == 2 else image
     side = max(rgb.shape[:2])
     if side < SIDE:
-        # Whole squares of pixels, not a smooth enlargement: patches and pixels keep their sharp edges.
+        # Each pixel becomes a square of equal pixels, so that pixels and patches keep sharp edges.
         factor = -(-SIDE // side)  # rounded up
         rgb = rgb.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
     pixels = rgb.numpy()
     if values is not None:
         height, width = pixels.shape[:2]
-        # Index of the patch of each pixel row and column.
+        # For each row and each column of pixels, the index of the patch.
         rows = torch.arange(height) * values.shape[0] // height
         columns = torch.arange(width) * values.shape[1] // width
         heat = colormaps["inferno"](values[rows][:, columns].numpy())[..., :3]

@@ -1,4 +1,4 @@
-"""Pictures for papers, drawn with matplotlib: `plot(result, kind)` draws on axes and returns them."""
+"""Draws pictures for papers with matplotlib: `plot(result, kind)` draws one picture on axes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,32 +15,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEPT, REMOVED = "#0b5394", "#b8520a"
-"""Blue and orange, the colours of the report."""
+"""Blue for kept and orange for removed units, as in the report."""
 LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
-"""Words for matplotlib's line styles, for the label of an axis."""
+"""Line style of matplotlib -> its name in the label of an axis."""
 ROWS = 40
-"""The most classes with a row each. Of more, those that lost most are drawn."""
+"""The largest number of classes in a picture. If there are more, it shows those that lost most accuracy."""
 
 
 def plot(result: Record, kind: str, ax: "Axes | None" = None, classes: Sequence[str] | None = None) -> "Axes":
-    """Draws a picture of a result. `ax.figure.savefig(...)` writes it to a file.
+    """Draws one kind of picture of a result. `ax.figure.savefig(...)` writes the picture to a file.
 
     Args:
         result: The result of a run.
-        kind: "units" shows the share of units that each site keeps. "classes" shows how much each class uses each head,
-            with removed heads in orange. "training" shows the share that each site keeps while thresholds are learned.
-            "accuracy" shows the accuracy of each class before and after.
-        ax: The axes to draw on. None: new axes.
-        classes: Names of the classes, by index. None: "class 0", "class 1" and so on.
+        kind: "units" shows the percentage of units that each site keeps. "classes" shows how much each class uses each
+            head, with removed heads in orange. "training" shows the percentage of units that each site keeps at each
+            step while thresholds are learned. "accuracy" shows the accuracy of each class before and after pruning.
+        ax: The axes to draw on. None: new axes on a new figure.
+        classes: Names of the classes, in the order of the class indices. None: the names are "class 0", "class 1" and
+            so on.
 
     Returns:
-        The axes.
+        The axes with the picture.
 
     Raises:
         ModelError: The kind is unknown, the result has no such data, or matplotlib is not installed.
 
     Example:
-        A result of `Pruner.run` has all of this. Here it is made by hand.
+        Usually, the result comes from `Pruner.run`. Here it is made by hand, so that the example is fast.
 
         >>> import torch, xprune
         >>> site = xprune.Site("mlp", "neuron", size=4, width=1, consumers=("mlp.fc2",))
@@ -59,14 +60,14 @@ def plot(result: Record, kind: str, ax: "Axes | None" = None, classes: Sequence[
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ModelError("A plot needs matplotlib: pip install 'xprune[report]'.") from error
-        # A Figure of its own, not one of pyplot: pyplot keeps every figure in memory and may open a window.
+        # The Figure is not made with pyplot, because pyplot keeps every figure in memory and may open a window.
         ax = Figure(figsize=(6.4, 4.0), layout="constrained").add_subplot()
     KINDS[kind](result, ax, names)
     return ax
 
 
 def _units(result: Record, ax: Any, names: Sequence[str]) -> None:
-    """Draws a bar for each site: the share of its units that was kept."""
+    """Draws a bar for each site, which shows the percentage of its units that was kept."""
     sites = [site.name for site in result.plan.sites]
     shares = [100 * n / site.size for n, site in zip(result.plan.counts, result.plan.sites, strict=True)]
     places = range(len(sites))
@@ -83,7 +84,7 @@ def _units(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
-    """Draws the map of classes and units, of the first kind whose units are drawn one by one."""
+    """Draws the class map of the first unit kind whose units are drawn one by one, such as heads."""
     found = next((each for each in maps(result) if unit_kind(each.kind).singly), None)
     if found is None:
         raise ModelError(
@@ -91,7 +92,7 @@ def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
             f"This result of {result.scores.criterion} has none."
         )
     values, kept = found.values.numpy(), np.asarray(found.kept)
-    # Two layers, each with NaN where the other one has a colour.
+    # One layer for kept and one for removed units. Each is NaN where the other one has values.
     for shown, colours in ((kept, "Blues"), (~kept, "Oranges")):
         ax.imshow(np.where(shown, values, np.nan), cmap=colours, vmin=0, vmax=100, aspect="auto", interpolation="none")
     for _, start, _ in found.sites[1:]:
@@ -103,7 +104,7 @@ def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
-    """Draws a line for each site: the share of its units that its threshold keeps, over the steps."""
+    """Draws a line for each site, which shows the percentage of its units that is kept at each step."""
     records = history(result)
     if not records:
         raise ModelError(
@@ -112,7 +113,8 @@ def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
         )
     from matplotlib import colormaps
 
-    # The darker, the deeper in the network. The lightest yellow of the scale is left out: it cannot be seen on white.
+    # The lines of sites near the output of the model are darker. The lightest yellow of the scale is not used, because
+    # it cannot be seen on white.
     shades = colormaps["cividis"](np.linspace(0.9, 0.05, len(result.plan.sites)))
     for index, site in enumerate(result.plan.sites):
         rates = [100 * record["rates"][index] for record in records]
@@ -124,7 +126,7 @@ def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _accuracy(result: Record, ax: Any, names: Sequence[str]) -> None:
-    """Draws the accuracy of each class before and after, the greatest loss on top."""
+    """Draws the accuracy of each class before and after pruning. The class that lost most accuracy is on top."""
     rows = by_class(result.metrics)[:ROWS]
     if not rows:
         raise ModelError("kind='accuracy' needs the accuracy of each class, and this run did not measure it.")
@@ -145,4 +147,4 @@ KINDS: Mapping[str, Callable[[Record, Any, Sequence[str]], None]] = {
     "training": _training,
     "accuracy": _accuracy,
 }
-"""The function that draws each kind."""
+"""Kind of a picture -> the function that draws it."""

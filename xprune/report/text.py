@@ -1,4 +1,4 @@
-"""The tables for the terminal: metrics, units kept at each site, sites found, modules left alone."""
+"""Makes tables for the terminal: metrics, kept units of each site, sites that were found, modules left alone."""
 
 from collections.abc import Mapping
 
@@ -15,12 +15,13 @@ from xprune.core.unit_kind import unit_kind
 
 
 def metrics_table(metrics: Mapping[str, Metrics], dense: Mapping[str, float] | None = None) -> Table:
-    """Makes a table with a row for each model: metric, loss, cost of each measured resource, latency.
+    """Makes a table with a row for each model: its metric, loss, costs and latency.
 
     Args:
-        metrics: Metrics by the name of the model.
-        dense: Costs of the dense model by the names of resources. Shares in percent are relative to these costs. A
-            resource that is missing here is shown without a share. None: the costs of the first row.
+        metrics: Mapping from the name of a model to its metrics.
+        dense: Mapping from the name of a resource to the cost of the dense model. The table shows each cost also as a
+            percentage of this cost. If a resource is missing here, the table shows no percentage. None: the costs of
+            the first model in `metrics`.
 
     Example:
         >>> dense, pruned = Metrics(0.9, 0.31, 100, macs=2_000_000), Metrics(0.8, 0.54, 100, macs=1_000_000)
@@ -47,13 +48,13 @@ def metrics_table(metrics: Mapping[str, Metrics], dense: Mapping[str, float] | N
 
 
 def measured(metrics: Mapping[str, Metrics]) -> list[Resource]:
-    """Returns the resources that were measured for any of the models, in the order of `xprune.RESOURCES`."""
+    """Returns the resources that were measured for at least one model, in the order of `xprune.RESOURCES`."""
     names = {name for row in metrics.values() for name in row.costs}
     return [resource for name, resource in registered("resources").items() if name in names]
 
 
 def sites_table(plan: Plan) -> Table:
-    """Makes a table with a row for each site: how many units it keeps, with a bar of 20 characters."""
+    """Makes a table with a row for each site: how many units it keeps, and a bar of 20 characters."""
     table = Table(title="units kept at each site", title_justify="left")
     for heading in ("site", "units", "kept", "of", ""):
         table.add_column(heading, justify="right" if heading in ("kept", "of") else "left")
@@ -66,9 +67,10 @@ def sites_table(plan: Plan) -> Table:
 
 
 def found_tables(sites: Sites) -> tuple[Table, ...]:
-    """Makes a table with a row for each site that was found.
+    """Makes one or two tables: the sites that were found, and the modules that are left alone.
 
-    If modules were left alone, a second table has a row for each reason, with the modules that it holds for.
+    The first table has a row for each site. The second table has a row for each reason, with the paths of all modules
+    with this reason. If no module is left alone, there is no second table.
     """
     table = Table(title="sites: units that can be removed", title_justify="left")
     for heading in ("site", "units", "features per unit", "found by"):
@@ -82,14 +84,14 @@ def found_tables(sites: Sites) -> tuple[Table, ...]:
     if not reasons:
         return (table,)
     left = Table("modules", "reason", title="modules left alone", title_justify="left", show_lines=True)
-    left.columns[0].overflow = "fold"  # a path that is cut off cannot be copied
+    left.columns[0].overflow = "fold"  # fold long paths: a user could not copy a path that is cut off
     for why, paths in reasons.items():
         left.add_row("\n".join(paths), why)
     return table, left
 
 
 def unseen(scores: Scores) -> str:
-    """Returns a sentence on the classes without class-wise scores, and what to do. "" if all classes have scores."""
+    """Returns a text about classes without class-wise scores, and what to do. "" if there are none."""
     classes = scores.unseen
     if not classes or scores.classwise is None:
         return ""
@@ -101,7 +103,7 @@ def unseen(scores: Scores) -> str:
 
 
 def render(*tables: Table) -> str:
-    """Returns tables as plain text, 110 characters wide.
+    """Prints tables into a string, as plain text that is 110 characters wide.
 
     Example:
         >>> table = Table("site", "kept")
@@ -117,14 +119,14 @@ def render(*tables: Table) -> str:
 
 
 def amount(costs: Mapping[str, float], dense: Mapping[str, float], resource: Resource) -> str:
-    """Returns the cost of a model with its share of the dense model's cost, as text.
+    """Returns the cost of a model as text, with the percentage of the cost of the dense model.
 
-    The share is left out if the cost of the dense model is unknown. "-" if the cost was not measured.
+    If the cost of the dense model is unknown, there is no percentage. If the cost was not measured, the text is "-".
     """
     value, whole = costs.get(resource.name), dense.get(resource.name)
     if value is None:
         return "-"
-    # Three digits with the prefix that fits: 1.26 G, 22.1 M.
+    # The number has three digits and a prefix, such as 1.26 G or 22.1 M.
     scale, prefix = next((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")) if value >= s or s == 1)
     number = f"{value / scale:.3g} {prefix}{resource.unit}".rstrip()
     return f"{number} ({value / whole:.1%})" if whole else number
