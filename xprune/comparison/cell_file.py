@@ -28,9 +28,10 @@ _NAMES = ("seed", "criterion", "selection", "budget")
 class CellFile:
     """The file of a comparison. It contains the rows that the present comparison shows, and all other rows.
 
-    A cell is one combination of criterion, selection, budget and seed. A row is the result of one cell. The file is JSON. Its entry "rows" contains the rows that are shown, all in one
-    table. Its entry "others" contains rows that were made from something else, such as another model, other sites,
-    other data or other settings. They stay in the file because a later comparison may show them again.
+    A cell is one combination of criterion, selection, budget and seed. A row is the result of one cell. The file is
+    JSON. Its entry "rows" contains the rows that are shown, all in one table. Its entry "others" contains rows that
+    were made from something else, such as another model, other sites, other data or other settings. They stay in the
+    file because a later comparison may show them again.
 
     Each row has an entry "subject": a digest of the model and the data that the row was made from. The entry "subjects"
     of the file describes the model and the data for each digest. Rows of older files have no subject. They stay in the

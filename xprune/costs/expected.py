@@ -48,11 +48,11 @@ class UnitCosts:
     Each row of a mask tensor describes a different pruned model. For example, a row may hold the masks of one class.
 
     Attributes:
-        unit: The cost of each unit alone, without the costs in `pairs`, (limits, units). A cost that a site has once, for all its units
-            together, is divided equally among them.
+        unit: The cost of each unit alone, without the costs in `pairs`, (limits, units). A cost that a site has once,
+            for all its units together, is divided equally among them.
         base: The cost of the model without any units, (limits,).
-        allowed: The cost that the budget allows, (limits,). The method `at` gives each row its own
-            limits. The shape is then (rows, limits).
+        allowed: The cost that the budget allows, (limits,). The method `at` gives each row its own limits. The shape is
+            then (rows, limits).
         sizes: The number of units of each site.
         least: The number of units that each site has to keep.
         pairs: The cost of one unit of a site together with one unit of another site, (limits, sites, sites). The entry
@@ -62,7 +62,7 @@ class UnitCosts:
         >>> from xprune import Site
         >>> costs = Costs((Site("mlp", "neuron", 9, 1, ("fc2",)),), {"macs": LinearCost(10.0, (0.0,), (10.0,))})
         >>> unit_costs = UnitCosts.of(costs, Budget(macs=0.5), torch.device("cpu"))
-        >>> masks, _ = unit_costs.settle(torch.linspace(-1, 1, 9)[None])  # masks with which the model has half of its cost
+        >>> masks, _ = unit_costs.settle(torch.linspace(-1, 1, 9)[None])  # with them, the model costs half
         >>> round(float(masks.sum() * 10 + 10), 3)
         50.0
     """

@@ -265,8 +265,8 @@ def _linear(
 ) -> LinearCost:
     """Finds the linear cost that explains the measured costs of one resource.
 
-    `whole`, and each value of `smaller`, is a list of measured costs. For the first cost of a list, all streams keep all
-    channels. For each further cost, one stream has one channel less. These costs have the order of `streams`.
+    `whole`, and each value of `smaller`, is a list of measured costs. For the first cost of a list, all streams keep
+    all channels. For each further cost, one stream has one channel less. These costs have the order of `streams`.
 
     Args:
         sites: The sites.

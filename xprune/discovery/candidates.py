@@ -82,7 +82,9 @@ class Structure(ABC):
 
     @abstractmethod
     def plausible(self, features: int, produced: Sequence[int]) -> bool:
-        """Returns True if layers with these numbers of output features can produce the units. If False, no site is tried.
+        """Returns True if layers with these numbers of output features can produce the units.
+
+        If False, no site is tried for the module.
 
         Args:
             features: The number of input features of the consumer.

@@ -186,7 +186,9 @@ def _common_start(parts: Sequence[Sequence[str]]) -> int:
 
 
 def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
-    """Returns the accuracy of each class that has samples, before and after pruning. The class that lost most comes first.
+    """Returns the accuracy of each class that has samples, before and after pruning.
+
+    The class that lost the most accuracy comes first.
 
     Empty if the accuracy of classes was not measured.
     """

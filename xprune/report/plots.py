@@ -83,7 +83,10 @@ def _units(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _classes(result: Record, ax: Any, names: Sequence[str]) -> None:
-    """Draws a heat map of class-wise scores: classes against the units of one kind. It is the first kind whose `singly` is True."""
+    """Draws a heat map of class-wise scores: classes against the units of one kind.
+
+    It is the first kind whose `singly` is True.
+    """
     found = next((each for each in maps(result) if unit_kind(each.kind).singly), None)
     if found is None:
         raise ModelError(

@@ -333,9 +333,9 @@ def _order(site: Site, path: str, features: int) -> tuple[int, int]:
 class Gated(nn.Module):
     """A model together with a module that computes its gates, for training gates in several processes.
 
-    With several processes, Accelerate uses DistributedDataParallel, which wraps one module. It combines the gradients of
-    this module only. So this class puts the model and the module that computes the gates into one
-    module. Enter `gated.gates.attached(model)` around the forward and the backward pass.
+    With several processes, Accelerate uses DistributedDataParallel, which wraps one module. It combines the gradients
+    of this module only. So this class puts the model and the module that computes the gates into one module. Enter
+    `gated.gates.attached(model)` around the forward and the backward pass.
 
     Args:
         model: The model.
