@@ -137,7 +137,10 @@ class _Finder(MetaPathFinder, Loader):
     """Finds old paths for Python's import system, and creates a `_Forward` module for each of them."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """Returns a spec if the path is an old one. Returns None for other paths, which Python then finds as usual."""
+        """Returns a spec if `fullname` is the old path of a module that has moved.
+
+        Returns None for other paths. Python then finds them as usual.
+        """
         old = fullname.removeprefix("xprune.")
         return ModuleSpec(fullname, self) if fullname.startswith("xprune.") and old in MOVED else None
 

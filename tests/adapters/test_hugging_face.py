@@ -1,6 +1,5 @@
 """Tests that the Hugging Face families are pruned exactly, with batches as mappings and every criterion."""
 
-
 import pytest
 import torch
 

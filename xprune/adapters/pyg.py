@@ -96,7 +96,11 @@ class GraphHeads(Adapter):
         )
 
     def resize(self, module: Any, site: Site, keep: Sequence[int]) -> None:
-        """Changes the class to `pruned`. If the heads are averaged, stores the number of heads of the dense model."""
+        """Makes the module an instance of `self.pruned`, if there is such a class.
+
+        If the heads are averaged, the module also gets the number of heads of the dense model: the average still
+        divides by it.
+        """
         super().resize(module, site, keep)
         # If the convolution was pruned before, the number is already stored.
         if self.mean and not module.dense_heads:

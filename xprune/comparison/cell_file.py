@@ -28,9 +28,10 @@ _NAMES = ("seed", "criterion", "selection", "budget")
 class CellFile:
     """The file of a comparison. It contains the rows that the present comparison shows, and all other rows.
 
-    A row is the result of one cell. The file is JSON. Its entry "rows" contains the rows that are shown, all in one
-    table. Its entry "others" contains rows that were made from something else, such as another model, other sites,
-    other data or other settings. They stay in the file because a later comparison may show them again.
+    A cell is one combination of criterion, selection, budget and seed. A row is the result of one cell. The file is
+    JSON. Its entry "rows" contains the rows that are shown, all in one table. Its entry "others" contains rows that
+    were made from something else, such as another model, other sites, other data or other settings. They stay in the
+    file because a later comparison may show them again.
 
     Each row has an entry "subject": a digest of the model and the data that the row was made from. The entry "subjects"
     of the file describes the model and the data for each digest. Rows of older files have no subject. They stay in the
@@ -44,10 +45,11 @@ class CellFile:
     Attributes:
         all_rows: All rows of the file, shown or not.
         report: The content of the file without "others". Its "rows" are the rows that are shown.
-        subjects: The digest of the model and the data for each seed. The key None means all seeds.
+        subjects: For each seed of the present comparison, the digest of its model and data. The key None means all
+            seeds. This is not the entry "subjects" of the file.
 
     Raises:
-        ArtefactError: The file is not the file of a comparison, or it has other settings.
+        ArtefactError: The file is not the file of a comparison, or its `settings` differ from those given.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:

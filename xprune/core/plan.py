@@ -62,8 +62,8 @@ class Plan:
                 )
             if not keep and not site.module:
                 raise PlanError(
-                    f"{site.name}: the module of its units also does other things, so it cannot be removed. Keep at "
-                    "least one unit of this site."
+                    f"{site.name}: the module that holds its units also does other things, so at least one has to "
+                    "stay. Keep one unit of this site."
                 )
 
     @staticmethod

@@ -45,13 +45,14 @@ class UnitCosts:
     """The costs of all units of a model, as fractions of the dense model's cost, for each limit of a budget.
 
     Masks and logits have the shape (rows, units). The units of all sites lie side by side, in the order of the sites.
-    Each row describes another pruned model. For example, a row may hold the masks of one class.
+    Each row of a mask tensor describes a different pruned model. For example, a row may hold the masks of one class.
 
     Attributes:
-        unit: The cost of each unit without its pairs, (limits, units). A cost that a site has once, for all its units
-            together, is divided equally among them.
+        unit: The cost of each unit alone, without the costs in `pairs`, (limits, units). A cost that a site has once,
+            for all its units together, is divided equally among them.
         base: The cost of the model without any units, (limits,).
-        allowed: The cost that the budget allows, (limits,). After `at`, it differs between rows and is (rows, limits).
+        allowed: The cost that the budget allows, (limits,). The method `at` gives each row its own limits. The shape is
+            then (rows, limits).
         sizes: The number of units of each site.
         least: The number of units that each site has to keep.
         pairs: The cost of one unit of a site together with one unit of another site, (limits, sites, sites). The entry
@@ -61,7 +62,7 @@ class UnitCosts:
         >>> from xprune import Site
         >>> costs = Costs((Site("mlp", "neuron", 9, 1, ("fc2",)),), {"macs": LinearCost(10.0, (0.0,), (10.0,))})
         >>> unit_costs = UnitCosts.of(costs, Budget(macs=0.5), torch.device("cpu"))
-        >>> masks, _ = unit_costs.settle(torch.linspace(-1, 1, 9)[None])  # masks of 9 units that cost half
+        >>> masks, _ = unit_costs.settle(torch.linspace(-1, 1, 9)[None])  # with them, the model costs half
         >>> round(float(masks.sum() * 10 + 10), 3)
         50.0
     """
@@ -110,11 +111,11 @@ class UnitCosts:
         )
 
     def at(self, shares: Tensor) -> "UnitCosts":
-        """Returns the same costs with another limit for each row. A site need not keep any unit then.
+        """Returns the same costs, where each row of masks has its own limit. A site may then lose all its units.
 
         The limit of a row is the cost of the model without units, plus a fraction of the cost of all units. The
-        criterion `xpruner` uses it for masks of classes whose units are removed, not kept: it gives each class another
-        limit.
+        criterion `xpruner` learns, for each class, a mask that says which units to remove. The number of units to
+        remove differs from step to step, so each of these masks needs its own limit.
 
         Args:
             shares: The fraction for each row, (rows,).

@@ -263,18 +263,18 @@ def _linear(
     smaller: Mapping[int, Sequence[CostByPath]],
     least: CostByPath,
 ) -> LinearCost:
-    """Finds the linear cost that explains the counts of one resource.
+    """Finds the linear cost that explains the measured costs of one resource.
 
-    `whole`, and each value of `smaller`, is a list of counts. In the first count of a list, the streams keep all
-    channels. Each further count is with one channel less of one stream, in the order of `streams`.
+    `whole`, and each value of `smaller`, is a list of measured costs. For the first cost of a list, all streams keep
+    all channels. For each further cost, one stream has one channel less. These costs have the order of `streams`.
 
     Args:
         sites: The sites.
         streams: The indices of the sites that are residual streams.
         meetings: The tensors that two sites cut.
-        whole: Counts with all units.
-        smaller: For the index of each site that is not a stream, counts with one unit less at this site.
-        least: The count with as few units as possible at each site that is not a stream.
+        whole: Measured costs with all units at each site that is not a stream.
+        smaller: For the index of each site that is not a stream, measured costs with one unit less at this site.
+        least: The measured cost with as few units as possible at each site that is not a stream.
     """
     full, sizes = whole[0], [site.size for site in sites]
     pairs = [(i, j, full[name] / (sizes[i] * sizes[j])) for i, j, name in meetings]

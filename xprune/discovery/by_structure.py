@@ -364,7 +364,7 @@ def _at_path(site: Site, path: str) -> Site:
     """
 
     def at(name: str) -> str:
-        """Returns a path in the model for a path that starts with "module". Returns "" for ""."""
+        """Returns the path in the model: replaces the prefix "module" by the path of the module. "" stays ""."""
         return path + name.removeprefix("module") if name else ""
 
     return replace(

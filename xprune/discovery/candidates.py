@@ -82,7 +82,9 @@ class Structure(ABC):
 
     @abstractmethod
     def plausible(self, features: int, produced: Sequence[int]) -> bool:
-        """Returns False if these layers cannot produce the units. Then the module is not tried. Returns True otherwise.
+        """Returns True if layers with these numbers of output features can produce the units.
+
+        If False, no site is tried for the module.
 
         Args:
             features: The number of input features of the consumer.

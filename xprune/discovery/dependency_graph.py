@@ -73,9 +73,10 @@ class _Graph(Graph):
     """The graph of torch-pruning, plus the shapes and autograd nodes of all modules, with one correction.
 
     The correction concerns reshapes. In some versions of torch, autograd nodes do not hold shapes. Then torch-pruning
-    has one flag (`_2d_4d`) for the whole model. It says whether a reshape flattens feature maps or only moves tokens.
-    With a wrong flag, lists of indices become huge. torch-pruning assumes tokens if an nn.Linear has an output with
-    three axes. Here, tokens are assumed if any linear layer or placeholder has an output with more than two axes.
+    has one flag (`_2d_4d`) for the whole model. The flag says what every reshape of the model does: it flattens feature
+    maps, or it rearranges tokens. If the flag is wrong, the lists of indices of the pruning groups become huge.
+    torch-pruning decides for tokens if an nn.Linear has an output with three axes. This class decides for tokens if any
+    linear layer, or any `Placeholder`, has an output with more than two axes.
 
     Attributes:
         shapes: For each module, (shape of its first input tensor, shape of its first output tensor).

@@ -181,12 +181,12 @@ class _Runner:
             return [t.shape for t in tensors_in(call(self.copy, inputs))], dict(self.seen)
 
     def try_axis(self, axis: int) -> list[_Candidate]:
-        """Runs the model with one entry less along the axis. If this fails, runs it with one entry more.
+        """Runs the model on inputs that have one entry less along `axis`. If this fails, runs it with one entry more.
 
         One entry more is needed for graphs: an edge may refer to a removed node, but an added node does no harm.
 
         Returns:
-            A list with one candidate. An empty list if both runs fail.
+            A list with one candidate for the sample axis. An empty list if both runs fail.
         """
         count = samples_of(self.inputs, axis)
         fewer, more = list(range(count - 1)), [*range(count), count - 1]

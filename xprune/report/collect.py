@@ -189,7 +189,9 @@ def _common_start(parts: Sequence[Sequence[str]]) -> int:
 
 
 def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
-    """Returns the accuracy of each class that has samples, before and after. The largest loss comes first.
+    """Returns the accuracy of each class that has samples, before and after pruning.
+
+    The class that lost the most accuracy comes first.
 
     The result is empty if the accuracy of each class was not measured.
     """

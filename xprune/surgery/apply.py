@@ -29,7 +29,8 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
         plan: The units that stay at each site.
         example_inputs: The inputs for the proof: a tensor, a tuple of arguments, or a dict of keyword arguments.
         in_place: If True, `model` itself is cut and returned. This needs no memory for a second model. The proof runs
-            first, on a copy whose smaller tensors are computed when an operation reads them. Then the tensors of
+            first, on a copy that does not store the cut tensors: each one is computed from the full tensor when an
+            operation reads it. Then the tensors of
             `model` are cut one at a time. If the proof fails, `model` is unchanged. After the cut, the parameters of
             `model` are new ones without gradients, so an optimizer for `model` has to be created again.
 
@@ -38,8 +39,8 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
 
     Raises:
         PlanError: The plan does not fit the model.
-        SurgeryError: The pruned model is not exact, or its forward fails. The message names each site that is not exact
-            even if it is pruned alone.
+        SurgeryError: The pruned model is not exact, or its forward fails. To find the cause, each site is pruned
+            alone. The message names the sites that are then not exact.
         ModelError: The model is on the meta device and has no values, or it cannot be copied. Or `in_place` is True and
             the model is a wrapper around another one, such as that of torch.compile.
 

@@ -333,19 +333,20 @@ def _order(site: Site, path: str, features: int) -> tuple[int, int]:
 class Gated(nn.Module):
     """A model together with a module that computes its gates, for training gates in several processes.
 
-    With several processes, Accelerate uses DistributedDataParallel. It sums up gradients over the processes only for
-    the one module that it wraps and calls. So this class puts the model and the module that computes the gates into one
-    module. Enter `gated.gates.attached(model)` around the forward and the backward pass.
+    With several processes, Accelerate uses DistributedDataParallel, which wraps one module. It combines the gradients
+    of this module only. So this class puts the model and the module that computes the gates into one module. Enter
+    `gated.gates.attached(model)` around the forward and the backward pass.
 
     Args:
         model: The model.
         sites: The sites whose units are gated.
         source: The module that computes the gates. It is called with the arguments that `forward` gets after the
-            inputs. It returns the gates of all sites in one tensor (units of all sites,) or (samples, units of all
-            sites).
+            inputs. It returns the gates of all sites in one tensor, of the shape (units of all sites,) or
+            (samples, units of all sites).
         forward: A function that calls the model with inputs, such as `Task.forward`.
-        rows: A function that finds the sample of each row of a layer's input, such as `Task.rows`. If None, each sample
-            is taken to have an equal block of neighbouring rows.
+        rows: A function that finds the sample of each row of a layer's input, such as `Task.rows`. If None,
+            xprune assumes that all samples have the same number of rows, and that the rows of a sample lie next to
+            each other.
 
     Example:
         >>> import xprune

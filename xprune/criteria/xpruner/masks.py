@@ -18,8 +18,8 @@ class MaskTable(nn.Module):
     """A table of the logits of masks: one row that all classes share, and a row for each class. All logits start at 0.
 
     The row of a class is stored as its difference from a base row. Training the row of a class does not change the
-    shared row. The shared row decides which units stay for all classes, so it must learn only from samples of all
-    classes.
+    shared row. The shared row decides which units stay for all classes, so it must not follow the samples of one
+    class.
 
     Args:
         classes: The number of classes.

@@ -94,7 +94,7 @@ class MlpStructure(Structure):
         return ""
 
     def plausible(self, features: int, produced: Sequence[int]) -> bool:
-        """Returns True if the number of output features of a layer is a multiple of `features`.
+        """Returns True if at least one number in `produced` is a multiple of `features`.
 
         See Structure.plausible.
         """

@@ -90,7 +90,11 @@ class ThresholdLearner:
 
     @property
     def thresholds(self) -> Tensor:
-        """The threshold of each site at the budget, float32 (sites,). A unit with a lower rank is removed."""
+        """The threshold of each site for the budget, float32 (sites,).
+
+        Units whose rank is below the threshold are removed. A rank is the place of a unit among the units of its site.
+        The best unit has the highest rank.
+        """
         return self.source.thresholds(1.0).detach().cpu()
 
     def run(self, steps: int, joint: bool) -> "ThresholdLearner":
