@@ -168,8 +168,8 @@ def _shape(folder):
 
 
 TAMPERING = {
-    "missing weights": (lambda f: (f / "model.safetensors").unlink(), "needs model.safetensors"),
-    "missing header": (lambda f: (f / "xprune.json").unlink(), "needs model.safetensors"),
+    "missing weights": (lambda f: (f / "model.safetensors").unlink(), "needs the files model.safetensors"),
+    "missing header": (lambda f: (f / "xprune.json").unlink(), "needs the files model.safetensors"),
     "truncated header": (lambda f: (f / "xprune.json").write_text('{"format": 1,'), "truncated"),
     "foreign header": (lambda f: (f / "xprune.json").write_text('{"model_type": "bert"}'), "not written by xprune"),
     "header that is a list": (lambda f: (f / "xprune.json").write_text("[1]"), "not written by xprune"),
@@ -184,8 +184,8 @@ TAMPERING = {
     ),
     "changed weights": (_weights, "checksum"),
     "changed shape": (_shape, r"head\.bias"),
-    "unknown architecture": (edit(lambda h: h["arch"].update(name="evil_net")), "no timm architecture"),
-    "hub name": (edit(lambda h: h["arch"].update(name="hf-hub:someone/model")), "no timm architecture"),
+    "unknown architecture": (edit(lambda h: h["arch"].update(name="evil_net")), "not an architecture of timm"),
+    "hub name": (edit(lambda h: h["arch"].update(name="hf-hub:someone/model")), "not an architecture of timm"),
     "a file to load": (edit(lambda h: h["arch"]["kwargs"].update(checkpoint_path="/etc/passwd")), "not allowed"),
     "a download": (edit(lambda h: h["arch"]["kwargs"].update(pretrained=True)), "not allowed"),
     "an unknown argument": (edit(lambda h: h["arch"]["kwargs"].update(colour="red")), "cannot build"),

@@ -124,7 +124,7 @@ LEFT = {
     Talking: r"tried \d+ ways to cut out its heads, and none is exact",
     Bypass: "its forward calls 1 of its linear layers as modules.*gated class",
     Uneven: "back reads 7 features, which is no multiple of 4 heads",
-    CausalSelfAttention: "with . of 4 heads kept, the pruned forward fails.*adapter with a `pruned` forward",
+    CausalSelfAttention: "with . of 4 heads kept, the pruned forward fails.*adapter with a `pruned` class",
 }
 
 

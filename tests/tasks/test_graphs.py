@@ -260,7 +260,7 @@ def test_batches_that_do_not_fit_are_refused():
         xprune.NodeClassification(fields=("x", "pos")).unpack(data)
     with pytest.raises(xprune.DataError, match="no point of the batch"):
         xprune.evaluate(built(Net), [(data, torch.zeros(12, dtype=torch.bool))], task=xprune.NodeClassification())
-    with pytest.raises(xprune.DataError, match="called with `batch`"):
+    with pytest.raises(xprune.DataError, match="lacks 'batch'"):
         xprune.GraphClassification(fields=("x", "edge_index"))
 
 
