@@ -24,8 +24,8 @@ class Also:
     axis 1. The attribute `attn_dim` is heads x head size, so `attributes` lists it.
 
     Args:
-        tensors: Pairs (tensor, axis). Along this axis, the tensor has one entry for each unit, or the same number of
-            entries for each unit. Examples: a bias table with a column for each head, a bias that belongs to no layer.
+        tensors: Pairs (tensor, axis). Along this axis, the tensor has the same number of entries for each unit, usually
+            one. Examples: a bias table with a column for each head, a bias that belongs to no layer.
         layers: Names of layers. All parameters and buffers of these layers shrink along their first axis. Examples: a
             layer that computes a factor for each feature of the heads, a batch norm after the producer.
         norm: Name of a norm layer that computes its mean and variance over the features of all units. The tensors of

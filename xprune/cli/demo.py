@@ -124,6 +124,8 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
 def check(out: Path, outputs: Path) -> None:
     """Loads the saved model, and compares its outputs bit by bit with those of the process that saved it.
 
+    The demo runs this function in a second process. It shows that the saved files are enough to rebuild the model.
+
     Args:
         out: Folder of the saved model.
         outputs: File with inputs and with the outputs that the other process computed for them.

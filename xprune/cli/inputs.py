@@ -76,11 +76,12 @@ def dense_model(
 ) -> nn.Module | None:
     """Builds the dense model from which a saved model was pruned.
 
-    If `name` or `args` is None, it is read from the folder.
+    The folder of the pruned model also holds the name and the arguments of the dense model. They are used if you give
+    only `checkpoint`, or if you give the same name without arguments.
 
     Args:
         saved: The folder of the pruned model.
-        name: Name of the dense model, see `named_model`. None to use the name that was saved in the folder.
+        name: Name of the dense model, see `named_model`. None if only `checkpoint` is given.
         args: Arguments for timm.create_model, each as "key=value". None for no arguments.
         pretrained: True to use the pretrained weights of timm. False for random weights.
         checkpoint: A file with the weights of the dense model. None if there is none.

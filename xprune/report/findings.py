@@ -100,7 +100,7 @@ def single(facts: Facts) -> tuple[str, str]:
 
 
 def binned(facts: Facts) -> str:
-    """Returns the plural of the units that are too many to draw one by one: "neurons and channels". Or ""."""
+    """Returns the plural of the units that are not drawn one by one, such as "neurons and channels". "" for none."""
     return " and ".join(kind.plural for kind in kinds_of(facts.sites) if not kind.singly)
 
 

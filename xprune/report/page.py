@@ -65,7 +65,7 @@ def render(facts: Facts) -> str:
 
 
 def _figures(facts: Facts) -> dict[str, Any]:
-    """Returns the charts by the id of their HTML element. Charts without data are left out."""
+    """Returns the id of an HTML element -> the chart to draw in it. Charts without data are left out."""
     found = {f"map-{each.kind}": charts.class_map(facts, each) for each in facts.maps}
     if facts.accuracy:
         found["accuracy"] = charts.accuracy(facts)

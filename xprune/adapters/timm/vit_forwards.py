@@ -135,7 +135,7 @@ class PrunedDiffAttention(DiffAttention):
         return project(self, self.norm(merge(out)))
 
     def subtracted(self) -> Tensor:
-        """Returns the learned factor of the second map, which is subtracted: a float32 scalar."""
+        """Returns the learned factor of the second attention map, which is subtracted: a float32 scalar."""
         parts: Any = self  # typed as Any, because mypy takes each layer of timm for a tensor or a module
         # timm has two forms of it: two learned numbers, or four learned vectors.
         if self.lambda_a is not None:
