@@ -123,6 +123,8 @@ def test_the_code_of_a_page_runs(page, as_it_was, monkeypatch):
                 if file:
                     (as_it_was / f"{file[1]}.py").write_text(code, encoding="utf-8")
                     importlib.invalidate_caches()
+                    # Another test may have imported a file of the same name from its own folder.
+                    monkeypatch.delitem(sys.modules, file[1], raising=False)
                     made = importlib.import_module(file[1])
                     vars(main).update({name: value for name, value in vars(made).items() if name[:2] != "__"})
                 else:

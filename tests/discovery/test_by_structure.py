@@ -232,4 +232,5 @@ def test_the_adapter_in_the_documentation_runs(old, tmp_path, monkeypatch):
     finally:
         xprune.ADAPTERS.clear()
         xprune.ADAPTERS.update(adapters)
-        sys.modules.pop("model", None)
+        for name in ("model", "adapter", "check"):
+            sys.modules.pop(name, None)
