@@ -10,7 +10,7 @@ from xprune.adapters.old_keywords import accept_old_keywords
 from xprune.adapters.parts import Also, Features, Forwards, Scope, Stream
 from xprune.core.interfaces import Adapter
 from xprune.core.site import Cut, Site, StreamParts
-from xprune.modules.paths import attribute_at, part_at, set_attribute
+from xprune.modules.paths import attribute_at, input_axis, part_at, set_attribute
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Units(Adapter):
             width=width,
             layout=self.features.layout,
             consumers=(f"{path}.{self.consumer}",),
-            axes=(_feature_axis(consumer),),
+            axes=(input_axis(consumer),),
             cuts=tuple(Cut(f"{path}.{cut.tensor}", cut.axis, cut.groups, cut.width) for cut in cuts),
             module=owner if self.scope.whole else "",
             adapter=self.name,
@@ -200,11 +200,11 @@ class Units(Adapter):
         # not read 0 for this channel. So the gates act on the input of each layer that reads the stream, and not on the
         # module's input.
         inside = dict.fromkeys(name.rpartition(".")[0] for name, axis in reads if axis == in_axis) if extra else {}
-        gated_layers = [(f"{path}.{name}", _feature_axis(part_at(module, name))) for name in inside]
+        gated_layers = [(f"{path}.{name}", input_axis(part_at(module, name))) for name in inside]
         return StreamParts(
             tuple((f"{path}.{name}", axis) for name, axis in reads),
             tuple((f"{path}.{name}", axis) for name, axis in writes if _is_tensor_at(module, name)),
-            tuple(gated_layers) or ((path, _feature_axis(makers[0][1])),),
+            tuple(gated_layers) or ((path, input_axis(makers[0][1])),),
             tuple(f"{path}.{name}" for name in self.stream.attributes if _is_number_at(module, name)),
         )
 
@@ -320,11 +320,6 @@ def _tensors(layer: nn.Module | None) -> dict[str, Tensor]:
 def _is_tensor_at(module: nn.Module, path: str) -> bool:
     """Returns True if there is a tensor at the path, else False."""
     return isinstance(part_at(module, path), Tensor)
-
-
-def _feature_axis(layer: Any) -> int:
-    """Returns the axis of the features in the layer's input: 1 for a convolution, else -1, the last axis."""
-    return 1 if isinstance(layer, nn.Conv2d) else -1
 
 
 def _producer_cuts(module: nn.Module, name: str, axis: int, groups: int, size: int) -> Sequence[Cut]:

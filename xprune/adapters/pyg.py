@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from xprune.core.interfaces import Adapter
+from xprune.core.registry import imported
 from xprune.core.site import Cut, Site
 from xprune.modules.paths import part_at
 
@@ -55,7 +55,7 @@ class GraphHeads(Adapter):
     @property
     def pruned(self) -> type[nn.Module] | None:  # type: ignore[override]
         """Returns the class for averaged heads, and imports PyG for it. None if the heads are concatenated."""
-        return getattr(import_module("xprune.adapters.pyg_forwards"), self.mean) if self.mean else None
+        return imported(f"xprune.adapters.pyg_forwards:{self.mean}") if self.mean else None
 
     gated = pruned
     """The same class, because no layer in PyG's forward has the averaged heads as its input."""

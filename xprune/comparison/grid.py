@@ -28,6 +28,7 @@ from xprune.core.task import Task
 from xprune.criteria import CRITERIA
 from xprune.errors import ArtefactError, DataError
 from xprune.explain.deletion import faithfulness
+from xprune.modules.forward import error_text
 from xprune.pipeline import Run
 from xprune.selections import SELECTIONS
 from xprune.training.finetune import Finetune
@@ -352,7 +353,7 @@ class _Seed:
                 pruned = self.grid.peers[criterion](self.case, self.budgets[budget], self.seed)
             except Exception as error:
                 # A failure of another library is saved as the result of this cell, and the next cell is run.
-                return {"failed": f"{type(error).__name__}: {error}"}
+                return {"failed": error_text(error)}
             return {"score_seconds": time.perf_counter() - start, **self._figures(pruned, folder, 0)}
         scores, seconds = self._scores(criterion, budget, folder)
         start = time.perf_counter()

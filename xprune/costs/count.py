@@ -12,7 +12,7 @@ from xprune.core.resource import Resource, measured_resources
 from xprune.errors import ModelError, PluginError, XPruneError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import reference_device, shared_copy, unwrap
-from xprune.modules.forward import try_forward
+from xprune.modules.forward import error_text, try_forward
 from xprune.modules.samples import find_samples, samples_of
 from xprune.modules.undisturbed import undisturbed
 
@@ -53,7 +53,7 @@ def count_macs(model: nn.Module, example_inputs: Any, *, batch_axis: int | None 
         # If the forward fails without gradients too, this raises its error.
         try_forward(model, example_inputs)
         raise ModelError(
-            f"MACs cannot be counted: the forward fails if gradients are on: {type(problem).__name__}: {problem}."
+            f"MACs cannot be counted: the forward fails if gradients are on: {error_text(problem)}."
         ) from problem
 
 
@@ -138,8 +138,7 @@ def count_resources(
             # If the forward fails without gradients too, this raises its error.
             try_forward(model, example_inputs)
             raise ModelError(
-                f"{resource.label} cannot be counted: the forward fails if gradients are on: "
-                f"{type(problem).__name__}: {problem}."
+                f"{resource.label} cannot be counted: the forward fails if gradients are on: {error_text(problem)}."
             ) from problem
         found[resource.name] = cost if resource.unit else round(cost)
     return found

@@ -19,7 +19,7 @@ from xprune.core.unit_kind import unit_kind
 from xprune.costs.count import by_module, count_resources, number_of_samples
 from xprune.errors import BudgetError, ModelError, XPruneError
 from xprune.modules.copies import shared_copy, unwrap
-from xprune.modules.forward import try_forward
+from xprune.modules.forward import error_text, try_forward
 from xprune.modules.paths import tensor_at
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
@@ -89,7 +89,7 @@ def measure_costs(
         raise
     except Exception as problem:
         raise ModelError(
-            f"costs cannot be measured: the forward fails if units are removed: {type(problem).__name__}: {problem}. "
+            f"costs cannot be measured: the forward fails if units are removed: {error_text(problem)}. "
             "Were these sites found on this model? find_sites proves its sites, and find_sites(..., exclude=) leaves "
             "some out."
         ) from problem

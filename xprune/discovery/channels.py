@@ -29,6 +29,7 @@ from xprune.discovery.stream_shapes import stream_parts_by_shape
 from xprune.discovery.stream_walk import PRODUCERS, Holder, Refused, holders
 from xprune.errors import ModelError
 from xprune.modules.copies import shared_copy, unshare
+from xprune.modules.forward import error_text
 from xprune.modules.norms import BATCH_NORMS, is_feature_norm
 from xprune.modules.paths import tensor_at
 from xprune.modules.removed import Removed
@@ -319,7 +320,7 @@ def _prove(model: nn.Module, site: Site, example_inputs: Any) -> None:
         try:
             pruned = remove_units(shared_copy(copy), plan, ADAPTERS)
         except Exception as problem:
-            raise Refused(f"{gone} of them cannot be cut out: {type(problem).__name__}: {problem}") from problem
+            raise Refused(f"{gone} of them cannot be cut out: {error_text(problem)}") from problem
         why = exactness.problem(copy, pruned, plan, example_inputs)
         if why:
             raise Refused(f"without {gone} of them, {why.rstrip('.')}")

@@ -35,7 +35,7 @@ from xprune.discovery.torch_pruning_private import Graph, as_index
 from xprune.errors import ModelError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import shared_copy
-from xprune.modules.forward import try_forward
+from xprune.modules.forward import error_text, try_forward
 from xprune.modules.paths import is_linear
 
 _ENDS = {
@@ -167,7 +167,7 @@ def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], dev
                     raise
     except Exception as error:
         raise CannotTraceError(
-            f"the model's forward cannot be traced on the example inputs: {type(error).__name__}: {error}. "
+            f"the model's forward cannot be traced on the example inputs: {error_text(error)}. "
             "Check that the outputs of model(example_inputs) depend on the weights through autograd: without detach(), "
             "torch.no_grad() or control flow that depends on values. Modules that adapters know need no trace."
         ) from error

@@ -16,6 +16,7 @@ from xprune.discovery.kinds import UNIT_KINDS
 from xprune.errors import ModelError
 from xprune.modules.calls import map_tensors
 from xprune.modules.copies import reference_device, refuse_meta, unwrap
+from xprune.modules.forward import error_text
 from xprune.modules.removed import Removed
 from xprune.modules.samples import Samples, find_samples
 from xprune.modules.undisturbed import undisturbed
@@ -160,7 +161,7 @@ def _with_all_consumers(
         except Exception as problem:
             left[site.name] = (
                 "its consumers are unknown: the model's forward fails while we look for the layers that read its "
-                f"output, with {type(problem).__name__}: {problem}. Check that the model runs on the example inputs, "
+                f"output, with {error_text(problem)}. Check that the model runs on the example inputs, "
                 "or write an adapter that names the consumers."
             )
     return found

@@ -37,6 +37,7 @@ from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import ModelError, XPruneError
 from xprune.modules.copies import shared_copy, tensors, with_noise
+from xprune.modules.forward import error_text
 from xprune.modules.samples import Samples
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -124,7 +125,7 @@ class _Prover:
             return str(refused)
         # A tensor of a site has another form than the site says.
         except Exception as problem:
-            return f"the cut of its tensors fails with {type(problem).__name__}: {problem}"
+            return f"the cut of its tensors fails with {error_text(problem)}"
         return exactness.problem(self.model, pruned, plan, self.inputs, own=own)
 
     def why_not_itself(self, sites: Sequence[Site]) -> str | None:

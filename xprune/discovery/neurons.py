@@ -15,7 +15,7 @@ from xprune.core.site import Cut, Site
 from xprune.discovery.dependency_graph import reached, trace, unknown_operation
 from xprune.discovery.placeholders import Placeholder
 from xprune.modules.norms import BATCH_NORMS, is_feature_norm
-from xprune.modules.paths import is_linear
+from xprune.modules.paths import input_axis, is_linear
 from xprune.modules.removed import Removed
 
 _MOVES = ("View", "UnsafeView", "Reshape", "Permute", "Transpose", "Clone", "Alias", "Squeeze", "Unsqueeze")
@@ -71,7 +71,7 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
         return None
     prune_in = graph.get_pruner_of_module(consumer).prune_in_channels
     size = consumer.weight.shape[1]
-    axis = 1 if isinstance(consumer, nn.Conv2d) else -1
+    axis = input_axis(consumer)
     # The last feature is followed, because operations that shift indices shift at least the last one.
     cuts, norms, probe, consumers = {f"{path}.weight": Cut(f"{path}.weight", 1)}, set[str](), size - 1, [path]
     has_producer, unknown = False, dict[str, None]()

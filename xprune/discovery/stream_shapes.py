@@ -7,7 +7,7 @@ before it is used.
 from torch import nn
 
 from xprune.core.site import Site, StreamParts
-from xprune.modules.paths import is_linear
+from xprune.modules.paths import input_axis, is_linear
 
 
 def stream_parts_by_shape(path: str, module: nn.Module, site: Site, size: int) -> StreamParts:
@@ -45,5 +45,5 @@ def stream_parts_by_shape(path: str, module: nn.Module, site: Site, size: int) -
                     continue
                 reads.append((f"{name}.{part}", axis))
                 if is_layer and part == "weight" and axis == 1:
-                    consumers.append((name, 1 if isinstance(layer, nn.Conv2d) else -1))
+                    consumers.append((name, input_axis(layer)))
     return StreamParts(tuple(reads), tuple(writes), tuple(consumers))

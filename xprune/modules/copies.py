@@ -67,7 +67,7 @@ def shared_copy(model: nn.Module, *, requires_grad: bool | None = None, device: 
     # `copy.deepcopy` does not copy an object that is in `memo`, but uses the object that `memo` holds for it. So `memo`
     # decides which tensors are shared.
     memo: dict[int, object] = {}
-    for name, tensor in _tensors(model):
+    for name, tensor in tensors(model).items():
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise ModelError(f"{name} is not initialised: run one forward pass of the model first.")
         data = tensor.detach() if device is None else tensor.detach().to(device)
@@ -157,18 +157,13 @@ def unshare(model: nn.Module, original: nn.Module) -> nn.Module:
     Returns:
         `model`.
     """
-    shared = {tensor.data_ptr() for _, tensor in _tensors(original) if tensor.numel()}
+    shared = {tensor.data_ptr() for tensor in tensors(original).values() if tensor.numel()}
     done: dict[int, Tensor] = {}
-    for _, tensor in _tensors(model):
+    for tensor in tensors(model).values():
         if id(tensor) not in done and tensor.numel() and tensor.data_ptr() in shared:
             done[id(tensor)] = tensor
             tensor.data = tensor.data.clone()
     return model
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Returns (name, tensor) for every parameter and buffer. A tied tensor occurs once for each of its names."""
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
 def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -194,12 +189,12 @@ def tables_of(module: nn.Module) -> list[dict[Any, Any]]:
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns every parameter and buffer by its name. A tied tensor occurs once for each of its names."""
-    return dict(_tensors(model))
+    return dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
 
 
 def reference_device(model: nn.Module) -> torch.device:
     """Returns the device of the model's first parameter or buffer. Returns the CPU if the model has neither."""
-    return next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))
+    return next((tensor.device for tensor in tensors(model).values()), torch.device("cpu"))
 
 
 def refuse_meta(model: nn.Module) -> None:

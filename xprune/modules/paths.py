@@ -65,6 +65,11 @@ def _holder_of(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]
     return model.get_submodule(owner), name, index
 
 
+def input_axis(layer: Any) -> int:
+    """Returns the axis of the features in the input of a layer: 1 for a convolution of maps, else -1, the last axis."""
+    return 1 if isinstance(layer, nn.Conv2d) else -1
+
+
 def is_linear(module: nn.Module) -> bool:
     """Returns True if a module is a linear layer of torch or of PyTorch Geometric, else False.
 

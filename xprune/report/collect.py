@@ -12,6 +12,7 @@ from xprune.core.record import Metrics, Record
 from xprune.core.unit_kind import UnitKind, kinds_of
 from xprune.errors import ModelError
 from xprune.explain.curves import Faithfulness, Named
+from xprune.modules.forward import error_text
 from xprune.report.classmap import ClassMap, comparable, maps
 from xprune.report.pictures import Pictures, look
 
@@ -269,8 +270,7 @@ def _curves(given: Named) -> dict[str, dict[str, list[float]]]:
             lists = {key: [float(x) for x in curve[key]] for key in ("fractions", "own", "others")}
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"faithfulness[{name!r}] needs three lists of numbers: fractions, own and others "
-                f"({type(error).__name__}: {error})."
+                f"faithfulness[{name!r}] needs three lists of numbers: fractions, own and others ({error_text(error)})."
             ) from error
         if not lists["fractions"] or len({len(values) for values in lists.values()}) > 1:
             lengths = ", ".join(f"{key} {len(values)}" for key, values in lists.items())
