@@ -9,18 +9,24 @@ from torch import nn
 
 from xprune.adapters import ADAPTERS
 from xprune.core.site import Site, Sites
-from xprune.core.unit_kind import Search, UnitKind
+from xprune.core.unit_kind import Search, UnitKind, unit_kind
 from xprune.discovery.consumers import with_consumers
 from xprune.discovery.in_model import proved
 from xprune.discovery.kinds import UNIT_KINDS
+from xprune.discovery.watch import watch
 from xprune.errors import ModelError
 from xprune.modules.calls import map_tensors
 from xprune.modules.copies import reference_device, refuse_meta, unwrap
 from xprune.modules.forward import error_text
+from xprune.modules.paths import layer_path
 from xprune.modules.removed import Removed
 from xprune.modules.samples import Samples, find_samples
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.gates import with_gated_classes
+
+
+IDLE = "the model's forward does not run it on the example inputs, so its units have no effect that could be measured."
+"""The reason for a module that the forward does not call."""
 
 
 @undisturbed()
@@ -82,8 +88,12 @@ def find_sites(
             f"units={list(units)!r} is not a list of known unit kinds. Give one or more of: {', '.join(UNIT_KINDS)}."
         )
     example_inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
+    record = watch(model, example_inputs)
     known = _adapter_sites(model)
-    search = Search(known, closed=known, model=model, example_inputs=example_inputs)
+    # A composite model may run only a part of its modules on these inputs. The rest cannot be gated.
+    idle = {name: IDLE for name, site in known.items() if site.owner not in record.ran}
+    known = {name: site for name, site in known.items() if name not in idle}
+    search = Search(known, idle, known, model=model, example_inputs=example_inputs, record=record)
     # The default kinds are searched even if the caller asks for other kinds only. A later kind has to know which
     # modules belong to sites of earlier kinds, and why other modules have no sites.
     for kind in _with_needed((*default, *units)):
@@ -91,7 +101,7 @@ def find_sites(
     found, left = search.sites, dict(search.left)
     wanted = [site for site in found.values() if site.kind in units]
     complete = _with_all_consumers(model, wanted, example_inputs, left)
-    sites = [_keep_one_unit_if_shared(model, site) for site in _in_model_order(model, complete)]
+    sites = [_keep_one_unit_if_shared(model, site, complete) for site in _in_model_order(model, complete)]
     for pattern in exclude:
         if not any(fnmatchcase(site.name, pattern) for site in sites):
             names = _first_names([site.name for site in sites])
@@ -99,13 +109,13 @@ def find_sites(
     # Excluded sites are dropped before the proof, so that they cannot make the proof of others fail.
     sites = [site for site in sites if not any(fnmatchcase(site.name, pattern) for pattern in exclude)]
     if sites:
-        layers = [site.consumers[0] for site in sites]
+        layers = [layer_path(model, site.consumers[0]) for site in sites]
         # In some classes, the forward calls the consumer only if the module has its gated class, see Adapter.gated.
         samples = find_samples(
             model, example_inputs, layers, batch_axis, prepare=lambda copy: with_gated_classes(copy, sites)
         )
         sites, wrong = proved(model, sites, example_inputs, samples)
-        sites, left = [_with_batch_axis(site, samples) for site in sites], {**wrong, **left}
+        sites, left = [_with_batch_axis(model, site, samples) for site in sites], {**wrong, **left}
     if not sites:
         raise ModelError(_no_sites(model, units, left))
     return Sites(sites, left)
@@ -138,9 +148,9 @@ def _adapter_sites(model: nn.Module) -> dict[str, Site]:
     return sites
 
 
-def _with_batch_axis(site: Site, samples: Samples | None) -> Site:
+def _with_batch_axis(model: nn.Module, site: Site, samples: Samples | None) -> Site:
     """Returns the site with `batch` set to the sample axis of its first consumer's input, or to -1 if it is unknown."""
-    return replace(site, batch=samples.layers.get(site.consumers[0], -1) if samples else -1)
+    return replace(site, batch=samples.layers.get(layer_path(model, site.consumers[0]), -1) if samples else -1)
 
 
 def _with_all_consumers(
@@ -170,20 +180,23 @@ def _with_all_consumers(
 def _in_model_order(model: nn.Module, sites: list[Site]) -> list[Site]:
     """Sorts sites by the position of their first consumer among the modules of the model."""
     order = {path: place for place, (path, _) in enumerate(model.named_modules(remove_duplicate=False))}
-    return sorted(sites, key=lambda site: order[site.consumers[0]])
+    return sorted(sites, key=lambda site: order[layer_path(model, site.consumers[0])])
 
 
-def _keep_one_unit_if_shared(model: nn.Module, site: Site) -> Site:
-    """Returns the site with `module` set to "" if its module has several paths in the model, else unchanged.
+def _keep_one_unit_if_shared(model: nn.Module, site: Site, sites: Iterable[Site]) -> Site:
+    """Returns the site with `module` set to "" if its module cannot be replaced, else unchanged.
 
-    A module that loses all its units is replaced at one path only. At its other paths, the old module would remain. If
-    `module` is "", a plan has to keep at least one unit.
+    A module that loses all its units is replaced at one path only. If it has several paths, the old module would remain
+    at the others. If another site cuts its tensors, this site would not find them any more. If `module` is "", a plan
+    has to keep at least one unit.
     """
     if not site.module:
         return site
     module = model.get_submodule(site.module)
     places = sum(part is module for _, part in model.named_modules(remove_duplicate=False))
-    return replace(site, module="") if places > 1 else site
+    others = (other for other in sites if other is not site and not unit_kind(other.kind).crosses)
+    cut = any(cut.tensor.startswith(f"{site.module}.") for other in others for cut in other.cuts)
+    return replace(site, module="") if places > 1 or cut else site
 
 
 def _no_sites(model: nn.Module, units: Sequence[str], left: Mapping[str, str]) -> str:
