@@ -160,7 +160,7 @@ def test_sites_says_what_can_go(monkeypatch, capsys):
     assert "% of the model's MACs (" in out and "left alone" in out
     run(monkeypatch, "sites", "--model", "cait_xxs24_224", *cait, "--inside", "blocks.[0].*")
     out = capsys.readouterr().out
-    assert "MACs inside blocks.[0].* (2 sites). This part has" in out and "blocks_token_only" not in out
+    assert "MACs inside blocks.[0].* (1 site). This part has" in out and "blocks_token_only" not in out
 
 
 def test_a_part_is_pruned(folder, weights, tmp_path, monkeypatch, capsys):

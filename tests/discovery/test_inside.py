@@ -112,7 +112,7 @@ def test_a_budget_of_a_part_needs_a_part():
         xprune.Pruner(model, "random", sites=xprune.find_sites(model, x), inside="left").run(batches())
 
 
-def test_only_modules_inside_are_said_to_be_left_alone(monkeypatch):
+def test_only_modules_inside_are_said_to_be_left_alone():
     model = Towers()
     # Attentions with a single head are left alone.
     model.left.blocks[0] = Block(12, 1, 20)
@@ -121,6 +121,7 @@ def test_only_modules_inside_are_said_to_be_left_alone(monkeypatch):
     whole = xprune.find_sites(model, x)
     left = xprune.find_sites(model, x, inside="left.*")
     assert all(path.startswith("left.") for path in left.left)
+    assert deepcopy(left).inside == ("left.*",) and deepcopy(left).left == left.left
     assert left.left == {path: why for path, why in whole.left.items() if path.startswith("left.")}
 
 
