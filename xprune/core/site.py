@@ -266,6 +266,8 @@ class Sites(tuple[Site, ...]):
     Attributes:
         left: The reason for each module that was left alone, by the path of the module. Such a module looks like an
             attention or an MLP but gives no site.
+        inside: The patterns of the part of the model that was searched, see `find_sites`. Empty if the whole model was
+            searched.
 
     Example:
         >>> import torch, xprune
@@ -279,17 +281,21 @@ class Sites(tuple[Site, ...]):
     """
 
     left: Mapping[str, str]
+    inside: tuple[str, ...]
 
-    def __new__(cls, sites: Iterable[Site] = (), left: Mapping[str, str] | None = None) -> "Sites":
+    def __new__(
+        cls, sites: Iterable[Site] = (), left: Mapping[str, str] | None = None, inside: Iterable[str] = ()
+    ) -> "Sites":
         """Creates the tuple.
 
         Args:
             sites: The sites, in the order of the model.
             left: The reason for each module that was left alone, by the path of the module. None means that there is no
                 such module.
+            inside: The patterns of the part of the model that was searched. Empty for the whole model.
         """
         instance = super().__new__(cls, sites)
-        instance.left = dict(left or {})
+        instance.left, instance.inside = dict(left or {}), tuple(inside)
         return instance
 
 
