@@ -149,6 +149,11 @@ def derived_class(kind: type[nn.Module], changes: tuple[str, ...]) -> type[nn.Mo
     return made
 
 
+def is_derived(kind: type) -> bool:
+    """Returns True for a class that `derived_class` made, else False."""
+    return "_derived" in vars(kind)
+
+
 def _with_picked(forward: Any, argument: str, where: str) -> Any:
     """Returns a forward that picks the entries of the units that are left from one argument.
 
