@@ -23,7 +23,7 @@ MLP of a position embedding. An attention that computes its softmax in a parent 
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,8 @@ NONLINEAR = {
 KEEPING = {
     "mul", "__mul__", "__rmul__", "__imul__", "mul_", "add", "__add__", "__radd__", "__iadd__", "sub", "__sub__",
     "__rsub__", "div", "__truediv__", "neg", "dropout", "dropout_", "view", "reshape", "transpose", "permute",
-    "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "to", "type", "float", "__getitem__",
+    "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze", "chunk", "split", "to", "type", "float",
+    "__getitem__",
     "view_as", "movedim", "type_as", "half", "clone", "tensor_split", "alpha_dropout", "feature_alpha_dropout", "where",
     "masked_fill", "masked_fill_", "rearrange", "unbind", "detach", "reshape_as", "swapaxes", "T", "mT",
 }  # fmt: skip
@@ -74,8 +75,9 @@ class Expected:
 class _Noting(TorchFunctionMode):
     """Notes which module calls which function, and which outputs of linear layers reach which linear layers."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, samples: int) -> None:
         super().__init__()
+        self.samples = samples
         self.names = {id(m): name for name, m in model.named_modules()}
         self.has = {id(m): any(True for _ in m.parameters()) for m in model.modules()}
         self.owners = {id(p): n.rpartition(".")[0] for n, p in model.named_parameters(remove_duplicate=False)}
@@ -97,10 +99,9 @@ class _Noting(TorchFunctionMode):
         name = getattr(func, "__name__", "") or ""
         if name == "__get__":
             name = (resolve_name(func) or "").split(".")[-2] if "." in (resolve_name(func) or "") else ""
-        try:
+        # A function that is called in a way that we do not know is not noted.
+        with suppress(Exception):
             self._note(name, args, kwargs or {}, out)
-        except Exception:  # A function that is called in a way that we do not know is not noted.
-            pass
         return out
 
     def _note(self, name: str, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
@@ -118,17 +119,19 @@ class _Noting(TorchFunctionMode):
             if x.dim() >= 3:
                 self._count(name)
                 if x.dim() == 4:
-                    self.scores = x.shape[1]
                     self._heads(x.shape[1])
+                # Heads may lie along the axis of the samples.
+                elif x.dim() == 3 and x.shape[0] % self.samples == 0:
+                    self._heads(x.shape[0] // self.samples)
             return
         if name == "grid_sample" or name == "grid_sampler":
             self._count("grid_sample")
-        if name in PRODUCTS and len(flat) >= 2:
-            if not any(isinstance(t, nn.Parameter) or t.data_ptr() in self.weights for t in flat[:2]) and all(
-                t.dim() >= 3 for t in flat[:2]
-            ):
-                self._count("product")
+        if name in PRODUCTS and len(flat) >= 2 and not any(self._is_weight(t) or t.dim() < 3 for t in flat[:2]):
+            self._count("product")
         self._tag(name, args, kwargs, flat, out)
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        return isinstance(tensor, nn.Parameter) or tensor.data_ptr() in self.weights
 
     def _count(self, name: str) -> None:
         mine = self.calls.setdefault(self.where(), {})
@@ -200,7 +203,10 @@ def expected_units(model: nn.Module, inputs: Any) -> Expected:
         model: The model, in eval mode.
         inputs: A dict of keyword arguments, a tuple of arguments, or one argument.
     """
-    noting = _Noting(model)
+    first = next(
+        (t for t in _tensors(list(inputs.values()) if isinstance(inputs, Mapping) else inputs) if t.dim()), None
+    )
+    noting = _Noting(model, 1 if first is None else len(first))
     before = hooks.register_module_forward_pre_hook(lambda m, _: noting.stack.append(m))
     after = hooks.register_module_forward_hook(lambda m, _, __: noting.stack.pop() and None, always_call=True)
     try:

@@ -7,13 +7,13 @@
 
 How a model is built:
 
-1. The config of the type is created with its defaults. Its fields and the fields of nested configs are then replaced by
-   small numbers, by their names: 32 for hidden sizes, 2 for layers, 4 for heads. If layers have different kinds, such as
-   sliding and full attention, there is one layer of each kind.
+1. The config of the type is created with its defaults. Its fields and the fields of nested configs are then replaced
+   by small numbers, by their names: 32 for hidden sizes, 2 for layers, 4 for heads. If layers have different kinds,
+   such as sliding and full attention, there is one layer of each kind.
 2. Several policies are tried in turn, from "all fields are small" to "only a few fields are small". A policy that gives
    more than LARGEST parameters is skipped.
-3. The inputs follow from the names of the arguments of the forward. Several sets are tried. The first set with which the
-   forward returns finite numbers is used. The batch has two samples.
+3. The inputs follow from the names of the arguments of the forward. Several sets are tried. The first set with which
+   the forward returns finite numbers is used. The batch has two samples.
 4. SPECIAL holds what the names of the fields do not tell, for single types.
 
 If no policy works, `NotBuilt` gives the reason.
@@ -59,7 +59,11 @@ class Built(NamedTuple):
 # Pattern of a field's name -> its small value. The first pattern that matches counts.
 NUMBERS: list[tuple[str, Any]] = [
     (r"(chunk_size_feed_forward|pretraining_tp|.*_coefficient|.*_cost|.*loss.*|.*_dropout.*|.*_prob.*)", None),
-    (r"(vocab_size|.*_vocab_size|n_words|text_vocab_size|codebook_size|num_embeddings|encoder_vocab_size)", TOKENS),
+    (
+        r"(vocab_size|.*_vocab_size|n_words|text_vocab_size|encoder_vocab_size"
+        r"|vocab_size_per_layer_input|num_bpe_labels|num_wordpiece_labels|num_character_labels|encoder_hash_byte_group_vocab)",
+        TOKENS,
+    ),
     (r"type_vocab_size", None),
     (r"(num_key_value_heads|.*_num_key_value_heads|num_kv_heads|n_kv_heads|multi_query_group_num|kv_n_heads)", "kv"),
     (
@@ -67,13 +71,17 @@ NUMBERS: list[tuple[str, Any]] = [
         r"|.*_num_heads|nhead|.*_n_heads?|resampler_heads|n_head)",
         4,
     ),
+    (r"(qk_head_dim|.*_qk_head_dim)", None),
+    (r"(.*qk_rope_head_dim|rotary_dim)", 4),
+    (r"(codebook_size|num_embeddings|.*_codebook_size)", 64),
+    (r"(n_groups|mamba_n_groups|mamba_ngroups|n_hash.*)", 1),
+    (r"(mamba_d_head|mamba_head_dim|mamba_headdim)", 16),
     (r"(head_dim|.*_head_dim|d_kv|attention_head_dim|dim_head|.*_dim_head|kv_channels|attention_head_size|d_head)", 8),
-    (r"(qk_rope_head_dim)", 4),
     (r"(kv_lora_rank|q_lora_rank|o_lora_rank|.*_lora_rank)", 16),
     (
         r"(moe_intermediate_size|.*intermediate_size|.*_ffn_dim|ffn_dim|ffn_hidden_size|.*ffn_hidden_size|d_ff|d_inner|n_inner"
         r"|mlp_dim|mlp_hidden_size|ffn_size|feed_forward_size|intermediate_dim|dim_feedforward|.*_intermediate_dim"
-        r"|feedforward_dim|linear_units|hidden_dim_ff)",
+        r"|feedforward_dim|.*linear_units|hidden_dim_ff|intermediate_size_mlp|dim_ff|.*feed_?forward.*(dim|size))",
         48,
     ),
     (
@@ -108,25 +116,43 @@ NUMBERS: list[tuple[str, Any]] = [
         r"(hidden_size|d_model|n_embd|embed_dim|dim|hidden_dim|embedding_size|.*_hidden_size|.*_hidden_dim|projection_dim"
         r"|out_hidden_size|output_hidden_size|.*_projection_dim|hidden_channels|n_embed|emb_dim|.*_embed_dim|model_dim"
         r"|width|d_latents|embedding_dim|proj_dim|decoder_hidden_size|output_dim|hidden_size_per_layer_input|lm_hidden_size"
-        r"|word_embed_proj_dim|encoder_dim|latent_dim|d_embed|.*_proj_dim|input_dim|dec_d_model|enc_d_model)",
+        r"|word_embed_proj_dim|encoder_dim|latent_dim|d_embed|.*_proj_dim|input_dim|dec_d_model|enc_d_model"
+        r"|feature_size|mask_feature_size|fpn_feature_size|descriptor_dim|mask_dim|output_channels|intra_bottleneck_size"
+        r"|condition_dim|projector_input_dim|.*_output_dim|adapter_in_dim|adapter_out_dim|visual_feat_dim|visual_embedding_dim)",
         32,
     ),
     (r"(index_topk)", 4),
+    (r"(context_size|num_pos_feats|n_window)", 16),
     (r"(mamba_n_heads|mamba_num_heads|linear_num_(key|value)_heads)", 4),
     (
-        r"(mamba_d_state|mamba_d_head|mamba_chunk_size|chunk_size|state_size|ssm_state_size|linear_key_head_dim"
+        r"(mamba_d_state|mamba_chunk_size|chunk_size|state_size|ssm_state_size|linear_key_head_dim"
         r"|linear_value_head_dim)",
         8,
     ),
     (r"(num_conv_pos_embedding_groups)", 4),
     (r"(num_conv_pos_embeddings)", 8),
-    (r"(codebook_dim|codevector_dim|proj_codevector_dim|xvector_output_dim|classifier_proj_size)", 16),
+    (r"(upsample_groups|codebook_dim|vector_quantization_hidden_dimension)", 32),
+    (r"(codevector_dim|proj_codevector_dim|xvector_output_dim|classifier_proj_size)", 16),
     (r"(num_codevectors_per_group)", 8),
     (r"(num_parallel_samples)", 2),
     (r"(bos_token_id|decoder_start_token_id)", 1),
-    (r"(fusion_hidden_size|neck_out_channels|stem_channels|base_channels|num_filters)", 16),
+    (r"(.*adapter_input_size|base_channels|ch|bottleneck_features)", 32),
+    (r"(fusion_hidden_size|neck_out_channels|stem_channels|num_filters|.*predictor_channels|postnet_units)", 16),
 ]
 _NUMBERS = [(re.compile(pattern), value) for pattern, value in NUMBERS]
+# Field -> its value with the policy that fills fields.
+FILLED = {
+    "num_experts_per_tok": 2,
+    "topk_group": 1,
+    "n_group": 1,
+    "num_key_value_heads": 2,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 48,
+    "vocab_size": TOKENS,
+}
 CONV_STEM = {"conv_dim": (16, 16), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_feat_extract_layers": 2}
 """The convolutions before the speech encoders of the family of wav2vec 2.0."""
 
@@ -142,6 +168,9 @@ class Policy(NamedTuple):
         patch: Size of patches, or 0 to leave it as it is.
         lists: False leaves lists of sizes and depths as they are.
         head_dim: The size of a head, where a field gives it.
+        kinds: False lets the config choose the kinds of the layers, and does not take one layer of each kind.
+        fill: True gives a number to some fields that are None by default.
+        sections: True adds the sections of a multimodal rope to the rope parameters.
     """
 
     name: str
@@ -152,6 +181,8 @@ class Policy(NamedTuple):
     lists: bool = True
     head_dim: int = 8
     kinds: bool = True
+    fill: bool = False
+    sections: bool = False
 
 
 POLICIES = [
@@ -161,6 +192,9 @@ POLICIES = [
     Policy("small, own lists", lists=False, image=64, patch=0),
     Policy("small, kinds of layers by default", kinds=False),
     Policy("small, large heads", head_dim=16),
+    Policy("small, fields filled", fill=True),
+    Policy("small, sections of rope", sections=True),
+    Policy("small, large heads, sections of rope", sections=True, head_dim=16),
     Policy("small, own image", image=0, patch=0),
     Policy("small, own layers", layers=False),
     Policy("own sizes", sizes=False, image=64, patch=0, lists=False),
@@ -169,13 +203,202 @@ POLICIES = [
 
 # Type -> what the names of the fields do not tell: "config": fields; "inputs": names of inputs, or a function of the
 # model; "class": the name of the class. A field with a dot is a field of a nested config.
-SPECIAL: dict[str, dict[str, Any]] = {}
+_SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2], "num_time_features": 2}
+_ROPE_BY_KIND = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+_HGNET = {
+    "stem_channels": (3, 4, 6),
+    "stage_in_channels": (6, 16, 64, 128),
+    "stage_mid_channels": (6, 12, 24, 48),
+    "stage_out_channels": (16, 64, 128, 256),
+    "stage_num_blocks": (1, 1, 1, 1),
+    "stage_numb_of_layers": (2, 2, 2, 2),
+}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "autoformer": {"config": {**_SERIES, "label_length": 4, "moving_average": 3, "feature_size": 6}},
+    "informer": {"config": _SERIES},
+    "bros": {"config": {"hidden_size": 64}},
+    "lilt": {"config": {"hidden_size": 48}},
+    "bamba": {"config": {"attn_layer_indices": [1]}},
+    "blip-2": {"config": {"image_token_index": FIRST_PLACEHOLDER}},
+    "bridgetower": {
+        "config": {
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "vision_config.hidden_size": 128,
+            "text_config.hidden_size": 128,
+            "text_config.num_attention_heads": 2,
+            "text_config.intermediate_size": 96,
+        }
+    },
+    "chameleon": {"config": {"vocabulary_map": {"<image>": FIRST_PLACEHOLDER}}},
+    "clap": {
+        "config": {
+            "audio_config.hidden_size": 256,
+            "audio_config.patch_embeds_hidden_size": 32,
+            "audio_config.depths": [1, 1, 1, 1],
+            "audio_config.num_attention_heads": [2, 4, 8, 16],
+        },
+        "inputs": lambda m: {"input_ids": ids(), "attention_mask": mask(), "input_features": _random(2, 1, 256, 64)},
+    },
+    "clvp": {
+        "config": {
+            "text_config.hidden_size": 128,
+            "speech_config.hidden_size": 128,
+            "decoder_config.hidden_size": 128,
+            "text_config.projection_dim": 128,
+            "speech_config.projection_dim": 128,
+            "decoder_config.num_mel_attn_blocks": 2,
+        }
+    },
+    "cvt": {"config": {"depth": [1, 2, 3]}},
+    "cohere_compass": {"config": {"text_config.rope_parameters": _ROPE_BY_KIND}},
+    "cohere_compass_text": {"config": {"rope_parameters": _ROPE_BY_KIND}},
+    **{
+        name: {"config": {"encoder_in_channels": [64, 128, 256]}}
+        for name in ("d_fine", "deimv2", "pp_doclayout_v3", "pp_doclayout_v4")
+    },
+    "deepseek_ocr2": {"config": {"text_config.mlp_layer_types": ["dense", "sparse"]}},
+    "efficientloftr": {
+        "config": {"out_features": [16, 16, 24, 32], "stage_num_blocks": [1, 1, 1, 1], "hidden_size": 32}
+    },
+    "ernie4_5_vl_moe": {
+        "config": {
+            "text_config.hidden_size": 256,
+            "text_config.num_attention_heads": 2,
+            "text_config.num_key_value_heads": 1,
+            "text_config.intermediate_size": 96,
+            "text_config.moe_intermediate_size": [48, 16],
+        }
+    },
+    "fastspeech2_conformer": {"largest": 4_000_000},
+    "fun_asr_nano": {"config": {"adaptor_config.intermediate_size": 8}},
+    "fun_asr_nano_encoder": {
+        "inputs": lambda m: {"input_features": _random(2, 16, 560), "input_features_mask": torch.ones(2, 16).long()}
+    },
+    "gemma3n_text": {"config": {"num_kv_shared_layers": 0}},
+    "gemma3n_audio": {
+        "inputs": lambda m: {"audio_mel": _random(2, 64, 128), "audio_mel_mask": torch.zeros(2, 64, dtype=torch.bool)}
+    },
+    "glm5_next": {"config": {"text_config.index_topk": 16}},
+    "glm5_next_text": {"config": {"index_topk": 16}},
+    "granitemoehybrid": {"config": {"layer_types": ["mamba", "attention"]}},
+    "jamba": {
+        "config": {
+            "num_hidden_layers": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+        }
+    },
+    "janus": {"largest": 6_000_000},
+    "kosmos-2": {
+        "config": {"latent_query_num": 4},
+        "inputs": lambda m: {
+            "input_ids": ids(),
+            "attention_mask": torch.ones(2, LENGTH).long(),
+            "pixel_values": image(m.config),
+            "image_embeds_position_mask": (torch.arange(LENGTH) < 4).long().expand(2, LENGTH),
+        },
+    },
+    "muse_spark_audio": {"inputs": lambda m: {"input_values": _random(2, 3840)}},
+    "musicgen": {"from": "musicgen_decoder", "class": "MusicgenForCausalLM"},
+    "musicgen_melody": {"from": "musicgen_melody_decoder", "class": "MusicgenMelodyForCausalLM"},
+    "phi4_multimodal": {"largest": 4_000_000},
+    "qwen4_exp_text": {"config": {"token_budget": 8, "compress_ratio": 4}},
+    "seggpt": {"config": {"num_hidden_layers": 4, "merge_index": 0, "intermediate_hidden_state_indices": [1, 2, 3]}},
+    "siglip2": {
+        "inputs": lambda m: {
+            "input_ids": ids(),
+            "pixel_values": _random(2, 16, 3 * 64),
+            "pixel_attention_mask": torch.ones(2, 16).long(),
+            "spatial_shapes": torch.tensor([[4, 4]] * 2),
+        }
+    },
+    "time_series_transformer": {"config": _SERIES},
+    "timesfm": {
+        "config": {"context_length": 64, "horizon_length": 8},
+        "inputs": lambda m: {
+            "past_values": _random(2, 64),
+            "past_values_padding": torch.zeros(2, 64).long(),
+            "freq": torch.zeros(2, 1).long(),
+        },
+    },
+    "udop": {
+        "inputs": lambda m: {
+            "input_ids": ids(),
+            "attention_mask": mask(),
+            "bbox": _boxes().float() / 100,
+            "decoder_input_ids": ids(8, seed=1),
+        }
+    },
+    "video_llama_3_vision": {
+        "inputs": lambda m: {
+            "pixel_values": packed(m.config)[0],
+            "grid_thw": packed(m.config)[1],
+            "merge_sizes": torch.tensor([2, 2]),
+        }
+    },
+    "vits": {"largest": 4_000_000},
+    "xmod": {"config": {"languages": ["en_XX"], "default_language": "en_XX"}},
+    "zamba": {"config": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}},
+    "zamba2": {"config": {"attention_hidden_size": 64, "attention_head_dim": 16}},
+    "levit": {"config": {"image_size": 128, "patch_size": 16}},
+    "lfm2_moe": {"config": {"layer_types": ["conv", "full_attention"]}},
+    "longcat_flash": {"config": {"head_dim": 4}},
+    "moonshine": {
+        "config": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+        "inputs": lambda m: {"input_values": _random(2, 4096), "decoder_input_ids": ids(8, seed=1)},
+    },
+    "dbrx": {"config": {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}},
+    "esm": {"config": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32}},
+}
 # Type -> why it is not built.
 NOT_BUILT: dict[str, str] = {
     "timm_backbone": "its architecture is a name of timm, not a config",
     "timm_wrapper": "its architecture is a name of timm, not a config",
     "gemma3n_vision": "its architecture is a name of timm, not a config",
     "vision-text-dual-encoder": "it has no default config: it joins two models of the caller",
+    "bark": "its base class has no forward",
+    **dict.fromkeys(
+        (
+            "gemma3n",
+            "fast_vlm",
+            "edgetam",
+            "edgetam_vision_model",
+            "pe_audio_video",
+            "pe_audio_video_encoder",
+            "pe_video",
+            "pe_video_encoder",
+            "perception_lm",
+        ),
+        "a part of it is a model of timm that its config cannot make small",
+    ),
+    **dict.fromkeys(
+        ("edgetam_video", "sam2_video", "sam3_video", "sam3_tracker_video"), "its forward needs the session of a video"
+    ),
+    **dict.fromkeys(
+        (
+            "bit",
+            "dac",
+            "efficientnet",
+            "encodec",
+            "hgnet_v2",
+            "mobilenet_v1",
+            "mobilenet_v2",
+            "textnet",
+            "univnet",
+            "uvdoc",
+            "vibevoice_acoustic_tokenizer",
+            "vibevoice_acoustic_tokenizer_decoder",
+            "vibevoice_acoustic_tokenizer_encoder",
+            "pp_ocrv6_medium_det",
+            "pp_ocrv6_small_det",
+            "xlstm",
+            "mamba2",
+        ),
+        "it has no attention, and its default sizes do not run when they are made small",
+    ),
 }
 
 
@@ -217,8 +440,8 @@ def _is_config(value: Any) -> bool:
 
 
 def _power(values: list[int], least: int = 8) -> list[int]:
-    """Divides all sizes by the largest power of two that leaves whole numbers of at least `least`."""
-    while all(v % 2 == 0 for v in values) and min(values) >= 2 * least:
+    """Divides all sizes by the largest power of two that leaves multiples of `least`."""
+    while all(v % (2 * least) == 0 for v in values):
         values = [v // 2 for v in values]
     return values
 
@@ -230,6 +453,12 @@ def small_fields(config: Any, policy: Policy) -> dict[str, Any]:
     count = next(
         (own[n] for n in ("num_hidden_layers", "n_layers", "n_layer", "num_layers") if isinstance(own.get(n), int)), 0
     )
+    stages = any(
+        isinstance(v, (list, tuple))
+        and len(v) == count
+        and re.fullmatch(r"depths|.*hidden_sizes|num_heads|patch_sizes", n)
+        for n, v in own.items()
+    )
     chosen = _layers_of_each_kind(own, count) if policy.layers else []
     for field, value in own.items():
         if "token_id" in field or "token_index" in field:
@@ -239,24 +468,40 @@ def small_fields(config: Any, policy: Policy) -> dict[str, Any]:
         elif isinstance(value, dict):
             new = _rope(value, policy.head_dim)
         elif isinstance(value, int) and not isinstance(value, bool):
-            new = _number(field, value, policy, heads, len(chosen) or 2)
+            new = _number(field, value, policy, heads, count if stages else len(chosen) or 2)
         else:
             continue
         if new is not None and new != value:
             out[field] = new
     # Hierarchical models have a list of heads, one number for each stage, and one hidden size that doubles.
-    stages = own.get("num_heads") or own.get("num_attention_heads")
-    if policy.sizes and isinstance(stages, (list, tuple)) and isinstance(own.get("embed_dim"), int):
+    per_stage = own.get("num_heads") or own.get("num_attention_heads")
+    if policy.sizes and isinstance(per_stage, (list, tuple)) and isinstance(own.get("embed_dim"), int):
         out["embed_dim"] = 16
         for field in ("num_heads", "num_attention_heads"):
             if isinstance(own.get(field), (list, tuple)):
-                out[field] = type(stages)(2 ** (i + 1) for i in range(len(stages)))
-        out["patch_size"] = min(own.get("patch_size", 4), 4)
+                out[field] = type(per_stage)(2 ** (i + 1) for i in range(len(per_stage)))
+        if isinstance(own.get("patch_size"), int):
+            out["patch_size"] = min(own["patch_size"], 4)
         if isinstance(own.get("window_size"), int):
             out["window_size"] = 4
     # These are computed from the layers, unless they are given.
     if not policy.kinds:
         out = {k: v for k, v in out.items() if not (isinstance(v, list) and v and isinstance(v[0], str))}
+    if policy.fill:
+        filled = {**FILLED, "head_dim": policy.head_dim}
+        out |= {field: new for field, new in filled.items() if field in own and own[field] is None}
+    rope = out.get("rope_parameters", own.get("rope_parameters")) or {}
+    if policy.sections and "rope_parameters" in own and not any(isinstance(v, dict) for v in rope.values()):
+        half = int(policy.head_dim * rope.get("partial_rotary_factor", 1)) // 2
+        out["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            **rope,
+            "mrope_section": _sections(half),
+        }
+    # The inner size of a state space layer is the number of its heads times their size.
+    if policy.sizes and {"expand", "head_dim", "state_size"} <= set(own):
+        out["head_dim"] = 16
     if "conv_dim" in own and "conv_stride" in own and policy.sizes:
         out |= {k: v for k, v in CONV_STEM.items() if k in own}
     return out
@@ -327,35 +572,39 @@ def _list(field: str, value: Any, policy: Policy, count: int, chosen: list[int])
         field,
     ):
         return _power(list(value)) if policy.sizes else None
+    if field == "decoder_in_channels":
+        return [32] * len(value) if policy.sizes else None
     if field in ("image_size", "img_size", "spatial_shapes", "pretrain_image_size") and policy.image:
         return [policy.image] * len(value)
     if field in ("patch_size",) and policy.patch and len(value) == 2:
         return [policy.patch] * len(value)
-    if re.fullmatch(r"(.*_layers|.*layer_ids|.*_indexes|.*_indices|mlp_only_layers|global_attn_indexes)", field):
+    if re.fullmatch(
+        r"(mlp_only_layers|global_attn_ind.*|fullatt_block_ind.*|deepstack_visual_ind.*|full_attn_ind.*)", field
+    ):
         return type(value)([0]) if policy.layers else None
     return None
 
 
 def _rope(value: dict[str, Any], head_dim: int) -> Any:
-    """Returns rope parameters that fit a small head: the sections of a multimodal rope have to add up to half a head."""
+    """Returns rope parameters for a small head. The sections of a multimodal rope have to add up to half a head."""
     new = {k: _rope(v, head_dim) or v if isinstance(v, dict) else v for k, v in value.items()}
     section = new.get("mrope_section")
     if section:
         half = int(head_dim * new.get("partial_rotary_factor", 1)) // 2
-        new["mrope_section"] = [half - 2 * (half // 4), half // 4, half // 4][: len(section)]
+        new["mrope_section"] = _sections(half)[: len(section)]
     if "original_max_position_embeddings" in new:
         new["original_max_position_embeddings"] = 32
     return new if new != value else None
 
 
+def _sections(half: int) -> list[int]:
+    """Returns three numbers that add up to `half`."""
+    return [half - 2 * (half // 4), half // 4, half // 4]
+
+
 def _number(field: str, value: int, policy: Policy, heads: Any, layers: int) -> Any:
     """Returns a small value for a whole number, or None to leave it."""
-    for pattern, new in _NUMBERS:
-        if not pattern.fullmatch(field):
-            continue
-        break
-    else:
-        return None
+    new = next((number for pattern, number in _NUMBERS if pattern.fullmatch(field)), None)
     if new is None or value <= 0:
         return None
     if new == "image":
@@ -387,14 +636,20 @@ def _number(field: str, value: int, policy: Policy, heads: Any, layers: int) -> 
     return new
 
 
-def small_config(config: Any, policy: Policy, special: Mapping[str, Any] | None = None) -> Any:
+def small_config(
+    config: Any, policy: Policy, special: Mapping[str, Any] | None = None, kept: Mapping[str, Any] | None = None
+) -> Any:
     """Returns a small config of the same class."""
     special = special or {}
-    values = small_fields(config, policy)
+    values = {**(kept or {}), **small_fields(config, policy)}
     for field, value in _fields(config).items():
         if _is_config(value):
             inside = {k.split(".", 1)[1]: v for k, v in special.items() if k.startswith(f"{field}.")}
-            values[field] = small_config(value, policy, inside)
+            values[field] = _small_nested(value, policy, inside)
+    if config.model_type == "hgnet_v2":
+        values |= _HGNET
+    if "embed_dim_per_stage" in values:
+        values["hidden_size"] = values["embed_dim_per_stage"][0]
     values |= {k: v for k, v in special.items() if "." not in k}
     try:
         return type(config)(**values)
@@ -402,6 +657,31 @@ def small_config(config: Any, policy: Policy, special: Mapping[str, Any] | None 
         # Some classes take nested configs as dicts only.
         plain = {k: v.to_dict() if _is_config(v) else v for k, v in values.items()}
         return type(config)(**plain)
+
+
+def _small_nested(config: Any, policy: Policy, special: Mapping[str, Any]) -> Any:
+    """Returns a small config for a nested config. Fields that differ from the defaults of its class are kept."""
+    if config.model_type == "timm_backbone":
+        from transformers import ResNetConfig
+
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+        return ResNetConfig(**sizes, out_indices=list(config.out_indices or [4]))
+    default = _fields(type(config)())
+    own = _fields(config)
+    kept = {k: v for k, v in own.items() if k in default and not _is_config(v) and v != default[k]}
+    kept = {k: v for k, v in kept.items() if k not in UNKEPT}
+    if hasattr(config, "out_features") and config.out_indices and config.model_type not in ("swin",):
+        # A transformer that returns the features of some layers keeps as many layers.
+        layers = own.get("num_hidden_layers")
+        if isinstance(layers, int) and len(config.stage_names) == layers + 1:
+            special = {"num_hidden_layers": max(2, len(config.out_indices)), **special}
+            kept["out_indices"] = list(range(1, len(config.out_indices) + 1))
+        else:
+            kept["out_indices"] = list(config.out_indices)
+    return small_config(config, policy, special, kept)
+
+
+UNKEPT = {"architectures", "torch_dtype", "dtype", "transformers_version", "id2label", "label2id", "layer_types"}
 
 
 # ---------------------------------------------------------------------------------------------------------- inputs
@@ -508,7 +788,7 @@ VALUES: dict[str, Make] = {
     "visual_pos": lambda c: _random(BATCH, 5, 4).abs(),
     "visual_embeds": lambda c: _random(BATCH, 5, find(c, ("visual_embedding_dim",), 32)),
     "past_values": lambda c: _past(c),
-    "past_time_features": lambda c: _random(BATCH, _past_length(c), c.num_time_features),
+    "past_time_features": lambda c: _random(BATCH, _past(c).shape[1], c.num_time_features),
     "past_observed_mask": lambda c: torch.ones_like(_past(c)),
     "static_categorical_features": lambda c: torch.zeros(BATCH, c.num_static_categorical_features, dtype=torch.long),
     "static_real_features": lambda c: _random(BATCH, c.num_static_real_features),
@@ -531,6 +811,8 @@ VALUES: dict[str, Make] = {
     "grid_thw": lambda c: packed(c)[1],
     "image_sizes": lambda c: torch.tensor([_side(c)] * BATCH),
     "input_tokens": lambda c: ids(),
+    "qformer_input_ids": lambda c: ids(6, seed=2),
+    "image_attention_mask": lambda c: torch.ones(BATCH, LENGTH, 1, dtype=torch.long),
     "image": image,
     "images": image,
     "audio_values": lambda c: _random(BATCH, 1, 800),
@@ -571,12 +853,16 @@ def candidates(model: Any) -> Iterator[dict[str, Any]]:
 
     sets: list[dict[str, Any] | None] = []
     shape = torch.Size
-    if "hidden_states" in needed and ("grid_thw" in names):
-        patches, grid = packed(config)
-        sets.append(given(hidden_states=patches, grid_thw=grid))
-    if "grid_thw" in needed and "pixel_values" in names:
-        patches, grid = packed(config)
-        sets.append(given(pixel_values=patches, grid_thw=grid))
+    for name in ("hidden_states", "pixel_values"):
+        if name in names and "grid_thw" in names:
+            patches, grid = packed(config)
+            patch = find(config, ("patch_size",), 8, VISION)
+            sets.append(given(**{name: patches, "grid_thw": grid}))
+            sets.append(given(**{name: patches.repeat(1, 2), "grid_thw": grid}))
+            if isinstance(patch, int):
+                square = _random(len(patches), _channels(config), patch, patch)
+                sets.append(given(**{name: square, "grid_thw": grid}))
+                sets.append(given(**{name: square, "grid_thw": grid[:, 1:]}))
     if "input_ids" in names and "pixel_values" in names:
         sets += list(_with_images(model, config, names, given))
     if "input_ids" in names and ("input_features" in names or "input_values" in names):
@@ -597,8 +883,13 @@ def candidates(model: Any) -> Iterator[dict[str, Any]]:
             if "decoder_input_ids" in names:
                 sets.append(given(*text, "decoder_input_ids"))
             sets.append(given(*text))
+    if "input_ids" in names and "pixel_values" in names:
+        sets.append(given("input_ids", "attention_mask", pixel_values=image(config)[:, None]))
+        sets.append(given("input_ids", "attention_mask", "image_attention_mask", pixel_values=image(config)[:, None]))
+        if "pixel_values_videos" not in names:
+            sets.append(given("input_ids", "attention_mask", pixel_values=video(config)))
     if "past_values" in names:
-        more = [n for n in names if n in VALUES and n.startswith(("past", "static", "future"))]
+        more = [n for n in names if n in VALUES and n.startswith(("past", "future"))]
         sets += [given(*more), given("past_values", "past_observed_mask"), given("past_values")]
         if "past_values_mask" in names:
             sets.append(given("past_values"))
@@ -626,6 +917,11 @@ def candidates(model: Any) -> Iterator[dict[str, Any]]:
             sets.append(given(pixel_values=flat, pixel_position_ids=where.expand(BATCH, 16, 2)))
             side = 4 * patch
             sets.append(given(pixel_values=_random(BATCH, _channels(config), side, side)))
+        if isinstance(patch, int) and "target_sizes" in names:
+            strip = _random(BATCH, _channels(config), patch, 16 * patch)
+            whole = strip.transpose(0, 1).transpose(1, 2).reshape(1, _channels(config), patch, -1)
+            sizes = torch.tensor([[4, 4]] * BATCH)
+            sets += [given(pixel_values=strip, target_sizes=sizes), given(pixel_values=whole, target_sizes=sizes)]
         sets.append(given(pixel_values=_random(BATCH, 2, _channels(config), *_side(config))))
         for side in (32, 48, 64, 128, 224):
             sets.append(given(pixel_values=_random(BATCH, _channels(config), side, side)))
@@ -634,7 +930,12 @@ def candidates(model: Any) -> Iterator[dict[str, Any]]:
             sets.append(given(**{name: video(config)}))
     features = [spectrum(config), spectrum(config).transpose(1, 2)]
     width = find(config, ("feature_projection_input_dim", "input_dim", "hidden_size"), 80, AUDIO)
-    features += [_random(BATCH, 64, width), _random(BATCH, 1, *features[1].shape[1:])]
+    features += [
+        _random(BATCH, 128, 64),
+        _random(BATCH, 64, 128),
+        _random(BATCH, 64, width),
+        _random(BATCH, 1, *features[1].shape[1:]),
+    ]
     for name in ("input_features", "input_values", "audio_values", "input_audio", "features"):
         if name not in names:
             continue
@@ -645,7 +946,7 @@ def candidates(model: Any) -> Iterator[dict[str, Any]]:
         for value in (*waves, *features) if name != "input_features" else (*features, *waves):
             sets += [given(*tail, **{name: value})] + ([given(**{name: value})] if tail else [])
             for flag in ("attention_mask", "input_features_mask", "padding_mask", "feature_attention_mask"):
-                if flag in needed:
+                if flag in names:
                     sets.append(
                         given(*tail, **{name: value, flag: torch.ones(BATCH, value.shape[-1], dtype=torch.long)})
                     )
@@ -801,7 +1102,7 @@ def build(name: str) -> Built:
     special = SPECIAL.get(name, {})
     problems: list[str] = []
     try:
-        default = CONFIG_MAPPING[name]()
+        default = CONFIG_MAPPING[special.get("from", name)]()
     except KeyError:
         raise NotBuilt("it has no config class of its own") from None
     except Exception as error:
