@@ -241,7 +241,9 @@ def generated(model: Any, pruned: Any, plan: Any, inputs: Any) -> str:
     def tokens(each: Any) -> Any:
         torch.manual_seed(0)
         with torch.no_grad():
-            return each.generate(**given, **settings)
+            out = each.generate(**given, **settings)
+        # Some models of speech return an object instead of the tokens.
+        return getattr(out, "sequences", out)
 
     try:
         tokens(model)
@@ -255,7 +257,7 @@ def generated(model: Any, pruned: Any, plan: Any, inputs: Any) -> str:
 
 
 def guarded(step: str, errors: list[str], function: Callable[[], str]) -> str:
-    """Calls a function. Returns its result, or the error that it raised. Errors of other kinds than xprune's are noted."""
+    """Calls a function. Returns its result, or the error that it raised, and notes errors that are not of xprune."""
     try:
         return function()
     except XPruneError as error:

@@ -195,6 +195,7 @@ POLICIES = [
     Policy("small, fields filled", fill=True),
     Policy("small, sections of rope", sections=True),
     Policy("small, large heads, sections of rope", sections=True, head_dim=16),
+    Policy("small, fields filled, sections of rope", sections=True, fill=True),
     Policy("small, own image", image=0, patch=0),
     Policy("small, own layers", layers=False),
     Policy("own sizes", sizes=False, image=64, patch=0, lists=False),
@@ -206,6 +207,7 @@ POLICIES = [
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2], "num_time_features": 2}
 _ROPE_BY_KIND = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 _HGNET = {
+    "hidden_sizes": [16, 64, 128, 256],
     "stem_channels": (3, 4, 6),
     "stage_in_channels": (6, 16, 64, 128),
     "stage_mid_channels": (6, 12, 24, 48),
@@ -275,13 +277,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "fun_asr_nano_encoder": {
         "inputs": lambda m: {"input_features": _random(2, 16, 560), "input_features_mask": torch.ones(2, 16).long()}
     },
-    "gemma3n_text": {"config": {"num_kv_shared_layers": 0}},
+    "gemma3n_text": {"config": {"num_kv_shared_layers": 0, "intermediate_size": 48}},
     "gemma3n_audio": {
         "inputs": lambda m: {"audio_mel": _random(2, 64, 128), "audio_mel_mask": torch.zeros(2, 64, dtype=torch.bool)}
     },
     "glm5_next": {"config": {"text_config.index_topk": 16}},
     "glm5_next_text": {"config": {"index_topk": 16}},
+    "granite_speech5_ctc": {"inputs": lambda m: {"input_features": _random(2, 16, 320)}},
+    "granite_speech5_encoder": {"inputs": lambda m: {"input_features": _random(2, 16, 320)}},
     "granitemoehybrid": {"config": {"layer_types": ["mamba", "attention"]}},
+    "instructblip": {"config": {"image_token_index": FIRST_PLACEHOLDER}},
+    "instructblipvideo": {"config": {"video_token_index": FIRST_PLACEHOLDER + 1}},
     "jamba": {
         "config": {
             "num_hidden_layers": 2,
@@ -343,7 +349,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "xmod": {"config": {"languages": ["en_XX"], "default_language": "en_XX"}},
     "zamba": {"config": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}},
     "zamba2": {"config": {"attention_hidden_size": 64, "attention_head_dim": 16}},
-    "levit": {"config": {"image_size": 128, "patch_size": 16}},
+    "levit": {"config": {"image_size": 128, "patch_size": 16, "key_dim": [4, 4, 4]}},
     "lfm2_moe": {"config": {"layer_types": ["conv", "full_attention"]}},
     "longcat_flash": {"config": {"head_dim": 4}},
     "moonshine": {
