@@ -12,7 +12,8 @@ from benchmarks.children import in_children
 from benchmarks.expected_units import Expected, expected_units
 from benchmarks.model_rows import compare_with_sites, gates_of, measure, one_unit, worst
 from benchmarks.prunability_sweep import line, markdown, summary, verdict
-from benchmarks.transformers_models import BATCH, LARGEST, TYPES, NotBuilt, build
+from benchmarks.transformers_inputs import BATCH
+from benchmarks.transformers_models import LARGEST, TYPES, NotBuilt, build
 from xprune.core.site import Cut, Site
 
 
