@@ -7,7 +7,8 @@ innermost module whose forward is running and that has parameters.
 
 - **An attention** is a module that calls `scaled_dot_product_attention` or `multi_head_attention_forward`, or that
   calls a softmax and at least one product of two tensors that are no weights. The number of heads is read from the
-  scores, or from an attribute such as `num_heads`. Attentions with one head are listed separately.
+  scores, or from an attribute such as `num_heads`. Attentions with one head are listed separately. A module that calls
+  `exp` and a sum over the edges of a graph is an attention too.
 - **Another mixer** is a module without a softmax that computes at least two products of two tensors that are no weights
   (linear attentions, state space models), or with a softmax and `grid_sample` (deformable attentions). They are listed,
   and not counted.
@@ -34,6 +35,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
+SCATTER = {"scatter_add", "scatter_add_", "index_add", "index_add_", "scatter_reduce", "scatter_reduce_"}
 PRODUCTS = {"matmul", "bmm", "einsum", "__matmul__", "baddbmm", "__rmatmul__"}
 NONLINEAR = {
     "gelu", "relu", "relu_", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "hardswish", "mish", "softplus", "relu6",
@@ -126,6 +128,8 @@ class _Noting(TorchFunctionMode):
             return
         if name == "grid_sample" or name == "grid_sampler":
             self._count("grid_sample")
+        if name == "exp" or name in SCATTER:
+            self._count("scatter" if name in SCATTER else name)
         if name in PRODUCTS and len(flat) >= 2 and not any(self._is_weight(t) or t.dim() < 3 for t in flat[:2]):
             self._count("product")
         self._tag(name, args, kwargs, flat, out)
@@ -239,7 +243,8 @@ def _sorted_out(model: nn.Module, noting: _Noting) -> Expected:
     for path in sorted(noting.calls, key=lambda p: order.get(p, 0)):
         calls = noting.calls[path]
         soft, products = calls.get("softmax", 0), calls.get("product", 0)
-        if any(name in calls for name in ATTENTION) or (soft and products):
+        over_edges = calls.get("exp") and calls.get("scatter") and not products
+        if any(name in calls for name in ATTENTION) or (soft and products) or over_edges:
             heads = _attribute(model.get_submodule(path)) or noting.heads.get(path, 0)
             if heads == 1:
                 found.single.append(path)
