@@ -56,7 +56,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         "surgery.gates",
         "modules.norms",
     ),
-    "generic": ("discovery.by_structure",),
+    "generic": ("discovery.attentions",),
     "graph": ("discovery.dependency_graph",),
     "interfaces": ("core.interfaces",),
     "landing": ("costs.allocation",),
@@ -76,7 +76,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "plan": ("core.plan",),
     "plots": ("report.plots",),
     "pointwise": ("tasks.pointwise",),
-    "proposals": ("discovery.candidates",),
+    "proposals": ("discovery.search",),
     "provenance": ("core.provenance",),
     "runtime": ("training.runtime",),
     "scores": ("core.scores",),
@@ -114,7 +114,7 @@ RENAMED = {
     "along_by_shape": "stream_parts_by_shape",
     "carve": "remove_units",
     "check_landing": "check_allocation",
-    "generic_sites": "sites_by_structure",
+    "generic_sites": "attention_sites",
     "stand_in": "put_placeholders",
 }
 """The new name of everything that was renamed when it moved to another module, by its old name."""

@@ -14,7 +14,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -105,7 +105,9 @@ def _ranges(tree: ast.Module, names: Sequence[str]) -> list[str]:
         uses = [
             place
             for place, statement in enumerate(statements)
-            if any(isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load) for n in ast.walk(statement))
+            if any(
+                isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load) for n in ast.walk(statement)
+            )
         ]
         # The whole method is the change without a range.
         pairs = [(first, last) for first in uses for last in uses if first <= last]
@@ -114,8 +116,8 @@ def _ranges(tree: ast.Module, names: Sequence[str]) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=None)
-def derived_class(kind: type[nn.Module], changes: tuple[str, ...]) -> type[nn.Module]:
+@cache
+def derived_class(kind: Any, changes: tuple[str, ...]) -> type[nn.Module]:
     """Returns a subclass whose methods use the number of features that are left in place of some variables.
 
     Args:
@@ -145,13 +147,13 @@ def derived_class(kind: type[nn.Module], changes: tuple[str, ...]) -> type[nn.Mo
             ) from error
     made: type[nn.Module] = type(kind.__name__, (kind,), body)
     made.__qualname__ = kind.__qualname__
-    made._derived = (kind, changes)  # type: ignore[attr-defined]
+    made.derived_from = (kind, changes)  # type: ignore[attr-defined]
     return made
 
 
 def is_derived(kind: type) -> bool:
     """Returns True for a class that `derived_class` made, else False."""
-    return "_derived" in vars(kind)
+    return "derived_from" in vars(kind)
 
 
 def _with_picked(forward: Any, argument: str, where: str) -> Any:
@@ -189,7 +191,7 @@ def _pick(module: Any, tensor: Any, axis: int, width: int) -> Any:
 
 def _reduce(self: Any, protocol: Any) -> Any:
     """Lets copy and pickle make a module of a derived class again, since the class has no name of its own."""
-    kind, changes = type(self)._derived
+    kind, changes = type(self).derived_from
     return _empty, (kind, changes), self.__getstate__() if hasattr(self, "__getstate__") else vars(self)
 
 
@@ -230,20 +232,14 @@ def _rewritten(function: FunctionType, variables: Sequence[str]) -> FunctionType
         _change_range(tree.body[0], names.me, variable)
     tree = rewriter.visit(tree)
     definition: Any = tree.body[0]
-    # Decorators change how a function is called, not what it computes. Those of transformers rename arguments and check
-    # them. They are applied to the new function below by calling their source again.
+    # The decorators are part of the definition, so they are applied to the new function too. Names from around the
+    # class become arguments of a function around the definition.
     free = dict(zip(inner.__code__.co_freevars, (c.cell_contents for c in inner.__closure__ or ()), strict=True))
-    names = [ast.arg(name) for name in free]
-    maker = ast.FunctionDef(
-        name="_make",
-        args=ast.arguments([], names, None, [], [], None, []),
-        body=[definition, ast.Return(ast.Name(definition.name, ast.Load()))],
-        decorator_list=[],
-        type_params=[],
-    )
-    module = ast.fix_missing_locations(ast.Module([maker], []))
+    module: Any = ast.parse(f"def _make({', '.join(free)}):\n    pass")
+    module.body[0].body = [definition, ast.Return(ast.Name(definition.name, ast.Load()))]
+    ast.fix_missing_locations(module)
     made: dict[str, Any] = {}
-    exec(compile(module, inspect.getfile(inner), "exec"), inner.__globals__, made)  # noqa: S102 - the module's own code
+    exec(compile(module, inspect.getfile(inner), "exec"), inner.__globals__, made)
     result: FunctionType = made["_make"](**free)
     return result
 

@@ -10,7 +10,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -159,8 +159,8 @@ def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]
     return ""
 
 
-@lru_cache(maxsize=None)
-def set_in_methods(kind: type) -> frozenset[str]:
+@cache
+def set_in_methods(kind: Any) -> frozenset[str]:
     """Returns the names of the attributes that methods of a class other than `__init__` set.
 
     The result is empty if the source of the class is not known.

@@ -27,8 +27,8 @@ class Cut:
         groups: How many times the axis contains all units of the site. It is 3 for a fused qkv weight with rows in the
             order (3, heads, head size). It is 1 for the first layer of an MLP.
         width: The number of entries of one unit in one group: the head size for heads, 1 for neurons.
-        segments: The parts of an axis that is not divided evenly, in their order. A positive number n is a part in which
-            each unit has n entries. A negative number -n is a part of n entries that all units share, and that stays.
+        segments: The parts of an axis that is not divided evenly, in their order. A positive number n is a part in
+            which each unit has n entries. A negative number -n is a part of n entries that all units share. It stays.
             An empty tuple means that `groups` and `width` describe the axis. Otherwise `groups` and `width` are 1.
 
     Example:

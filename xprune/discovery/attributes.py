@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xprune.discovery.alone import Alone
 from xprune.discovery.watch import is_layer, is_norm
@@ -55,7 +55,7 @@ def integers_read(model: nn.Module, inputs: Any) -> dict[str, int]:
         with torch.no_grad(), slow_path():
             call(twin, inputs)
     # The numbers that were read before the failure are still of use.
-    except Exception:  # noqa: S110
+    except Exception:
         pass
     layers = {path for path, module in twin.named_modules() if is_layer(module) or is_norm(module)}
     return {
@@ -73,57 +73,23 @@ _SIZES = {
 
 
 def with_twins(model: nn.Module, paths: Sequence[str]) -> tuple[str, ...]:
-    """Returns the paths of attributes, together with those that hold the same number once more.
+    """Returns the paths of numbers, together with those in a second attribute that holds the same numbers as a dict.
 
-    The `Rearrange` layer of einops holds the lengths of its axes as a dict and as a tuple. Its forward reads the tuple,
-    but a copy of the layer is made from the dict.
+    The `Rearrange` layer of einops holds the lengths of its axes as a tuple of pairs and as a dict. Its forward reads
+    the tuple, but a copy of the layer is made from the dict.
     """
     found = list(paths)
     for path in paths:
-        owner, found_it, place = path.partition("._axes_lengths.")
-        if found_it:
-            names = list(part_at(model, f"{owner}.axes_lengths") or ())
-            found.append(f"{owner}.axes_lengths.{names[int(place.partition('.')[0])]}")
+        owner, *inside = path.rsplit(".", 3)
+        module = part_at(model, owner)
+        # The path of a number in a tuple of pairs ends with the place of the pair and the place in the pair.
+        if len(inside) != 3 or not isinstance(module, nn.Module) or not (inside[1] + inside[2]).isdigit():
+            continue
+        pairs = vars(module).get(inside[0])
+        for name, value in vars(module).items():
+            if isinstance(value, dict) and isinstance(pairs, tuple) and tuple(value.items()) == pairs:
+                found.append(f"{owner}.{name}.{pairs[int(inside[1])][0]}")
     return tuple(dict.fromkeys(found))
-
-
-def _is_record(value: Any) -> bool:
-    """Returns True for an object that holds settings, such as the config of a model, else False."""
-    plain = isinstance(value, (Tensor, nn.Module, type, str, bytes, int, float, tuple, list, Mapping, set, torch.dtype))
-    return not plain and not callable(value) and hasattr(value, "__dict__") and bool(vars(value))
-
-
-def _spy_on(held: Any, path: str, found: dict[str, int]) -> None:
-    """Changes the class of an object to one that notes the whole numbers that are read from it."""
-    kind = type(held)
-
-    def read(self: Any, name: str) -> Any:
-        value = kind.__getattribute__(self, name)
-        # A bool is an int in Python, but no number of heads.
-        if not name.startswith("__"):
-            _note(value, f"{path}.{name}" if path else name, found)
-        return value
-
-    try:
-        held.__class__ = type(kind.__name__, (kind,), {"__getattribute__": read})
-    # Some classes do not allow this, such as those of torch.jit and enumerations. Their numbers are not found.
-    except Exception:
-        return
-
-
-def _note(value: Any, path: str, found: dict[str, int]) -> None:
-    """Notes a whole number, or the whole numbers inside a tuple, list or dict."""
-    if type(value) is int:
-        if value > 1:
-            found.setdefault(path, value)
-    elif type(value) in (tuple, list) and len(value) <= 8:
-        for index, item in enumerate(value):
-            _note(item, f"{path}.{index}", found)
-    elif type(value) is dict and len(value) <= 8 and all(isinstance(key, str) for key in value):
-        for key, item in value.items():
-            # A key with a point in it would not be found again.
-            if "." not in key:
-                _note(item, f"{path}.{key}", found)
 
 
 def proposals(read: Mapping[str, int], size: int, features: Sequence[int]) -> Iterator[tuple[str, ...]]:
@@ -153,7 +119,20 @@ def proposals(read: Mapping[str, int], size: int, features: Sequence[int]) -> It
 def _names_width(path: str) -> bool:
     """Returns True if an attribute may hold a number of features, by its name, else False."""
     name = path.rpartition(".")[2].lower()
-    other = ("window", "position", "length", "layer", "patch", "kernel", "stride", "vocab", "max", "idx", "index", "num")
+    other = (
+        "window",
+        "position",
+        "length",
+        "layer",
+        "patch",
+        "kernel",
+        "stride",
+        "vocab",
+        "max",
+        "idx",
+        "index",
+        "num",
+    )
     return name.isdigit() or not any(word in name for word in other)
 
 

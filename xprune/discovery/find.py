@@ -26,7 +26,6 @@ from xprune.modules.samples import Samples, find_samples
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.gates import with_gated_classes
 
-
 IDLE = "the model's forward does not run it on the example inputs, so its units have no effect that could be measured."
 """The reason for a module that the forward does not call."""
 

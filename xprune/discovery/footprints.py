@@ -14,6 +14,7 @@ Two things hide a footprint, and are taken care of:
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +35,7 @@ SMALL = {torch.float64: 1e-11, torch.float32: 1e-6}
 """Gradients below this fraction of the largest gradient are rounding errors, by dtype."""
 
 
-class _Seen(Exception):  # noqa: N818 - it ends a forward pass and reports no error
+class _Seen(Exception):
     """Ends a forward pass once the input of the consumer is known."""
 
 
@@ -84,6 +85,7 @@ class Footprints:
     def __init__(self, alone: nn.Module, inputs: Any, consumer: str, axis: int) -> None:
         self.axis, self.features = axis, 0
         self.leaves: list[Leaf] = []
+        self.dtype = torch.float64
         self._tensors: list[Tensor] = []
         self._x: Tensor | None = None
         self._scores: list[Tensor] = []
@@ -92,7 +94,7 @@ class Footprints:
         for dtype in (torch.float64, torch.float32):
             try:
                 self._run(alone, inputs, consumer, dtype)
-            except Exception:  # noqa: S112 - the forward of an unknown module may raise any error
+            except Exception:
                 continue
             if self._x is not None and self._x.requires_grad:
                 self.dtype = dtype
@@ -110,7 +112,7 @@ class Footprints:
             if not isinstance(tensor, nn.Parameter):
                 tensor = tensor.detach().clone().requires_grad_()
                 owner, _, last = name.rpartition(".")
-                twin.get_submodule(owner)._buffers[last] = tensor
+                twin.get_submodule(owner).register_buffer(last, tensor)
             done.add(id(tensor))
             self.leaves.append(Leaf(name, tuple(tensor.shape)))
             self._tensors.append(tensor)
@@ -143,10 +145,8 @@ class Footprints:
                 raise _Seen
 
             twin.get_submodule(consumer).register_forward_pre_hook(seen, with_kwargs=True)
-            try:
+            with suppress(_Seen):
                 twin(tuple(args), kwargs)
-            except _Seen:
-                pass
 
     def _run_to_the_end(self, twin: nn.Module, inputs: Any, weight: str) -> None:
         """Runs the module with a gate on each entry of a parameter, and keeps the gradients of these gates.
@@ -230,7 +230,7 @@ class Footprints:
         names = {cut.tensor for cut in cuts}
         wanted = [place for place, leaf in enumerate(self.leaves) if leaf.name in names]
         leaves = [self._tensors[place] for place in wanted]
-        total = sum((t * torch.rand_like(t)).sum() for t in scores)
+        total = torch.stack([(t * torch.rand_like(t)).sum() for t in scores]).sum()
         found = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True) if leaves else ()
         return any(g is not None and bool(g.ne(0).any()) for g in found)
 
@@ -252,7 +252,9 @@ class Footprints:
         if not blocks:
             return None
         gradients = {unit: self._gradients(index) for unit, index in blocks.items()}
-        largest = max((float(g.max()) for gs in gradients.values() for g in gs if g is not None and g.numel()), default=0)
+        largest = max(
+            (float(g.max()) for gs in gradients.values() for g in gs if g is not None and g.numel()), default=0
+        )
         small = SMALL[self.dtype] * largest
         found, of_owner = list[tuple[Leaf, Cut]](), dict[str, Cut]()
         # Weights come before biases.
@@ -393,4 +395,3 @@ def _runs(entries: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((entry, 1))
     return runs
-

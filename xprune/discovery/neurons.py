@@ -246,7 +246,7 @@ def _returns_output_of(graph: Any, owner: str, consumer: nn.Module) -> bool:
 
 
 def _parent(model: nn.Module, path: str) -> str:
-    """Returns the path of the module whose forward calls a layer, "" for the model. Lists of modules have no forward."""
+    """Returns the path of the module whose forward calls a layer, "" for the model. Lists have no forward."""
     path = path.rpartition(".")[0]
     while path and isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
         path = path.rpartition(".")[0]

@@ -23,6 +23,9 @@ from xprune.modules.norms import BATCH_NORMS, is_feature_norm
 SOFTMAX = {torch.softmax, Tensor.softmax, functional.softmax, torch.log_softmax, functional.log_softmax}
 """The functions that turn scores into weights."""
 
+WHOLE = {functional.scaled_dot_product_attention, functional.multi_head_attention_forward}
+"""The functions that compute a whole attention."""
+
 PRODUCTS = {
     torch.matmul,
     Tensor.matmul,
@@ -190,11 +193,11 @@ class _Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in SOFTMAX or func is functional.scaled_dot_product_attention or func in PRODUCTS:
-            self._note(func, [t for t in tensors_in((args, kwargs)) if isinstance(t, Tensor)])
+        if func in SOFTMAX or func in WHOLE or func in PRODUCTS:
+            self._note(func, tensors_in((args, kwargs)), args)
         return func(*args, **kwargs)
 
-    def _note(self, func: Any, operands: list[Tensor]) -> None:
+    def _note(self, func: Any, operands: list[Tensor], args: Any) -> None:
         """Notes that attention may be computed in the module that runs."""
         if not operands or (func in SOFTMAX and operands[0].dim() < 3):
             return
@@ -218,6 +221,9 @@ class _Mode(TorchFunctionMode):
         seen.heads |= {n for shape in shapes for n in shape[:-1]} | {
             n // other for shape in shapes for n in shape[:1] for other in (2, batch) if n % other == 0
         }
+        if func is functional.multi_head_attention_forward:
+            # The arguments are query, key, value, the width and the number of heads.
+            seen.heads |= {n for n in args[4:5] if type(n) is int}
         scores = func in SOFTMAX and (seen.multiplied or operands[0].dim() > 3)
-        seen.sure = seen.sure or scores or func is functional.scaled_dot_product_attention
+        seen.sure = seen.sure or scores or func in WHOLE
         seen.multiplied = seen.multiplied or product

@@ -105,7 +105,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Returns True for a linear layer whose weight is (inputs, outputs), as in the Conv1D of transformers, else False."""
+    """Returns True for a linear layer with a weight (inputs, outputs), such as transformers' Conv1D, else False."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nx") and hasattr(module, "nf")
 
 

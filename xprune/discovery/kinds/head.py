@@ -5,12 +5,6 @@ from torch import nn
 from xprune.core.site import Cut, Site
 from xprune.core.unit_kind import Found, Search, UnitKind
 
-HEADS = ("num_heads", "n_head", "n_heads", "heads", "nhead", "num_attention_heads", "head_count")
-"""Attributes that may hold the number of heads of an attention."""
-
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")
-"""Attributes that may hold the number of key and value heads. Several query heads share one of these heads."""
-
 
 class Head(UnitKind):
     """Attention heads: parallel parts of an attention. The last layer of the attention joins their results.
@@ -44,23 +38,11 @@ class Head(UnitKind):
         """
         # The proof needs modules that `xprune.load` does not need. They are imported here, so that loading a model
         # stays fast.
-        from xprune.discovery.by_structure import attention_sites
+        from xprune.discovery.attentions import attention_sites
 
         found = attention_sites(search.model, search.example_inputs, search.sites, search.record)
         without_sites = {path: closed for path in found.left if (closed := _closed_attention(search.model, path))}
         return Found(found.sites, found.left, {**search.sites, **found.closed, **without_sites})
-
-
-def heads_of(module: nn.Module) -> int | None:
-    """Returns the number of heads that an attribute of the module holds, or None if there is no such attribute.
-
-    HEADS lists the names of such attributes.
-
-    Example:
-        >>> heads_of(nn.MultiheadAttention(8, 2)), heads_of(nn.Linear(8, 8))
-        (2, None)
-    """
-    return next((v for name in HEADS if type(v := vars(module).get(name)) is int and v > 0), None)
 
 
 def _closed_attention(model: nn.Module, path: str) -> Site | None:

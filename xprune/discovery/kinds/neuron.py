@@ -38,8 +38,8 @@ class Neuron(UnitKind):
             The sites, and the reason for each MLP or layer that gives no site.
         """
         # This imports torch-pruning, which `xprune.load` does not need.
-        from xprune.discovery.by_structure import hidden_sites
         from xprune.discovery.dependency_graph import CannotTraceError
+        from xprune.discovery.hidden import hidden_sites
         from xprune.discovery.neurons import neuron_sites
 
         model, inputs = search.model, search.example_inputs

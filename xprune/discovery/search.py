@@ -16,10 +16,9 @@ applied. The search runs once for modules of the same class and shapes. For each
 found is tried first.
 """
 
-import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -33,28 +32,16 @@ from xprune.core.site import Cut, Site
 from xprune.discovery.alone import FirstCall, copied, first_calls, noisy
 from xprune.discovery.attributes import integers_read, names_heads, proposals, with_twins
 from xprune.discovery.footprints import Footprints, Leaf
-from xprune.discovery.watch import Attended, Record, is_layer, watch
+from xprune.discovery.places import features_of, joined
+from xprune.discovery.watch import is_layer
 from xprune.errors import XPruneError
 from xprune.modules.calls import tensors_in
-from xprune.modules.copies import shared_copy, tensors, with_noise
+from xprune.modules.copies import shared_copy, tensors
 from xprune.modules.forward import error_text
 from xprune.modules.norms import is_feature_norm
 from xprune.modules.paths import input_axis, part_at, weight_axes
-from xprune.modules.removed import Removed
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
-
-CONSUMERS = 6
-"""How many layers after an attention are tried as the layer that reads its heads."""
-
-BEFORE = 4
-"""How many layers before a layer are tried as the producer of the neurons that it reads."""
-
-SHARED = (
-    "all features of its values use the same scores: it has a single head, which is the whole attention, or it mixes the "
-    "scores of its heads. So no head can be removed."
-)
-"""The reason for an attention without heads that can be told apart."""
 
 BLOCKS = (8, 4)
 """Numbers of neighbouring neurons in one unit, if single neurons cannot be removed.
@@ -65,26 +52,6 @@ of float32.
 
 REWRITES, GUESSES = 60, 6
 """How many ways to derive a forward, and how many sets of attributes for each of them, are tried for one module."""
-
-
-@dataclass
-class Result:
-    """What was found in one search.
-
-    Attributes:
-        sites: The sites, by their names.
-        left: The reason for each module without a site, by the path of the module.
-        closed: The modules of sites that hold no layers besides those of the site, by their paths. The search for other
-            units need not look inside.
-
-    Example:
-        >>> Result().sites
-        {}
-    """
-
-    sites: dict[str, Site] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
-    closed: dict[str, Site] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,27 +79,6 @@ class Candidate:
     called: str
     axis: int | None = None
     lists: tuple[str, ...] = ()
-
-
-def joined(*paths: str) -> str:
-    """Returns the path that leads along several paths, without those that are empty.
-
-    Example:
-        >>> joined("", "blocks.0", "attn")
-        'blocks.0.attn'
-    """
-    return ".".join(path for path in paths if path)
-
-
-def common(first: str, second: str) -> str:
-    """Returns the path of the innermost module that contains both paths, "" for the model itself."""
-    pairs = zip(first.split("."), second.split("."), strict=False)
-    shared = list[str]()
-    for one, other in pairs:
-        if one != other:
-            break
-        shared.append(one)
-    return ".".join(shared)
 
 
 class Finder:
@@ -185,7 +131,9 @@ class Finder:
             found = self.before[key] = search.result(self.before.get(key))
         # The code of an unknown module runs in many ways here. Whatever it raises, the rest of the model goes on.
         except Exception as problem:
-            self.before[key] = f"the search for its {candidate.called} fails with {error_text(problem).splitlines()[0]}."
+            self.before[key] = (
+                f"the search for its {candidate.called} fails with {error_text(problem).splitlines()[0]}."
+            )
             return self.before[key]
         flags = self.flags.setdefault(key, (search.last, search.shared))
         self.last |= {candidate} if flags[0] else set()
@@ -242,7 +190,7 @@ class _Search:
             if self._disproof(first) is None:
                 return self._with_module(first)
         if self.candidate.lists:
-            features = _features(self.scope.get_submodule(self.candidate.consumer))[0]
+            features = features_of(self.scope.get_submodule(self.candidate.consumer))[0]
             return self._with_cuts([], self.candidate.sizes[0], "unit-major", features, [])
         if self.candidate.kind == "neuron" and self.candidate.axis is not None:
             # The kernels of experts often have no second gradient, so there are no footprints.
@@ -256,13 +204,13 @@ class _Search:
         prints = Footprints(self.alone, self.inputs, consumer, self.axis)
         for layout in ("unit-major", "width-major"):
             for size in self.candidate.sizes:
-                cuts = prints.cuts(size, layout)
+                found = prints.cuts(size, layout)
                 # Neurons that the module gets as an argument have their producer elsewhere, or none.
                 if self.candidate.kind == "neuron" and prints.arguments(size, layout):
                     return ""
-                if cuts is None or not self._plausible(cuts, prints):
+                if found is None or not self._plausible(found, prints):
                     continue
-                return self._with_cuts(cuts, size, layout, prints.features, prints.arguments(size, layout))
+                return self._with_cuts(found, size, layout, prints.features, prints.arguments(size, layout))
         if not prints.features:
             try:
                 self.alone(*self.inputs)
@@ -350,7 +298,7 @@ class _Search:
         if given:
             self.handed_on = closest
             picked = tuple(f":{leaf.name}:{cut.axis}/{cut.width}" for leaf, cut in given if not cut.segments)
-            for attributes in ([closest.attributes] if self.candidate.scope else []):
+            for attributes in [closest.attributes] if self.candidate.scope else []:
                 proposed = replace(site, attributes=attributes, rewrites=picked, adapter="derived")
                 if self._disproof(proposed) is None:
                     return proposed
@@ -452,9 +400,9 @@ class _Search:
 
     @torch.no_grad()
     def _disproof(self, site: Site) -> str | None:
-        """Returns the reason why a proposed site is wrong, or None if its cuts are exact and its gates have an effect."""
+        """Returns the reason why a site is wrong, or None if its cuts are exact and its gates have an effect."""
         called = self.candidate.called
-        for plan in _plans(site):
+        for plan in trial_plans(site):
             try:
                 pruned = remove_units(shared_copy(self.alone), plan, ADAPTERS)
                 problem = exactness.problem(self.alone, pruned, plan, self.inputs, thorough=False)
@@ -492,9 +440,9 @@ class _Search:
         line = self._failing_line(closest)
         if line:
             return (
-                f"its forward works only with all {closest.size} {called}: with one removed, it fails at {line}. Change "
-                f"this line, or the numbers and tensors that it uses, so that they follow the number of {called}: for "
-                "example -1 in a reshape, or an attribute of the module. Or write an adapter, see docs/adapters.md."
+                f"its forward works only with all {closest.size} {called}: with one removed, it fails at {line}. "
+                "Change this line, or the numbers and tensors that it uses, so that they follow the number of "
+                f"{called}: for example -1 in a reshape, or an attribute of the module. Or write an adapter, see docs/adapters.md."
             )
         return (
             f"xprune tried {len(self.problems)} ways to cut out its {called}, and none is exact. The result of one of "
@@ -512,7 +460,7 @@ class _Search:
     @torch.no_grad()
     def _failing_line(self, site: Site) -> str:
         """Returns the line of code at which the forward fails when the first unit is removed, or ""."""
-        plan = next(iter(_plans(site)))
+        plan = next(iter(trial_plans(site)))
         try:
             pruned = remove_units(shared_copy(self.alone), plan, ADAPTERS)
         except Exception:
@@ -550,342 +498,7 @@ class _Search:
         return whole if is_tensor and exact else site
 
 
-def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], record: Record | None) -> Result:
-    """Finds the heads of attentions that no known site belongs to.
-
-    Args:
-        model: The model. It is not changed.
-        example_inputs: The inputs that the model is called with.
-        known: The sites that are known, by their names. Their modules are skipped.
-        record: The record of a forward pass. None means that the model runs once more.
-
-    Raises:
-        ModelError: The forward of the model fails.
-    """
-    from xprune.discovery.kinds.head import heads_of
-
-    taken = _Taken(model, known)
-    if not any(True for path, _ in model.named_modules() if not taken.holds(path)):
-        return Result()
-    record = record or watch(model, example_inputs)
-    finder, result = Finder(model, example_inputs), Result()
-    open_ = dict[str, tuple[list[str], Attended]]()
-    for path, seen in record.attended.items():
-        if not taken.holds(path):
-            open_[path] = [*_within(record.after(seen.last), CONSUMERS)], seen
-    # A module may say that it has heads, and compute attention in a way that is not seen, for example without a softmax.
-    for path, module in model.named_modules():
-        declared = heads_of(module)
-        if declared is None or taken.holds(path) or isinstance(module, Removed) or path in open_:
-            continue
-        if any(joined(other).startswith(f"{path}.") if path else True for other in (*open_, *taken.owners)):
-            continue
-        layers = [each.path for each in record.layers if each.path.startswith(f"{path}.") or not path]
-        if layers:
-            backwards = list(dict.fromkeys(reversed(layers)))
-            open_[path] = backwards[:CONSUMERS], Attended(path, 0, 0, {declared}, sure=True)
-    reasons, shared = dict[str, str](), set[str]()
-    for turn in range(CONSUMERS):
-        candidates = dict[Candidate, str]()
-        for path, (consumers, seen) in open_.items():
-            if turn < len(consumers):
-                candidate = _attention(model, path, consumers[turn], seen)
-                if candidate is not None:
-                    candidates[candidate] = path
-        for candidate, found in finder.find(candidates):
-            path = candidates[candidate]
-            if isinstance(found, Site):
-                # Two parts of one attention may lead to the same consumer.
-                if not taken.holds(joined(candidate.scope, candidate.consumer)):
-                    result.sites[found.name] = found
-                    taken.add(found)
-                    if finder.closed.get(found.name):
-                        result.closed[found.name] = found
-                open_.pop(path, None)
-                reasons.pop(path, None)
-            elif found:
-                # Other modules multiply tensors too. Only an attention deserves a reason.
-                if open_[path][1].sure:
-                    reasons.setdefault(path, found)
-                open_.pop(path, None)
-            elif candidate in finder.last:
-                open_[path] = [], open_[path][1]
-                if candidate in finder.shared and open_[path][1].sure and candidate.scope == path:
-                    shared.add(path)
-    for candidate in [*_lists(model, record, open_), *_bare(model, open_)]:
-        inside = [path for path in open_ if path == candidate.scope or path.startswith(f"{candidate.scope}.")]
-        if inside and not taken.holds(joined(candidate.scope, candidate.consumer)):
-            for _, found in finder.find([candidate]):
-                if isinstance(found, Site):
-                    result.sites[found.name] = found
-                    taken.add(found)
-                    for path in inside:
-                        open_.pop(path)
-                        reasons.pop(path, None)
-    for joint, names in _joint(model, example_inputs, {**finder.handed_on, **result.sites}, finder.handed_on):
-        result.sites = {name: site for name, site in result.sites.items() if name not in names}
-        result.sites[joint.name] = joint
-        taken.add(joint)
-        reasons = {path: why for path, why in reasons.items() if path not in names}
-    for path, (_, seen) in open_.items():
-        module = model.get_submodule(path)
-        if not seen.sure or taken.holds(path):
-            continue
-        reasons.setdefault(path, SHARED if path in shared else _no_consumer(module, seen, heads_of(module)))
-    result.left = {path: why for path, why in reasons.items() if why}
-    return result
-
-
-def _lists(model: nn.Module, record: Record, open_: Mapping[str, tuple[list[str], Attended]]) -> Iterator[Candidate]:
-    """Yields candidates for attentions with a list of modules, one for each head, and a layer that reads all of them."""
-    for parent in dict.fromkeys(path.rpartition(".")[0] for path in open_):
-        modules = model.get_submodule(parent)
-        if not isinstance(modules, nn.ModuleList) or len(modules) < 2 or not parent:
-            continue
-        heads = [f"{parent}.{index}" for index in range(len(modules))]
-        if not all(any(p == head or p.startswith(f"{head}.") for p in open_) for head in heads):
-            continue
-        last = max(seen.last for path, (_, seen) in open_.items() if path.startswith(f"{parent}."))
-        consumer = next((path for path in record.after(last) if not path.startswith(f"{parent}.")), "")
-        scope = _callable(model, common(parent, consumer))
-        if consumer and _features(model.get_submodule(consumer))[0] % len(modules) == 0:
-            inside = len(scope) + 1 if scope else 0
-            size = (len(modules),)
-            yield Candidate(scope, consumer[inside:], size, "head", "heads", lists=(parent[inside:],))
-
-
-def _bare(model: nn.Module, open_: Mapping[str, tuple[list[str], Attended]]) -> Iterator[Candidate]:
-    """Yields candidates for attentions that multiply by a parameter of their own in place of calling a layer."""
-    for path, (_, seen) in open_.items():
-        if not seen.sure:
-            continue
-        held = dict(model.get_submodule(path).named_parameters(recurse=False))
-        for name, parameter in reversed(held.items()) if path else ():
-            for axis in range(parameter.dim() if parameter.dim() > 1 else 0):
-                length = parameter.shape[axis]
-                sizes = {d for n in seen.heads if n > 1 for d in range(2, n + 1) if n % d == 0 and length % d == 0}
-                if sizes:
-                    yield Candidate(path, name, tuple(sorted(sizes, reverse=True)), "head", "heads", axis)
-
-
-def _joint(
-    model: nn.Module, example_inputs: Any, sites: Mapping[str, Site], handed_on: Mapping[str, Site]
-) -> Iterator[tuple[Site, list[str]]]:
-    """Yields sites of heads that have to be the same in several layers, since these layers hand on a tensor of heads.
-
-    An example is the position bias of T5: the first layer computes it for all heads, and all other layers use it.
-
-    Yields:
-        (site, names of the sites that it replaces).
-    """
-    groups: dict[tuple[str, int], dict[str, Site]] = {}
-    for name, site in sites.items():
-        groups.setdefault((re.sub(r"\b\d+\b", "*", name), site.size), {})[name] = site
-    for (_, size), group in groups.items():
-        if len(group) < 2 or not set(group) & set(handed_on):
-            continue
-        # Without the rewrites: all layers of the group lose the same heads, so nothing has to be picked.
-        group = dict(sorted(group.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])]))
-        parts = [handed_on.get(name, site) for name, site in group.items()]
-        joint = replace(
-            parts[0],
-            module="",
-            consumers=tuple(path for part in parts for path in part.consumers),
-            axes=tuple(axis for part in parts for axis in part.axes),
-            cuts=tuple(cut for part in parts for cut in part.cuts),
-            norms=tuple(path for part in parts for path in part.norms),
-            attributes=tuple(path for part in parts for path in part.attributes),
-        )
-        noise = with_noise(model)
-        try:
-            pruned = remove_units(shared_copy(noise), next(_plans(joint)), ADAPTERS)
-            if exactness.problem(noise, pruned, next(_plans(joint)), example_inputs, thorough=False) is None:
-                yield joint, list(group)
-        # The forward of the model runs here, and it may raise any error.
-        except Exception:  # noqa: S112
-            continue
-
-
-def hidden_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], record: Record | None) -> Result:
-    """Finds the hidden neurons of MLPs that no known site belongs to.
-
-    Each pair of layers that are called one after the other may be the producer and the consumer of neurons.
-
-    Args:
-        model: The model. It is not changed.
-        example_inputs: The inputs that the model is called with.
-        known: The sites that are known, by their names. Their modules are skipped.
-        record: The record of a forward pass. None means that the model runs once more.
-
-    Raises:
-        ModelError: The forward of the model fails.
-    """
-    taken, result = _Taken(model, known), Result()
-    layers = {path: module for path, module in model.named_modules() if is_layer(module) and not taken.holds(path)}
-    bare = next(_experts(model, taken, set()), None)
-    if len(layers) < 2 and bare is None:
-        return result
-    record, finder = record or watch(model, example_inputs), Finder(model, example_inputs)
-    calls = [each.path for each in record.layers]
-    for time, path in enumerate(calls):
-        if path not in layers or path in calls[:time] or taken.holds(path):
-            continue
-        reads = _features(layers[path])[0]
-        if reads < 2 or getattr(layers[path], "groups", 1) != 1:
-            continue
-        # Between the producer and the consumer, the forward may call other layers, such as the gate.
-        for before in reversed(calls[max(0, time - BEFORE) : time]):
-            scope = _callable(model, common(before, path))
-            inside = [other for other in taken.owners if other.startswith(f"{scope}.")] if scope else ["all"]
-            # The features between two blocks are the residual stream. Their common parent is a list of blocks or the
-            # model.
-            if before not in layers or before == path or _features(layers[before])[1] % reads:
-                continue
-            if inside and not _siblings(model, before, path):
-                continue
-            relative = path[len(scope) + 1 :] if scope else path
-            ((_, found),) = finder.find([Candidate(scope, relative, (reads,), "neuron", "hidden neurons")]) or [(0, "")]
-            if isinstance(found, Site) and not any(taken.holds(layer) for layer in found.modules[1:]):
-                # A whole block is no MLP, so the site is named after its consumer.
-                found = found if finder.closed.get(found.name) else replace(found, name=path, module="")
-                result.sites[found.name] = found
-                taken.add(found)
-                break
-            # Features that other layers of the scope read too may be the residual stream, of which nothing is said.
-            if isinstance(found, str) and found and finder.closed.get(scope):
-                result.left[joined(scope, relative)] = found
-                break
-    called = {each.path for each in record.layers}
-    for candidate in _experts(model, taken, called):
-        if candidate.scope not in result.sites:
-            for _, found in finder.find([candidate]):
-                if isinstance(found, Site):
-                    result.sites[found.name] = found
-    owned = [*result.sites.values()]
-    result.left = {p: why for p, why in result.left.items() if not any(p in (*s.modules, *s.consumers) for s in owned)}
-    return result
-
-
-def _experts(model: nn.Module, taken: "_Taken", called: set[str]) -> Iterator[Candidate]:
-    """Yields candidates for modules that multiply by parameters of their own, such as the experts of a mixture.
-
-    Args:
-        model: The model.
-        taken: The parts of the model that belong to sites.
-        called: The paths of the layers that the forward calls.
-    """
-    for path, module in model.named_modules():
-        held = {n: p for n, p in module.named_parameters(recurse=False) if p.dim() > 1 and p.is_floating_point()}
-        if len(held) < 2 or not path or taken.holds(path) or path in called:
-            continue
-        # The last parameter is likely to be the second layer. Its last axis is likely to be that of the neurons.
-        for name, parameter in reversed(held.items()):
-            for axis in reversed(range(parameter.dim())):
-                length = parameter.shape[axis]
-                others = (n for key, other in held.items() if key != name for n in other.shape)
-                if length > 1 and any(n % length == 0 for n in others):
-                    yield Candidate(path, name, (length,), "neuron", "hidden neurons", axis)
-
-
-def _siblings(model: nn.Module, before: str, path: str) -> bool:
-    """Returns True if two layers lie in the same module, or in two children of a module inside the model."""
-    parents = [_callable(model, each.rpartition(".")[0]) for each in (before, path)]
-    parent = _callable(model, common(before, path))
-    if not parent:
-        return parents == ["", ""]
-    return all(each == parent or _callable(model, each.rpartition(".")[0]) == parent for each in parents)
-
-
-class _Taken:
-    """The parts of a model that belong to known sites.
-
-    Args:
-        model: The model.
-        known: The known sites, by their names.
-    """
-
-    def __init__(self, model: nn.Module, known: Mapping[str, Site]) -> None:
-        self.model, self.owners, self.paths = model, set[str](), set[str]()
-        for site in known.values():
-            self.add(site)
-
-    def add(self, site: Site) -> None:
-        """Adds the parts of one more site."""
-        # If all units of a site can be removed, the whole module belongs to the site. Otherwise only the layers that
-        # the site cuts or gates belong to it.
-        owners = {site.module} if site.module else {site.name} if site.adapter else set[str]()
-        layers = {cut.tensor.rpartition(".")[0] for cut in site.cuts} | set(site.consumers)
-        self.owners |= owners | {site.name}
-        self.paths |= owners | {path for path in layers if path}
-
-    def holds(self, path: str) -> bool:
-        """Returns True if a module belongs to a known site, else False."""
-        return any(path == other or path.startswith(f"{other}.") for other in self.paths)
-
-
-def _within(paths: Iterable[str], number: int) -> Iterator[str]:
-    """Yields at most this number of paths."""
-    for _, path in zip(range(number), paths, strict=False):
-        yield path
-
-
-def _features(layer: nn.Module) -> tuple[int, int]:
-    """Returns (number of input features, number of output features) of a layer."""
-    weight, axes = part_at(layer, "weight"), weight_axes(layer)
-    groups = getattr(layer, "groups", 1)
-    return int(weight.shape[axes[0]]) * (groups if type(groups) is int else 1), int(weight.shape[axes[1]])
-
-
-def _callable(model: nn.Module, path: str) -> str:
-    """Returns the path of the innermost module around `path` that a forward can call. Lists of modules have none."""
-    while path and isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
-        path = path.rpartition(".")[0]
-    return path
-
-
-def _attention(model: nn.Module, path: str, consumer: str, seen: Attended) -> Candidate | None:
-    """Returns the candidate for a module that computes attention and a layer that may read its heads."""
-    layer = model.get_submodule(consumer)
-    features = _features(layer)[0]
-    if getattr(layer, "groups", 1) != 1:
-        return None
-    scope = _callable(model, common(path, consumer) if consumer != path else consumer.rpartition(".")[0])
-    module = model.get_submodule(path)
-    hints = {n for n in seen.heads if n > 1}
-    widths = [
-        v
-        for part in module.modules()
-        for name, v in vars(part).items()
-        if type(v) is int and v > 0 and ("head" in name and ("dim" in name or "size" in name) or name in ("d_kv", "d_head"))
-    ]
-    hints |= {features // v for v in widths if features % v == 0}
-    named = [v for part in module.modules() for v in _declared(part)]
-    hints |= set(named)
-    sizes = {d for hint in hints for d in range(2, hint + 1) if hint % d == 0 and features % d == 0}
-    sizes = {size for size in sizes if size < features or size in named}
-    relative = consumer[len(scope) + 1 :] if scope else consumer
-    return Candidate(scope, relative, tuple(sorted(sizes, reverse=True)), "head", "heads") if sizes else None
-
-
-def _declared(module: nn.Module) -> list[int]:
-    """Returns the numbers of heads that attributes of a module hold."""
-    from xprune.discovery.kinds.head import HEADS, KV_HEADS
-
-    return [v for name in (*HEADS, *KV_HEADS) if type(v := vars(module).get(name)) is int and v > 0]
-
-
-def _no_consumer(module: nn.Module, seen: Attended, declared: int | None) -> str:
-    """Returns the reason for an attention of which no layer reads the heads."""
-    if declared == 1 or max(seen.heads, default=1) == 1:
-        return "it has a single head, which is the whole attention, so no head can be removed."
-    return (
-        "it computes attention, but no layer that is called after it reads heads that can be told apart: the heads join "
-        "before a layer reads them, or the forward uses the weight of that layer without a call. A gate is a hook on "
-        "such a call, so the heads cannot be gated. Write an adapter with a gated class, see docs/adapters.md."
-    )
-
-
-def _plans(site: Site) -> Iterator[Plan]:
+def trial_plans(site: Site) -> Iterator[Plan]:
     """Yields the plans that a proposed site is tested with.
 
     The first one removes the first unit. The second one keeps a random half of the units. The third one keeps one unit
@@ -928,5 +541,3 @@ def _at_path(site: Site, path: str) -> Site:
         attributes=tuple(at(name) for name in site.attributes),
         lists=tuple(at(name) for name in site.lists),
     )
-
-
