@@ -72,7 +72,8 @@ class DerivedForward(Adapter):
             units: tuple[int, ...] = getattr(part, UNITS, ()) or tuple(range(site.size))
             if not hasattr(part, KEPT):
                 setattr(part, DENSE, site.size)
-                part.__class__ = derived_class(type(part), tuple(changes))
+                kind: Any = type(part)
+                part.__class__ = derived_class(kind, tuple(changes))
             setattr(part, KEPT, len(keep) * site.width)
             setattr(part, UNITS, tuple(units[index] for index in keep))
 
@@ -195,10 +196,11 @@ def _reduce(self: Any, protocol: Any) -> Any:
     return _empty, (kind, changes), self.__getstate__() if hasattr(self, "__getstate__") else vars(self)
 
 
-def _empty(kind: type[nn.Module], changes: tuple[str, ...]) -> nn.Module:
+def _empty(kind: Any, changes: tuple[str, ...]) -> nn.Module:
     """Returns a module of a derived class without any attributes. copy and pickle fill it."""
     made = derived_class(kind, changes)
-    return made.__new__(made)
+    empty: nn.Module = made.__new__(made)
+    return empty
 
 
 def _methods(kind: type[nn.Module]) -> Iterator[FunctionType]:

@@ -145,7 +145,8 @@ def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]
             )
         values_there, values_here = _attributes(there[path]), _attributes(here[path])
         # A forward may keep something from its last call in an attribute that is None before the first call.
-        kept = {name for name in set_in_methods(type(here[path])) if values_there.get(name) is None}
+        kind: Any = type(here[path])
+        kept = {name for name in set_in_methods(kind) if values_there.get(name) is None}
         for name in sorted({*values_there, *values_here} - set(transient) - kept):
             if values_there.get(name) != values_here.get(name):
                 return (

@@ -275,9 +275,9 @@ class Sites(tuple[Site, ...]):
         >>> model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> sites = xprune.find_sites(model, torch.randn(2, 5, 8))
         >>> [(site.name, site.kind, site.size) for site in sites]
-        [('self_attn', 'head', 2)]
-        >>> list(sites.left)
-        ['linear2']
+        [('self_attn', 'head', 2), ('linear2', 'neuron', 16)]
+        >>> sites.left
+        {}
     """
 
     left: Mapping[str, str]

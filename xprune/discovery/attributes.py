@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xprune.discovery.alone import Alone
 from xprune.discovery.watch import is_layer, is_norm
@@ -90,6 +90,45 @@ def with_twins(model: nn.Module, paths: Sequence[str]) -> tuple[str, ...]:
             if isinstance(value, dict) and isinstance(pairs, tuple) and tuple(value.items()) == pairs:
                 found.append(f"{owner}.{name}.{pairs[int(inside[1])][0]}")
     return tuple(dict.fromkeys(found))
+
+
+def _is_record(value: Any) -> bool:
+    """Returns True for an object that holds settings, such as the config of a model, else False."""
+    plain = isinstance(value, (Tensor, nn.Module, type, str, bytes, int, float, tuple, list, Mapping, set, torch.dtype))
+    return not plain and not callable(value) and hasattr(value, "__dict__") and bool(vars(value))
+
+
+def _spy_on(held: Any, path: str, found: dict[str, int]) -> None:
+    """Changes the class of an object to one that notes the whole numbers that are read from it."""
+    kind: Any = type(held)
+
+    def read(self: Any, name: str) -> Any:
+        value = kind.__getattribute__(self, name)
+        # A bool is an int in Python, but no number of heads.
+        if not name.startswith("__"):
+            _note(value, f"{path}.{name}" if path else name, found)
+        return value
+
+    try:
+        held.__class__ = type(kind.__name__, (kind,), {"__getattribute__": read})
+    # Some classes do not allow this, such as those of torch.jit and enumerations. Their numbers are not found.
+    except Exception:
+        return
+
+
+def _note(value: Any, path: str, found: dict[str, int]) -> None:
+    """Notes a whole number, or the whole numbers inside a tuple, list or dict."""
+    if type(value) is int:
+        if value > 1:
+            found.setdefault(path, value)
+    elif type(value) in (tuple, list) and len(value) <= 8:
+        for index, item in enumerate(value):
+            _note(item, f"{path}.{index}", found)
+    elif type(value) is dict and len(value) <= 8 and all(isinstance(key, str) for key in value):
+        for key, item in value.items():
+            # A key with a point in it would not be found again.
+            if "." not in key:
+                _note(item, f"{path}.{key}", found)
 
 
 def proposals(read: Mapping[str, int], size: int, features: Sequence[int]) -> Iterator[tuple[str, ...]]:

@@ -442,7 +442,8 @@ class _Search:
             return (
                 f"its forward works only with all {closest.size} {called}: with one removed, it fails at {line}. "
                 "Change this line, or the numbers and tensors that it uses, so that they follow the number of "
-                f"{called}: for example -1 in a reshape, or an attribute of the module. Or write an adapter, see docs/adapters.md."
+                f"{called}: for example -1 in a reshape, or an attribute of the module. Or write an adapter, see "
+                "docs/adapters.md."
             )
         return (
             f"xprune tried {len(self.problems)} ways to cut out its {called}, and none is exact. The result of one of "
