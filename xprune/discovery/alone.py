@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xprune.modules.calls import tensors_in
+from xprune.modules.calls import map_tensors, tensors_in
 from xprune.modules.copies import shared_copy, unshare
 from xprune.modules.forward import try_forward
+
+
+LARGE = 1e4
+"""Numbers from this size on are not changed by `with_noise_on`. They are those of masks."""
 
 
 @dataclass
@@ -118,6 +122,30 @@ def first_calls(model: nn.Module, example_inputs: Any, paths: Iterable[str]) -> 
         twin.get_submodule(path).register_forward_pre_hook(enter(path), with_kwargs=True)
     try_forward(twin, example_inputs)
     return calls
+
+
+@torch.no_grad()
+def with_noise_on(inputs: Any) -> Any:
+    """Returns the arguments of a call with noise on their floating-point numbers.
+
+    Some arguments hide mistakes. For example, all queries of the first decoder layer of a detection model are zero, so
+    its attention does nothing. A few very large numbers stay, since they are those of a mask. If most numbers are far
+    from 0, all are made smaller, because a softmax of such numbers ignores most of its inputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or not tensor.numel():
+            return tensor
+        size = float(tensor[tensor.isfinite()].abs().median()) if bool(tensor.isfinite().any()) else 0.0
+        if size > 10:
+            tensor = tensor / size
+        usual = tensor.abs() < LARGE
+        spread = float(tensor[usual].std()) if int(usual.sum()) > 1 else 0.0
+        added = torch.randn(tensor.shape, generator=generator).to(tensor) * (0.3 * spread if spread > 0 else 1.0)
+        return torch.where(usual, tensor + added, tensor)
+
+    return map_tensors(inputs, noise)
 
 
 @torch.no_grad()

@@ -30,6 +30,9 @@ KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "k
 CONSUMERS = 6
 """How many layers after an attention are tried as the layer that reads its heads."""
 
+LEVELS = 2
+"""How many levels above an attention are tried as the module that holds its layers."""
+
 SHARED = (
     "all features of its values use the same scores: it has a single head, which is the whole attention, or it mixes "
     "the scores of its heads. So no head can be removed."
@@ -90,11 +93,12 @@ def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, S
             backwards = list(dict.fromkeys(reversed(layers)))
             open_[path] = backwards[:CONSUMERS], Attended(path, 0, 0, {declared}, sure=True)
     reasons, shared = dict[str, str](), set[str]()
+    levels = dict[str, int]()
     for turn in range(CONSUMERS):
         candidates = dict[Candidate, str]()
         for path, (consumers, seen) in open_.items():
             if turn < len(consumers):
-                candidate = _attention(model, path, consumers[turn], seen)
+                candidate = _attention(model, path, consumers[turn], seen, levels.get(path, 0))
                 if candidate is not None:
                     candidates[candidate] = path
         for candidate, found in finder.find(candidates):
@@ -114,9 +118,15 @@ def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, S
                     reasons.setdefault(path, found)
                 open_.pop(path, None)
             elif candidate in finder.last:
-                open_[path] = [], open_[path][1]
-                if candidate in finder.shared and open_[path][1].sure and candidate.scope == path:
-                    shared.add(path)
+                if candidate in finder.shared:
+                    open_[path] = [], open_[path][1]
+                    if open_[path][1].sure and candidate.scope == path:
+                        shared.add(path)
+                    continue
+                # The layers of queries, keys and values may lie outside of the module, so a larger one is tried.
+                levels[path] = levels.get(path, 0) + 1
+                wider = [joined(candidate.scope, candidate.consumer)] * (turn + 2) if levels[path] <= LEVELS else []
+                open_[path] = wider, open_[path][1]
     for candidate in [*_lists(model, record, open_), *_bare(model, open_)]:
         inside = [path for path in open_ if path == candidate.scope or path.startswith(f"{candidate.scope}.")]
         if inside and not taken.holds(joined(candidate.scope, candidate.consumer)):
@@ -141,13 +151,25 @@ def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, S
     return result
 
 
-def _attention(model: nn.Module, path: str, consumer: str, seen: Attended) -> Candidate | None:
-    """Returns the candidate for a module that computes attention and a layer that may read its heads."""
+def _attention(model: nn.Module, path: str, consumer: str, seen: Attended, level: int = 0) -> Candidate | None:
+    """Returns the candidate for a module that computes attention and a layer that may read its heads.
+
+    Args:
+        model: The model.
+        path: The path of the module.
+        consumer: The path of the layer.
+        seen: What was seen of the attention.
+        level: How many levels above the innermost module around both the scope is.
+    """
     layer = model.get_submodule(consumer)
     features = features_of(layer)[0]
     if getattr(layer, "groups", 1) != 1:
         return None
     scope = caller_of(model, common(path, consumer) if consumer != path else consumer.rpartition(".")[0])
+    for _ in range(level):
+        if not scope:
+            return None
+        scope = caller_of(model, scope.rpartition(".")[0])
     module = model.get_submodule(path)
     hints = {n for n in seen.heads if n > 1}
     widths = [

@@ -210,8 +210,13 @@ def reached(graph: Any, consumer: nn.Module, handler: Any, probe: int) -> Iterat
             if not dep.is_triggered_by(handler) or (dep.target, dep.handler) in seen:
                 continue
             idxs = as_index(probe)
-            for mapping in dep.index_mapping:
-                idxs = mapping(idxs) if mapping is not None else idxs
+            try:
+                for mapping in dep.index_mapping:
+                    idxs = mapping(idxs) if mapping is not None else idxs
+            except (IndexError, TypeError):
+                # torch-pruning guesses the effect of some reshapes wrongly, and its mapping does not know this index.
+                yield None
+                return
             plain = [index.idx for index in idxs] == [probe] and dep.target.type not in _ENDS
             if not plain or (_is_operation(dep.target) and ends(dep.target.grad_fn)):
                 yield None

@@ -28,7 +28,7 @@ from xprune.core.site import Cut
 from xprune.discovery.watch import SOFTMAX
 from xprune.modules.calls import map_tensors, slow_path, tensors_in
 from xprune.modules.copies import shared_copy, tensors
-from xprune.modules.norms import is_feature_norm
+from xprune.modules.norms import BATCH_NORMS, is_feature_norm
 from xprune.modules.paths import part_at, tensor_at
 
 SMALL = {torch.float64: 1e-11, torch.float32: 1e-6}
@@ -110,6 +110,9 @@ class Footprints:
             if not tensor.is_floating_point() or id(tensor) in done:
                 continue
             if not isinstance(tensor, nn.Parameter):
+                # The statistics of a batch norm cannot have gradients. They are cut together with its weight.
+                if isinstance(twin.get_submodule(name.rpartition(".")[0]), BATCH_NORMS):
+                    continue
                 tensor = tensor.detach().clone().requires_grad_()
                 owner, _, last = name.rpartition(".")
                 twin.get_submodule(owner).register_buffer(last, tensor)

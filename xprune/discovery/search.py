@@ -29,7 +29,7 @@ from xprune.adapters import ADAPTERS
 from xprune.adapters.derived import rewrites_of
 from xprune.core.plan import Plan
 from xprune.core.site import Cut, Site
-from xprune.discovery.alone import FirstCall, copied, first_calls, noisy
+from xprune.discovery.alone import FirstCall, copied, first_calls, noisy, with_noise_on
 from xprune.discovery.attributes import integers_read, names_heads, proposals, with_twins
 from xprune.discovery.footprints import Footprints, Leaf
 from xprune.discovery.places import features_of, joined
@@ -38,7 +38,7 @@ from xprune.errors import XPruneError
 from xprune.modules.calls import tensors_in
 from xprune.modules.copies import shared_copy, tensors
 from xprune.modules.forward import error_text
-from xprune.modules.norms import is_feature_norm
+from xprune.modules.norms import BATCH_NORMS, is_feature_norm
 from xprune.modules.paths import input_axis, part_at, weight_axes
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
@@ -158,7 +158,7 @@ class _Search:
     """
 
     def __init__(self, scope: nn.Module, inputs: Any, candidate: Candidate) -> None:
-        self.scope, self.inputs, self.candidate = scope, inputs, candidate
+        self.scope, self.candidate = scope, candidate
         held: Any = part_at(scope, candidate.consumer)
         # The input axis, the tensor that is cut, and its axis that is cut.
         if candidate.axis is None:
@@ -167,12 +167,23 @@ class _Search:
         else:
             self.axis, self.cut_axis, self.tensor, features = candidate.axis, candidate.axis, "", None
         self.alone = noisy(scope, features)
+        self.inputs = self._noisy_if_possible(inputs)
         self.closed = False
         self.problems = list[str]()
         # The site with the likeliest attributes, if an argument of the call has an entry for each unit.
         self.handed_on: Site | None = None
         # True if no later layer can be the consumer. True if all features of the values use the same scores.
         self.last, self.shared = False, False
+
+    @torch.no_grad()
+    def _noisy_if_possible(self, inputs: Any) -> Any:
+        """Returns the arguments with noise, or as they are if the module does not run with noise."""
+        changed = with_noise_on(inputs)
+        try:
+            return changed if bool(self.alone(*changed).isfinite().all()) else inputs
+        # The forward may check its arguments, or need numbers of a certain range.
+        except Exception:
+            return inputs
 
     def result(self, before: Site | str | None) -> Site | str:
         """Returns the site with paths that start with "module", or a reason, or "" if there are no such units.
@@ -380,7 +391,8 @@ class _Search:
                     continue
                 is_bias = name == "weight" and other.endswith(".bias") and cut.axis == 0
                 is_twin = held[cut.tensor].dim() == 1 and name.endswith("bias") and other.endswith("bias")
-                if (is_bias or is_twin) and len(tensor) == held[cut.tensor].shape[cut.axis]:
+                is_statistic = isinstance(self.alone.get_submodule(owner), BATCH_NORMS)
+                if (is_bias or is_twin or is_statistic) and len(tensor) == held[cut.tensor].shape[cut.axis]:
                     found.append(replace(cut, tensor=other, axis=0))
                     done.add(other)
         # The bias of the consumer is no bias of units.
