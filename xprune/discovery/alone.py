@@ -1,7 +1,8 @@
 """Runs one module outside of its model, with the arguments that the model calls it with."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from xprune.modules.calls import map_tensors, tensors_in
-from xprune.modules.copies import shared_copy, unshare
+from xprune.modules.copies import EVERY_MODULE_HAS, shared_copy, unshare
 from xprune.modules.forward import try_forward
 
-
-LARGE = 1e4
-"""Numbers from this size on are not changed by `with_noise_on`. They are those of masks."""
+LARGE, SMALL = 1e4, 1e-2
+"""Numbers from LARGE on are not changed by `with_noise_on`. Noise on numbers below SMALL is larger than they are."""
 
 
 @dataclass
@@ -142,7 +142,7 @@ def with_noise_on(inputs: Any) -> Any:
             tensor = tensor / size
         usual = tensor.abs() < LARGE
         spread = float(tensor[usual].std()) if int(usual.sum()) > 1 else 0.0
-        added = torch.randn(tensor.shape, generator=generator).to(tensor) * (0.3 * spread if spread > 0 else 1.0)
+        added = torch.randn(tensor.shape, generator=generator).to(tensor) * (0.3 * spread if spread > SMALL else 1.0)
         return torch.where(usual, tensor + added, tensor)
 
     return map_tensors(inputs, noise)
@@ -167,5 +167,32 @@ def noisy(module: nn.Module, features: int | None = None) -> Alone:
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.2
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.add_(noise * scale)
+    _share_settings(alone)
     found: Alone = alone
     return found
+
+
+def is_record(value: Any) -> bool:
+    """Returns True for an object that holds settings, such as the config of a model, else False."""
+    plain = (Tensor, nn.Module, type, str, bytes, int, float, tuple, list, Mapping, set, torch.dtype)
+    return not isinstance(value, plain) and not callable(value) and hasattr(value, "__dict__") and bool(vars(value))
+
+
+def _share_settings(alone: nn.Module) -> None:
+    """Makes all later copies of a model share the objects with its settings, in place.
+
+    The search copies a module many times, and the config of a large model holds thousands of values. Nobody writes into
+    these objects: surgery replaces them, see `set_attribute`.
+    """
+    shared = dict[int, Any]()
+    for module in alone.modules():
+        for name, value in list(vars(module).items()):
+            if name in EVERY_MODULE_HAS or not is_record(value):
+                continue
+            if id(value) not in shared:
+                shared[id(value)] = twin = copy.copy(value)
+                kind: Any = type(value)
+                # Some classes do not allow a subclass. Their objects are copied each time.
+                with suppress(Exception):
+                    twin.__class__ = type(kind.__name__, (kind,), {"__deepcopy__": lambda self, memo: self})
+            vars(module)[name] = shared[id(value)]

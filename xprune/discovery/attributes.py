@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from xprune.discovery.alone import Alone
+from xprune.discovery.alone import Alone, is_record
 from xprune.discovery.watch import is_layer, is_norm
 from xprune.modules.calls import call, slow_path
 from xprune.modules.copies import EVERY_MODULE_HAS, shared_copy
@@ -45,7 +45,7 @@ def integers_read(model: nn.Module, inputs: Any) -> dict[str, int]:
         if isinstance(module, Alone):
             continue
         for name, value in list(vars(module).items()):
-            if name not in EVERY_MODULE_HAS and _is_record(value):
+            if name not in EVERY_MODULE_HAS and is_record(value):
                 # Other modules may hold the same object, so it is copied before it is watched.
                 watched = copy.copy(value)
                 _spy_on(watched, f"{path}.{name}" if path else name, found)
@@ -90,12 +90,6 @@ def with_twins(model: nn.Module, paths: Sequence[str]) -> tuple[str, ...]:
             if isinstance(value, dict) and isinstance(pairs, tuple) and tuple(value.items()) == pairs:
                 found.append(f"{owner}.{name}.{pairs[int(inside[1])][0]}")
     return tuple(dict.fromkeys(found))
-
-
-def _is_record(value: Any) -> bool:
-    """Returns True for an object that holds settings, such as the config of a model, else False."""
-    plain = isinstance(value, (Tensor, nn.Module, type, str, bytes, int, float, tuple, list, Mapping, set, torch.dtype))
-    return not plain and not callable(value) and hasattr(value, "__dict__") and bool(vars(value))
 
 
 def _spy_on(held: Any, path: str, found: dict[str, int]) -> None:
