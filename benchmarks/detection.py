@@ -40,11 +40,11 @@ from xprune.tasks.boxes import generalised_iou, queries_of_objects, to_corners
 
 SIZE, PATCH, CLASSES, BATCH = (128, 160), 16, 3, 8
 TASK, AT_HALF = xprune.Detection(classes=CLASSES), xprune.Detection(classes=CLASSES, iou=0.5)
-DENSE = xprune.Finetune(epochs=200, lr=1e-3, weight_decay=0.05)
-TUNE = xprune.Finetune(epochs=15, lr=5e-4)
+DENSE = xprune.Finetune(epochs=100, lr=1e-3, weight_decay=0.05)
+TUNE = xprune.Finetune(epochs=10, lr=5e-4)
 SEEDS, BUDGET = (0, 1, 2), xprune.Budget(macs=0.5)
 CRITERIA = ("random", "magnitude", "taylor", "xpruner")
-PEERS = ("torch-pruning taylor, global", "torch-pruning taylor, isomorphic")
+PEERS = ("torch-pruning taylor, isomorphic",)
 
 
 def convolution(before: int, after: int) -> nn.Sequential:
