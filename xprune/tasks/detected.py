@@ -67,7 +67,13 @@ class Objects:
         if len(labels) and int(labels.min()) < 0:
             raise DataError(f"{where} has the label {int(labels.min())}. Labels are numbers of at least 0.")
         _check_boxes(boxes, centred, where)
-        return cls(labels.long(), boxes, centred)
+        return cls.unchecked(target)
+
+    @classmethod
+    def unchecked(cls, target: Mapping[str, Any]) -> "Objects":
+        """Reads the objects of one image from a target that `read` has checked before."""
+        centred = "class_labels" in target
+        return cls(target["class_labels" if centred else "labels"].long(), target["boxes"], centred)
 
 
 def _form(tensor: Tensor) -> str:

@@ -150,7 +150,8 @@ class Detection(Task):
         plain, (images, labels) = unwrap(model), _split(inputs)
         config = getattr(plain, "config", None)
         number = self.number or getattr(config, "num_labels", None)
-        objects = [Objects.read(each, index) for index, each in enumerate(labels)]
+        # `unpack` has checked the targets already.
+        objects = [Objects.unchecked(each) for each in labels]
         centred = all(each.centred for each in objects)
         named = "labels" in signature(plain.forward).parameters
         if config is not None and named and not centred:
@@ -242,10 +243,6 @@ class Detection(Task):
                 labels, boxes = labels % classes, boxes.repeat_interleave(classes, 0)
             result.append(_first(scores, labels, boxes))
         return result
-
-    def size(self, targets: Any) -> int:
-        """Returns the number of images. See Task.size."""
-        return len(targets)
 
     def present(self, targets: Sequence[Objects], classes: int) -> Tensor:
         """Returns True for each class that an image has an object of, bool (batch, classes)."""

@@ -4,14 +4,16 @@ This file imports torchmetrics, and that import takes a second. So other files i
 functions that make a metric.
 """
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics.detection import MeanAveragePrecision
 
 from xprune.errors import DataError, ModelError
+from xprune.modules.calls import map_tensors
 
 DETECTIONS = 100
 """The number of detections of an image that count, those with the highest scores, as in COCO."""
@@ -42,17 +44,28 @@ class MeanPrecision(MeanAveragePrecision):
                 "the mean average precision of detections needs pycocotools, which is not installed. Run: pip install "
                 "'xprune[detection]'."
             )
-        super().__init__(box_format="xyxy", iou_thresholds=None if iou is None else [iou], backend=backend)
+        # torchmetrics combines the images of several processes one by one, so each process needs the same number of
+        # images. `compute` combines them instead.
+        super().__init__(
+            box_format="xyxy", iou_thresholds=None if iou is None else [iou], backend=backend, sync_on_compute=False
+        )
         # The task gives at most `DETECTIONS` detections of an image, so torchmetrics need not warn of more.
         self.warn_on_many_detections = False
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """Returns the mAP of all images so far, a tensor with one number.
+        """Returns the mAP of all images so far, of all processes, a tensor with one number.
 
         Raises:
             DataError: No image has an object, so that the mAP is not defined.
         """
-        numbers: dict[str, Any] = super().compute()
+        own: dict[str, Any] = dict(self.metric_state)
+        try:
+            for name, images in _of_all_processes(own, self.process_group).items():
+                setattr(self, name, images)
+            numbers: dict[str, Any] = super().compute()
+        finally:
+            for name, images in own.items():
+                setattr(self, name, images)
         # torchmetrics returns -1 if there are no objects.
         if float(numbers["map"]) < 0:
             raise DataError(
@@ -60,3 +73,22 @@ class MeanPrecision(MeanAveragePrecision):
                 "objects."
             )
         return torch.as_tensor(numbers["map"])
+
+
+def _of_all_processes(state: Mapping[str, Any], group: Any) -> dict[str, list[Any]]:
+    """Returns the state of a metric over all processes.
+
+    Args:
+        state: The state of this process: lists with an entry for each image.
+        group: The group of the processes. None means all processes.
+
+    Returns:
+        The lists of all processes, one after another. The state itself if there is one process.
+    """
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size(group) == 1:
+        return dict(state)
+    # On the CPU, since a process need not have the devices of another one.
+    own = {name: map_tensors(images, Tensor.cpu) for name, images in state.items()}
+    parts: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(parts, own, group=group)
+    return {name: [image for part in parts for image in part[name]] for name in state}
