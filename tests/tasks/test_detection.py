@@ -252,31 +252,67 @@ def test_criteria(criterion):
 
 def test_a_model_as_in_torchvision():
     pytest.importorskip("pycocotools")
+    # Labels start with 1. There is no number of classes.
     images, targets = batch(centred=False)
-    rows = list(images)[:2], targets[:2]
-    model = build(ListDetector)
-    inputs, objects = TASK.unpack(rows)
+    rows = list(images)[:2], [{**each, "labels": each["labels"] + 1} for each in targets[:2]]
+    model, task = build(ListDetector), xprune.Detection()
+    inputs, objects = task.unpack(rows)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    outputs = TASK.forward(model, inputs)
+    outputs = task.forward(model, inputs)
     # Dropout is off, and the batch norm does not change.
-    torch.testing.assert_close(outputs.loss, TASK.forward(model, inputs).loss)
+    torch.testing.assert_close(outputs.loss, task.forward(model, inputs).loss)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules())
-    assert TASK.classes(outputs, objects) is None and outputs.classes is None
-    assert [each["boxes"].tolist() for each in TASK.detections(outputs)] == [[[0, 0, 16, 16]]] * 2
+    assert task.classes(outputs, objects) is None and outputs.classes is None
+    assert [each["boxes"].tolist() for each in task.detections(outputs)] == [[[0, 0, 16, 16]]] * 2
     model.train()
     model.calls = 0
-    assert TASK.forward(model, inputs).found is None and model.calls == 1
+    assert task.forward(model, inputs).found is None and model.calls == 1
     with pytest.raises(xprune.DataError, match="train mode"):
-        TASK.detections(TASK.forward(model, inputs))
+        task.detections(task.forward(model, inputs))
     model.eval()
     pruner = xprune.Pruner(
-        model, "xpruner,steps=4", xprune.Budget(macs=0.7), finetune=xprune.Finetune(epochs=1), task=TASK
+        model, "xpruner,steps=4", xprune.Budget(macs=0.7), finetune=xprune.Finetune(epochs=1), task=task
     )
     result = pruner.run([rows], [rows])
     assert result.metrics["pruned"].macs < result.metrics["dense"].macs
     with pytest.raises(xprune.DataError, match="returns none"):
-        TASK.distillation(outputs, outputs, 1.0)
+        task.distillation(outputs, outputs, 1.0)
+
+
+class Wrapper(nn.Module):
+    """Hides the names of the arguments of a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **given):
+        return self.model(**given)
+
+
+class Named(nn.Module):
+    """Takes keyword arguments, and the targets as `targets`."""
+
+    def forward(self, pixel_values, targets):
+        return {"loss": pixel_values.sum() + len(targets)}
+
+
+def test_the_names_of_arguments():
+    inputs, _ = TASK.unpack(mapping())
+    with torch.no_grad():
+        plain, wrapped = (TASK.forward(model, inputs).loss for model in (family("YOLOS"), Wrapper(family("YOLOS"))))
+    assert plain == wrapped
+    images, targets = batch()
+    assert TASK.forward(Named(), inputs).loss == TASK.forward(Named(), (images, targets)).loss == images.sum() + 3
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_mixed_precision():
+    tune = xprune.Finetune(epochs=1, mixed_precision="bf16", distill=0.5)
+    dense = build(QueryDetector)
+    tuned = xprune.finetune(dense, [batch(0)], tune, teacher=dense, task=TASK)
+    assert any(not torch.equal(a, b) for a, b in zip(tuned.parameters(), dense.parameters(), strict=True))
 
 
 def test_compare(tmp_path):

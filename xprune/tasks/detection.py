@@ -52,11 +52,13 @@ class Detection(Task):
 
     Labels are int64 (objects,), and boxes are float (objects, 4). An image may have no objects.
 
-    **The model** is called with the images and the targets, and computes its own loss. If its forward has an argument
+    The model is called with the images and the targets, and computes its own loss. If its forward has an argument
     `labels`, the targets get this name. Otherwise they are the second argument. There are three kinds of models:
 
     - Models of transformers, such as DETR, Conditional DETR, Deformable DETR, RT-DETR and YOLOS. Their outputs have
-      "loss", "logits" and "pred_boxes". A batch is a mapping, and the targets have "class_labels".
+      "loss", "logits" and "pred_boxes": the logits of the classes and one box for each query. A query is one of the
+      fixed number of detections that the model makes for each image, most of them of no object. A batch is a mapping,
+      and the targets have "class_labels".
     - Models of a user with the same outputs. The boxes have the same form as those of the targets.
     - Models as in torchvision. In train mode they return a dict of losses, which are added up. In eval mode they return
       a list of detections. xprune needs the loss in eval mode too, and calls the model a second time for it. In this
@@ -73,8 +75,9 @@ class Detection(Task):
     For an image without objects, it is any class. A model that returns no logits has no class-wise scores.
 
     Args:
-        classes: The number of classes, without "no object". None means `model.config.num_labels`. If the model has no
-            such attribute, xprune assumes that the last column of its logits is "no object".
+        classes: The number of classes, without "no object". Labels are less than it. None means
+            `model.config.num_labels`. If the model has no such attribute, xprune assumes that the last column of its
+            logits is "no object". For models as in torchvision, whose labels start with 1, leave it out.
         iou: The intersection over union from which a detection counts as right, between 0 and 1. None means the mean of
             the mAP over 0.5, 0.55, ..., 0.95, as in COCO.
 
@@ -153,8 +156,8 @@ class Detection(Task):
         # `unpack` has checked the targets already.
         objects = [Objects.unchecked(each) for each in labels]
         centred = all(each.centred for each in objects)
-        named = "labels" in signature(plain.forward).parameters
-        if config is not None and named and not centred:
+        parameters = signature(plain.forward).parameters
+        if config is not None and "labels" in parameters and not centred:
             raise DataError(
                 f"{type(plain).__name__} needs targets with 'class_labels' and 'boxes', (centre x, centre y, width, "
                 "height) in fractions of the image's size. The targets of this batch have 'labels'."
@@ -162,12 +165,16 @@ class Detection(Task):
         # The model itself would end with an IndexError.
         if number is not None:
             check_range(objects, number)
-        args: tuple[Any, ...] = () if isinstance(images, Mapping) else (images,)
-        kwargs = dict(images) if isinstance(images, Mapping) else {}
-        if named or not args:
-            kwargs["labels" if named else "targets"] = labels
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if isinstance(images, Mapping):
+            # A wrapper may hide the names of the arguments. The batch itself calls the targets "labels".
+            kwargs = {**images, "targets" if "targets" in parameters else "labels": labels}
+        elif "labels" in parameters:
+            # The second argument of a model of transformers may be a mask.
+            args, kwargs = (images,), {"labels": labels}
         else:
-            args = (images, labels)
+            args = images, labels
         outputs, found = model(*args, **kwargs), None
         if isinstance(outputs, (list, tuple)) and all(isinstance(each, Mapping) for each in outputs):
             found = [{name: value.detach() for name, value in each.items()} for each in outputs]
