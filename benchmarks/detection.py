@@ -1,12 +1,16 @@
 """Compares criteria on object detection (blood cells) at half of the MACs, with the dense model and with random scores.
 
-    python -m benchmarks.detection --data DIR [--cache DIR]
+    python -m benchmarks.detection --data DIR [--cache DIR] [--classes]
 
 DIR holds bccd_320x240.npz: 205 images for training, 87 for validation and 72 for the test, with boxes of platelets, red
 and white blood cells. The model is a small ViT with a query for each patch, trained with the loss of DETR from scratch.
 The figures are the mean average precision (mAP, the mean over IoU 0.5 to 0.95) and the mAP at IoU 0.5 on the test
 split, before and after fine-tuning. The training of the dense model was chosen with the validation split. Nothing is
 trained or chosen with the test split. The result is docs/results/detection-bccd.json and detection-bccd.md.
+
+With --classes, it measures instead whether class-wise scores belong to their classes. At each site, the 30 % of the units
+with the highest scores of one class are removed. The figures are the average precision of each class at IoU 0.5, on the
+test split, without fine-tuning. The result is docs/results/detection-classes.json.
 
 There is one dense model. The seeds are those of scores and fine-tuning. The images are scaled to 128 x 160, so the
 figures can be compared with each other, but not with published ones.
@@ -31,6 +35,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics.detection import MeanAveragePrecision
 
 import xprune
 from benchmarks.peers import peers
@@ -43,6 +48,7 @@ TASK, AT_HALF = xprune.Detection(classes=CLASSES), xprune.Detection(classes=CLAS
 DENSE = xprune.Finetune(epochs=100, lr=1e-3, weight_decay=0.05)
 TUNE = xprune.Finetune(epochs=10, lr=5e-4)
 SEEDS, BUDGET = (0, 1, 2), xprune.Budget(macs=0.5)
+NAMES, REMOVED = ("platelets", "red cells", "white cells"), 0.3
 CRITERIA = ("random", "magnitude", "taylor", "xpruner")
 PEERS = ("torch-pruning taylor, isomorphic",)
 
@@ -203,6 +209,46 @@ def rows_of_seed(model: nn.Module, data: Path, seed: int, folder: Path) -> list[
     return rows
 
 
+def precisions(model: nn.Module, loader: DataLoader[Any]) -> list[float]:
+    """Returns the average precision of each class at IoU 0.5."""
+    metric = MeanAveragePrecision(iou_thresholds=[0.5], class_metrics=True)
+    with torch.no_grad():
+        for batch in loader:
+            inputs, targets = TASK.unpack(batch)
+            TASK.update(metric, TASK.forward(model, inputs), targets)
+    return [float(value) for value in metric.compute()["map_per_class"]]
+
+
+def rows_by_class(model: nn.Module, data: Path) -> list[dict[str, Any]]:
+    """Returns the rows of the measurement with --classes."""
+
+    def row(criterion: str, seed: int, removed: str, pruned: nn.Module) -> dict[str, Any]:
+        found = precisions(pruned, test)
+        print(criterion, seed, removed, [round(value, 3) for value in found], flush=True)
+        return {"criterion": criterion, "seed": seed, "removed": removed, **dict(zip(NAMES, found, strict=True))}
+
+    _, test = loaders(data, 0)
+    rows = [row("dense", 0, "nothing", model)]
+    for seed in SEEDS:
+        train, _ = loaders(data, seed)
+        run = Run(model, train, test, task=TASK, latency=False)
+        generator = torch.Generator().manual_seed(seed)
+        chance = [torch.rand(site.size, generator=generator) for site in run.sites]
+        orders = {("random", "units at random"): chance}
+        for name in ("taylor", "xpruner"):
+            tables = run.score(name, BUDGET, seed=seed).classwise or ()
+            for kind, title in enumerate(NAMES):
+                orders[name, f"units of {title}"] = [table[kind] for table in tables]
+        for (name, removed), scores in orders.items():
+            keeps = []
+            for score in scores:
+                stay = score.argsort()[: len(score) - int(REMOVED * len(score))]
+                keeps.append(tuple(sorted(stay.tolist())))
+            plan = xprune.Plan(tuple(run.sites), tuple(keeps))
+            rows.append(row(name, seed, removed, xprune.apply(model, plan, run.example)))
+    return rows
+
+
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Returns a table with the mean and the standard deviation over seeds, in %."""
     columns = {
@@ -225,10 +271,15 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def main(
     data: Annotated[Path, typer.Option(help="folder with bccd_320x240.npz")],
     cache: Annotated[Path, typer.Option(help="folder for the dense model and for finished rows")] = Path("dense"),
+    classes: Annotated[bool, typer.Option("--classes", help="measure class-wise scores instead")] = False,
 ) -> None:
     """Trains the dense model if it is missing, compares the criteria, and writes the table."""
     torch.set_num_threads(1)
     model = dense(data, cache)
+    if classes:
+        about = f"average precision at IoU 0.5, after removing {REMOVED:.0%} of the units of each site"
+        record("detection-classes", rows_by_class(model, data), about, dense=asdict(DENSE))
+        return
     rows = [row for seed in SEEDS for row in rows_of_seed(model, data, seed, cache / "bccd-rows")]
     settings = {"dense": asdict(DENSE), "finetune": asdict(TUNE), "budget": str(BUDGET), "dense models": 1}
     record("detection-bccd", rows, "mAP on the test images of BCCD, 128 x 160, at half of the MACs", **settings)
