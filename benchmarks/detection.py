@@ -8,9 +8,9 @@ The figures are the mean average precision (mAP, the mean over IoU 0.5 to 0.95) 
 split, before and after fine-tuning. The training of the dense model was chosen with the validation split. Nothing is
 trained or chosen with the test split. The result is docs/results/detection-bccd.json and detection-bccd.md.
 
-With --classes, it measures instead whether class-wise scores belong to their classes. At each site, the 30 % of the units
-with the highest scores of one class are removed. The figures are the average precision of each class at IoU 0.5, on the
-test split, without fine-tuning. The result is docs/results/detection-classes.json.
+With --classes, it measures instead whether class-wise scores belong to their classes. At each site, the 30 % of the
+units with the highest scores of one class are removed. The figures are the average precision of each class at IoU 0.5,
+on the test split, without fine-tuning. The result is docs/results/detection-classes.json.
 
 There is one dense model. The seeds are those of scores and fine-tuning. The images are scaled to 128 x 160, so the
 figures can be compared with each other, but not with published ones.
