@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import xprune
 from xprune.comparison.grid import Case, Peer
@@ -28,20 +27,21 @@ IMPORTANCES: dict[str, Callable[[], Any]] = {
 }
 
 
-def peers() -> dict[str, Peer]:
+def peers(task: xprune.Task | None = None) -> dict[str, Peer]:
     """Returns torch-pruning's pruners under their names in the table.
 
     Each importance is used twice: with one ranking of all layers ("global"), and with a ranking within each group of
-    layers of the same structure ("isomorphic").
+    layers of the same structure ("isomorphic"). The task reads the batches and computes the loss of the gradients. None
+    means classification.
     """
     return {
-        f"torch-pruning {name}, {how}": _peer(name, how == "isomorphic")
+        f"torch-pruning {name}, {how}": _peer(name, how == "isomorphic", task or xprune.Classification())
         for name in IMPORTANCES
         for how in ("global", "isomorphic")
     }
 
 
-def _peer(importance: str, isomorphic: bool) -> Peer:
+def _peer(importance: str, isomorphic: bool, task: xprune.Task) -> Peer:
     """Returns the pruner with one importance."""
 
     def prune(case: Case, budget: xprune.Budget, seed: int) -> nn.Module:
@@ -56,9 +56,9 @@ def _peer(importance: str, isomorphic: bool) -> Peer:
         UnboundLocalError from the second step on, if a step removes no head.
         """
         torch.manual_seed(seed)
-        inputs = next(iter(case.train))[0][:2]
+        inputs = task.example(task.unpack(next(iter(case.train)))[0])
         allowed = (budget.macs or 1.0) * xprune.count_macs(case.model, inputs)
-        gradients = _gradients(case) if importance == "taylor" else {}
+        gradients = _gradients(case, task) if importance == "taylor" else {}
         for cap in CAPS:
             low, high, found = 0.0, 1.0, None
             for _ in range(HALVINGS):
@@ -75,13 +75,14 @@ def _peer(importance: str, isomorphic: bool) -> Peer:
     return prune
 
 
-def _gradients(case: Case) -> dict[str, Tensor]:
+def _gradients(case: Case, task: xprune.Task) -> dict[str, Tensor]:
     """Returns the gradient of each parameter, summed over the first training batches."""
     model = copy.deepcopy(case.model).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    for _, (images, labels) in zip(range(BATCHES), case.train, strict=False):
-        F.cross_entropy(model(images), labels).backward()
+    for _, batch in zip(range(BATCHES), case.train, strict=False):
+        inputs, targets = task.unpack(batch)
+        task.loss(task.forward(model, inputs), targets).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 

@@ -108,6 +108,15 @@ def test_extra_graph():
 
 
 @pytest.mark.smoke
+def test_extra_detection():
+    pytest.importorskip("pycocotools", reason="needs pycocotools: pip install 'xprune[detection]'")
+    from tests.support.tasks import Boxes, box_of, collated
+
+    metrics = xprune.evaluate(Boxes(), [collated([box_of(0), box_of(1)])], task=xprune.Detection(classes=2))
+    assert metrics.metric_name == "mAP" and 0 < metrics.metric <= 1
+
+
+@pytest.mark.smoke
 def test_attention_of_torch():
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.TransformerEncoderLayer(6, 2, 12, batch_first=True))
     x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))

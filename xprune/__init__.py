@@ -58,6 +58,7 @@ from xprune.selections.learned.selection import LearnedThresholds
 from xprune.surgery.apply import apply
 from xprune.surgery.gates import Gated, Gates
 from xprune.tasks.classification import Classification
+from xprune.tasks.detection import Detection
 from xprune.tasks.graphs import GraphClassification, NodeClassification
 from xprune.tasks.segmentation import Segmentation
 from xprune.tasks.tokens import LanguageModel, TokenClassification
@@ -84,6 +85,7 @@ __all__ = [
     "Criterion",
     "Cut",
     "DataError",
+    "Detection",
     "Finetune",
     "Found",
     "GateError",

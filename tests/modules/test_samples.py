@@ -93,6 +93,18 @@ def test_what_cannot_be_told_is_not_guessed():
     assert find_samples(Mixed(), noise(3, 4, 5), batch_axis=1).count == 4
 
 
+class EachImage(nn.Module):
+    """Returns something for each image of a list, as a detection model does."""
+
+    def forward(self, images):
+        return [{"boxes": image.mean((1, 2))} for image in images]
+
+
+def test_a_list_has_an_entry_for_each_sample():
+    images = [noise(3, 4, 5), noise(3, 4, 5)]
+    assert find_samples(EachImage(), images).axis == 0 and find_samples(EachImage(), images).count == 2
+
+
 def test_a_forward_that_fails_tells_nothing():
     assert find_samples(nn.Linear(3, 4), noise(2, 5)) is None
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import xprune
 from tests.support.models import build, images, loader
-from tests.support.tasks import OldMeanSquare, Rank, pairs
+from tests.support.tasks import Boxes, OldMeanSquare, Rank, box_of, collated, pairs
 from xprune.criteria.xpruner.criterion import XPruner
 from xprune.training.runtime import accelerator, prepared
 
@@ -62,6 +63,10 @@ def metrics() -> dict[str, Any]:
         found[f"rank {samples}"] = xprune.evaluate(model, rows, task=Rank())
         found[f"old {samples}"] = xprune.evaluate(model, rows, task=OldMeanSquare())
     found["pixels"] = xprune.evaluate(pixels, DataLoader(pictures, batch_size=4), task=xprune.Segmentation())
+    if find_spec("pycocotools"):
+        for samples in (27, 1):
+            rows = DataLoader([box_of(i) for i in range(samples)], batch_size=4, collate_fn=collated)
+            found[f"boxes {samples}"] = xprune.evaluate(Boxes(), rows, task=xprune.Detection(classes=2))
     return {name: each.to_json() for name, each in found.items()}
 
 

@@ -1,10 +1,11 @@
-"""Tasks as a user writes them: one as of now, and one as of xprune 0.1."""
+"""Tasks as a user writes them: one as of now, and one as of xprune 0.1. Also images with boxes, and a detector."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from torchmetrics import SpearmanCorrCoef
@@ -75,3 +76,31 @@ with warnings.catch_warnings():
         def rows(self, site: xprune.Site, inputs: Tensor, samples: int) -> Tensor | None:
             """Returns the sample of each row. Each row is a sample."""
             return torch.arange(samples)
+
+
+def box_of(index: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """An image and its target: one object, whose class and box depend on the index."""
+    centre = 0.3 + 0.01 * index
+    target = {"class_labels": torch.tensor([index % 2]), "boxes": torch.tensor([[centre, 0.5, 0.2, 0.4]])}
+    return torch.full((3, 8, 8), centre), target
+
+
+def collated(rows: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Any, ...]:
+    """A batch as the reference scripts of torchvision make it: (images, targets)."""
+    return tuple(zip(*rows, strict=True))
+
+
+class Boxes(nn.Module):
+    """Finds the object of each image of `box_of`, the less exactly the larger its index is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: list[Tensor], labels: Any = None) -> dict[str, Tensor]:
+        centres = torch.stack([image.mean() for image in images]) * self.weight
+        index = (centres - 0.3) * 100
+        # Two classes and "no object". Scores differ, because the mAP of equal scores depends on the order of images.
+        logits = torch.stack([0.1 * index, index.sin(), -0.1 * index], 1)[:, None]
+        boxes = torch.stack([centres + 0.003 * index, *(torch.full_like(centres, x) for x in (0.5, 0.2, 0.4))], 1)
+        return {"logits": logits, "pred_boxes": boxes[:, None], "loss": self.weight.sum()}

@@ -180,7 +180,7 @@ class _Runner:
         """
         self.seen.clear()
         with slow_path():
-            return [t.shape for t in tensors_in(call(self.copy, inputs))], dict(self.seen)
+            return _shapes(call(self.copy, inputs)), dict(self.seen)
 
     def try_axis(self, axis: int) -> list[_Candidate]:
         """Runs the model on inputs that have one entry less along `axis`. If this fails, runs it with one entry more.
@@ -202,7 +202,12 @@ class _Runner:
             for other_first in (False, True) if axis == 1 else (False,):
                 samples = Samples(axis, count, other_first)
                 try:
-                    outputs, given = self._run(samples.take(self.inputs, index))
+                    inputs = samples.take(self.inputs, index)
+                    # With a list of images, no tensor may have an entry for each sample along this axis. The inputs
+                    # then stay as they are, and a run would say nothing about the axis.
+                    if _shapes(inputs) == _shapes(self.inputs):
+                        continue
+                    outputs, given = self._run(inputs)
                 # A failure means that this is not the sample axis.
                 except Exception:
                     continue
@@ -231,6 +236,11 @@ class _Runner:
         usual = 0 if samples.axis == 0 else -1
         layers = {path: usual if axis < 0 else axis for path, axis in samples.layers.items()}
         return _Candidate(replace(samples, layers=layers), 1)
+
+
+def _shapes(value: Any) -> list[torch.Size]:
+    """Returns the shapes of all tensors in a value, see `tensors_in`."""
+    return [tensor.shape for tensor in tensors_in(value)]
 
 
 def _changed_axis(before: torch.Size, after: torch.Size) -> int | None:

@@ -80,7 +80,7 @@ class Pointwise(Task):
         The class is sampled at random from the classes that the sample has points of, int64 (batch,).
         """
         classes = self.width(outputs)
-        return _one_of(self.present(targets, classes)), classes
+        return one_of(self.present(targets, classes)), classes
 
     def other(self, targets: Any, own: Tensor, classes: int) -> Tensor:
         """Returns a random class that a sample has no points of, for each sample, int64 (batch,). See Task.other.
@@ -89,7 +89,7 @@ class Pointwise(Task):
         """
         absent = ~self.present(targets, classes)
         rest = ~F.one_hot(own, classes).bool()
-        return _one_of(torch.where(absent.any(1, keepdim=True), absent, rest))
+        return one_of(torch.where(absent.any(1, keepdim=True), absent, rest))
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
         """Returns the mean loss of the points that count. The drawn class of a point is that of its sample.
@@ -111,7 +111,7 @@ class Pointwise(Task):
         return sums / torch.bincount(samples[here], minlength=len(own)).clamp_min(1)
 
 
-def _one_of(allowed: Tensor) -> Tensor:
+def one_of(allowed: Tensor) -> Tensor:
     """Returns a random index for each row, among those that are allowed.
 
     Args:
