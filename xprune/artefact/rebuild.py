@@ -10,7 +10,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Collection, Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -162,7 +162,7 @@ def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]
 
 @cache
 def set_in_methods(kind: Any) -> frozenset[str]:
-    """Returns the names of the attributes that methods of a class other than `__init__` set.
+    """Returns the names of the attributes that methods of a class other than `__init__` set, and cached properties.
 
     The result is empty if the source of the class is not known.
 
@@ -176,6 +176,7 @@ def set_in_methods(kind: Any) -> frozenset[str]:
         # The methods of nn.Module set what every module has.
         if base in (nn.Module, object):
             continue
+        found |= {name for name, value in vars(base).items() if isinstance(value, cached_property)}
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):

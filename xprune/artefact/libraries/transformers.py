@@ -75,7 +75,8 @@ def _check(name: str, config: Any) -> None:
             why = _FORBIDDEN.get(key) if value else None
             if not isinstance(key, str) or key.startswith("_"):
                 why = "it is not a setting of a model"
-            if key == "attn_implementation" and value not in _ATTENTION:
+            chosen = value.values() if isinstance(value, Mapping) else (value,)
+            if key == "attn_implementation" and any(each not in _ATTENTION for each in chosen):
                 why = f"the allowed values are {' and '.join(_ATTENTION)}"
             if why:
                 raise ArtefactError(f"{name}: {key!r}: {value!r} is not allowed in a saved config, because {why}.")
@@ -100,6 +101,11 @@ def _arch_of(model: nn.Module) -> Arch | None:
     # to_dict leaves out the implementation of attention.
     if attention_of(config) in _ATTENTION:
         data["attn_implementation"] = attention_of(config)
+        # The backbone of a detection model may have another implementation than the rest of the model.
+        parts = {name: getattr(config, name, None) for name in getattr(type(config), "sub_configs", ())}
+        others = {name: attention_of(part) or "eager" for name, part in parts.items() if part is not None}
+        if set(others.values()) - {data["attn_implementation"]}:
+            data["attn_implementation"] = {"": data["attn_implementation"], **others}
     return Arch(type(model).__name__, tuple(_settings(data).items()), "transformers")
 
 
