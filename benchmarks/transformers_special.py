@@ -42,6 +42,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "informer": {"config": _SERIES},
     "bros": {"config": {"hidden_size": 64}},
     "lilt": {"config": {"hidden_size": 48}},
+    "aria": {"config": {"projector_patch_to_query_dict": {16: 4}}},
     "bamba": {"config": {"attn_layer_indices": [1]}},
     "blip-2": {"config": {"image_token_index": FIRST_PLACEHOLDER}},
     "bridgetower": {
@@ -201,7 +202,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zamba2": {"config": {"attention_hidden_size": 64, "attention_head_dim": 16}},
     "levit": {"config": {"image_size": 128, "patch_size": 16, "key_dim": [4, 4, 4]}},
     "lfm2_moe": {"config": {"layer_types": ["conv", "full_attention"]}},
-    "longcat_flash": {"config": {"head_dim": 4}},
     "moonshine": {
         "config": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
         "inputs": lambda m: {"input_values": normal(2, 4096), "decoder_input_ids": ids(8, seed=1)},
