@@ -212,7 +212,8 @@ def small_fields(config: Any, policy: Policy) -> dict[str, Any]:
         out["embed_dim"] = 16
         for field in ("num_heads", "num_attention_heads"):
             if isinstance(own.get(field), (list, tuple)):
-                out[field] = type(per_stage)(2 ** (i + 1) for i in range(len(per_stage)))
+                grows = len(set(per_stage)) > 1
+                out[field] = type(per_stage)(2 ** (i + 1) if grows else 4 for i in range(len(per_stage)))
         if isinstance(own.get("patch_size"), int):
             out["patch_size"] = min(own["patch_size"], 4)
         if isinstance(own.get("window_size"), int):
