@@ -92,6 +92,10 @@ class _Noting(TorchFunctionMode):
         self.mlps: dict[str, set[str]] = {}
         self.ran: set[str] = set()
 
+    def leave(self, *_: Any) -> None:
+        """Notes that the forward of the innermost module has ended. A forward hook."""
+        self.stack.pop()
+
     def where(self) -> str:
         """Returns the path of the innermost running module with parameters."""
         return next((self.names[id(m)] for m in reversed(self.stack) if self.has.get(id(m))), "")
@@ -212,7 +216,7 @@ def expected_units(model: nn.Module, inputs: Any) -> Expected:
     )
     noting = _Noting(model, 1 if first is None else len(first))
     before = hooks.register_module_forward_pre_hook(lambda m, _: noting.stack.append(m))
-    after = hooks.register_module_forward_hook(lambda m, _, __: noting.stack.pop() and None, always_call=True)
+    after = hooks.register_module_forward_hook(noting.leave, always_call=True)
     try:
         with torch.no_grad(), _slow_path(), noting:
             torch.manual_seed(0)

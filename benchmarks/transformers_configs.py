@@ -75,7 +75,7 @@ NUMBERS: list[tuple[str, Any]] = [
         r"|condition_dim|projector_input_dim|.*_output_dim|adapter_in_dim|adapter_out_dim|visual_feat_dim|visual_embedding_dim)",
         32,
     ),
-    (r"(index_topk)", 4),
+    (r"(index_topk|mm_tokens_per_image)", 4),
     (r"(context_size|num_pos_feats|n_window)", 16),
     (r"(mamba_n_heads|mamba_num_heads|linear_num_(key|value)_heads)", 4),
     (
@@ -199,7 +199,7 @@ def small_fields(config: Any, policy: Policy) -> dict[str, Any]:
         elif isinstance(value, (list, tuple)):
             new = _list(field, value, policy, count, chosen)
         elif isinstance(value, dict):
-            new = _rope(value, policy.head_dim)
+            new = _rope(value, 4 if policy.sizes and "qk_rope_head_dim" in own else policy.head_dim)
         elif isinstance(value, int) and not isinstance(value, bool):
             new = _number(field, value, policy, heads, count if stages else len(chosen) or 2)
         else:
@@ -212,7 +212,8 @@ def small_fields(config: Any, policy: Policy) -> dict[str, Any]:
         out["embed_dim"] = 16
         for field in ("num_heads", "num_attention_heads"):
             if isinstance(own.get(field), (list, tuple)):
-                out[field] = type(per_stage)(2 ** (i + 1) for i in range(len(per_stage)))
+                grows = len(set(per_stage)) > 1
+                out[field] = type(per_stage)(2 ** (i + 1) if grows else 4 for i in range(len(per_stage)))
         if isinstance(own.get("patch_size"), int):
             out["patch_size"] = min(own["patch_size"], 4)
         if isinstance(own.get("window_size"), int):
@@ -232,6 +233,9 @@ def small_fields(config: Any, policy: Policy) -> dict[str, Any]:
             **rope,
             "mrope_section": _sections(half),
         }
+    # A latent attention gives the size of its rotated features twice.
+    if policy.sizes and "qk_rope_head_dim" in out and own.get("head_dim") == own["qk_rope_head_dim"]:
+        out["head_dim"] = out["qk_rope_head_dim"]
     # The inner size of a state space layer is the number of its heads times their size.
     if policy.sizes and {"expand", "head_dim", "state_size"} <= set(own):
         out["head_dim"] = 16
@@ -261,7 +265,7 @@ def _token(field: str, value: Any) -> Any:
     for place, name in enumerate(("pad", "bos", "eos", "decoder_start", "sep", "cls")):
         if field.startswith(f"{name}_token"):
             return value if 0 <= value < 4 or value < 0 else min(place, 3)
-    if value < FIRST_PLACEHOLDER:
+    if value < FIRST_PLACEHOLDER and not re.match("(image|video|audio|speech)_token", field):
         return value
     known = [
         "image_token",
@@ -294,6 +298,8 @@ def _list(field: str, value: Any, policy: Policy, count: int, chosen: list[int])
         return None
     if chosen and len(value) == count and isinstance(value[0], (str, bool, int)):
         return [value[i] for i in chosen]
+    if field == "image_grid_pinpoints" and policy.image:
+        return [[policy.image, policy.image]]
     whole = all(isinstance(each, int) and not isinstance(each, bool) for each in value)
     if not whole or not policy.lists:
         return None

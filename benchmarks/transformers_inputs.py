@@ -144,7 +144,7 @@ VALUES: dict[str, Make] = {
     "prompt_masks": lambda c: image(c),
     "inputs": lambda c: ids(),
     "input_points": lambda c: normal(BATCH, 1, 2, 2).abs(),
-    "task_inputs": lambda c: ids(),
+    "task_inputs": lambda c: ids(find(c, ("task_seq_len",), LENGTH)),
     "xpath_tags_seq": lambda c: torch.ones(BATCH, LENGTH, find(c, ("max_depth",), 50), dtype=torch.long),
     "image_grid_thw": lambda c: packed(c)[1],
     "grid_thw": lambda c: packed(c)[1],
@@ -173,216 +173,224 @@ def past(config: Any) -> Tensor:
 
 
 def candidates(model: Any) -> Iterator[dict[str, Any]]:
-    """Yields sets of inputs for a model, from the names of the arguments of its forward. The richest comes first."""
-    config = model.config
-    names = list(inspect.signature(model.forward).parameters)
-    needed = [
-        name
-        for name, p in inspect.signature(model.forward).parameters.items()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    """Yields sets of inputs for a model, from the names of the arguments of its forward.
 
-    def given(*wanted: str, **values: Any) -> dict[str, Any] | None:
-        if any(name not in names for name in (*wanted, *values)):
-            return None
-        made = {
-            name: VALUES[name](config) for name in (*wanted, *(n for n in needed if n in VALUES)) if name not in values
-        }
-        return made | values
-
-    sets: list[dict[str, Any] | None] = []
-    shape = torch.Size
-    for name in ("hidden_states", "pixel_values"):
-        if name in names and "grid_thw" in names:
-            patches, grid = packed(config)
-            patch = find(config, ("patch_size",), 8, VISION)
-            sets.append(given(**{name: patches, "grid_thw": grid}))
-            sets.append(given(**{name: patches.repeat(1, 2), "grid_thw": grid}))
-            if isinstance(patch, int):
-                square = normal(len(patches), _channels(config), patch, patch)
-                sets.append(given(**{name: square, "grid_thw": grid}))
-                sets.append(given(**{name: square, "grid_thw": grid[:, 1:]}))
-    if "input_ids" in names and "pixel_values" in names:
-        sets += list(_with_images(model, config, names, given))
-    if "input_ids" in names and ("input_features" in names or "input_values" in names):
-        sets += list(_with_sounds(model, config, names, given))
-    if "input_ids" in names:
-        for extra in (
-            ("pixel_values",),
-            ("bbox",),
-            ("visual_feats", "visual_pos"),
-            ("input_features",),
-            ("input_values",),
-        ):
-            for text in (("input_ids", "attention_mask"), ("input_ids",)):
-                sets.append(given(*text, *extra))
-                if "decoder_input_ids" in names:
-                    sets.append(given(*text, *extra, "decoder_input_ids"))
-        for text in (("input_ids", "attention_mask"), ("input_ids",)):
-            if "decoder_input_ids" in names:
-                sets.append(given(*text, "decoder_input_ids"))
-            sets.append(given(*text))
-    if "input_ids" in names and "pixel_values" in names:
-        sets.append(given("input_ids", "attention_mask", pixel_values=image(config)[:, None]))
-        sets.append(given("input_ids", "attention_mask", "image_attention_mask", pixel_values=image(config)[:, None]))
-        if "pixel_values_videos" not in names:
-            sets.append(given("input_ids", "attention_mask", pixel_values=video(config)))
-    if "past_values" in names:
-        more = [n for n in names if n in VALUES and n.startswith(("past", "future"))]
-        sets += [given(*more), given("past_values", "past_observed_mask"), given("past_values")]
-        if "past_values_mask" in names:
-            sets.append(given("past_values"))
-        length = past_length(config)
-        sets.append(given(past_values=[normal(length, seed=s) for s in range(BATCH)]))
-    if "states" in names:
-        sets.append(given("states", "actions", "rewards", "returns_to_go", "timesteps"))
-    if "pixel_values" in names:
-        sets += [given("pixel_values", "input_points"), given("pixel_values", "pixel_mask"), given("pixel_values")]
-        sets += [given("pixel_values", "decoder_input_ids"), given("pixel_values", "task_inputs")]
-        sets += [given("pixel_values", "prompt_pixel_values", "prompt_masks")]
-        sets.append(given(pixel_values=video(config)))
-        sets.append(given(pixel_values=video(config).transpose(1, 2)))
-        patch = find(config, ("patch_size",), 8, VISION)
-        if isinstance(patch, int):
-            flat = normal(BATCH, 16, _channels(config) * patch * patch)
-            where = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij"), -1).reshape(1, 16, 2)
-            sets.append(
-                given(
-                    pixel_values=flat,
-                    spatial_shapes=torch.tensor([[4, 4]] * BATCH),
-                    pixel_attention_mask=torch.ones(BATCH, 16, dtype=torch.long),
-                )
-            )
-            sets.append(given(pixel_values=flat, pixel_position_ids=where.expand(BATCH, 16, 2)))
-            side = 4 * patch
-            sets.append(given(pixel_values=normal(BATCH, _channels(config), side, side)))
-        if isinstance(patch, int) and "target_sizes" in names:
-            strip = normal(BATCH, _channels(config), patch, 16 * patch)
-            whole = strip.transpose(0, 1).transpose(1, 2).reshape(1, _channels(config), patch, -1)
-            sizes = torch.tensor([[4, 4]] * BATCH)
-            sets += [given(pixel_values=strip, target_sizes=sizes), given(pixel_values=whole, target_sizes=sizes)]
-        sets.append(given(pixel_values=normal(BATCH, 2, _channels(config), *_side(config))))
-        for side in (32, 48, 64, 128, 224):
-            sets.append(given(pixel_values=normal(BATCH, _channels(config), side, side)))
-    for name in ("pixel_values_videos", "video", "videos"):
-        if name in names:
-            sets.append(given(**{name: video(config)}))
-    features = [spectrum(config), spectrum(config).transpose(1, 2)]
-    width = find(config, ("feature_projection_input_dim", "input_dim", "hidden_size"), 80, AUDIO)
-    features += [
-        normal(BATCH, 128, 64),
-        normal(BATCH, 64, 128),
-        normal(BATCH, 64, width),
-        normal(BATCH, 1, *features[1].shape[1:]),
-    ]
-    for name in ("input_features", "input_values", "audio_values", "input_audio", "features"):
-        if name not in names:
-            continue
-        tail = ("decoder_input_ids",) if "decoder_input_ids" in names else ()
-        waves = [normal(BATCH, 800), normal(BATCH, 1, 800), normal(BATCH, 1, 4096), normal(BATCH, 4096)]
-        length = find(config, ("max_length",), 64)
-        waves.append(normal(BATCH, length, find(config, ("num_mel_bins",), 80)))
-        for value in (*waves, *features) if name != "input_features" else (*features, *waves):
-            sets += [given(*tail, **{name: value})] + ([given(**{name: value})] if tail else [])
-            for flag in ("attention_mask", "input_features_mask", "padding_mask", "feature_attention_mask"):
-                if flag in names:
-                    sets.append(
-                        given(*tail, **{name: value, flag: torch.ones(BATCH, value.shape[-1], dtype=torch.long)})
-                    )
-                    sets.append(
-                        given(*tail, **{name: value, flag: torch.ones(BATCH, value.shape[1], dtype=torch.long)})
-                    )
-    for name in ("hidden_states", "inputs_embeds", "encoder_hidden_states", "query_embeds"):
-        if name in names:
-            width = find(config, ("hidden_size", "d_model", "embed_dim"), 32)
-            if isinstance(width, int):
-                sets.append(given(**{name: normal(BATCH, LENGTH, width)}))
-    if "inputs" in names:
-        sets += [given("inputs"), given(inputs=normal(BATCH, LENGTH, find(config, ("d_model",), 32)))]
-    if "latents" in names:
-        sets += [given(latents=normal(BATCH, 32, 8)), given(latents=normal(BATCH, 8, 32))]
-    if "query_embeds" in names:
-        width = find(config, ("encoder_hidden_size",), 32)
-        sets.append(given(query_embeds=normal(BATCH, 6, 32), encoder_hidden_states=normal(BATCH, 9, width)))
-    done: list[Any] = []
-    for each in sets:
-        if each is None or any(name not in each for name in needed):
-            continue
-        key = {k: (v.shape if isinstance(v, Tensor) else shape()) for k, v in each.items()}
-        if key not in done:
-            done.append(key)
-            yield each
-
-
-def _with_images(model: Any, config: Any, names: list[str], given: Callable[..., Any]) -> Iterator[Any]:
-    """Yields text with placeholders of images, and images.
-
-    How many placeholders an image needs is in the error message that a wrong number causes.
+    Those with more inputs come first, so that as many parts of the model as possible run.
     """
-    token = find(config, ("image_token_id", "image_token_index"), None)
-    if not isinstance(token, int) or not 0 <= token < TOKENS:
+    forward = _Forward(model)
+    done = []
+    for make in (_packed, _text_and_images, _text_and_sounds, _text, _series, _images, _sounds, _features):
+        for inputs in make(forward):
+            shapes = {name: getattr(value, "shape", None) for name, value in inputs.items()}
+            if shapes not in done:
+                done.append(shapes)
+                yield inputs
+
+
+class _Forward:
+    """The arguments of the forward of a model.
+
+    Attributes:
+        model: The model.
+        config: Its config.
+        names: The names of the arguments.
+        needed: The names of the arguments without a default.
+        patch: The size of a patch, 8 if the config gives no single number.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.config = model, model.config
+        arguments = inspect.signature(model.forward).parameters
+        self.names = list(arguments)
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        self.needed = [name for name, p in arguments.items() if p.default is p.empty and p.kind not in kinds]
+        patch = find(self.config, ("patch_size",), 8, VISION)
+        self.patch = patch if isinstance(patch, int) else 8
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.names for name in names)
+
+    def given(self, *wanted: str, **values: Any) -> Iterator[dict[str, Any]]:
+        """Yields one set of inputs, or none if the forward does not take them or needs more.
+
+        Args:
+            wanted: Names of arguments whose values come from VALUES.
+            values: Values of other arguments.
+        """
+        if self.has(*wanted, *values):
+            names = [*wanted, *(name for name in self.needed if name in VALUES)]
+            made = {name: VALUES[name](self.config) for name in names if name not in values} | values
+            if all(name in made for name in self.needed):
+                yield made
+
+
+Sets = Iterator[dict[str, Any]]
+
+
+def _packed(forward: _Forward) -> Sets:
+    """Yields packed patches of images, for towers of multimodal models."""
+    if not forward.has("grid_thw"):
         return
-    variants = []
-    if "image_grid_thw" in names:
+    patches, grid = packed(forward.config)
+    squares = normal(len(patches), _channels(forward.config), forward.patch, forward.patch)
+    for name in ("hidden_states", "pixel_values"):
+        yield from forward.given(**{name: patches, "grid_thw": grid})
+        yield from forward.given(**{name: patches.repeat(1, 2), "grid_thw": grid})
+        yield from forward.given(**{name: squares, "grid_thw": grid})
+        yield from forward.given(**{name: squares, "grid_thw": grid[:, 1:]})
+
+
+def _text(forward: _Forward) -> Sets:
+    """Yields text, with and without other inputs."""
+    extras = (("pixel_values",), ("bbox",), ("visual_feats", "visual_pos"), ("input_features",), ("input_values",), ())
+    for extra in extras:
+        for text in (("input_ids", "attention_mask"), ("input_ids",)):
+            # An encoder-decoder runs without a text for its decoder, but then it often shares one text.
+            plain, both = forward.given(*text, *extra), forward.given(*text, *extra, "decoder_input_ids")
+            yield from (*both, *plain) if not extra else (*plain, *both)
+    images = image(forward.config)[:, None]
+    yield from forward.given("input_ids", "attention_mask", pixel_values=images)
+    yield from forward.given("input_ids", "attention_mask", "image_attention_mask", pixel_values=images)
+    if not forward.has("pixel_values_videos"):
+        yield from forward.given("input_ids", "attention_mask", pixel_values=video(forward.config))
+
+
+def _series(forward: _Forward) -> Sets:
+    """Yields time series, and the states and actions of an agent."""
+    if forward.has("past_values"):
+        more = [name for name in forward.names if name in VALUES and name.startswith(("past", "future"))]
+        for names in (more, ["past_values", "past_observed_mask"], ["past_values"]):
+            yield from forward.given(*names)
+        length = past_length(forward.config)
+        yield from forward.given(past_values=[normal(length, seed=seed) for seed in range(BATCH)])
+    yield from forward.given("states", "actions", "rewards", "returns_to_go", "timesteps")
+
+
+def _images(forward: _Forward) -> Sets:
+    """Yields images and videos."""
+    for more in ("input_points", "pixel_mask", "", "decoder_input_ids", "task_inputs"):
+        yield from forward.given("pixel_values", *([more] if more else []))
+    if forward.has("pixel_values"):
+        config, patch, channels = forward.config, forward.patch, _channels(forward.config)
+        videos = video(config)
+        yield from forward.given(pixel_values=videos)
+        yield from forward.given(pixel_values=videos.transpose(1, 2))
+        yield from forward.given(**_flat(forward))
+        # Row and column of each patch.
+        places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).expand(BATCH, 16, 2)
+        yield from forward.given(pixel_values=normal(BATCH, 16, channels * patch * patch), pixel_position_ids=places)
+        yield from forward.given(pixel_values=normal(BATCH, channels, 4 * patch, 4 * patch))
+        strip = normal(BATCH, channels, patch, 16 * patch)
+        whole = strip.permute(1, 2, 0, 3).reshape(1, channels, patch, -1)
+        for each in (strip, whole):
+            yield from forward.given(pixel_values=each, target_sizes=torch.tensor([[4, 4]] * BATCH))
+        # Pairs of images, for models that match them.
+        yield from forward.given(pixel_values=normal(BATCH, 2, channels, *_side(config)))
+        for side in (32, 48, 64, 128, 224):
+            yield from forward.given(pixel_values=normal(BATCH, channels, side, side))
+    for name in ("pixel_values_videos", "video", "videos"):
+        yield from forward.given(**{name: video(forward.config)})
+
+
+def _flat(forward: _Forward) -> dict[str, Any]:
+    """Returns images as patches in a row, with the number of patches along each side."""
+    return {
+        "pixel_values": normal(BATCH, 16, _channels(forward.config) * forward.patch**2),
+        "spatial_shapes": torch.tensor([[4, 4]] * BATCH),
+        "pixel_attention_mask": torch.ones(BATCH, 16, dtype=torch.long),
+    }
+
+
+def _sounds(forward: _Forward) -> Sets:
+    """Yields sounds, as waves and as spectra."""
+    config = forward.config
+    bins, length = find(config, ("num_mel_bins",), 80), find(config, ("max_length",), 64)
+    width = find(config, ("feature_projection_input_dim", "input_dim", "hidden_size"), 80, AUDIO)
+    shapes = [(800,), (1, 800), (1, 4096), (4096,), (length, bins)]
+    waves = [normal(BATCH, *shape) for shape in shapes]
+    spectra = [spectrum(config), spectrum(config).transpose(1, 2)]
+    spectra += [normal(BATCH, *shape) for shape in ((128, 64), (64, 128), (64, width), (1, *spectra[1].shape[1:]))]
+    tails = [("decoder_input_ids",), ()] if forward.has("decoder_input_ids") else [()]
+    for name in ("input_features", "input_values", "audio_values", "input_audio", "features"):
+        for value in (*spectra, *waves) if name == "input_features" else (*waves, *spectra):
+            for tail in tails:
+                yield from forward.given(*tail, **{name: value})
+            for flag in ("attention_mask", "input_features_mask", "padding_mask", "feature_attention_mask"):
+                for time in (value.shape[-1], value.shape[1]):
+                    ones = torch.ones(BATCH, time, dtype=torch.long)
+                    yield from forward.given(*tails[0], **{name: value, flag: ones})
+
+
+def _features(forward: _Forward) -> Sets:
+    """Yields features that other models would have made."""
+    width = find(forward.config, ("hidden_size", "d_model", "embed_dim"), 32)
+    for name in ("hidden_states", "inputs_embeds", "encoder_hidden_states", "query_embeds"):
+        if isinstance(width, int):
+            yield from forward.given(**{name: normal(BATCH, LENGTH, width)})
+    yield from forward.given("inputs")
+    yield from forward.given(inputs=normal(BATCH, LENGTH, find(forward.config, ("d_model",), 32)))
+    for shape in ((32, 8), (8, 32)):
+        yield from forward.given(latents=normal(BATCH, *shape))
+    encoded = normal(BATCH, 9, find(forward.config, ("encoder_hidden_size",), 32))
+    yield from forward.given(query_embeds=normal(BATCH, 6, 32), encoder_hidden_states=encoded)
+
+
+def _text_and_images(forward: _Forward) -> Sets:
+    """Yields text with placeholders of images, and images."""
+    if not forward.has("input_ids", "pixel_values"):
+        return
+    config, variants = forward.config, []
+    if forward.has("image_grid_thw"):
         patches, grid = packed(config)
-        variants.append({"pixel_values": patches, "image_grid_thw": grid})
+        squares = normal(len(patches), _channels(config), forward.patch, forward.patch)
+        variants += [{"pixel_values": each, "image_grid_thw": grid} for each in (patches, squares)]
     images = image(config)
     variants.append({"pixel_values": images})
-    if "image_sizes" in names:
-        variants += [{"pixel_values": images, "image_sizes": torch.tensor([_side(config)] * BATCH)}]
-        variants += [
-            {
-                "pixel_values": images[:, None].repeat(1, 3, 1, 1, 1),
-                "image_sizes": torch.tensor([_side(config)] * BATCH),
-            }
-        ]
-    variants.append({"pixel_values": images[:, None]})
-    yield from _with_placeholders(model, token, variants, names, given, r"features:? ?(?:torch.Size\(\[)?(\d+)")
+    sizes = torch.tensor([_side(config)] * BATCH)
+    crops = [images[:, None].repeat(1, count, 1, 1, 1) for count in (1, 2, 3)]
+    variants += [{"pixel_values": each, "image_sizes": sizes} for each in (images, *crops[1:])]
+    variants += [{"pixel_values": crops[0]}, _flat(forward)]
+    token = find(config, ("image_token_id", "image_token_index"), None)
+    yield from _with_placeholders(forward, token, variants)
 
 
-def _with_sounds(model: Any, config: Any, names: list[str], given: Callable[..., Any]) -> Iterator[Any]:
+def _text_and_sounds(forward: _Forward) -> Sets:
     """Yields text with placeholders of sounds, and sounds."""
-    token = find(config, ("audio_token_id", "audio_token_index", "speech_token_id"), None)
+    sound = spectrum(forward.config)
+    flag = next((name for name in ("feature_attention_mask", "input_features_mask") if forward.has(name)), None)
+    ones = {flag: torch.ones(BATCH, sound.shape[-1], dtype=torch.long)} if flag else {}
+    values = [(name, each) for name in ("input_features", "input_values") for each in (sound, sound.transpose(1, 2))]
+    token = find(forward.config, ("audio_token_id", "audio_token_index", "speech_token_id"), None)
+    yield from _with_placeholders(forward, token, [{name: each, **ones} for name, each in values])
+
+
+def _with_placeholders(forward: _Forward, token: Any, variants: list[dict[str, Any]]) -> Sets:
+    """Yields those variants that run with the right number of placeholders in the text.
+
+    The error message that a wrong number causes says how many features there are, or how many numbers they have.
+    """
     if not isinstance(token, int) or not 0 <= token < TOKENS:
         return
-    variants = []
-    for name in ("input_features", "input_values"):
-        if name in names:
-            sound = spectrum(config)
-            flag = next((n for n in ("feature_attention_mask", "input_features_mask") if n in names), None)
-            for each in (sound, sound.transpose(1, 2)):
-                time = sound.shape[-1]
-                ones = {flag: torch.ones(BATCH, time, dtype=torch.long)} if flag else {}
-                variants.append({name: each, **ones})
-    yield from _with_placeholders(model, token, variants, names, given, r"features:? ?(?:torch.Size\(\[)?(\d+)")
-
-
-def _with_placeholders(
-    model: Any, token: int, variants: list[Any], names: list[str], given: Callable[..., Any], pattern: str
-) -> Iterator[Any]:
+    width = find(forward.config, ("hidden_size",), 32, ("text_config",))
     for variant in variants:
-        count = 4
-        for _ in range(2):
+        counts, tried = [4], set()
+        while counts:
+            count = counts.pop(0)
+            tried.add(count)
             text = ids()
             text = torch.cat([text[:, :2], torch.full((BATCH, count), token), text[:, 2:]], 1)
-            more = {}
-            if "attention_mask" in names:
-                more["attention_mask"] = torch.ones_like(text)
-            for kind in ("mm_token_type_ids", "token_type_ids"):
-                if kind in names and kind == "mm_token_type_ids":
-                    more[kind] = (text == token).long()
-            full = given(input_ids=text, **more, **variant)
-            if full is None:
-                break
-            try:
-                with torch.no_grad():
-                    model(**full)
-            except Exception as error:
-                wanted = re.findall(pattern, str(error))
-                wanted = int(wanted[-1]) if wanted else 0
-                if not wanted or wanted % BATCH or wanted > 2000 or wanted // BATCH == count:
-                    break
-                count = wanted // BATCH
-                continue
-            yield full
-            break
+            more = {"attention_mask": torch.ones_like(text), "mm_token_type_ids": (text == token).long()}
+            more = {name: value for name, value in more.items() if forward.has(name)}
+            for inputs in forward.given(input_ids=text, **more, **variant):
+                try:
+                    with torch.no_grad():
+                        forward.model(**inputs)
+                except Exception as error:
+                    found = [int(each) for each in re.findall(r"features:? ?(?:torch.Size\(\[)?(\d+)", str(error))]
+                    wanted = [
+                        each // part for each in found[-1:] for part in (BATCH, BATCH * width) if each % part == 0
+                    ]
+                    counts += [each for each in wanted if 0 < each <= 1000 and each not in tried]
+                else:
+                    yield inputs
+                    counts = []

@@ -42,6 +42,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "informer": {"config": _SERIES},
     "bros": {"config": {"hidden_size": 64}},
     "lilt": {"config": {"hidden_size": 48}},
+    "aria": {"config": {"projector_patch_to_query_dict": {16: 4}}},
     "bamba": {"config": {"attn_layer_indices": [1]}},
     "blip-2": {"config": {"image_token_index": FIRST_PLACEHOLDER}},
     "bridgetower": {
@@ -146,9 +147,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
         name: {"config": {f"{prefix}{field}": value for field, value in _INDEXER.items()}}
         for name, prefix in (("qwen4_exp", "text_config."), ("qwen4_exp_text", ""))
     },
+    "oneformer": {"config": {"conv_dim": 32}},
     "qwen3_asr_encoder": {
         "config": {"n_window": 50},
         "inputs": lambda m: {"input_features": normal(2, 128, 100), "input_features_mask": torch.ones(2, 100).long()},
+    },
+    **{
+        name: {"config": {f"{prefix}backbone_feature_sizes": [[side, side], [side // 2] * 2, [side // 4] * 2]}}
+        for name, prefix, side in (
+            ("sam2", "vision_config.", 8),
+            ("sam2_vision_model", "", 8),
+            ("sam3_tracker", "vision_config.", 16),
+        )
     },
     "seggpt": {
         "config": {
@@ -197,11 +207,20 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "vits": {"largest": 4_000_000},
     "xmod": {"config": {"languages": ["en_XX"], "default_language": "en_XX"}},
-    "zamba": {"config": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}},
-    "zamba2": {"config": {"attention_hidden_size": 64, "attention_head_dim": 16}},
+    "step3p7": {"config": {"text_config.sliding_window": 4}},
+    "zamba": {
+        "config": {
+            "attention_hidden_size": 64,
+            "attention_head_dim": 16,
+            "num_hidden_layers": 4,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        }
+    },
+    "zamba2": {
+        "config": {"n_mamba_heads": 4, "mamba_headdim": 16, "attention_hidden_size": 64, "attention_head_dim": 16}
+    },
     "levit": {"config": {"image_size": 128, "patch_size": 16, "key_dim": [4, 4, 4]}},
     "lfm2_moe": {"config": {"layer_types": ["conv", "full_attention"]}},
-    "longcat_flash": {"config": {"head_dim": 4}},
     "moonshine": {
         "config": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
         "inputs": lambda m: {"input_values": normal(2, 4096), "decoder_input_ids": ids(8, seed=1)},

@@ -89,6 +89,7 @@ COUNTS = {
     "linear attention": (Attention(soft=False), Expected(others={"0": "products without a softmax"})),
     "nn.MultiheadAttention": (nn.MultiheadAttention(8, 4), Expected(attentions={"0": 4})),
     "MLP": (nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Dropout(), nn.Linear(6, 8)), Expected(mlps={"0.3": ["0.0"]})),
+    "empty": (nn.Sequential(nn.Linear(8, 6), nn.Sequential(), nn.Linear(6, 8)), Expected()),
     "no nonlinearity": (nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8)), Expected()),
     "gated MLP": (Gated(), Expected(mlps={"0.down": ["0.gate", "0.up"]})),
     "experts": (Experts(), Expected(experts=["0"])),
