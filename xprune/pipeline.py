@@ -28,6 +28,7 @@ from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
 from xprune.errors import BudgetError, PluginError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
+from xprune.modules.refused import CUT, TRAIN, refuse, refuse_frozen
 from xprune.selections import SELECTIONS
 from xprune.surgery.apply import apply
 from xprune.tasks.classification import Classification
@@ -104,6 +105,7 @@ class Run:
         resources: Sequence[str] = (),
     ) -> None:
         self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
+        refuse(self.model, CUT)
         task = task or Classification()
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
         # Axis 0 of the inputs may hold tokens instead of samples. If the first batch shows this, the returned task is a
@@ -164,7 +166,12 @@ class Run:
             BudgetError: No plan can meet the budget.
             PluginError: The selection is unknown, or needs more updates than fine-tuning makes.
             DataError: The run fine-tunes, but the training loader has no length.
+            ModelError: The run fine-tunes, but the model cannot be trained, for example because all its weights are
+                frozen.
         """
+        if settings is not None:
+            refuse(self.model, TRAIN)
+            refuse_frozen(self.model)
         chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         chosen.updates(self.updates(settings))
         self.costs.limits(budget)
@@ -347,6 +354,7 @@ def make_context(
     Raises:
         DataError: The loader is empty, can be read only once, or does not fit the task.
     """
+    refuse(unwrap(model), CUT)
     task, batch = task or Classification(), None
     if loader is not None and example_inputs is None:
         task, batch = task_and_first_batch(loader, task, unwrap(model))

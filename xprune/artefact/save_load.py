@@ -26,6 +26,7 @@ from xprune.core.plan import Plan
 from xprune.core.provenance import Arch, provenance, record
 from xprune.errors import ArtefactError, PlanError
 from xprune.modules.copies import tensors, unwrap
+from xprune.modules.refused import SAVE, refuse
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
 
@@ -63,6 +64,7 @@ def save(
     Raises:
         ArtefactError: The folder cannot be used, see `check_folder`. Or `arch` does not lead to the model. Or `extra`
             is not plain data. In these cases the folder is not changed.
+        ModelError: The model holds weights that cannot be saved, such as those of a quantised layer.
 
     Example:
         >>> import timm
@@ -74,6 +76,7 @@ def save(
         'VisionTransformer'
     """
     model, directory = unwrap(model), Path(directory)
+    refuse(model, SAVE)
     check_folder(directory)
     before = provenance(model)
     plan = before.plan if before else Plan((), ())
@@ -179,7 +182,8 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
             f"{directory} names no architecture. Give load(..., model_fn=), a function that builds the dense model."
         )
     # Without model_fn, the dense model is on the meta device, and the weights of the file replace its parameters.
-    dense = model_fn() if model_fn else build(arch) if arch else nn.Module()
+    # `model_fn` may wrap the model, for example with DistributedDataParallel, as the caller's program does.
+    dense = unwrap(model_fn()) if model_fn else build(arch) if arch else nn.Module()
     try:
         model = remove_units(dense, plan, ADAPTERS)
     except PlanError as error:

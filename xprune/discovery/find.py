@@ -15,8 +15,9 @@ from xprune.discovery.in_model import proved
 from xprune.discovery.kinds import UNIT_KINDS
 from xprune.errors import ModelError
 from xprune.modules.calls import map_tensors
-from xprune.modules.copies import reference_device, refuse_meta, unwrap
+from xprune.modules.copies import reference_device, unwrap
 from xprune.modules.forward import error_text
+from xprune.modules.refused import CUT, missing_tensors, named_reasons, refuse
 from xprune.modules.removed import Removed
 from xprune.modules.samples import Samples, find_samples
 from xprune.modules.undisturbed import undisturbed
@@ -71,7 +72,7 @@ def find_sites(
         {}
     """
     model = unwrap(model)
-    refuse_meta(model)
+    refuse(model, CUT)
     units = (units,) if isinstance(units, str) else units
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     default = [name for name, kind in UNIT_KINDS.items() if kind.by_default]
@@ -90,7 +91,7 @@ def find_sites(
         search = search.after(kind.find(search))
     found, left = search.sites, dict(search.left)
     wanted = [site for site in found.values() if site.kind in units]
-    complete = _with_all_consumers(model, wanted, example_inputs, left)
+    complete = _with_all_consumers(model, _with_all_tensors(model, wanted, left), example_inputs, left)
     sites = [_keep_one_unit_if_shared(model, site) for site in _in_model_order(model, complete)]
     for pattern in exclude:
         if not any(fnmatchcase(site.name, pattern) for site in sites):
@@ -106,6 +107,7 @@ def find_sites(
         )
         sites, wrong = proved(model, sites, example_inputs, samples)
         sites, left = [_with_batch_axis(site, samples) for site in sites], {**wrong, **left}
+    left = named_reasons(model, left)
     if not sites:
         raise ModelError(_no_sites(model, units, left))
     return Sites(sites, left)
@@ -165,6 +167,16 @@ def _with_all_consumers(
                 "or write an adapter that names the consumers."
             )
     return found
+
+
+def _with_all_tensors(model: nn.Module, sites: Iterable[Site], left: dict[str, str]) -> list[Site]:
+    """Returns the sites whose tensors the model has. For the others, the reason is added to the dict `left`.
+
+    An adapter knows the tensors of a class. But a parametrised layer computes its weight, and does not hold it.
+    """
+    why = {site.name: missing_tensors(model, [cut.tensor for cut in site.cuts]) for site in sites}
+    left |= {name: reason for name, reason in why.items() if reason}
+    return [site for site in sites if not why[site.name]]
 
 
 def _in_model_order(model: nn.Module, sites: list[Site]) -> list[Site]:

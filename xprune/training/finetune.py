@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from xprune.core.task import Task
 from xprune.errors import TrainingError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
+from xprune.modules.refused import TRAIN, refuse, refuse_frozen
 from xprune.modules.removed import Removed
 from xprune.modules.undisturbed import seeded
 from xprune.tasks.classification import Classification
@@ -130,13 +131,15 @@ def finetune(
     """
     settings, task = settings or Finetune(), task or Classification()
     check_loader(loader)
+    model = unwrap(model)
+    refuse(model, TRAIN)
+    refuse_frozen(model)
     steps = max(settings.epochs * length(loader, what) - taken, 0)
     if settings.distill and teacher is None:
         raise TrainingError(
             f"Finetune(distill={settings.distill}) needs a teacher: give finetune(..., teacher=dense_model)."
         )
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
-    model = unwrap(model)
     student = unshare(shared_copy(model), model)
     # If a whole attention or MLP was removed, no layer reads the output of the norm layer in front of it. The weights
     # of this norm layer get no gradient, and DistributedDataParallel has to know that some weights get none.

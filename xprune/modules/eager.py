@@ -1,0 +1,73 @@
+"""Runs the parts of a model without torch.compile and without reentrant checkpointing inside a block.
+
+A compiled part does not notice that hooks were added to its layers, or compiles again for each copy of the model.
+Reentrant checkpointing runs a part without gradients first. It needs an input with a gradient, and it does not work
+with `torch.autograd.grad`. xprune's gates are hooks, and its criteria need gradients of the gates.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from threading import Lock
+from typing import Any
+
+import torch
+from torch.utils import checkpoint
+
+from xprune.modules.torch_private import compiler_is_loaded
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Runs compiled parts as ordinary Python, and checkpointed parts in the way that allows hooks and all gradients.
+
+    The results are the same, apart from rounding. Checkpointing still saves memory. After the block, everything is as
+    before. Blocks may be nested.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> x = torch.ones(1, 2)  # without a gradient, as a batch of images
+        >>> with eager():
+        ...     output = checkpoint.checkpoint(layer, x, use_reentrant=True)
+        >>> output.requires_grad
+        True
+    """
+    with torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext(), _without_reentrant():
+        yield
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Runs compiled parts as compiled again, inside a block of `eager`. It is used to measure times."""
+    with torch.compiler.set_stance("default") if compiler_is_loaded() else nullcontext():
+        yield
+
+
+_LOCK, _INSIDE = Lock(), [0]
+"""The number of blocks of all threads that are running now. The first one replaces the class, the last one restores."""
+_REENTRANT = checkpoint.CheckpointFunction
+
+
+@contextmanager
+def _without_reentrant() -> Iterator[None]:
+    """Makes `torch.utils.checkpoint.checkpoint(..., use_reentrant=True)` behave as with False inside a block."""
+    with _LOCK:
+        _INSIDE[0] += 1
+        # torch looks this class up at each call. Models import the function `checkpoint` by its name, so the function
+        # cannot be replaced.
+        checkpoint.CheckpointFunction = _NotReentrant
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _INSIDE[0] -= 1
+            if not _INSIDE[0]:
+                checkpoint.CheckpointFunction = _REENTRANT
+
+
+class _NotReentrant:
+    """Stands in for `torch.utils.checkpoint.CheckpointFunction`, which implements reentrant checkpointing."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        """Calls the function with checkpointing that is not reentrant."""
+        return checkpoint.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
