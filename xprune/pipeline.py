@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from xprune.core.budget import Budget
@@ -35,6 +36,7 @@ from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 from xprune.training.loop import length
+from xprune.training.master import half_dtypes, in_float32, narrow, widen
 from xprune.training.runtime import accelerator, check_loader, first_batch, stage, task_and_first_batch
 
 
@@ -313,7 +315,7 @@ class Run:
     def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
         """Returns the context for a criterion or a selection: a copy of the model, the data and the costs."""
         # Gates and hooks are attached to this copy and not to the caller's model. The copy shares the caller's weights.
-        copy = shared_copy(self.model, requires_grad=False).to(accelerator().device)
+        copy = _copy_to_score(self.model)
         context = Context(copy, self.example, self.task, self.train, seed, checkpoint_dir, batch=self.first)
         return replace(context, costs=self.costs)
 
@@ -363,9 +365,23 @@ def make_context(
         # No batch is read here, because it is not needed and may take long. But a loader that can be read only once is
         # refused.
         check_loader(loader)
-    copy = shared_copy(unwrap(model), requires_grad=False).to(accelerator().device)
+    copy = _copy_to_score(unwrap(model))
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     return Context(copy, example_inputs, task, loader, seed, folder, budget, updates, batch)
+
+
+def _copy_to_score(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model on the device of Accelerate, for a criterion or a selection.
+
+    The copy shares the weights of the model if it can. If the model holds float16, all half-precision tensors of the
+    copy are float32, because gradients of float16 become 0 or infinite. bfloat16 has the range of float32, so a
+    bfloat16 model stays as it is.
+    """
+    copy = shared_copy(model, requires_grad=False).to(accelerator().device)
+    if torch.float16 in half_dtypes(copy).values():
+        widen(copy)
+        in_float32(copy)
+    return copy
 
 
 @stage()
@@ -545,10 +561,15 @@ def _selected(
     """
     updates = chosen.updates(context.updates)
     dense = context.model
+    dtypes: dict[str, torch.dtype] = {}
+    converts = None
     if updates:
         # The context's model shares the caller's weights. So a selection that trains weights gets a copy with separate
         # weights.
         trained = unshare(shared_copy(unwrap(model)), model).to(reference_device(dense))
+        # Half-precision weights are trained in float32, as in fine-tuning.
+        dtypes = widen(trained)
+        converts = in_float32(trained) if dtypes else None
         context = replace(context, model=trained)
     found: Any = chosen.select(context, scores, costs, budget)
     if not isinstance(found, (Plan, Selected)):
@@ -565,4 +586,6 @@ def _selected(
     check_allocation(dense, found.plan, costs, budget, context.example_inputs, batch_axis=axis)
     if found.model is None:
         return found
-    return replace(found, model=found.model.to(reference_device(model)))
+    if converts is not None:
+        converts.remove()
+    return replace(found, model=narrow(found.model, dtypes).to(reference_device(model)))

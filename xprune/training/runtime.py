@@ -4,6 +4,7 @@ Training, criteria and `evaluate` all read their batches here. So batches are sp
 """
 
 import copy
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from xprune.core.task import Task, with_batch_axis
-from xprune.errors import DataError
+from xprune.errors import DataError, TrainingError
 from xprune.modules.undisturbed import seeded, undisturbed
 from xprune.training import accelerate_state
 
@@ -48,13 +49,24 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
             once.
         unused: True if some weights get no gradient. With several processes, DistributedDataParallel then looks for
             such weights in each step.
+
+    Raises:
+        TrainingError: The precision is not possible on this device.
     """
     # Accelerate would keep the settings of the first Accelerator in the process. But the precision may differ from
     # function to function.
     accelerate_state.forget()
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
-    return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading, kwargs_handlers=[parallel])
+    try:
+        return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading, kwargs_handlers=[parallel])
+    # Accelerate refuses float16 on the CPU, and bfloat16 on GPUs that cannot compute with it.
+    except ValueError as error:
+        wanted = os.environ.get("ACCELERATE_MIXED_PRECISION") if mixed_precision is None else mixed_precision
+        raise TrainingError(
+            f"mixed_precision={wanted!r} is not possible on this device: {error} Give mixed_precision='no', which "
+            "computes in float32, or run on another device."
+        ) from error
 
 
 def is_main_process() -> bool:
