@@ -35,7 +35,6 @@ from xprune.surgery.apply import apply
 from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
-from xprune.training.loop import length
 from xprune.training.master import half_dtypes, in_float32, narrow, widen
 from xprune.training.runtime import accelerator, check_loader, first_batch, stage, task_and_first_batch
 
@@ -146,15 +145,15 @@ class Run:
         return self.measure(self.model)
 
     def updates(self, settings: Finetune | None) -> int:
-        """Returns how many updates of the weights fine-tuning makes: one for each batch of each epoch.
+        """Returns how many updates of the weights fine-tuning makes, see `Finetune.updates`.
 
         Args:
             settings: The settings of fine-tuning. None means that the run does not fine-tune. The result is then 0.
 
         Raises:
-            DataError: The training loader has no length, or is empty.
+            DataError: The training loader is empty, or it has no length and `settings.steps` is None.
         """
-        return settings.epochs * length(self.train, "fine-tuning") if settings is not None else 0
+        return settings.updates(self.train) if settings is not None else 0
 
     def check(self, budget: Budget, selection: str | Selection = "global", settings: Finetune | None = None) -> None:
         """Checks settings that `select` would refuse, so that the user learns it before hours of scoring.
@@ -167,7 +166,7 @@ class Run:
         Raises:
             BudgetError: No plan can meet the budget.
             PluginError: The selection is unknown, or needs more updates than fine-tuning makes.
-            DataError: The run fine-tunes, but the training loader has no length.
+            DataError: The run fine-tunes, but the training loader has no length, and `settings.steps` is None.
             ModelError: The run fine-tunes, but the model cannot be trained, for example because all its weights are
                 frozen.
         """

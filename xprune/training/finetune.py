@@ -43,6 +43,9 @@ class Finetune:
         temperature: The temperature of the divergence, more than 0.
         ema: The decay of an exponential moving average of the weights, between 0 and 1. If it is given, `finetune`
             returns the averaged weights. If None, `finetune` returns the weights after the last step.
+        steps: The number of updates of the weights, at least 1. The loader is read as often as this needs, and `epochs`
+            is ignored. It is needed for a loader without a length, such as a stream of data. If None, the number is
+            `epochs` times the number of batches.
 
     Raises:
         TrainingError: A value is out of range.
@@ -65,6 +68,7 @@ class Finetune:
     distill: float = 0.0
     temperature: float = 1.0
     ema: float | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         checks = {
@@ -77,11 +81,24 @@ class Finetune:
             "distill": 0 <= self.distill <= 1,
             "temperature": self.temperature > 0,
             "ema": self.ema is None or 0 < self.ema < 1,
+            "steps": self.steps is None or self.steps >= 1,
         }
         for name in (name for name, fine in checks.items() if not fine):
             raise TrainingError(
                 f"Finetune({name}={getattr(self, name)!r}) is out of range. help(xprune.Finetune) says what is allowed."
             )
+
+    def updates(self, loader: Iterable[Any], what: str = "fine-tuning") -> int:
+        """Returns how many updates of the weights fine-tuning makes: one for each batch of each epoch, or `steps`.
+
+        Args:
+            loader: The training batches.
+            what: The name of the training, for the error.
+
+        Raises:
+            DataError: The loader is empty, or it has no length and `steps` is None.
+        """
+        return self.epochs * length(loader, what) if self.steps is None else self.steps
 
 
 @stage()
@@ -104,7 +121,8 @@ def finetune(
 
     Args:
         model: The model to train. It is not changed.
-        loader: The training batches: a DataLoader with a length, or a list of batches.
+        loader: The training batches: a DataLoader, or a list of batches. If it has no length, give
+            `Finetune(steps=...)`.
         settings: The settings. If None, `Finetune()` is used.
         teacher: The dense model. It is needed if `settings.distill` is more than 0. It is not changed.
         task: The task. It says how a batch is read and what the loss is. If None, it is `Classification()`, with
@@ -124,7 +142,7 @@ def finetune(
     Raises:
         TrainingError: The loss is not finite. The message names the step and the last checkpoint. Or a teacher is
             missing. Or a checkpoint is damaged or belongs to another run.
-        DataError: The loader has no length, is empty, or does not fit the task.
+        DataError: The loader is empty, does not fit the task, or has no length and `settings.steps` is None.
         ModelError: All weights are frozen, or a part of the model cannot be trained, such as a quantised layer.
 
     Example:
@@ -140,7 +158,7 @@ def finetune(
     model = unwrap(model)
     refuse(model, TRAIN)
     refuse_frozen(model)
-    steps = max(settings.epochs * length(loader, what) - taken, 0)
+    steps = max(settings.updates(loader, what) - taken, 0)
     if settings.distill and teacher is None:
         raise TrainingError(
             f"Finetune(distill={settings.distill}) needs a teacher: give finetune(..., teacher=dense_model)."

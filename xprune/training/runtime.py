@@ -6,7 +6,7 @@ Training, criteria and `evaluate` all read their batches here. So batches are sp
 import copy
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -91,6 +91,15 @@ def check_loader(loader: Any) -> None:
         raise DataError(
             "the loader is an iterator, which can be read only once. Give a DataLoader or a list of batches."
         )
+
+
+def known_length(loader: Any) -> int | None:
+    """Returns the number of batches of a loader, or None if it is not known, as for a stream of data."""
+    try:
+        return len(loader)
+    # A DataLoader over an IterableDataset has `__len__`, but calling it raises this error.
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def first_batch(loader: Any, task: Task) -> tuple[Any, Any]:
@@ -185,17 +194,32 @@ def prepared(runner: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
             is not a DataLoader.
 
     Raises:
-        DataError: There are several processes, and the loader is not a DataLoader.
+        DataError: There are several processes, and the loader is not a DataLoader, or has no batch size.
     """
     if isinstance(loader, DataLoader):
-        prepared_loader: Iterable[Any] = runner.prepare_data_loader(_with_copied_samplers(loader))
-        return prepared_loader
+        copied = _with_copied_samplers(loader)
+        if _batch_size(loader) is not None:
+            prepared_loader: Iterable[Any] = runner.prepare_data_loader(copied)
+            return prepared_loader
+        # Accelerate cannot split such batches, but one process reads them whole.
+        if runner.num_processes == 1:
+            return copied
+        raise DataError(
+            f"{runner.num_processes} processes cannot share a DataLoader without a batch size. Give "
+            "DataLoader(batch_size=...), or use one process."
+        )
     if runner.num_processes > 1:
         raise DataError(
             f"{runner.num_processes} processes can only share a torch DataLoader, but the loader is a "
             f"{type(loader).__name__}. Give a DataLoader, or use one process."
         )
     return loader
+
+
+def _batch_size(loader: DataLoader[Any]) -> int | None:
+    """Returns the batch size of a DataLoader. None if its data set or its batch sampler makes batches of any size."""
+    sizes = (loader.batch_size, getattr(loader.batch_sampler, "batch_size", None))
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _with_copied_samplers(loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -244,7 +268,7 @@ def batches(
     Raises:
         DataError: The loader yields no batch, or the first batch has no samples.
     """
-    total = len(loader) if isinstance(loader, Sized) else None
+    total = known_length(loader)
     stream: Iterable[Any] = islice(loader, limit)
     if runner.is_main_process:
         total = total if limit is None or total is None else min(total, limit)
