@@ -21,7 +21,7 @@ from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, batch_axis_of, example_of
+from xprune.core.task import Task, batch_axis_of, fitting_example_of
 from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, measure_costs
@@ -113,7 +113,7 @@ class Run:
         # copy that knows the sample axis.
         self.task, self.first = task_and_first_batch(train, task, self.model)
         self.first_held_out = first_batch(held_out, self.task) if held_out is not None else self.first
-        self.example = example_of(self.task, *self.first)
+        self.example = fitting_example_of(self.task, self.model, *self.first)
 
     @property
     def data(self) -> Iterable[Any]:
@@ -359,7 +359,7 @@ def make_context(
     task, batch = task or Classification(), None
     if loader is not None and example_inputs is None:
         task, batch = task_and_first_batch(loader, task, unwrap(model))
-        example_inputs = example_of(task, *batch)
+        example_inputs = fitting_example_of(task, unwrap(model), *batch)
     elif loader is not None:
         # No batch is read here, because it is not needed and may take long. But a loader that can be read only once is
         # refused.

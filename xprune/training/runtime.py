@@ -22,6 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from xprune.core.task import Task, with_batch_axis
 from xprune.errors import DataError, TrainingError
+from xprune.modules.calls import map_tensors, tensors_in
 from xprune.modules.undisturbed import seeded, undisturbed
 from xprune.training import accelerate_state
 
@@ -275,7 +276,7 @@ def batches(
         stream = track(stream, description=what, total=total, transient=True, disable=not get_console().is_terminal)
     empty = True
     for batch in stream:
-        inputs, targets = task.unpack(send_to_device(batch, runner.device))
+        inputs, targets = task.unpack(_on_device(batch, runner.device))
         if empty and task.size(targets) == 0:
             raise DataError(f"{what}: the loader's first batch has no samples.")
         empty = False
@@ -283,6 +284,15 @@ def batches(
     # With several processes, a process gets no batch if there are fewer samples than processes.
     if empty and runner.num_processes == 1:
         raise DataError(f"{what}: {_EMPTY}")
+
+
+def _on_device(batch: Any, device: torch.device) -> Any:
+    """Returns a batch with all its tensors on a device."""
+    moved = send_to_device(batch, device)
+    # Accelerate does not look into dataclasses.
+    if all(tensor.device.type == device.type for tensor in tensors_in(moved)):
+        return moved
+    return map_tensors(moved, lambda tensor: tensor.to(device))
 
 
 def reduced(runner: Accelerator, value: torch.Tensor) -> torch.Tensor:
