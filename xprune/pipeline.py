@@ -4,6 +4,7 @@ The class `Run` holds one model with its data, and has a method for each stage. 
 only once. The functions `score` and `select` do one stage without a `Run`.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -444,6 +445,8 @@ def _scored(criterion: Criterion, context: Context, sites: Sequence[Site]) -> Sc
             f"{criterion.name}: the scores are for {len(found.sites)} sites that are not the {len(sites)} sites to "
             "score. Criterion.score has to score all the sites that it gets, in their order."
         )
+    if found.note:
+        warnings.warn(found.note, stacklevel=4)
     return found
 
 

@@ -62,11 +62,13 @@ class PruneResult(Record):
         """Returns the result as text for the terminal.
 
         Returns:
-            A table of the metrics and a table of the sites. If some classes have no class-wise scores, a line says how
-            many. If some modules of the pruned model have a class that xprune defines, another line says which.
+            A table of the metrics and a table of the sites. If all units of a site have the same score, a line says so.
+            If some classes have no class-wise scores, a line says how many. If some modules of the pruned model have a
+            class that xprune defines, another line says which.
         """
         tables = render(metrics_table(self.metrics), sites_table(self.plan))
-        return tables + unseen(self.scores) + _needs_xprune(self.model)
+        note = f"{self.scores.note}\n" if self.scores.note else ""
+        return tables + note + unseen(self.scores) + _needs_xprune(self.model)
 
     def report(
         self,

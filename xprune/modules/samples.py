@@ -203,9 +203,11 @@ class _Runner:
         # The first tensor is not always the one with the samples: it may be a mask that all samples share. The first
         # list may hold something else than samples.
         best: list[_Candidate] = []
-        for count in dict.fromkeys(lengths(self.inputs, axis)):
+        for place, count in enumerate(dict.fromkeys(lengths(self.inputs, axis))):
             found = self._try_count(axis, count)
-            if found and (not best or found[0].rank > best[0].rank):
+            # Rank 1 says little. For example, a graph model also runs without one of the edges.
+            least = best[0].rank if best else min(place, 1)
+            if found and found[0].rank > least:
                 best = found
             if best and best[0].rank == 3:
                 break
