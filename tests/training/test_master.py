@@ -10,7 +10,7 @@ import xprune
 from tests.support.models import Killed
 from tests.support.ordinary_models import labels, net, pairs, tokens
 from xprune.modules.copies import tensors
-from xprune.training import loop
+from xprune.training import loop, runtime
 from xprune.training.master import narrow, precision_for, widen, widened
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -137,10 +137,21 @@ def test_weights_that_the_dtype_cannot_hold_are_named():
         narrow(layer, dtypes)
 
 
-def test_float16_that_is_not_possible_is_named(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    with pytest.raises(xprune.TrainingError, match=r"mixed_precision='fp16' is not possible on this device"):
-        xprune.finetune(net(), pairs(), xprune.Finetune(epochs=1, mixed_precision="fp16"))
+def test_a_precision_that_is_not_possible_is_named(monkeypatch):
+    def refuses(**_):
+        raise ValueError("bf16 mixed precision requires another device.")
+
+    monkeypatch.setattr(runtime, "Accelerator", refuses)
+    with pytest.raises(xprune.TrainingError, match=r"mixed_precision='bf16' is not possible on this device: bf16 mixed"):
+        runtime.accelerator("bf16")
+
+
+def test_float16_on_the_cpu_computes_in_float32():
+    model, settings = net().to(FP16), {"epochs": 2, "lr": 1e-3}
+    batches = in_dtype(FP16, pairs())
+    found = xprune.finetune(model, batches, xprune.Finetune(mixed_precision="fp16", **settings))
+    expected = xprune.finetune(model, batches, xprune.Finetune(mixed_precision="no", **settings))
+    assert moved(found, expected) == 0 and moved(model, found) > 0.5
 
 
 @pytest.mark.parametrize(

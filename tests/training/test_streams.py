@@ -89,7 +89,8 @@ def test_a_stream_gives_what_a_list_gives(name, stage):
 
 def test_compare_reads_a_stream(tmp_path):
     case = xprune.Case(net(), DataLoader(Stream(), BATCH), DataLoader(SizedStream(), BATCH))
-    grid = xprune.Grid(["taylor"], [xprune.Budget(params=0.8)], finetune=xprune.Finetune(steps=3), seeds=(0,))
+    budgets, settings = (xprune.Budget(params=0.8),), xprune.Finetune(steps=3)
+    grid = xprune.Grid({"taylor": "taylor"}, budgets=budgets, seeds=(0,), finetune=settings)
     compared = xprune.compare(case, grid, tmp_path / "compared")
     assert len(compared.rows) == 2
 
