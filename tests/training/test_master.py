@@ -49,7 +49,9 @@ def test_a_whole_run_keeps_the_dtype(name):
     batches = in_dtype(dtype, pairs())
     settings = xprune.Finetune(epochs=4, lr=1e-3, distill=0.5, ema=0.5)
     for criterion, selection in (("taylor", "global"), ("xpruner,steps=4", "learned,steps=3")):
-        pruner = xprune.Pruner(net().to(dtype), criterion, xprune.Budget(params=0.8), selection, settings, latency=False)
+        pruner = xprune.Pruner(
+            net().to(dtype), criterion, xprune.Budget(params=0.8), selection, settings, latency=False
+        )
         result = pruner.run(batches)
         assert {tensor.dtype for tensor in tensors(result.model).values()} == {dtype}
         assert result.metrics["finetuned"].loss < result.metrics["pruned"].loss
@@ -142,7 +144,9 @@ def test_a_precision_that_is_not_possible_is_named(monkeypatch):
         raise ValueError("bf16 mixed precision requires another device.")
 
     monkeypatch.setattr(runtime, "Accelerator", refuses)
-    with pytest.raises(xprune.TrainingError, match=r"mixed_precision='bf16' is not possible on this device: bf16 mixed"):
+    with pytest.raises(
+        xprune.TrainingError, match=r"mixed_precision='bf16' is not possible on this device: bf16 mixed"
+    ):
         runtime.accelerator("bf16")
 
 

@@ -51,9 +51,7 @@ LOADERS = {
 
 
 def scores(criterion):
-    return lambda data: torch.cat(
-        xprune.score(net(), xprune.find_sites(net(), tokens()), data, criterion).values
-    )
+    return lambda data: torch.cat(xprune.score(net(), xprune.find_sites(net(), tokens()), data, criterion).values)
 
 
 def tuned(data):

@@ -88,10 +88,13 @@ def save(
             "instead.",
             stacklevel=3,
         )
-    header = {"format": FORMAT, "arch": found.to_json() if found else None, "plan": plan.to_json()}
-    frozen = [name for name, weight in model.named_parameters() if weight.is_floating_point() and not weight.requires_grad]
+    header: dict[str, Any] = {"format": FORMAT, "arch": found.to_json() if found else None, "plan": plan.to_json()}
+    frozen = [
+        name for name, weight in model.named_parameters() if weight.is_floating_point() and not weight.requires_grad
+    ]
     # The entry is missing if no weight is frozen, as in artefacts that were written before the entry existed.
-    header |= {"frozen": frozen} if frozen else {}
+    if frozen:
+        header["frozen"] = frozen
     try:
         _write(directory, tensors(model), {**header, "extra": dict(extra or {})}, tensors_beside)
     except (OSError, SafetensorError) as error:
@@ -268,9 +271,7 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
         raise ArtefactError(f"{file} cannot be read: {error}.") from error
 
 
-def _fill(
-    model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str, frozen: Collection[str] = ()
-) -> None:
+def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str, frozen: Collection[str] = ()) -> None:
     """Replaces the tensors of a model by those in a file, after the names and shapes were compared.
 
     Args:
@@ -303,9 +304,7 @@ def _fill(
     except SafetensorError as error:
         raise ArtefactError(f"{file} cannot be read: it is truncated, or not a safetensors file ({error}).") from error
     # There is one parameter for each stored tensor, so that tied names share it.
-    parameters = {
-        name: nn.Parameter(t, t.is_floating_point() and name not in frozen) for name, t in loaded.items()
-    }
+    parameters = {name: nn.Parameter(t, t.is_floating_point() and name not in frozen) for name, t in loaded.items()}
     for name, old in ours.items():
         source, (owner, _, attribute) = ties.get(name, name), name.rpartition(".")
         value = parameters[source] if isinstance(old, nn.Parameter) else loaded[source]

@@ -102,8 +102,9 @@ def _contents(dataset: Any) -> Any:
         root = str(getattr(folder, "root", ""))
         return [(str(file), target, *_size_and_time(Path(root), str(file))) for file, target, *_ in files]
     # A data set that can only be iterated inherits `__getitem__`, but does not implement it.
-    indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
-    if isinstance(dataset, Sized) and indexed:
+    if isinstance(dataset, IterableDataset):
+        return None
+    if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"):
         spread = sorted({index * max(len(dataset) - 1, 0) // max(SAMPLES - 1, 1) for index in range(SAMPLES)})
         # If samples are augmented at random, the seed makes them the same at every call.
         with seeded(0):

@@ -97,7 +97,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _tensors_in(value: Any, inside: tuple[int, ...]) -> list[Tensor]:
-    """Returns all tensors in a value. `inside` has the ids of the dataclasses that contain it, which may be circular."""
+    """Returns all tensors in a value. `inside` has the ids of the dataclasses around it, which may be circular."""
     if isinstance(value, Tensor):
         return [value]
     if _is_record(value):

@@ -54,14 +54,14 @@ def _without_reentrant() -> Iterator[None]:
         _INSIDE[0] += 1
         # torch looks this class up at each call. Models import the function `checkpoint` by its name, so the function
         # cannot be replaced.
-        checkpoint.CheckpointFunction = _NotReentrant
+        vars(checkpoint)["CheckpointFunction"] = _NotReentrant
     try:
         yield
     finally:
         with _LOCK:
             _INSIDE[0] -= 1
             if not _INSIDE[0]:
-                checkpoint.CheckpointFunction = _REENTRANT
+                vars(checkpoint)["CheckpointFunction"] = _REENTRANT
 
 
 class _NotReentrant:
