@@ -221,7 +221,7 @@ def test_tensors_that_are_spread_over_processes(tmp_path):
 def test_ordinary_layers_are_not_refused(kind):
     layer = kind(4, 4) if kind is not nn.LayerNorm else kind(4)
     # Names that only contain the letters of an adapter, and integers that are no weights.
-    layer.flora = layer.exploration = nn.Identity()
+    layer.flora = layer.exploration = layer.base_layer = nn.Identity()
     layer.register_buffer("index", torch.arange(4))
     layer.register_buffer("weight_mask", torch.ones(4, dtype=torch.bool))
     for work in (CUT, TRAIN, SAVE, RUN):

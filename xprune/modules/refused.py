@@ -301,10 +301,9 @@ def _adapted(_path: str, module: nn.Module) -> str:
     named = min((name for name in parts if _LORA_NAME.search(name)), default="")
     if named:
         return f"has the LoRA adapter {named}"
-    if kind.__module__.startswith("peft.") or _LORA_CLASS.search(kind.__name__):
-        return f"is the adapter layer {kind.__name__}"
-    # Adapters of other kinds in PEFT, such as IA3, also keep the layer that they change under this name.
-    return f"is a {kind.__name__} around a base_layer" if "base_layer" in parts else ""
+    # PEFT has adapters of other kinds too, such as IA3.
+    other = kind.__module__.startswith("peft.") or _LORA_CLASS.search(kind.__name__)
+    return f"is the adapter layer {kind.__name__}" if other else ""
 
 
 _ALL = frozenset({CUT, TRAIN, SAVE, RUN})
