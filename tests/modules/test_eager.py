@@ -1,5 +1,7 @@
 """Tests that models with compiled or checkpointed parts are pruned as the same models without."""
 
+import threading
+
 import pytest
 import torch
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
@@ -71,6 +73,34 @@ def test_the_callers_checkpointing_is_put_back():
     with pytest.raises(ZeroDivisionError), eager():
         raise ZeroDivisionError
     assert module.CheckpointFunction is CheckpointFunction
+
+
+def test_blocks_of_two_threads_restore_the_settings():
+    """The second thread begins inside the first one's block, and ends after it."""
+    inside, first_ended = threading.Event(), threading.Event()
+    module = torch.utils.checkpoint
+    torch.compile(net())  # imports the compiler
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    def second():
+        with eager():
+            inside.set()
+            first_ended.wait(10)
+
+    thread = threading.Thread(target=second)
+    with eager():
+        thread.start()
+        assert inside.wait(10)
+    assert module.CheckpointFunction is not CheckpointFunction
+    first_ended.set()
+    thread.join()
+    assert module.CheckpointFunction is CheckpointFunction
+    torch.compile(net(), backend=backend)(tokens())
+    assert compiled
 
 
 def test_a_compiled_part_is_timed_as_compiled(monkeypatch):

@@ -48,6 +48,9 @@ class Int8(nn.Module):
         return F.linear(x, getattr(self, self.name).float() * self.scale, self.bias)
 
 
+Foreign = type("Linear4bit", (nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
+
+
 class Injected(nn.Module):
     """A linear layer with an adapter, in the form of PEFT."""
 
@@ -149,6 +152,11 @@ REFUSED = {
     "quantised layers": (quantised, "quantised layer", "before you quantise it"),
     "int8 buffer": (replace_fc1(Int8), "quantised weight", r"fc1 in Net.*qweight of torch\.int8"),
     "int8 parameter": (replace_fc1(lambda layer: Int8(layer, True)), "quantised weight", r"weight of torch\.int8"),
+    "a quantisation library": (
+        changed(lambda m: setattr(m.block.mlp, "fc1", Foreign(8, 12))),
+        "quantised weight",
+        "Linear4bit of the library bitsandbytes",
+    ),
     "float8": (with_weight(lambda weight: weight.to(torch.float8_e4m3fn)), "quantised weight", "float8_e4m3fn"),
     "adapter of PEFT": (replace_fc1(Injected), "adapter", r"fc1 in Net.*lora_A.*Merge first"),
     "adapter by class": (replace_fc1(LoRALinear), "adapter", "LoRALinear.*Merge first"),

@@ -1,7 +1,5 @@
 """Tests that half-precision models are trained in float32, and get their dtypes back."""
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
@@ -88,24 +86,45 @@ def test_each_tensor_keeps_its_dtype(precision):
     assert not torch.equal(tuned.body.weight, model.body.weight)
 
 
-def test_a_killed_run_goes_on_from_the_float32_weights(tmp_path, monkeypatch):
+class Breaks(list):
+    """Batches whose reading fails after `left` of them."""
+
+    left = 0
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if not self.left:
+                raise Killed
+            self.left -= 1
+            yield batch
+
+
+def test_a_killed_selection_goes_on_from_the_float32_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "KEPT_EVERY", 0.0)
 
-    class Breaks(list):
-        """Batches whose reading fails once, after a number of them."""
+    def run(data, folder=None):
+        settings, budget = xprune.Finetune(steps=5, lr=5e-5), xprune.Budget(params=0.8)
+        given = {"checkpoint_dir": folder, "latency": False}
+        pruner = xprune.Pruner(net().to(BF16), "magnitude", budget, "learned,steps=4", settings, **given)
+        return pruner.run(data).model
 
-        left = itertools.repeat(1)
+    whole = run(in_dtype(BF16, pairs()))
+    broken = Breaks(in_dtype(BF16, pairs()))
+    # One batch is read at the start and two are evaluated. So the selection is killed after three of its four steps.
+    broken.left = 6
+    with pytest.raises(Killed):
+        run(broken, tmp_path)
+    assert (tmp_path / "select" / "checkpoint.safetensors").exists()
+    assert moved(whole, run(in_dtype(BF16, pairs()), tmp_path)) == 0
 
-        def __iter__(self):
-            for batch in super().__iter__():
-                if not next(self.left):
-                    raise Killed
-                yield batch
+
+def test_a_killed_run_goes_on_from_the_float32_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "KEPT_EVERY", 0.0)
 
     model, settings = net().to(BF16), xprune.Finetune(epochs=3, lr=5e-5)
     whole = xprune.finetune(model, in_dtype(BF16, pairs()), settings)
     broken = Breaks(in_dtype(BF16, pairs()))
-    broken.left = iter([1, 1, 1, 0])
+    broken.left = 3
     with pytest.raises(Killed):
         xprune.finetune(model, broken, settings, checkpoint_dir=tmp_path)
     resumed = xprune.finetune(model, in_dtype(BF16, pairs()), settings, checkpoint_dir=tmp_path)

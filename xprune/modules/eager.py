@@ -6,7 +6,7 @@ with `torch.autograd.grad`. xprune's gates are hooks, and its criteria need grad
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from threading import Lock
 from typing import Any
 
@@ -31,8 +31,11 @@ def eager() -> Iterator[None]:
         >>> output.requires_grad
         True
     """
-    with torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext(), _without_reentrant():
+    _enter()
+    try:
         yield
+    finally:
+        _leave()
 
 
 @contextmanager
@@ -42,30 +45,39 @@ def compiled() -> Iterator[None]:
         yield
 
 
-_LOCK, _INSIDE = Lock(), [0]
-"""The number of blocks of all threads that are running now. The first one replaces the class, the last one restores."""
+_LOCK = Lock()
+_BLOCKS: list[ExitStack] = []
+"""One entry for each block of any thread that is running now. The first entry restores the settings of torch.
+
+The settings belong to the whole process. If each block restored what it has found, blocks of two threads that overlap
+would restore the settings in the wrong order.
+"""
 _REENTRANT = checkpoint.CheckpointFunction
 
 
-@contextmanager
-def _without_reentrant() -> Iterator[None]:
-    """Makes `torch.utils.checkpoint.checkpoint(..., use_reentrant=True)` behave as with False inside a block."""
+def _enter() -> None:
+    """Begins a block. The first block changes the settings of torch."""
     with _LOCK:
-        _INSIDE[0] += 1
-        # torch looks this class up at each call. Models import the function `checkpoint` by its name, so the function
-        # cannot be replaced.
-        vars(checkpoint)["CheckpointFunction"] = _NotReentrant
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _INSIDE[0] -= 1
-            if not _INSIDE[0]:
-                vars(checkpoint)["CheckpointFunction"] = _REENTRANT
+        stack = ExitStack()
+        if not _BLOCKS:
+            if compiler_is_loaded():
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            # torch looks this class up at each call. Models import the function `checkpoint` by its name, so the
+            # function cannot be replaced.
+            vars(checkpoint)["CheckpointFunction"] = _NotReentrant
+            stack.callback(vars(checkpoint).update, CheckpointFunction=_REENTRANT)
+        _BLOCKS.append(stack)
+
+
+def _leave() -> None:
+    """Ends a block. The last block restores the settings of torch."""
+    with _LOCK:
+        # The newest entry is removed, whichever block it belongs to. So the first entry is the last one to be removed.
+        _BLOCKS.pop().close()
 
 
 class _NotReentrant:
-    """Stands in for `torch.utils.checkpoint.CheckpointFunction`, which implements reentrant checkpointing."""
+    """Replaces `torch.utils.checkpoint.CheckpointFunction`, which implements reentrant checkpointing."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:

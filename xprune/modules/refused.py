@@ -251,6 +251,21 @@ def _integer_weight(name: str, tensor: Tensor) -> str:
     return f"holds the quantised weight {name} of {tensor.dtype}" if integer or narrow else ""
 
 
+QUANTISERS = frozenset(
+    ("aqlm", "auto_gptq", "auto_round", "awq", "bitsandbytes", "compressed_tensors", "eetq", "gptqmodel", "hqq")
+) | frozenset(("optimum.quanto", "quanto", "torchao", "transformer_engine"))
+"""The packages whose layers hold weights in a form of their own, also before they are quantised."""
+
+
+def _quantised(path: str, module: nn.Module) -> str:
+    """Recognises layers with quantised weights: by their tensors, or by the package that their class belongs to."""
+    package = type(module).__module__
+    library = next((name for name in sorted(QUANTISERS) if package == name or package.startswith(f"{name}.")), "")
+    if library:
+        return f"is a {type(module).__name__} of the library {library}"
+    return _in_tensors(_integer_weight)(path, module)
+
+
 def _packed(_path: str, module: nn.Module) -> str:
     """Recognises the quantised layers of torch.ao, which hold their weights in an object and not in tensors."""
     named = type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic"))
@@ -377,8 +392,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "quantised weight",
         frozenset({CUT}),
-        _in_tensors(_integer_weight),
-        "Its scales belong to the dense shape.",
+        _quantised,
+        "The scales of its weights belong to the dense shape.",
         "Prune the model before you quantise it, and quantise the pruned model.",
     ),
     Kind(
