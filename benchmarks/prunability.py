@@ -2,6 +2,7 @@
 
     python -m benchmarks.prunability [--only swin] [--side channels] [--seconds 120] [--gigabytes 8]
     python -m benchmarks.prunability --table        prints the recorded result as a Markdown table
+    python -m benchmarks.prunability --library transformers [--only bert] [--jobs 2]    every model of a library
 
 Each model of `benchmarks/zoo.py` is pruned three times, and each time is one side of the table:
 
@@ -20,6 +21,12 @@ is one image of the model's own size.
 Each side runs in a separate process. A side that fails, or needs too much time or memory, is recorded as refused, with
 its reason. The result is docs/results/prunability.json and prunability.md. The goal: all models are exact or refused,
 and 95 % are exact.
+
+With `--library`, every model of one library is measured in another way, and without torch-pruning. For each model, the
+attentions and MLPs are counted without xprune (`benchmarks/expected_units.py`) and compared with the sites. Three plans
+are applied. A pruned model is saved and loaded, and it generates tokens (`benchmarks/model_rows.py`). The result is
+docs/results/prunability-LIBRARY.json and .md. Types of transformers are built small
+(`benchmarks/transformers_models.py`).
 """
 
 import json
@@ -29,6 +36,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -37,6 +45,7 @@ from torch import nn
 
 import xprune
 from benchmarks.prunability_peer import by_torch_pruning
+from benchmarks.prunability_sweep import LIBRARIES, sweep
 from benchmarks.record import RESULTS, record
 from benchmarks.zoo import BUILDERS
 from xprune.costs.measure import measure_costs
@@ -183,8 +192,20 @@ def main(
         str, typer.Option(help="Only this side: xprune, channels or torch-pruning. The others keep their rows.")
     ] = "",
     asked: Annotated[float, typer.Option(hidden=True)] = 0.5,
+    library: Annotated[
+        str, typer.Option(help=f"Measure every model of this library instead: {', '.join(LIBRARIES)}.")
+    ] = "",
+    jobs: Annotated[int, typer.Option(help="With --library: how many models are measured at the same time.")] = 1,
+    rows_file: Annotated[
+        Path | None,
+        typer.Option("--rows", help="With --library: add the rows to this file, one line each, and record nothing."),
+    ] = None,
 ) -> None:
     """Runs every side of every model and records docs/results/prunability.json."""
+    if library:
+        if library not in LIBRARIES:
+            raise SystemExit(f"--library {library!r} is not known. Give one of: {', '.join(LIBRARIES)}.")
+        return sweep(library, only, jobs, seconds, gigabytes, rows_file)
     if one:
         return child(one, side, asked)
     if table:

@@ -20,6 +20,7 @@ from xprune.comparison.grid import Case, Grid, compare
 from xprune.comparison.table import Comparison
 from xprune.core.budget import Budget
 from xprune.core.costs import Cost, Costs, LinearCost
+from xprune.core.coverage import Coverage
 from xprune.core.interfaces import Adapter, Context, Criterion, Selected, Selection
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
@@ -79,6 +80,7 @@ __all__ = [
     "Context",
     "Cost",
     "Costs",
+    "Coverage",
     "Criterion",
     "Cut",
     "DataError",

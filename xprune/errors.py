@@ -22,7 +22,8 @@ class ModelError(XPruneError):
 
     Usual causes:
         - The forward fails on the example inputs, or it cannot be traced.
-        - The model has no sites of the unit kinds in `units=`, or a pattern in `exclude=` matches no site.
+        - The model has no sites of the unit kinds in `units=`, a pattern in `exclude=` matches no site, or a pattern in
+          `inside=` matches no module.
         - PEFT or FSDP has wrapped the model.
         - The model is on the meta device, or a parameter is not initialised yet.
         - A plot, a report or an ONNX file needs an optional package that is not installed.

@@ -12,24 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import get_console
 from torch import nn
 
 from xprune.core.budget import Budget
 from xprune.core.costs import Costs
+from xprune.core.coverage import Coverage
 from xprune.core.interfaces import Context, Criterion, Selected, Selection
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
-from xprune.core.site import Site
+from xprune.core.site import Site, Sites
 from xprune.core.task import Task, batch_axis_of, fitting_example_of
 from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, measure_costs
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
-from xprune.errors import BudgetError, PluginError
+from xprune.errors import BudgetError, ModelError, PluginError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
+from xprune.modules.part import Part
 from xprune.modules.refused import CUT, TRAIN, refuse, refuse_frozen
 from xprune.selections import SELECTIONS
 from xprune.surgery.apply import apply
@@ -37,7 +40,7 @@ from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 from xprune.training.master import half_dtypes, in_float32, narrow, widen
-from xprune.training.runtime import accelerator, check_loader, first_batch, stage, task_and_first_batch
+from xprune.training.runtime import accelerator, check_loader, first_batch, is_main_process, stage, task_and_first_batch
 
 
 class Run:
@@ -61,6 +64,9 @@ class Run:
         units: The unit kinds to find. None means the kinds that `find_sites` finds by default. This argument is used
             only if `sites` is None.
         exclude: Patterns of the names of sites that keep all units. This argument is used only if `sites` is None.
+        inside: Patterns of the part of the model to prune, such as ["vision_model.*"], see `find_sites`. The rest of
+            the model keeps all units. With `Budget(of="part")`, the budget is a fraction of the cost of this part. If
+            you give `sites`, do not give `inside`: the part is then the one that the sites were found in.
         latency: If True, `measure` also measures the time of a forward pass on the first training batch. If False, it
             does not.
         resources: The names of resources that budgets will limit, in addition to those that every run measures.
@@ -77,7 +83,8 @@ class Run:
 
     Raises:
         DataError: A loader is empty, can be read only once, or does not fit the task.
-        ModelError: The model cannot be pruned in its present form, for example because PEFT has wrapped it.
+        ModelError: The model cannot be pruned in its present form, for example because PEFT has wrapped it. Or a
+            pattern of `inside` matches no module. Or both `sites` and `inside` are given.
 
     Example:
         >>> import torch, xprune
@@ -103,6 +110,7 @@ class Run:
         sites: Sequence[Site] | None = None,
         units: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
+        inside: str | Sequence[str] = (),
         latency: bool = True,
         resources: Sequence[str] = (),
     ) -> None:
@@ -110,6 +118,14 @@ class Run:
         refuse(self.model, CUT)
         task = task or Classification()
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
+        if inside and sites is not None:
+            raise ModelError(
+                "sites= and inside= were both given, but the sites say already which part of the model is pruned. Give "
+                "one of the two: inside= alone, or sites=find_sites(..., inside=...)."
+            )
+        # A pattern that matches no module is an error now, before any batch is read.
+        self._inside = Part.of(self.model, inside).patterns if inside else ()
+        self._told = False
         # Axis 0 of the inputs may hold tokens instead of samples. If the first batch shows this, the returned task is a
         # copy that knows the sample axis.
         self.task, self.first = task_and_first_batch(train, task, self.model)
@@ -130,7 +146,19 @@ class Run:
         if self._sites is not None:
             return tuple(self._sites)
         axis = batch_axis_of(self.task)
-        return find_sites(self.model, self.example, units=self._units, exclude=self._exclude, batch_axis=axis)
+        return find_sites(
+            self.model,
+            self.example,
+            units=self._units,
+            exclude=self._exclude,
+            inside=self._inside,
+            batch_axis=axis,
+        )
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """The patterns of the part of the model that is pruned. Empty if it is the whole model."""
+        return self._inside if self._sites is None else getattr(self._sites, "inside", ())
 
     @cached_property
     def costs(self) -> Costs:
@@ -138,7 +166,30 @@ class Run:
 
         They are measured at the first access.
         """
-        return measure_costs(self.model, self.sites, self.example, self._resources, batch_axis=batch_axis_of(self.task))
+        return measure_costs(
+            self.model,
+            self.sites,
+            self.example,
+            self._resources,
+            batch_axis=batch_axis_of(self.task),
+            inside=self.inside,
+        )
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """The share of the model's MACs that the units cover, and the modules that were left alone.
+
+        It is computed from `costs`. If the constructor got sites that are not a result of `find_sites`, nobody knows
+        which modules were left alone.
+        """
+        found = self.sites if self._sites is None else self._sites
+        return Coverage.of(self.costs, getattr(found, "left", None), self.inside)
+
+    def tell_coverage(self) -> None:
+        """Prints the coverage as one line. A second call prints nothing."""
+        if not self._told and is_main_process():
+            get_console().print(self.coverage.text, highlight=False, markup=False, soft_wrap=True)
+        self._told = True
 
     @cached_property
     def dense(self) -> Metrics:
@@ -400,7 +451,8 @@ def score(
 
     Args:
         model: The dense model. It is not changed.
-        sites: The sites to score, as `find_sites` returns them.
+        sites: The sites to score, as `find_sites` returns them. If they lie in a part of the model
+            (`find_sites(inside=)`), the scores remember this part, so that `select` accepts a budget of the part.
         loader: Training batches, for criteria that use data. None means that there are no data.
         criterion: A name from `xprune.CRITERIA`, which may be followed by settings as in "xpruner,steps=200", or an
             instance.
@@ -429,7 +481,9 @@ def score(
     """
     chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
     context = make_context(model, loader, task=task, seed=seed, checkpoint_dir=checkpoint_dir, budget=budget)
-    return _scored(chosen, context, tuple(sites))
+    # `select` reads from the sites of the scores which part of the model they were looked for in.
+    sites = sites if isinstance(sites, Sites) else tuple(sites)
+    return replace(_scored(chosen, context, sites), sites=sites)
 
 
 def _scored(criterion: Criterion, context: Context, sites: Sequence[Site]) -> Scores:

@@ -48,6 +48,9 @@ class Pruner:
             argument is used only if `sites` is None.
         exclude: Patterns of the names of sites that keep all units, such as ["blocks.0.*"]. This argument is used only
             if `sites` is None.
+        inside: Patterns of the part of the model to prune, such as ["vision_model.*"], see `find_sites`. The rest of
+            the model keeps all units. With `Budget(of="part")`, the budget is a fraction of the cost of this part. If
+            you give `sites`, do not give `inside`: the part is then the one that the sites were found in.
         seed: The seed of all random choices.
         checkpoint_dir: The folder where scoring, selection and fine-tuning save their progress. If the program was
             killed, the next run with the same folder continues from there. None means that nothing is saved during the
@@ -67,6 +70,7 @@ class Pruner:
         >>> batches = [(torch.randn(6, 4, 8), torch.tensor([0, 1, 2, 0, 1, 2]))]
         >>> pruner = xprune.Pruner(model, "magnitude", xprune.Budget(macs=0.5), finetune=None, latency=False)
         >>> result = pruner.run(batches)
+        Units cover 96 % of the model's MACs (2 sites). No module was left alone.
         >>> result.metrics["pruned"].macs <= 0.5 * result.metrics["dense"].macs
         True
     """
@@ -83,6 +87,7 @@ class Pruner:
         sites: Sequence[Site] | None = None,
         units: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
+        inside: str | Sequence[str] = (),
         seed: int = 0,
         checkpoint_dir: str | Path | None = None,
         latency: bool = True,
@@ -92,12 +97,15 @@ class Pruner:
         self.budget = budget or Budget(macs=0.5)
         self.selection: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         self.finetune, self.task = finetune, task or Classification()
-        self.sites, self.units, self.exclude = sites, units, exclude
+        self.sites, self.units, self.exclude, self.inside = sites, units, exclude, inside
         self.seed, self.checkpoint_dir, self.latency = seed, checkpoint_dir, latency
 
     @stage()
     def run(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None = None) -> PruneResult:
         """Prunes the model: scores the units, selects those that stay, removes the others, fine-tunes, and measures.
+
+        Before the scoring, it prints one line: the share of the model's MACs that the units cover, and which modules
+        were left alone and why. The result has the same as `result.coverage`.
 
         Args:
             train_loader: Training batches. The criterion, a selection that learns, and fine-tuning use them.
@@ -125,6 +133,7 @@ class Pruner:
             sites=self.sites,
             units=self.units,
             exclude=self.exclude,
+            inside=self.inside,
             latency=self.latency,
             resources=tuple(self.budget.shares),
         )
@@ -139,13 +148,14 @@ class Pruner:
 
         Args:
             run: A `Run` with the model and the task of this pruner. It also has the sites, the loaders, and whether
-                latency is measured. `sites`, `units`, `exclude` and `latency` of this pruner are ignored.
+                latency is measured. `sites`, `units`, `exclude`, `inside` and `latency` of this pruner are ignored.
 
         Returns:
             The same as `Pruner.run`.
         """
         # This check raises the error for an impossible budget or setting now, not after hours of scoring.
         run.check(self.budget, self.selection, self.finetune)
+        run.tell_coverage()
         metrics = {"dense": run.dense}
         scores = run.score(self.criterion, self.budget, seed=self.seed, checkpoint_dir=self._folder("score"))
         selected = run.select(
@@ -169,15 +179,18 @@ class Pruner:
             )
             # Fine-tuning changes no shape, so the fine-tuned model has the costs of the pruned model.
             metrics["finetuned"] = run.measure(pruned, like=metrics["pruned"])
-        settings = self._settings(run.train)
-        return PruneResult(pruned, selected.plan, scores, metrics, settings, self.model, run.data, self.task)
+        settings = self._settings(run.train, run.inside)
+        return PruneResult(
+            pruned, selected.plan, scores, metrics, settings, self.model, run.data, self.task, run.coverage
+        )
 
-    def _settings(self, loader: Iterable[Any]) -> dict[str, Any]:
+    def _settings(self, loader: Iterable[Any], inside: tuple[str, ...]) -> dict[str, Any]:
         """Returns the settings of this pruner, the date, the hardware and the versions as a dict that JSON can hold."""
         dataset = getattr(loader, "dataset", None)
         chosen = {"selection": self.selection, "budget": self.budget, "finetune": self.finetune}
         return {
             **{name: _plain(kind) for name, kind in chosen.items() if kind},
+            **({"inside": list(inside)} if inside else {}),
             "seed": self.seed,
             # It is None if the loader is a list of batches, or if its data set has no length.
             "training_samples": len(dataset) if isinstance(dataset, Sized) else None,

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from xprune.artefact.portable import classes_of_xprune
 from xprune.artefact.save_load import load, read_header, read_tensors, save
+from xprune.core.coverage import Coverage
 from xprune.core.plan import Plan
 from xprune.core.provenance import provenance
 from xprune.core.record import Metrics, Record
 from xprune.core.scores import LowRank, Scores
 from xprune.errors import ArtefactError, XPruneError
 from xprune.explain.curves import Named
-from xprune.report.text import metrics_table, render, sites_table, unseen
+from xprune.report.text import coverage_text, metrics_table, render, sites_table, unseen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +41,8 @@ class PruneResult(Record):
         dense: The dense model itself, not a copy. None if the result was loaded from a folder.
         data: The loader of the data that the metrics were measured on. None if the result was loaded from a folder.
         task: The task of the run. None if the result was loaded from a folder.
+        coverage: The share of the dense model's MACs that the units cover, and the modules that were left alone. None
+            if the result was saved by an older release, which did not save it.
 
     Example:
         >>> import torch, xprune
@@ -50,6 +53,7 @@ class PruneResult(Record):
         >>> batches = [(torch.randn(6, 8), torch.tensor([0, 1, 2, 0, 1, 2]))]
         >>> pruner = xprune.Pruner(build(), "magnitude", xprune.Budget(params=0.6), finetune=None, latency=False)
         >>> result = pruner.run(batches)
+        Units cover 100 % of the model's MACs (1 site). No module was left alone.
         >>> result.plan.counts  # of 16 neurons
         (9,)
         >>> folder = result.save("pruned")
@@ -62,13 +66,15 @@ class PruneResult(Record):
         """Returns the result as text for the terminal.
 
         Returns:
-            A table of the metrics and a table of the sites. If all units of a site have the same score, a line says so.
-            If some classes have no class-wise scores, a line says how many. If some modules of the pruned model have a
-            class that xprune defines, another line says which.
+            A table of the metrics, a table of the sites, and a line that says which share of the model's MACs the units
+            cover and what was left alone. If only a part of the model was pruned, another line says which fraction of
+            the cost of this part the plan keeps. If all units of a site have the same score, a line says so. If some
+            classes have no class-wise scores, a line says how many. If some modules of the pruned model have a class
+            that xprune defines, another line says which.
         """
         tables = render(metrics_table(self.metrics), sites_table(self.plan))
         note = f"{self.scores.note}\n" if self.scores.note else ""
-        return tables + note + unseen(self.scores) + _needs_xprune(self.model)
+        return tables + coverage_text(self) + note + unseen(self.scores) + _needs_xprune(self.model)
 
     def report(
         self,
@@ -143,6 +149,7 @@ class PruneResult(Record):
             "scale": self.scores.scale,
             "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
             "settings": dict(self.settings),
+            "coverage": None if self.coverage is None else self.coverage.to_json(),
             # The header contains the plan that leads from the original dense model to this one. If the model was pruned
             # more than once, the plan of this run is a different one, so it is saved too.
             "plan": None if history and history.plan == self.plan else self.plan.to_json(),
@@ -176,9 +183,12 @@ class PruneResult(Record):
             plan = Plan.from_json(extra["plan"] or header["plan"])
             metrics = {name: Metrics(**row) for name, row in extra["metrics"].items()}
             scores = _scores(plan, extra, tensors)
+            # Files of older releases have no coverage.
+            coverage = Coverage.from_json(extra["coverage"]) if extra.get("coverage") is not None else None
         except (XPruneError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtefactError(f"{directory} is tampered with or damaged: {error}") from error
-        return PruneResult(load(directory, model_fn), plan, scores, metrics, extra["settings"])
+        model = load(directory, model_fn)
+        return PruneResult(model, plan, scores, metrics, extra["settings"], coverage=coverage)
 
 
 def _needs_xprune(model: nn.Module) -> str:

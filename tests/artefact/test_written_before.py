@@ -52,6 +52,7 @@ def test_the_result_tells_what_it_told(tmp_path, monkeypatch, capsys):
     assert result.scores.criterion == "xpruner" and result.scores.classwise is not None
     assert result.metrics["pruned"].macs == 201464 and set(result.metrics) == {"dense", "pruned", "finetuned"}
     assert "blocks.1.mlp" in result.summary()
+    assert result.coverage is None and "Units cover" not in result.summary()
     assert "Pruning report" in result.report(tmp_path / "page.html").read_text()
     monkeypatch.setattr(sys, "argv", ["xprune", "show", str(FOLDER / "result")])
     with pytest.raises(SystemExit) as stop:

@@ -157,6 +157,29 @@ def test_sites_says_what_can_go(monkeypatch, capsys):
     run(monkeypatch, "sites", "--model", "cait_xxs24_224", *cait)
     out = " ".join(capsys.readouterr().out.split())
     assert "blocks.0.mlp" in out and "96 neurons" in out
+    assert "% of the model's MACs (" in out and "left alone" in out
+    run(monkeypatch, "sites", "--model", "cait_xxs24_224", *cait, "--inside", "blocks.[0].*")
+    out = capsys.readouterr().out
+    assert "MACs inside blocks.[0].* (1 site). This part has" in out and "blocks_token_only" not in out
+
+
+def test_a_part_is_pruned(folder, weights, tmp_path, monkeypatch, capsys):
+    out, part = tmp_path / "pruned", ["--inside", "blocks.1.*", "--of", "part", "--macs", "0.6"]
+    words = [*prune(folder, weights, out), *part, "--epochs", "0", "--criterion", "magnitude"]
+    assert run(monkeypatch, *words) == 0
+    shown = capsys.readouterr().out
+    assert "MACs inside blocks.1.* (2 sites). This part has" in shown
+    assert "The budget is that of the part blocks.1.*: the plan keeps" in shown
+    assert run(monkeypatch, "show", out) == 0
+    assert "MACs inside blocks.1.* (2 sites). This part has" in capsys.readouterr().out
+    words = ["compare", *prune(folder, weights, tmp_path / "grid")[1:], *part, "--seeds", "1", "--epochs", "0"]
+    assert run(monkeypatch, *words, "--criterion", "random") == 0
+    assert "MACs inside blocks.1.* (2 sites)" in capsys.readouterr().out
+    assert "MACs inside blocks.1.* (2 sites)" in (tmp_path / "grid" / "table.md").read_text()
+    for wrong, says in (("blocs.*", "matches no module"), ("head", "has no sites of units head, neuron inside head")):
+        words = [*prune(folder, weights, tmp_path / "none"), "--inside", wrong, "--epochs", "0"]
+        assert run(monkeypatch, *words) != 0
+        assert says in " ".join(capsys.readouterr().err.split())
 
 
 def test_images_are_of_the_size_and_channels_that_the_model_was_built_for():

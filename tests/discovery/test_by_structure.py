@@ -53,6 +53,8 @@ FOUND = {
     "tensors of each head": (Biased, {}, 4),
     "weights beside the output": (Telling, {}, 4),
     "residual inside": (Residual, {}, 4),
+    "another layer after the output": (Uneven, {}, 4),
+    "width of the input": (CausalSelfAttention, {}, 4),
 }
 
 
@@ -62,9 +64,10 @@ def test_attention_is_found_without_an_adapter(name):
     model = Model(attention, **kwargs)
     sites = check_adapter(model, example(), seeds=range(2))
     heads = [site for site in sites if site.kind == "head"]
-    assert [(site.size, site.adapter) for site in heads] == [(units, "")] * 2
+    adapter = "derived" if attention is CausalSelfAttention else ""
+    assert [(site.size, site.adapter) for site in heads] == [(units, adapter)] * 2
     assert not sites.left
-    whole = attention not in (Telling, Residual)
+    whole = attention not in (Telling, Residual, Uneven)
     assert [site.module for site in heads] == ["attentions.0" if whole else "", "attentions.1" if whole else ""]
 
 
@@ -121,10 +124,8 @@ def test_a_projection_that_starts_at_zero_is_found_too():
 
 
 LEFT = {
-    Talking: r"tried \d+ ways to cut out its heads, and none is exact",
-    Bypass: "its forward calls 1 of its linear layers as modules.*gated class",
-    Uneven: "back reads 7 features, which is no multiple of 4 heads",
-    CausalSelfAttention: "with . of 4 heads kept, the pruned forward fails.*adapter with a `pruned` class",
+    Talking: "its forward works only with all 4 heads: with one removed, it fails at `return x.unflatten",
+    Bypass: "the forward uses the weight of that layer without a call.*gated class",
 }
 
 
@@ -143,7 +144,7 @@ def test_what_is_left_alone_is_said_in_words(attention):
         assert re.search(LEFT[attention], why), why
     assert_untouched(model, before)
     check_exact(model, random_plan(sites, 0), example())
-    with pytest.raises(xprune.ModelError, match=r"^Model has no sites of units head: attentions\.0: "):
+    with pytest.raises(xprune.ModelError, match=r"^Model has no sites of units head: attentions\.0( and 1 more)?: "):
         xprune.find_sites(model, example(), units=["head"])
 
 
@@ -203,7 +204,7 @@ def blocks(language):
 
 OLD_FORM = """
 xprune.ADAPTERS["nanogpt"] = xprune.Units(
-    "nanogpt", ("model.CausalSelfAttention",), (("c_attn", 3),), writer="c_proj", count="n_head", pruned=AnyHeads
+    "nanogpt", ("model.CausalSelfAttention",), (("c_attn", 3),), writer="c_proj", count="n_head", pruned=AnyHeads, gated=AnyHeads
 )
 """
 

@@ -30,6 +30,23 @@ CASES = {
 }
 
 
+class Similar(nn.Module):
+    """Returns a table of the similarities of all samples, and then the features of each token, as CLIP does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(DIM, DIM)
+
+    def forward(self, x):
+        x = self.layer(x).cumsum(1)
+        return x[:, -1] @ x[:, -1].T, x.mean(1), x
+
+
+@pytest.mark.parametrize("shape", [(3, 6, DIM), (4, 4, DIM)])
+def test_the_output_that_shows_the_axis_is_compared(shape):
+    assert (find_samples(Similar(), noise(*shape)).axis, shape[0]) == (0, find_samples(Similar(), noise(*shape)).count)
+
+
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("name", CASES)

@@ -48,6 +48,18 @@ def test_classes_that_no_sample_told_of_are_named(criterion, tmp_path):
     assert ("classes without scores" in result.report(tmp_path / "page.html").read_text()) == (criterion != "magnitude")
 
 
+def test_the_page_says_what_the_units_cover(result, tmp_path):
+    assert result.coverage.text.replace("'", "&#39;") in result.report(tmp_path / "page.html").read_text()
+    left = {f"blocks.{i}.<b>": f"it has {i} heads" for i in range(3)}
+    told = xprune.Coverage(0.5, 4, left, ("blocks.*",), 0.25)
+    page = replace(result, coverage=told).report(tmp_path / "other.html").read_text()
+    assert "Units cover 50.0\N{NO-BREAK SPACE}% of the MACs of this part; 3 modules were left alone" in page
+    assert (
+        "blocks.0.&lt;b&gt; and 2 more" in page and "all 3 modules" in page and "<b>" not in page.split("coverage")[1]
+    )
+    assert 'id="coverage"' not in replace(result, coverage=None).report(tmp_path / "none.html").read_text()
+
+
 @pytest.mark.parametrize(("name", "there"), [("vit", True), ("registers", True), ("qk-norm", False), ("swin", False)])
 def test_a_map_of_attention_is_right_or_not_there(name, there):
     model, x = build(name), images()

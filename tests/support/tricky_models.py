@@ -345,7 +345,6 @@ class Growing(nn.Module):
 
 
 TRICKY: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "values handed on": (HandedOn, "attentions.0"),
     "frozen batch norm": (
         lambda: Surrounded(nn.Sequential(nn.Linear(DIM, HIDDEN), FrozenNorm(HIDDEN), nn.Linear(HIDDEN, DIM))),
         "part",

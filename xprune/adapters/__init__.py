@@ -11,6 +11,7 @@ a file with its adapters and add them to `OURS`. Another package adds its adapte
 from collections.abc import MutableMapping
 
 from xprune.adapters.declarative import Units
+from xprune.adapters.derived import DerivedForward
 from xprune.adapters.hugging_face import HUGGING_FACE
 from xprune.adapters.parts import Also, Features, Forwards, Scope, Stream
 from xprune.adapters.pyg import PYG
@@ -20,9 +21,9 @@ from xprune.adapters.torchvision import TORCHVISION
 from xprune.core.interfaces import Adapter
 from xprune.core.registry import table
 
-__all__ = ["ADAPTERS", "OURS", "Also", "Features", "Forwards", "Scope", "Stream", "Units"]
+__all__ = ["ADAPTERS", "OURS", "Also", "DerivedForward", "Features", "Forwards", "Scope", "Stream", "Units"]
 
-OURS = (*TIMM_ALL, *TORCH_NN, *TORCHVISION, *HUGGING_FACE, *PYG)
+OURS = (*TIMM_ALL, *TORCH_NN, *TORCHVISION, *HUGGING_FACE, *PYG, DerivedForward())
 """The adapters of this package. If several adapters describe one module, the first one that finds a site is used."""
 
 ADAPTERS: MutableMapping[str, Adapter] = table("adapters", OURS, Adapter)

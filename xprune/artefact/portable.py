@@ -6,6 +6,7 @@ A pickle of such a model can only be read with xprune.
 from torch import nn
 
 from xprune.adapters import ADAPTERS, OURS
+from xprune.adapters.derived import is_derived
 
 
 def classes_of_xprune(model: nn.Module) -> dict[str, str]:
@@ -41,6 +42,9 @@ def classes_of_xprune(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules(remove_duplicate=False):
         kind = type(module)
         # `added` has the classes of adapters in other packages. The classes of xprune are recognised by their module.
-        if kind in added or kind.__module__.split(".")[0] == "xprune":
+        if is_derived(kind):
+            # The class is made at run time, by a function of xprune.
+            found[path] = f"xprune.adapters.derived of {kind.__module__}.{kind.__qualname__}"
+        elif kind in added or kind.__module__.split(".")[0] == "xprune":
             found[path] = f"{kind.__module__}.{kind.__qualname__}"
     return found

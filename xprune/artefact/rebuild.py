@@ -6,7 +6,11 @@ the architecture in it, and its arguments. `save` writes the `Arch` only if thes
 is saved. It checks this on the meta device, so the check needs no memory for weights.
 """
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -140,7 +144,9 @@ def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]
                 f"{type(here[path]).__name__} in the model"
             )
         values_there, values_here = _attributes(there[path]), _attributes(here[path])
-        for name in sorted({*values_there, *values_here} - set(transient)):
+        # A forward may keep something from its last call in an attribute that is None before the first call.
+        kept = {name for name in set_in_methods(type(here[path])) if values_there.get(name) is None}
+        for name in sorted({*values_there, *values_here} - set(transient) - kept):
             if values_there.get(name) != values_here.get(name):
                 return (
                     f"{path}.{name} is {values_there.get(name)!r} in the architecture, but {values_here.get(name)!r} "
@@ -151,6 +157,41 @@ def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]
         if shapes_there.get(name) != shapes_here.get(name):
             return f"{name} is {shapes_there.get(name)} in the architecture, but {shapes_here.get(name)} in the model"
     return ""
+
+
+@lru_cache(maxsize=None)
+def set_in_methods(kind: type) -> frozenset[str]:
+    """Returns the names of the attributes that methods of a class other than `__init__` set.
+
+    The result is empty if the source of the class is not known.
+
+    Example:
+        >>> from xprune.modules.removed import Removed
+        >>> set_in_methods(Removed)
+        frozenset()
+    """
+    found = set[str]()
+    for base in kind.__mro__:
+        # The methods of nn.Module set what every module has.
+        if base in (nn.Module, object):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        for method in ast.walk(tree):
+            if not isinstance(method, ast.FunctionDef) or method.name == "__init__" or not method.args.args:
+                continue
+            me = method.args.args[0].arg
+            found |= {
+                node.attr
+                for node in ast.walk(method)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == me
+            }
+    return frozenset(found)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -32,10 +32,11 @@ from xprune.cli.inputs import (
     named_model,
 )
 from xprune.comparison.plots import is_drawn
+from xprune.core.coverage import Coverage
 from xprune.core.plan import Plan
 from xprune.data import class_names
 from xprune.errors import ArtefactError, PlanError, XPruneError
-from xprune.report.text import found_tables, metrics_table, sites_table, unseen
+from xprune.report.text import found_tables, metrics_table, part_text, sites_table, unseen
 from xprune.surgery.cut import check_fit
 
 app = typer.Typer(
@@ -73,6 +74,14 @@ Exclude = Annotated[
     typer.Option(help="Pattern such as blocks.0.*: sites with such names keep all units. Can be repeated."),
 ]
 
+Inside = Annotated[
+    list[str] | None,
+    typer.Option(help="Pattern of module paths such as vision_model.*: only this part is pruned. Can be repeated."),
+]
+Of = Annotated[
+    str, typer.Option(help="What the fractions are fractions of: model, or part for the part that --inside names.")
+]
+
 
 @app.command()
 def prune(
@@ -98,6 +107,8 @@ def prune(
         typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
     ] = None,
     exclude: Exclude = None,
+    inside: Inside = None,
+    of: Of = "model",
     epochs: Epochs = 5,
     lr: Rate = 2e-4,
     distill: Annotated[
@@ -120,7 +131,7 @@ def prune(
     check_folder(out)
     limits = dict(limited(text) for text in limit or ())
     macs = 0.5 if macs is None and params is None and not limits else macs
-    budget = xprune.Budget(macs, params, min_units, round_to, limits)
+    budget = xprune.Budget(macs, params, min_units, round_to, limits, of=of)
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )
@@ -135,6 +146,7 @@ def prune(
         settings,
         units=units or None,
         exclude=exclude or (),
+        inside=inside or (),
         seed=seed,
         checkpoint_dir=checkpoint_dir,
         latency=latency,
@@ -143,7 +155,8 @@ def prune(
     if _is_main_process():
         folder = _save(result, out, arch)
         console.print(sites_table(result.plan), metrics_table(result.metrics))
-        _say(f"{unseen(result.scores)}Saved in {folder}")
+        of_part = f"{line}\n" if (line := part_text(result)) else ""
+        _say(f"{of_part}{unseen(result.scores)}Saved in {folder}")
 
 
 @app.command()
@@ -166,6 +179,8 @@ def compare(
     epochs: Epochs = 5,
     lr: Rate = 2e-4,
     exclude: Exclude = None,
+    inside: Inside = None,
+    of: Of = "model",
     faithfulness: Annotated[bool, typer.Option(help="Measure whether the class-wise scores are right.")] = False,
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
@@ -187,15 +202,16 @@ def compare(
     grid = xprune.Grid(
         {name: name for name in criterion or xprune.CRITERIA},
         {name: name for name in selection or ("global",)},
-        tuple(xprune.Budget(macs=share) for share in macs or (0.5,)),
+        tuple(xprune.Budget(macs=share, of=of) for share in macs or (0.5,)),
         tuple(range(seeds)),
         xprune.Finetune(epochs=epochs, lr=lr) if epochs else None,
         faithfulness=faithfulness,
     )
-    case = xprune.Case(dense, loaded.train, loaded.val, exclude=exclude or ())
+    case = xprune.Case(dense, loaded.train, loaded.val, exclude=exclude or (), inside=inside or ())
     comparison = xprune.compare(case, grid, out, model=model, data=data, batch_size=batch_size)
     if _is_main_process():
-        table.write_text(stamped(comparison.markdown()))
+        lines = "".join(f"\n{line}\n" for line in comparison.coverage())
+        table.write_text(stamped(comparison.markdown() + lines))
         console.print(comparison.table())
         _say(f"The table, the picture and the measured values are in {out}")
         comparison.plot(picture)
@@ -235,19 +251,27 @@ def evaluate(
 
 
 @app.command()
-def sites(model: ModelName, checkpoint: Checkpoint = None, model_arg: ModelArg = None) -> None:
+def sites(model: ModelName, checkpoint: Checkpoint = None, model_arg: ModelArg = None, inside: Inside = None) -> None:
     """List the units that can be removed from a model, and the modules that are left alone, with the reason.
+
+    Also prints which share of the model's MACs the units cover.
 
     Downloads nothing. If you give no checkpoint, the weights are random.
     """
     dense, _ = named_model(model, model_arg, checkpoint=checkpoint)
     example = example_images(dense, 2)
-    console.print(*found_tables(xprune.find_sites(dense, example)))
+    found = xprune.find_sites(dense, example, inside=inside or ())
+    console.print(*found_tables(found))
+    try:
+        _say(Coverage.of(xprune.measure_costs(dense, found, example), found.left, found.inside).text)
+    except XPruneError as error:
+        # The tables are right even if the costs of the model cannot be measured.
+        _say(f"{Coverage(None, len(found), found.left, found.inside).text} The share is not known: {error}")
 
 
 @app.command()
 def show(saved: Saved) -> None:
-    """Print how many units each site of a saved model kept, and the metrics that were measured in its run."""
+    """Print the kept units of each site of a saved model, and the metrics and coverage measured in its run."""
     header = read_header(saved)
     arch = header["arch"]
     name = arch["name"] if arch else "the architecture was not saved, so xprune.load needs model_fn"
@@ -257,6 +281,9 @@ def show(saved: Saved) -> None:
     if metrics:
         console.print(f"criterion: {header['extra'].get('criterion')}")
         console.print(metrics_table({name: xprune.Metrics(**row) for name, row in metrics.items()}))
+    # Files of older releases have no coverage.
+    if header["extra"].get("coverage") is not None:
+        _say(Coverage.from_json(header["extra"]["coverage"]).text)
 
 
 @app.command()
@@ -309,6 +336,8 @@ def report(
             order: explain.faithfulness(dense, result.scores, loaded.loader, order=order) for order in explain.ORDERS
         }
     path = result.report(out, classes=names, faithfulness=curves)
+    if result.coverage is not None:
+        _say(result.coverage.text)
     console.print(f"Report in {path}", highlight=False, soft_wrap=True)
 
 
@@ -382,7 +411,8 @@ def _print_error(title: str, error: Exception) -> None:
 def _say(note: str) -> None:
     """Prints a note without line breaks, if this is the main process."""
     if _is_main_process():
-        console.print(note, highlight=False, soft_wrap=True)
+        # Without markup, because a pattern such as layers.[01].* would be read as a colour.
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def _is_main_process() -> bool:

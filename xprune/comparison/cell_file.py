@@ -15,6 +15,7 @@ from rich import get_console
 from xprune.comparison.cells import Row
 from xprune.comparison.keys import Subject
 from xprune.comparison.table import Comparison
+from xprune.core.coverage import Coverage
 from xprune.environment import hardware, versions
 from xprune.errors import ArtefactError
 from xprune.modules.digest import digest_of
@@ -47,6 +48,7 @@ class CellFile:
         report: The content of the file without "others". Its "rows" are the rows that are shown.
         subjects: For each seed of the present comparison, the digest of its model and data. The key None means all
             seeds. This is not the entry "subjects" of the file.
+        told: The line about the coverage that was printed last. "" if none was.
 
     Raises:
         ArtefactError: The file is not the file of a comparison, or its `settings` differ from those given.
@@ -77,6 +79,7 @@ class CellFile:
         # A row is shown only after a call of `set_subject` with the model and the data that it was made from.
         self.report["rows"] = []
         self.subjects: dict[int | None, str] = {}
+        self.told = ""
 
     def set_subject(self, seed: int | None, subject: Subject) -> None:
         """Sets the model and the data of the cells of a seed. Rows that were made from them are shown from now on.
@@ -107,6 +110,18 @@ class CellFile:
         # shown again.
         latest = {self._key(row): row for row in same}
         self.report["rows"] += [row for row in same if latest[self._key(row)] is row]
+
+    def set_coverage(self, seed: int, coverage: Coverage) -> None:
+        """Writes down what the units of a seed's model cover, and prints it, unless the line before said the same.
+
+        Args:
+            seed: The seed. `set_subject` was called for it before.
+            coverage: What the units cover. It is saved in the entry "coverage" of the file.
+        """
+        self.report.setdefault("coverage", {})[self.subject(seed) or ""] = coverage.to_json()
+        if coverage.text != self.told and is_main_process():
+            get_console().print(coverage.text, highlight=False, markup=False, soft_wrap=True)
+        self.told = coverage.text
 
     def has(self, key: Key, cell: str) -> bool:
         """Returns True if the file contains a cell with the same model, data and settings. The cell is then shown.

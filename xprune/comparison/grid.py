@@ -56,6 +56,8 @@ class Case:
         units: The unit kinds to find. None means the kinds that `find_sites` finds by default. This argument is used
             only if `sites` is None.
         exclude: Patterns of the names of sites that keep all units. This argument is used only if `sites` is None.
+        inside: Patterns of the part of the model to prune, such as ["vision_model.*"], see `find_sites`. Budgets with
+            `of="part"` are fractions of the cost of this part. If you give `sites`, do not give `inside`.
 
     Example:
         >>> import torch, xprune
@@ -72,6 +74,7 @@ class Case:
     sites: Sequence[Site] | None = None
     units: Sequence[str] | None = None
     exclude: Sequence[str] = ()
+    inside: str | Sequence[str] = ()
 
 
 Peer = Callable[[Case, Budget, int], nn.Module]
@@ -132,6 +135,8 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
     of the weights. The first cell is the dense model itself. The scores of a criterion are computed once for all
     selections. They are also computed once for all budgets, unless the criterion learns for one budget.
 
+    First, it prints one line: which share of the model's MACs the units cover, and what was left alone and why.
+
     If the file contains the result of a cell already, the cell is not run again. This is so only if nothing has
     changed: the weights and the structure of the dense model, the sites, the data, the task, and all settings. If
     something has changed, the cell is run, and its old row moves to the entry "others" of the file. If everything is as
@@ -166,6 +171,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
         >>> batches = [(torch.randn(6, 4, 8), torch.tensor([0, 1, 2, 0, 1, 2]))]
         >>> grid = xprune.Grid({"chance": "random", "norm": "magnitude"}, seeds=(0,), finetune=None)
         >>> found = compare(xprune.Case(model, batches, batches), grid, "results")
+        Units cover 96 % of the model's MACs (2 sites). No module was left alone.
         seed 0: dense
         seed 0: chance global macs 0.5
         seed 0: norm global macs 0.5
@@ -198,6 +204,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
                 sites=now.sites,
                 units=now.units,
                 exclude=now.exclude,
+                inside=now.inside,
                 latency=False,
                 resources=tuple(dict.fromkeys(name for budget in grid.budgets for name in budget.shares)),
             )
@@ -205,6 +212,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
                 # Raises BudgetError for an impossible budget before any cell of this seed is run.
                 run.costs.limits(budget)
             kept.set_subject(seed if callable(case) else None, subject(run))
+            kept.set_coverage(seed, run.coverage)
         cells = _Seed(now, run, grid, seed, folder / RUNNING, kept.subject(seed) or "")
         for key in _keys(grid, seed):
             made_by, digest = _made_by(grid, key), _digest(grid, key)

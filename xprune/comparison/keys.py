@@ -42,7 +42,8 @@ def subject(run: Run) -> Subject:
         "weights": values_digest(run.model),
         "structure": structure_digest(run.model),
         "arguments": digest_of(arguments),
-        "sites": digest_of(run.sites),
+        # The costs of a part also depend on where it ends. Cells of whole models keep their digests.
+        "sites": digest_of((run.sites, run.inside) if run.inside else run.sites),
         "task": digest_of(run.task),
         "training data": _data(run.train, run.first),
         "held-out data": _data(run.held_out, run.first_held_out),

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from xprune.comparison.cells import STAGES, Cells, Row, spread
 from xprune.comparison.plots import draw
+from xprune.core.coverage import Coverage
 from xprune.errors import DataError
 
 
@@ -71,6 +72,14 @@ class Comparison(Cells):
             ModelError: matplotlib is not installed. `pip install 'xprune[report]'` installs it.
         """
         return draw(self, path, selections)
+
+    def coverage(self) -> list[str]:
+        """Returns a line for each model of the rows: which share of its MACs the units cover, and what was left alone.
+
+        The list is empty if the file was written by an older release.
+        """
+        known, shown = self.report.get("coverage", {}), {row.get("subject"): None for row in self.rows}
+        return list(dict.fromkeys(Coverage.from_json(known[name]).text for name in shown if name in known))
 
     def _columns(self) -> list[tuple[str, bool]]:
         """Returns a tuple (heading, left) for each column of the table. `left` is True if it is aligned to the left."""

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
 from xprune.core.registry import named
 from xprune.core.site import Site
 from xprune.errors import BudgetError
+from xprune.modules.digest import OPTIONAL
+
+OF = ("model", "part")
+"""The allowed values of `Budget.of`."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Budget:
         resources: Fractions of any resources by their names in `xprune.RESOURCES`, such as {"activations": 0.5}. The
             names "macs" and "params" work here too. The budget stores the fractions as a tuple of pairs, because a
             tuple can be hashed.
+        of: What the fractions are fractions of. "model": the cost of the whole dense model. "part": the cost of the
+            part of the dense model that `inside=` of `Pruner` or `find_sites` names.
 
     Raises:
         BudgetError: A value is out of range or of the wrong type, a resource is unknown, or no resource is limited.
@@ -35,6 +41,8 @@ class Budget:
         {'macs': 0.5}
         >>> Budget(0.5, resources={"params": 0.7}, min_units=2).name
         'macs 0.5, params 0.7, min_units 2'
+        >>> Budget(macs=0.5, of="part").name  # half of the MACs of the vision tower, for example
+        'macs 0.5 of part'
     """
 
     macs: float | None = None
@@ -42,8 +50,14 @@ class Budget:
     min_units: int = 1
     round_to: int = 1
     resources: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
+    of: str = field(default="model", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
+        if self.of not in OF:
+            raise BudgetError(
+                f'of={self.of!r} is not known. Give of="model" for fractions of the dense model, or of="part" for '
+                "fractions of the part of it that inside= names."
+            )
         given: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None}
         for name, share in _pairs(self.resources):
             named("resources", name, "resource", BudgetError)
@@ -77,7 +91,9 @@ class Budget:
     def name(self) -> str:
         """The budget as a short text for tables and messages, such as "macs 0.5" or "params 0.3, round_to 8"."""
         numbers = {name: value for name in ("min_units", "round_to") if (value := getattr(self, name)) != 1}
-        return ", ".join(f"{name} {value:.12g}" for name, value in {**self.shares, **numbers}.items())
+        of = "" if self.of == "model" else f" of {self.of}"
+        shares = [f"{name} {value:.12g}{of}" for name, value in self.shares.items()]
+        return ", ".join([*shares, *(f"{name} {value:.12g}" for name, value in numbers.items())])
 
     def step(self, site: Site) -> int:
         """Returns the step in which a site may lose units, so that its kept features are a multiple of `round_to`.

@@ -153,6 +153,8 @@ class Costs:
     Args:
         sites: The sites. Every list of counts is in the order of these sites.
         by_resource: The cost in each resource, by the name of the resource, such as "macs".
+        part: The cost of a part of the dense model, by the name of the resource. All sites lie in this part. Resources
+            that are not counted by module are missing. None if the sites lie anywhere in the model.
 
     Example:
         >>> site = Site("mlp", "neuron", size=16, width=1, consumers=("mlp.fc2",), module="mlp")
@@ -165,6 +167,7 @@ class Costs:
 
     sites: tuple[Site, ...]
     by_resource: Mapping[str, Cost]
+    part: Mapping[str, float] | None = None
 
     def of(self, resource: str) -> Cost:
         """Returns the `Cost` object of one resource. Raises BudgetError if this resource was not measured."""
@@ -186,26 +189,63 @@ class Costs:
         return self.of("params")
 
     def least(self, budget: Budget, resource: str = "macs") -> float:
-        """Returns the smallest fraction of the dense model's cost that a plan can reach.
+        """Returns the smallest fraction of the dense cost that a plan can reach.
 
-        The smallest model keeps at each site only the units that `min_units` and `round_to` of the budget demand.
+        It is a fraction of the cost of the dense model, or of the part of it if the budget says `of="part"`. The
+        smallest model keeps at each site only the units that `min_units` and `round_to` of the budget demand.
 
         Args:
-            budget: Gives `min_units` and `round_to`. Its fractions are not used.
+            budget: Gives `min_units`, `round_to` and `of`. Its fractions are not used.
             resource: The name of the resource in which the cost is computed.
 
         Raises:
-            BudgetError: The resource was not measured, or the dense model has a cost of 0 in this resource.
+            BudgetError: The resource was not measured, or the dense model or its part has a cost of 0 in this resource.
         """
-        cost = self.of(resource)
-        floor = [budget.floor(site) for site in self.sites]
-        dense = cost.total([site.size for site in self.sites])
+        return self.fraction(budget, [budget.floor(site) for site in self.sites], resource)
+
+    def fraction(self, budget: Budget, counts: Sequence[int], resource: str = "macs") -> float:
+        """Returns the cost of a plan as the fraction that the budget compares with its limit.
+
+        Args:
+            budget: Gives `of`: a fraction of the dense model's cost, or of the cost of its part. The fractions of the
+                budget are not used.
+            counts: The number of units that each site keeps.
+            resource: The name of the resource in which the cost is computed.
+
+        Raises:
+            BudgetError: The resource was not measured, or the dense model or its part has a cost of 0 in this resource.
+
+        Example:
+            >>> site = Site("mlp", "neuron", size=16, width=1, consumers=("mlp.fc2",), module="mlp")
+            >>> cost = LinearCost(base=200.0, fixed=(0.0,), unit=(50.0,))
+            >>> costs = Costs((site,), {"macs": cost}, part={"macs": 800.0})
+            >>> costs.fraction(Budget(macs=0.5), [8]), costs.fraction(Budget(macs=0.5, of="part"), [8])
+            (0.6, 0.5)
+        """
+        outside, dense = self._reference(budget, resource)
+        return (self.of(resource).total(counts) - outside) / dense
+
+    def _reference(self, budget: Budget, resource: str) -> tuple[float, float]:
+        """Returns (cost that the fraction leaves out, dense cost that it is a fraction of), see `Budget.of`."""
+        outside, dense = 0.0, self.of(resource).total([site.size for site in self.sites])
+        if budget.of == "part":
+            if self.part is None:
+                raise BudgetError(
+                    'a budget with of="part" needs a part of the model: give inside=, for example '
+                    'inside=["vision_model.*"], to Pruner, Case or find_sites. Or leave of= out.'
+                )
+            if resource not in self.part:
+                raise BudgetError(
+                    f"{resource} is not counted by module, so the cost of a part of the model is not known. Leave "
+                    f'{resource} out of the budget, or give of="model".'
+                )
+            outside, dense = dense - self.part[resource], self.part[resource]
         if dense <= 0:
             raise BudgetError(
-                f"the model costs nothing in {resource}, so a budget cannot ask for a fraction of this cost. Leave "
-                f"{resource} out of the budget."
+                f"the {budget.of} costs nothing in {resource}, so a budget cannot ask for a fraction of this cost. "
+                f"Leave {resource} out of the budget."
             )
-        return cost.total(floor) / dense
+        return outside, dense
 
     def limits(self, budget: Budget) -> list[tuple[str, Cost, float]]:
         """Returns the limits of a budget as numbers that the cost of a plan can be compared with.
@@ -219,7 +259,6 @@ class Costs:
             BudgetError: Even the smallest possible model costs more than the budget allows. The message says the
                 smallest fraction that can be reached.
         """
-        full = [site.size for site in self.sites]
         limits = []
         for name, share in budget.shares.items():
             least = self.least(budget, name)
@@ -228,8 +267,21 @@ class Costs:
                 reach = math.ceil(least * 1e4) / 1e4
                 raise BudgetError(
                     f"{name}={share} cannot be reached: with min_units={budget.min_units} and "
-                    f"round_to={budget.round_to} the least is {reach}. Ask for a larger fraction, lower "
-                    "min_units, or find more sites with find_sites(..., units=[...])."
+                    f"round_to={budget.round_to} the least is {reach}{self._of_part(budget, name)}. Ask for a larger "
+                    "fraction, lower min_units, or find more sites with find_sites(..., units=[...])."
                 )
-            limits.append((name, self.of(name), share * self.of(name).total(full)))
+            outside, dense = self._reference(budget, name)
+            limits.append((name, self.of(name), outside + share * dense))
         return limits
+
+    def _of_part(self, budget: Budget, name: str) -> str:
+        """Returns a text for an error: what the fractions refer to, if only a part of the model is pruned. Else ""."""
+        if self.part is None or name not in self.part:
+            return ""
+        if budget.of == "part":
+            return f" of the {name} of the part that inside= names"
+        share = self.part[name] / self._reference(budget, name)[1]
+        return (
+            f" of the {name} of the whole model. Only the part that inside= names is pruned, and it has {share:.1%} of "
+            'them. With of="part" in the budget, fractions are those of the part'
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from xprune.core.coverage import Coverage
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
 from xprune.core.task import Task
@@ -123,6 +124,8 @@ class Record:
             loaded from a folder.
         data: The loader of the data that the metrics were measured on. None if the result was loaded from a folder.
         task: The task of the run. None if the result was loaded from a folder.
+        coverage: The share of the dense model's MACs that the units cover, and the modules that were left alone. None
+            if the result was saved by an older release, which did not save it.
     """
 
     model: nn.Module
@@ -133,3 +136,4 @@ class Record:
     dense: nn.Module | None = None
     data: Iterable[Any] | None = None
     task: Task | None = None
+    coverage: Coverage | None = None

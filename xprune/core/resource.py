@@ -10,6 +10,7 @@ from xprune.core.costs import Cost
 from xprune.core.registry import named, registered
 from xprune.core.site import Site
 from xprune.errors import BudgetError
+from xprune.modules.part import Part
 
 
 class Resource(ABC):
@@ -73,6 +74,19 @@ class Resource(ABC):
             The cost. This implementation returns 0, which means that the cost does not depend on tensors.
         """
         return 0.0
+
+    def of_part(self, by_module: Mapping[str, float], model: nn.Module, part: Part) -> float:
+        """Returns the cost of a part of a model, such as the vision tower.
+
+        `measure_costs` calls this method if the sites were found with `find_sites(inside=)`. This implementation adds
+        up the costs of the outermost modules of the part. Override it if two modules can have a cost in common.
+
+        Args:
+            by_module: The result of `by_module` for the same model.
+            model: The model.
+            part: The part, which knows the paths of its modules.
+        """
+        return part.cost(model, by_module)
 
     def cost(
         self,

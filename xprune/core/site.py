@@ -1,7 +1,7 @@
 """The classes `Site` and `Cut`: where a model has units, and how its tensors shrink when units are removed."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class Cut:
     """One tensor and the axis along which it loses entries when units are removed.
 
     Along this axis the tensor has groups * size * width entries, in the order (groups, size, width). `size` is the
-    number of units of the site that contains the cut.
+    number of units of the site that contains the cut. If the axis is divided in another way, `segments` says how.
 
     Args:
         tensor: The path of the parameter or buffer, such as "blocks.0.attn.qkv.weight".
@@ -27,6 +27,9 @@ class Cut:
         groups: How many times the axis contains all units of the site. It is 3 for a fused qkv weight with rows in the
             order (3, heads, head size). It is 1 for the first layer of an MLP.
         width: The number of entries of one unit in one group: the head size for heads, 1 for neurons.
+        segments: The parts of an axis that is not divided evenly, in their order. A positive number n is a part in which
+            each unit has n entries. A negative number -n is a part of n entries that all units share, and that stays.
+            An empty tuple means that `groups` and `width` describe the axis. Otherwise `groups` and `width` are 1.
 
     Example:
         The fused qkv weight of an attention with 3 heads of head size 2 has 3 * 3 * 2 = 18 rows. If we keep heads 0 and
@@ -35,12 +38,51 @@ class Cut:
         >>> qkv = Cut("attn.qkv.weight", axis=0, groups=3, width=2)
         >>> qkv.index([0, 2], size=3)
         tensor([ 0,  1,  4,  5,  6,  7, 10, 11, 12, 13, 16, 17])
+
+        If all 3 query heads share one head of keys and one head of values, the last 4 rows always stay:
+
+        >>> Cut("attn.qkv.weight", axis=0, segments=(2, -4)).index([0, 2], size=3)
+        tensor([0, 1, 4, 5, 6, 7, 8, 9])
     """
 
     tensor: str
     axis: int
     groups: int = 1
     width: int = 1
+    segments: tuple[int, ...] = ()
+
+    @staticmethod
+    def of_segments(tensor: str, axis: int, segments: Sequence[int]) -> "Cut":
+        """Returns the cut of an axis that is divided into these segments.
+
+        If all segments have the same number of entries for each unit, the cut has groups and a width instead.
+        """
+        if len(set(segments)) == 1 and segments[0] > 0:
+            return Cut(tensor, axis, len(segments), segments[0])
+        return Cut(tensor, axis, segments=tuple(segments))
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The segments of the axis, also if they are even. See the argument `segments`."""
+        return self.segments or (self.width,) * self.groups
+
+    @property
+    def per_unit(self) -> int:
+        """The number of entries along the axis that one unit has."""
+        return sum(part for part in self.parts if part > 0)
+
+    def length(self, size: int) -> int:
+        """Returns the number of entries along the axis if the site has `size` units."""
+        return sum(part * size if part > 0 else -part for part in self.parts)
+
+    def units(self, size: int) -> Tensor:
+        """Returns the entries that each unit has along the axis, int64 (units, entries of one unit)."""
+        blocks, start = [], 0
+        for part in self.parts:
+            if part > 0:
+                blocks.append(torch.arange(start, start + size * part).view(size, part))
+            start += part * size if part > 0 else -part
+        return torch.cat(blocks, 1)
 
     def index(self, keep: Sequence[int], size: int) -> Tensor:
         """Returns the indices of the entries along `axis` that stay.
@@ -50,10 +92,16 @@ class Cut:
             size: The number of units before the cut.
 
         Returns:
-            An int64 tensor with groups * len(keep) * width indices. They are in ascending order if `keep` is.
+            An int64 tensor with `length(len(keep))` indices. They are in ascending order if `keep` is.
         """
-        every = torch.arange(self.groups * size * self.width).view(self.groups, size, self.width)
-        return every[:, torch.as_tensor(list(keep), dtype=torch.long)].reshape(-1)
+        kept, found, start = torch.as_tensor(list(keep), dtype=torch.long), [], 0
+        for part in self.parts:
+            length = part * size if part > 0 else -part
+            every = torch.arange(start, start + length)
+            # A shared segment stays as it is.
+            found.append(every.view(size, part)[kept].reshape(-1) if part > 0 else every)
+            start += length
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -70,8 +118,11 @@ class Site:
         size: The number of units.
         width: The number of features of one unit in the input of the consumers.
         consumers: The paths of the layers whose input is the units. Gates are applied to this input. An empty path
-            means that the adapter does not know the layer. `find_sites` then finds the layer in the model.
+            means that the adapter does not know the layer. `find_sites` then finds the layer in the model. The path of
+            a parameter means that no layer holds it, and that its owner multiplies by it. Gates then act on this
+            parameter.
         axes: For each consumer, the axis of its input that holds the features: -1 for `nn.Linear`, 1 for a convolution.
+            For a parameter, the axis of the parameter.
             An empty tuple means -1 for every consumer.
         layout: The order of the features in the input of the consumers. "unit-major": all features of the first unit
             come first, then all features of the second unit, and so on. "width-major": the first feature of every unit
@@ -87,6 +138,8 @@ class Site:
         attributes: The paths of attributes whose value is a multiple of the number of units, such as `num_heads` or
             `attn_dim`. They are updated after a cut.
         batch: The sample axis of the input of the consumers: 0, or 1 if tokens come first. -1 if it is not known.
+        lists: The paths of lists of modules that hold one module for each unit, such as an `nn.ModuleList` of heads.
+        rewrites: How the forward of the owner changes when units are removed, see `DerivedForward`. Empty if it stays.
 
     Raises:
         PlanError: A field is out of range, or two fields contradict each other.
@@ -115,6 +168,8 @@ class Site:
     norms: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     batch: int = 0
+    lists: tuple[str, ...] = ()
+    rewrites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -163,6 +218,13 @@ class Site:
         # "axes" describe all consumers. "counts" holds the attributes.
         data = asdict(self)
         consumers, axes, attributes = data.pop("consumers"), data.pop("axes"), data.pop("attributes")
+        for cut in data["cuts"]:
+            # Most cuts have no segments. Files of older releases have no such key.
+            if not cut["segments"]:
+                del cut["segments"]
+        for name in ("lists", "rewrites"):
+            if not data[name]:
+                del data[name]
         return {**data, "layer": consumers[0], "axis": axes[0], "feeds": consumers, "axes": axes, "counts": attributes}
 
     @staticmethod
@@ -174,7 +236,7 @@ class Site:
         """
         try:
             fields = dict(data)
-            fields["cuts"] = tuple(_checked(Cut, dict(cut)) for cut in fields["cuts"])
+            fields["cuts"] = tuple(_cut(dict(cut)) for cut in fields["cuts"])
             # In older files a site has at most one norm layer. Its key is "norm".
             norm = fields.pop("norm", "")
             fields.setdefault("norms", (norm,) if norm else ())
@@ -187,6 +249,8 @@ class Site:
             fields["axes"] = axes or (axis,) * len(fields["consumers"])
             fields["attributes"] = _paths(fields.pop("counts", ()))
             fields["norms"] = _paths(fields.get("norms", ()))
+            fields["lists"] = _paths(fields.get("lists", ()))
+            fields["rewrites"] = _paths(fields.get("rewrites", ()))
             site: Site = _checked(Site, fields)
         except (TypeError, KeyError, ValueError) as error:
             raise PlanError(f"not a site: {data!r} ({error}). Give what Site.to_json returned.") from error
@@ -202,6 +266,8 @@ class Sites(tuple[Site, ...]):
     Attributes:
         left: The reason for each module that was left alone, by the path of the module. Such a module looks like an
             attention or an MLP but gives no site.
+        inside: The patterns of the part of the model that was searched, see `find_sites`. Empty if the whole model was
+            searched.
 
     Example:
         >>> import torch, xprune
@@ -215,17 +281,21 @@ class Sites(tuple[Site, ...]):
     """
 
     left: Mapping[str, str]
+    inside: tuple[str, ...]
 
-    def __new__(cls, sites: Iterable[Site] = (), left: Mapping[str, str] | None = None) -> "Sites":
+    def __new__(
+        cls, sites: Iterable[Site] = (), left: Mapping[str, str] | None = None, inside: Iterable[str] = ()
+    ) -> "Sites":
         """Creates the tuple.
 
         Args:
             sites: The sites, in the order of the model.
             left: The reason for each module that was left alone, by the path of the module. None means that there is no
                 such module.
+            inside: The patterns of the part of the model that was searched. Empty for the whole model.
         """
         instance = super().__new__(cls, sites)
-        instance.left = dict(left or {})
+        instance.left, instance.inside = dict(left or {}), tuple(inside)
         return instance
 
 
@@ -256,6 +326,15 @@ class StreamParts:
     writes: tuple[tuple[str, int], ...]
     consumers: tuple[tuple[str, int], ...]
     attributes: tuple[str, ...] = ()
+
+
+def _cut(fields: dict[str, Any]) -> Cut:
+    """Makes a `Cut` from the fields of a JSON file."""
+    segments = fields.pop("segments", ())
+    if not isinstance(segments, (tuple, list)) or any(type(part) is not int or part == 0 for part in segments):
+        raise TypeError(f"segments is {segments!r}, wanted a list of whole numbers other than 0")
+    found: Cut = _checked(Cut, fields)
+    return replace(found, segments=tuple(segments))
 
 
 def _paths(values: Any) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ class Search(Found):
         closed: Modules that the search for later kinds does not look into, see `Found`.
         model: The model. A unit kind must not change it, and works on a copy.
         example_inputs: Inputs of the model, on the model's device.
+        record: What discovery saw in one forward pass of the model, see `xprune.discovery.watch.Record`. None if it has
+            not looked yet.
 
     Example:
         >>> import torch
@@ -59,6 +61,7 @@ class Search(Found):
 
     model: nn.Module = field(default_factory=nn.Module)
     example_inputs: Any = None
+    record: Any = None
 
     def after(self, found: Found) -> "Search":
         """Returns a new search to which the results for one more kind are added."""

@@ -210,9 +210,11 @@ class Allocation:
         Args:
             kept: The number of units that each site keeps.
             selection: The name of the selection. `Plan.info` gets it, and also the predicted cost in each limited
-                resource, as a fraction of the dense model's cost.
+                resource, as a fraction of the dense model's cost. With a budget of a part, it is a fraction of the
+                cost of the part, and the entry "of" is "part".
         """
         keeps = tuple(tuple(sorted(self.order(i)[:count].tolist())) for i, count in enumerate(kept))
-        full = self.full
-        achieved = {name: cost.total(kept) / cost.total(full) for name, cost, _ in self.limits}
-        return Plan(self.costs.sites, keeps, {"selection": selection, "predicted": achieved})
+        achieved = {name: self.costs.fraction(self.budget, kept, name) for name, _, _ in self.limits}
+        # Plans of a whole model have the same entries as in older releases.
+        of = {"of": self.budget.of} if self.budget.of != "model" else {}
+        return Plan(self.costs.sites, keeps, {"selection": selection, "predicted": achieved, **of})

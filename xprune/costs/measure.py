@@ -20,6 +20,7 @@ from xprune.costs.count import by_module, count_resources, number_of_samples
 from xprune.errors import BudgetError, ModelError, XPruneError
 from xprune.modules.copies import shared_copy, unwrap
 from xprune.modules.forward import error_text, try_forward
+from xprune.modules.part import Part
 from xprune.modules.paths import tensor_at
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
@@ -33,6 +34,7 @@ def measure_costs(
     resources: Iterable[str] = (),
     *,
     batch_axis: int | None = None,
+    inside: str | Sequence[str] | None = None,
 ) -> Costs:
     """Measures the cost of the units of each site in each resource.
 
@@ -56,14 +58,16 @@ def measure_costs(
             other resources that are always measured, need not be named.
         batch_axis: The axis of the inputs along which samples lie. If None, it is found by running the model with one
             sample less.
+        inside: The patterns of the part of the model that is pruned, as in `find_sites`. The costs of this part are
+            then measured too. None means those that `sites` was found with, if `sites` is the result of `find_sites`.
 
     Returns:
         The costs in each resource, as functions of the numbers of units that the sites keep.
 
     Raises:
-        ModelError: The forward fails with all units or with fewer units. Or the axis of the samples cannot be found. Or
-            a cost is not linear in the units of each site and in pairs of units of two sites, although its resource
-            does not give another cost.
+        ModelError: A pattern of `inside` matches no module. Or the forward fails with all units or with fewer units. Or
+            the axis of the samples cannot be found. Or a cost is not linear in the units of each site and in pairs of
+            units of two sites, although its resource does not give another cost.
         BudgetError: A resource is unknown.
 
     Example:
@@ -75,16 +79,19 @@ def measure_costs(
         (56.0, 32.0)
     """
     model = unwrap(model)
+    # The sites of a plan or of scores may be a plain tuple, which does not know where they were looked for.
+    inside = getattr(sites, "inside", ()) if inside is None else inside
+    part = Part.of(model, inside) if inside else None
     asked, samples = measured_resources(tuple(resources)), number_of_samples(model, example_inputs, batch_axis)
     try:
-        return _measured(model, sites, example_inputs, samples, asked, "meta")
+        return _measured(model, sites, example_inputs, samples, asked, part, "meta")
     except XPruneError:
         raise
     # A forward whose control flow depends on values of tensors does not run on the meta device.
     except Exception:
         try_forward(model, example_inputs)
     try:
-        return _measured(model, sites, example_inputs, samples, asked, None)
+        return _measured(model, sites, example_inputs, samples, asked, part, None)
     except XPruneError:
         raise
     except Exception as problem:
@@ -171,6 +178,7 @@ def _measured(
     example_inputs: Any,
     samples: int,
     resources: Sequence[Resource],
+    part: Part | None,
     device: str | None,
 ) -> Costs:
     """Counts all smaller models on a device, and finds the costs that explain these counts.
@@ -181,6 +189,7 @@ def _measured(
         example_inputs: The inputs that the model is called with.
         samples: The number of samples in the inputs.
         resources: The resources to measure.
+        part: The part of the model whose costs are measured too. None for no part.
         device: "meta", or None for the device of the model.
 
     Raises:
@@ -252,7 +261,9 @@ def _measured(
                 "counted. Leave 'channel', and other kinds whose units cut tensors of other sites, out of units=. If "
                 "the resource is your own and not linear in the kept units, override Resource.cost."
             )
-    return Costs(tuple(sites), costs)
+    # The dense model was counted already, module by module.
+    of_part = {each.name: each.of_part(whole[0][each.name], model, part) for each in linear} if part else None
+    return Costs(tuple(sites), costs, of_part)
 
 
 def _linear(

@@ -71,8 +71,8 @@ class Magnitude(Criterion):
             weight = tensor_at(model, cut.tensor)
             # Cuts also contain buffers, such as running statistics. These are not weights, so they are skipped.
             if isinstance(weight, nn.Parameter):
-                # The shape (groups * units * width, rest) becomes (groups, units, width * rest). A fused qkv weight has
-                # three groups.
-                parts = weight.detach().movedim(cut.axis, 0).reshape(cut.groups, site.size, -1)
-                total += parts.to(torch.float64).abs().pow(self.p).sum((0, 2)).cpu()
+                # The shape (entries, rest) becomes (units, entries of one unit, rest).
+                rows = weight.detach().movedim(cut.axis, 0).reshape(weight.shape[cut.axis], -1)
+                parts = rows[cut.units(site.size).to(rows.device)]
+                total += parts.to(torch.float64).abs().pow(self.p).sum((1, 2)).cpu()
         return total.pow(1 / self.p).float()

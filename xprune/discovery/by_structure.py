@@ -1,292 +1,888 @@
-"""Finds units in attentions and MLPs of unknown classes. It tries proposed sites and takes the first exact one.
+"""Finds units in attentions and MLPs of unknown classes, by what they compute. It proves each site before it offers it.
 
-Each module is handled in three steps:
-
-1. The whole model runs once. This records the arguments of the module's first call, and the order in which this call
-   uses the linear layers of the module. The last of these layers is taken as the consumer, the others as producers.
-2. `candidates.proposals` lists sites that fit the shapes of the module.
-3. Each proposed site is tried on the module outside of the model, with the recorded arguments. Units are removed from a
-   copy of the module, and its output has to be that of the module with gates of 0 on these units.
+1. The whole model runs once and is watched (`watch`). The record shows in which modules attention is computed, how many
+   heads there may be, and which layers are called after it. The first of these layers that reads the heads is the
+   consumer.
+2. The module that contains all of this runs outside of the model, with the arguments of its first call. Gradients show
+   which entries of which tensors each unit depends on (`footprints`). These are the cuts.
+3. The forward may read the number of heads from attributes. Those that it reads are found (`attributes`), and sets of
+   them are tried. If the forward takes the number of features from its input instead, a changed forward is derived
+   (`xprune.adapters.derived`).
+4. Each proposed site is tried: units are removed from a copy of the module, and its output has to be that of the module
+   with gates of 0 on these units.
 
 A site that passes is plain data, like the sites of adapters. So nothing has to be searched again when a plan is
 applied. The search runs once for modules of the same class and shapes. For each further such module, the site that was
 found is tried first.
 """
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from xprune.adapters import ADAPTERS
+from xprune.adapters.derived import rewrites_of
 from xprune.core.plan import Plan
-from xprune.core.site import Site
-from xprune.discovery.candidates import Structure, linears_of, proposals
+from xprune.core.site import Cut, Site
+from xprune.discovery.alone import FirstCall, copied, first_calls, noisy
+from xprune.discovery.attributes import integers_read, names_heads, proposals, with_twins
+from xprune.discovery.footprints import Footprints, Leaf
+from xprune.discovery.watch import Attended, Record, is_layer, watch
 from xprune.errors import XPruneError
 from xprune.modules.calls import tensors_in
-from xprune.modules.copies import shared_copy, tensors, unshare
-from xprune.modules.forward import error_text, try_forward
+from xprune.modules.copies import shared_copy, tensors, with_noise
+from xprune.modules.forward import error_text
+from xprune.modules.norms import is_feature_norm
+from xprune.modules.paths import input_axis, part_at, weight_axes
 from xprune.modules.removed import Removed
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
 
-TRIES = 48
-"""The largest number of proposals that are tried for one module."""
+CONSUMERS = 6
+"""How many layers after an attention are tried as the layer that reads its heads."""
+
+BEFORE = 4
+"""How many layers before a layer are tried as the producer of the neurons that it reads."""
+
+SHARED = (
+    "all features of its values use the same scores: it has a single head, which is the whole attention, or it mixes the "
+    "scores of its heads. So no head can be removed."
+)
+"""The reason for an attention without heads that can be told apart."""
+
+BLOCKS = (8, 4)
+"""Numbers of neighbouring neurons in one unit, if single neurons cannot be removed.
+
+The kernels for mixtures of experts read rows whose length is a multiple of 16 bytes: 8 numbers of half precision, or 4
+of float32.
+"""
+
+REWRITES, GUESSES = 60, 6
+"""How many ways to derive a forward, and how many sets of attributes for each of them, are tried for one module."""
 
 
 @dataclass
-class FirstCall:
-    """The record of a module's first call in a forward pass.
+class Result:
+    """What was found in one search.
 
     Attributes:
-        args: The positional arguments of the call. None until the module is called.
-        kwargs: The keyword arguments of the call.
-        layers: The names of the module's linear layers, in the order in which the call uses them. A layer that is used
-            several times has several entries.
-    """
-
-    args: Any = None
-    kwargs: Any = None
-    layers: list[str] = field(default_factory=list)
-
-
-class Alone(nn.Module):
-    """A model that contains one module of a larger model, and calls it as the larger model does.
-
-    Surgery and the proof need a whole model. With this class, they can work on one module. The path of the module is
-    "module".
-
-    Args:
-        module: The module.
+        sites: The sites, by their names.
+        left: The reason for each module without a site, by the path of the module.
+        closed: The modules of sites that hold no layers besides those of the site, by their paths. The search for other
+            units need not look inside.
 
     Example:
-        >>> import torch
-        >>> alone = Alone(nn.Linear(2, 3))
-        >>> alone(args=(torch.zeros(4, 2),), kwargs={}).shape
-        torch.Size([4, 3])
+        >>> Result().sites
+        {}
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
+    sites: dict[str, Site] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    closed: dict[str, Site] = field(default_factory=dict)
 
-    def forward(self, args: Any, kwargs: Any) -> Tensor:
-        """Calls the module, and returns the first tensor in its output.
+
+@dataclass(frozen=True)
+class Candidate:
+    """A module that may hold units, and a layer that may read them.
+
+    Attributes:
+        scope: The path of the module that contains the units and the consumer. "" is the model itself.
+        consumer: The path of the layer, relative to the scope.
+        sizes: The numbers of units to try, the likelier ones first.
+        kind: The unit kind.
+        called: The name of the units in reasons that users read.
+        axis: The axis of the units, if the consumer is a parameter. None if it is a layer.
+        lists: The paths of lists with one module for each unit, relative to the scope.
+
+    Example:
+        >>> Candidate("blocks.0.attn", "proj", sizes=(4, 2), kind="head", called="heads").consumer
+        'proj'
+    """
+
+    scope: str
+    consumer: str
+    sizes: tuple[int, ...]
+    kind: str
+    called: str
+    axis: int | None = None
+    lists: tuple[str, ...] = ()
+
+
+def joined(*paths: str) -> str:
+    """Returns the path that leads along several paths, without those that are empty.
+
+    Example:
+        >>> joined("", "blocks.0", "attn")
+        'blocks.0.attn'
+    """
+    return ".".join(path for path in paths if path)
+
+
+def common(first: str, second: str) -> str:
+    """Returns the path of the innermost module that contains both paths, "" for the model itself."""
+    pairs = zip(first.split("."), second.split("."), strict=False)
+    shared = list[str]()
+    for one, other in pairs:
+        if one != other:
+            break
+        shared.append(one)
+    return ".".join(shared)
+
+
+class Finder:
+    """Finds and proves the sites of candidates in one model.
+
+    Args:
+        model: The model. It is not changed.
+        example_inputs: The inputs that the model is called with.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
+        >>> model = nn.Sequential(mlp, nn.Linear(4, 2))
+        >>> finder = Finder(model, torch.randn(3, 4))
+        >>> candidate = Candidate("0", "2", sizes=(6,), kind="neuron", called="hidden neurons")
+        >>> (found,) = finder.find([candidate])
+        >>> found[1].size
+        6
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+        self.model, self.example_inputs = model, example_inputs
+        self.calls = dict[str, FirstCall]()
+        # The result for the last module of each class and shapes. A deep model has many equal modules.
+        self.before: dict[Any, Site | str] = {}
+        self.closed = dict[str, bool]()
+        self.flags = dict[Any, tuple[bool, bool]]()
+        # Sites that need the same heads in other modules, by the path of their scope.
+        self.handed_on = dict[str, Site]()
+        # Candidates after which no other consumer has to be tried, and those whose values all use the same scores.
+        self.last, self.shared = set[Candidate](), set[Candidate]()
+
+    def find(self, candidates: Iterable[Candidate]) -> list[tuple[Candidate, Site | str]]:
+        """Returns the site of each candidate, or the reason why it has none. The reason may be "" for no such units."""
+        wanted = list(candidates)
+        missing = [each.scope for each in wanted if each.scope not in self.calls]
+        if missing:
+            self.calls |= first_calls(self.model, self.example_inputs, missing)
+        return [(each, self._found(each)) for each in wanted if each.scope in self.calls]
+
+    def _found(self, candidate: Candidate) -> Site | str:
+        """Returns the site of one candidate with paths in the model, or the reason why it has none."""
+        scope = self.model.get_submodule(candidate.scope)
+        shapes = ((name, tensor.shape) for name, tensor in tensors(scope).items())
+        key = (type(scope), *(getattr(candidate, name) for name in ("consumer", "kind", "axis", "lists")), *shapes)
+        call = self.calls[candidate.scope]
+        # A module of the same class may get other arguments, and then take another branch.
+        key += tuple((t.dtype, t.dim()) for t in tensors_in((call.args, call.kwargs)))
+        try:
+            search = _Search(scope, (call.args, call.kwargs), candidate)
+            found = self.before[key] = search.result(self.before.get(key))
+        # The code of an unknown module runs in many ways here. Whatever it raises, the rest of the model goes on.
+        except Exception as problem:
+            self.before[key] = f"the search for its {candidate.called} fails with {error_text(problem).splitlines()[0]}."
+            return self.before[key]
+        flags = self.flags.setdefault(key, (search.last, search.shared))
+        self.last |= {candidate} if flags[0] else set()
+        self.shared |= {candidate} if flags[1] else set()
+        if search.handed_on is not None:
+            self.handed_on[candidate.scope] = _at_path(search.handed_on, candidate.scope)
+        if isinstance(found, str):
+            self.closed[candidate.scope] = search.closed
+            return found
+        site = _at_path(found, candidate.scope)
+        self.closed[site.name] = search.closed
+        return site
+
+
+class _Search:
+    """The search for the site of one candidate.
+
+    Args:
+        scope: The module. It is not changed.
+        inputs: The arguments (args, kwargs) of its first call.
+        candidate: The candidate.
+    """
+
+    def __init__(self, scope: nn.Module, inputs: Any, candidate: Candidate) -> None:
+        self.scope, self.inputs, self.candidate = scope, inputs, candidate
+        held: Any = part_at(scope, candidate.consumer)
+        # The input axis, the tensor that is cut, and its axis that is cut.
+        if candidate.axis is None:
+            self.axis, self.cut_axis, self.tensor = input_axis(held), weight_axes(held)[0], ".weight"
+            features = int(held.weight.shape[weight_axes(held)[1]])
+        else:
+            self.axis, self.cut_axis, self.tensor, features = candidate.axis, candidate.axis, "", None
+        self.alone = noisy(scope, features)
+        self.closed = False
+        self.problems = list[str]()
+        # The site with the likeliest attributes, if an argument of the call has an entry for each unit.
+        self.handed_on: Site | None = None
+        # True if no later layer can be the consumer. True if all features of the values use the same scores.
+        self.last, self.shared = False, False
+
+    def result(self, before: Site | str | None) -> Site | str:
+        """Returns the site with paths that start with "module", or a reason, or "" if there are no such units.
 
         Args:
-            args: The positional arguments of the call. They are copied, since the module may change them.
-            kwargs: The keyword arguments of the call. They are copied too.
+            before: The result for an earlier module of the same class and shapes. A site is tried first. A reason is
+                returned, since the same search would fail again. None if there is no earlier module.
         """
-        args, kwargs = _copied((args, kwargs))
-        return tensors_in(self.module(*args, **kwargs))[0]
+        if isinstance(before, str):
+            return before
+        consumer = joined("module", self.candidate.consumer)
+        if before is not None:
+            self.closed = self._holds_nothing_else(before)
+            first = replace(before, module="")
+            if self._disproof(first) is None:
+                return self._with_module(first)
+        if self.candidate.lists:
+            features = _features(self.scope.get_submodule(self.candidate.consumer))[0]
+            return self._with_cuts([], self.candidate.sizes[0], "unit-major", features, [])
+        if self.candidate.kind == "neuron" and self.candidate.axis is not None:
+            # The kernels of experts often have no second gradient, so there are no footprints.
+            (neurons,) = self.candidate.sizes
+            for width in (1, *(each for each in BLOCKS if neurons % each == 0 and neurons > each)):
+                for cuts in self._by_shape(width):
+                    site = self._site(cuts, neurons // width, "unit-major", neurons)
+                    if self._disproof(site) is None:
+                        return site
+            return ""
+        prints = Footprints(self.alone, self.inputs, consumer, self.axis)
+        for layout in ("unit-major", "width-major"):
+            for size in self.candidate.sizes:
+                cuts = prints.cuts(size, layout)
+                # Neurons that the module gets as an argument have their producer elsewhere, or none.
+                if self.candidate.kind == "neuron" and prints.arguments(size, layout):
+                    return ""
+                if cuts is None or not self._plausible(cuts, prints):
+                    continue
+                return self._with_cuts(cuts, size, layout, prints.features, prints.arguments(size, layout))
+        if not prints.features:
+            try:
+                self.alone(*self.inputs)
+            except Exception as problem:
+                return self._cannot_run(problem)
+        # Later layers read what this layer makes of the heads, so they are no consumers of the heads.
+        self.last = prints.follows_attention
+        if self.candidate.kind == "head" and self.last and prints.cuts(prints.features) is not None:
+            self.shared = True
+        layers = [path for path, module in self.scope.named_modules() if is_layer(module)]
+        if prints.features and self.candidate.kind == "neuron" and len(layers) == 2:
+            self.closed = True
+            return (
+                f"its hidden neurons are mixed between its layers: a feature that {self.candidate.consumer} reads "
+                f"depends on several neurons of {layers[0]}. Only operations that treat each neuron separately may lie "
+                "between the layers."
+            )
+        return ""
+
+    def _by_shape(self, block: int) -> Iterator[list[Cut]]:
+        """Yields the cuts of the parameters beside the consumer, as far as their shapes show them.
+
+        Args:
+            block: The number of neighbouring neurons that are one unit.
+
+        Yields:
+            The cuts. A parameter has the neurons along an axis of their number. Or gate and value of each neuron lie on
+            one axis, which is twice as long. They come one after the other, or all gates come first.
+        """
+        (size,), owner = self.candidate.sizes, self.candidate.consumer.rpartition(".")[0]
+        held = dict(part_at(self.alone, joined("module", owner)).named_parameters(recurse=False))
+        del held[self.candidate.consumer.rpartition(".")[2]]
+        for pairs in (False, True):
+            cuts = list[Cut]()
+            for name, parameter in held.items():
+                path = joined("module", owner, name)
+                # The first axis of a parameter with three axes is that of the experts.
+                first = 1 if parameter.dim() > 2 else 0
+                axes = [a for a in range(first, parameter.dim()) if parameter.shape[a] in (size, 2 * size)]
+                # An axis of twice the length is that of gates and values. Otherwise the last axis is that of inputs.
+                axes.sort(key=lambda a: -parameter.shape[a])
+                if axes:
+                    twice = parameter.shape[axes[0]] == 2 * size
+                    groups, width = (1, block) if not twice else (1, 2 * block) if pairs else (2, block)
+                    cuts.append(Cut(path, axes[0], groups, width))
+            if any(held[cut.tensor.rpartition(".")[2]].dim() > 1 for cut in cuts):
+                yield cuts
+                # Biases of the outputs may be as long as the neurons.
+                yield [cut for cut in cuts if held[cut.tensor.rpartition(".")[2]].dim() > 2]
+
+    def _plausible(self, cuts: Sequence[Cut], prints: Footprints) -> bool:
+        """Returns True if these cuts can be those of such units."""
+        if not any(tensors(self.alone)[cut.tensor].dim() > 1 for cut in cuts):
+            return False
+        if self.candidate.kind != "head":
+            return True
+        # In a single head, or if heads are mixed, the features of the values can be cut. But they are no heads: all
+        # scores depend on all queries then.
+        of_scores = prints.of_scores(cuts)
+        return of_scores if of_scores is not None else prints.cuts(prints.features) is None
+
+    def _with_cuts(
+        self, cuts: Sequence[Cut], size: int, layout: str, features: int, given: Sequence[tuple[Leaf, Cut]]
+    ) -> Site | str:
+        """Returns the first exact site with these cuts, or the reason why there is none.
+
+        Args:
+            cuts: The cuts, without that of the consumer.
+            size: The number of units.
+            layout: The order of their features in the input of the consumer.
+            features: The number of these features.
+            given: The arguments of the call with an axis of units.
+        """
+        site = self._site(self._with_followers(cuts), size, layout, features)
+        self.closed = self._holds_nothing_else(site)
+        read = integers_read(self.alone, self.inputs)
+        lengths = [features, *(cut.length(size) for cut in site.cuts), *(c.per_unit * size for c in site.cuts)]
+        likely: tuple[str, ...] | None = None
+        for attributes in proposals(read, size, lengths):
+            likely = attributes if likely is None else likely
+            proposed = replace(site, attributes=with_twins(self.alone, attributes))
+            if self._disproof(proposed) is None:
+                return self._with_module(self._without_needless(proposed))
+        closest = replace(site, attributes=with_twins(self.alone, likely or ()))
+        if given:
+            self.handed_on = closest
+            picked = tuple(f":{leaf.name}:{cut.axis}/{cut.width}" for leaf, cut in given if not cut.segments)
+            for attributes in ([closest.attributes] if self.candidate.scope else []):
+                proposed = replace(site, attributes=attributes, rewrites=picked, adapter="derived")
+                if self._disproof(proposed) is None:
+                    return proposed
+        named = with_twins(self.alone, [path for path in likely or () if names_heads(path)])
+        guesses = (with_twins(self.alone, each) for each in islice(proposals(read, size, lengths), GUESSES))
+        for attributes in dict.fromkeys((closest.attributes, named, (), *guesses)) if self.candidate.scope else ():
+            for rewrites in self._rewrites():
+                proposed = replace(site, attributes=attributes, rewrites=rewrites, adapter="derived")
+                if self._disproof(proposed) is None:
+                    return self._with_module(proposed)
+        return self._reason(closest, [leaf.name for leaf, _ in given])
+
+    def _without_needless(self, site: Site) -> Site:
+        """Returns an exact site without the attributes that it is exact without, except numbers of heads.
+
+        An attribute such as a window may be a multiple of the number of units by chance. On short inputs, a wrong value
+        of it would not show.
+        """
+        for path in site.attributes:
+            fewer = replace(site, attributes=tuple(other for other in site.attributes if other != path))
+            if not names_heads(path) and self._disproof(fewer) is None:
+                site = fewer
+        return site
+
+    def _rewrites(self) -> Iterator[tuple[str, ...]]:
+        """Yields ways to derive a forward: each change alone, then all changes of one method."""
+        tried = 0
+        for path, module in self.alone.module.named_modules():
+            if is_layer(module) or type(module).__module__.startswith("torch."):
+                continue
+            changes = rewrites_of(type(module))
+            by_function: dict[str, list[str]] = {}
+            for change in changes:
+                by_function.setdefault(change.partition(":")[0], []).append(change)
+            whole = ([c for c in group if "@" not in c] for group in by_function.values())
+            together = [group for group in whole if len(group) > 1]
+            for group in (*together, *([change] for change in changes)):
+                if tried == REWRITES:
+                    return
+                tried += 1
+                yield tuple(f"{path}:{change}" for change in group)
+
+    def _site(self, cuts: Sequence[Cut], size: int, layout: str, features: int) -> Site:
+        """Returns the site with these cuts, without attributes. Its paths start with "module"."""
+        consumer, width = joined("module", self.candidate.consumer), features // size
+        groups, inside = (1, width) if layout == "unit-major" else (width, 1)
+        own = Cut(f"{consumer}{self.tensor}", self.cut_axis, groups, inside)
+        norms = [
+            path
+            for path in dict.fromkeys(cut.tensor.rpartition(".")[0] for cut in cuts)
+            if is_feature_norm(self.alone.get_submodule(path))
+        ]
+        return Site(
+            name="module",
+            kind=self.candidate.kind,
+            size=size,
+            width=width,
+            consumers=(consumer,),
+            axes=(self.axis,),
+            layout=layout,
+            cuts=(*cuts, own),
+            norms=tuple(norms),
+            lists=tuple(joined("module", path) for path in self.candidate.lists),
+        )
+
+    def _with_followers(self, cuts: Sequence[Cut]) -> list[Cut]:
+        """Adds the cuts of tensors that have no gradient, such as the bias of keys, which a softmax ignores.
+
+        A bias is divided like the rows of its layer's weight. A bare tensor is divided like a tensor of the same module
+        that has the same length.
+        """
+        held, found = tensors(self.alone), list(cuts)
+        done = {cut.tensor for cut in cuts}
+        for cut in cuts:
+            owner, _, name = cut.tensor.rpartition(".")
+            for other, tensor in held.items():
+                same_module = other.rpartition(".")[0] == owner and other not in done
+                if not same_module or tensor.dim() != 1 or not tensor.is_floating_point():
+                    continue
+                is_bias = name == "weight" and other.endswith(".bias") and cut.axis == 0
+                is_twin = held[cut.tensor].dim() == 1 and name.endswith("bias") and other.endswith("bias")
+                if (is_bias or is_twin) and len(tensor) == held[cut.tensor].shape[cut.axis]:
+                    found.append(replace(cut, tensor=other, axis=0))
+                    done.add(other)
+        # The bias of the consumer is no bias of units.
+        bias = f"{joined('module', self.candidate.consumer)}.bias"
+        return [cut for cut in found if cut.tensor != bias]
+
+    def _holds_nothing_else(self, site: Site) -> bool:
+        """Returns True if every layer of the scope belongs to the site, else False."""
+        holders = {cut.tensor.rpartition(".")[0] for cut in site.cuts}
+        if self.candidate.kind == "neuron":
+            paths = {joined("module", path) for path, module in self.scope.named_modules() if is_layer(module)}
+            return paths <= holders
+        # Layers that all heads share, such as that of a latent, belong to the attention too. They come before the
+        # consumer. So layers after the consumer show that the scope is a whole block.
+        layers = [joined("module", path) for path, module in self.scope.named_modules() if is_layer(module)]
+        return bool(layers) and layers[-1] in holders
+
+    @torch.no_grad()
+    def _disproof(self, site: Site) -> str | None:
+        """Returns the reason why a proposed site is wrong, or None if its cuts are exact and its gates have an effect."""
+        called = self.candidate.called
+        for plan in _plans(site):
+            try:
+                pruned = remove_units(shared_copy(self.alone), plan, ADAPTERS)
+                problem = exactness.problem(self.alone, pruned, plan, self.inputs, thorough=False)
+                if problem:
+                    why = f"with {plan.counts[0]} of {site.size} {called} kept, {problem.splitlines()[0]}"
+                # If a gate has no effect, the comparison proves nothing: a cut of any unused features would pass.
+                elif len(plan.keeps[0]) == site.size - 1 and not exactness.changes(self.alone, plan, self.inputs):
+                    why = f"a gate on the input of {site.consumers[0].partition('.')[2]} does not change the output"
+                else:
+                    continue
+            except XPruneError as refused:
+                why = str(refused).rstrip(".")
+            # The forward of an unknown module runs here, and it may raise any error.
+            except Exception as problem:
+                why = _fails_alone(problem)
+            self.problems.append(why)
+            return why
+        return None
+
+    def _reason(self, closest: Site, given: Sequence[str]) -> str:
+        """Returns the reason why no proposed site is exact."""
+        called = self.candidate.called
+        try:
+            random = exactness.randomness(self.alone, self.inputs)
+        except Exception as problem:
+            return self._cannot_run(problem)
+        if random:
+            return f"{random}."
+        if given:
+            return (
+                f"its forward gets a tensor with an entry for each of its {closest.size} {called} from another module "
+                f"({', '.join(given)} of its call), which would have to shrink too. Compute it inside the module, or "
+                "write an adapter with a `pruned` class, see docs/adapters.md."
+            )
+        line = self._failing_line(closest)
+        if line:
+            return (
+                f"its forward works only with all {closest.size} {called}: with one removed, it fails at {line}. Change "
+                f"this line, or the numbers and tensors that it uses, so that they follow the number of {called}: for "
+                "example -1 in a reshape, or an attribute of the module. Or write an adapter, see docs/adapters.md."
+            )
+        return (
+            f"xprune tried {len(self.problems)} ways to cut out its {called}, and none is exact. The result of one of "
+            f"them: {self.problems[0].rstrip('.')}. If the forward assumes that all {called} are there, write an "
+            "adapter with a `pruned` class, see docs/adapters.md."
+        )
+
+    def _cannot_run(self, problem: Exception) -> str:
+        """Returns the reason for a module that cannot be called alone."""
+        return (
+            f"{_fails_alone(problem)}, but xprune has to call a module of an unknown class there. Write an adapter for "
+            "the class, see docs/adapters.md."
+        )
+
+    @torch.no_grad()
+    def _failing_line(self, site: Site) -> str:
+        """Returns the line of code at which the forward fails when the first unit is removed, or ""."""
+        plan = next(iter(_plans(site)))
+        try:
+            pruned = remove_units(shared_copy(self.alone), plan, ADAPTERS)
+        except Exception:
+            return ""
+        try:
+            pruned(*self.inputs)
+        except Exception as problem:
+            frames = traceback.extract_tb(problem.__traceback__)
+            outside = [frame for frame in frames if "torch/" not in frame.filename and "xprune/" not in frame.filename]
+            if outside and outside[-1].line:
+                frame, file = outside[-1], outside[-1].filename.rpartition("/")[2]
+                return f"`{frame.line}` ({file}, line {frame.lineno}: {error_text(problem).splitlines()[0]})"
+        return ""
+
+    @torch.no_grad()
+    def _with_module(self, site: Site) -> Site:
+        """Returns the site with `module` set, if the module can be replaced after it has lost all its units.
+
+        It can be replaced if it returns a single tensor, and if this tensor is the bias of the consumer when all units
+        are removed. Otherwise the site is returned unchanged, and a plan has to keep at least one unit.
+        """
+        if self.candidate.axis is not None:
+            return site
+        # Before its class changes, the module is replaced. So the replacement needs no adapter.
+        whole = replace(site, module="module")
+        plan = Plan((whole,), ((),))
+        try:
+            args, kwargs = copied(self.inputs)
+            is_tensor = isinstance(self.alone.module(*args, **kwargs), Tensor)
+            pruned = remove_units(shared_copy(self.alone), plan, ADAPTERS)
+            exact = exactness.problem(self.alone, pruned, plan, self.inputs) is None
+        # `Removed` needs its input as the first positional argument. If there are only keyword arguments, it fails.
+        except Exception:
+            return site
+        return whole if is_tensor and exact else site
 
 
-def _copied(given: Any) -> Any:
-    """Returns a copy of a module's arguments, since a module may change them.
-
-    An example is a key-value cache, which grows at every call.
-    """
-    if isinstance(given, Tensor):
-        return given.detach().clone()
-    # Named tuples and other subclasses are left to deepcopy, since their constructors may take other arguments.
-    if isinstance(given, (tuple, list)) and type(given) in (tuple, list):
-        return type(given)(_copied(item) for item in given)
-    if type(given) is dict:
-        return {name: _copied(item) for name, item in given.items()}
-    # A module is not copied: it may be large, and our calls do not change it.
-    if given is None or isinstance(given, (nn.Module, str, int, float, bool)):
-        return given
-    try:
-        return copy.deepcopy(given)
-    # Some objects cannot be copied, such as locks. The module then gets the object itself.
-    except Exception:
-        return given
-
-
-def sites_by_structure(
-    model: nn.Module, example_inputs: Any, known: Mapping[str, Site], structure: Structure
-) -> tuple[dict[str, Site], dict[str, str]]:
-    """Finds the sites of modules that no known site belongs to and that have a given structure.
-
-    The model runs once, on a copy. After that, only single modules run.
+def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], record: Record | None) -> Result:
+    """Finds the heads of attentions that no known site belongs to.
 
     Args:
         model: The model. It is not changed.
         example_inputs: The inputs that the model is called with.
         known: The sites that are known, by their names. Their modules are skipped.
-        structure: The rules by which a module is recognised, for example as an attention.
-
-    Returns:
-        (sites, reasons), two dicts by the path of the module. The sites were proved on the module alone. There is a
-        reason for each module without a site, except modules that turn out not to have such units.
+        record: The record of a forward pass. None means that the model runs once more.
 
     Raises:
         ModelError: The forward of the model fails.
     """
-    paths = _candidates(model, known, structure)
-    sites: dict[str, Site] = {}
-    left: dict[str, str] = {}
-    # The result for the last module of each class and shapes. A deep model has many equal modules.
-    found_before: dict[Any, Site | str] = {}
-    for path, first_call in _record_first_calls(model, example_inputs, paths).items() if paths else ():
-        module = model.get_submodule(path)
-        key = (type(module), tuple(first_call.layers), *((n, t.shape) for n, t in tensors(module).items()))
-        found = found_before[key] = _find(module, first_call, structure, found_before.get(key))
-        if isinstance(found, Site):
-            sites[path] = _at_path(found, path)
-        elif found:
-            left[path] = found
-    return sites, left
+    from xprune.discovery.kinds.head import heads_of
 
-
-def _candidates(model: nn.Module, known: Mapping[str, Site], structure: Structure) -> list[str]:
-    """Returns the paths of modules that fit the structure and share no layer with a known site.
-
-    If a module that fits contains another one, only the inner one is returned.
-    """
-    # If all units of a site can be removed, the whole module belongs to the site. Otherwise only the layers that the
-    # site cuts or gates belong to it.
-    taken = {
-        path for site in known.values() for path in (site.modules if site.module else (*site.modules, *site.consumers))
-    }
-    found = []
+    taken = _Taken(model, known)
+    if not any(True for path, _ in model.named_modules() if not taken.holds(path)):
+        return Result()
+    record = record or watch(model, example_inputs)
+    finder, result = Finder(model, example_inputs), Result()
+    open_ = dict[str, tuple[list[str], Attended]]()
+    for path, seen in record.attended.items():
+        if not taken.holds(path):
+            open_[path] = [*_within(record.after(seen.last), CONSUMERS)], seen
+    # A module may say that it has heads, and compute attention in a way that is not seen, for example without a softmax.
     for path, module in model.named_modules():
-        inside = any(path == other or path.startswith(f"{other}.") for other in taken)
-        # A model never calls an nn.ModuleList or nn.ModuleDict, so these have no forward to try.
-        if not path or inside or isinstance(module, (Removed, nn.ModuleList, nn.ModuleDict)):
+        declared = heads_of(module)
+        if declared is None or taken.holds(path) or isinstance(module, Removed) or path in open_:
             continue
-        own_layers = {f"{path}.{name}" for name in linears_of(module)}
-        if structure.fits(module) and not any(
-            layer == other or layer.startswith(f"{other}.") for layer in own_layers for other in taken
-        ):
-            found.append(path)
-    # A block that contains an attention may look like an attention too, but its heads are those of the attention.
-    inner = found if structure.around else (*found, *taken)
-    return [path for path in found if not any(other.startswith(f"{path}.") for other in inner)]
+        if any(joined(other).startswith(f"{path}.") if path else True for other in (*open_, *taken.owners)):
+            continue
+        layers = [each.path for each in record.layers if each.path.startswith(f"{path}.") or not path]
+        if layers:
+            backwards = list(dict.fromkeys(reversed(layers)))
+            open_[path] = backwards[:CONSUMERS], Attended(path, 0, 0, {declared}, sure=True)
+    reasons, shared = dict[str, str](), set[str]()
+    for turn in range(CONSUMERS):
+        candidates = dict[Candidate, str]()
+        for path, (consumers, seen) in open_.items():
+            if turn < len(consumers):
+                candidate = _attention(model, path, consumers[turn], seen)
+                if candidate is not None:
+                    candidates[candidate] = path
+        for candidate, found in finder.find(candidates):
+            path = candidates[candidate]
+            if isinstance(found, Site):
+                # Two parts of one attention may lead to the same consumer.
+                if not taken.holds(joined(candidate.scope, candidate.consumer)):
+                    result.sites[found.name] = found
+                    taken.add(found)
+                    if finder.closed.get(found.name):
+                        result.closed[found.name] = found
+                open_.pop(path, None)
+                reasons.pop(path, None)
+            elif found:
+                # Other modules multiply tensors too. Only an attention deserves a reason.
+                if open_[path][1].sure:
+                    reasons.setdefault(path, found)
+                open_.pop(path, None)
+            elif candidate in finder.last:
+                open_[path] = [], open_[path][1]
+                if candidate in finder.shared and open_[path][1].sure and candidate.scope == path:
+                    shared.add(path)
+    for candidate in [*_lists(model, record, open_), *_bare(model, open_)]:
+        inside = [path for path in open_ if path == candidate.scope or path.startswith(f"{candidate.scope}.")]
+        if inside and not taken.holds(joined(candidate.scope, candidate.consumer)):
+            for _, found in finder.find([candidate]):
+                if isinstance(found, Site):
+                    result.sites[found.name] = found
+                    taken.add(found)
+                    for path in inside:
+                        open_.pop(path)
+                        reasons.pop(path, None)
+    for joint, names in _joint(model, example_inputs, {**finder.handed_on, **result.sites}, finder.handed_on):
+        result.sites = {name: site for name, site in result.sites.items() if name not in names}
+        result.sites[joint.name] = joint
+        taken.add(joint)
+        reasons = {path: why for path, why in reasons.items() if path not in names}
+    for path, (_, seen) in open_.items():
+        module = model.get_submodule(path)
+        if not seen.sure or taken.holds(path):
+            continue
+        reasons.setdefault(path, SHARED if path in shared else _no_consumer(module, seen, heads_of(module)))
+    result.left = {path: why for path, why in reasons.items() if why}
+    return result
 
 
-@torch.no_grad()
-def _record_first_calls(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> dict[str, FirstCall]:
-    """Runs a copy of the model, and records the first call of each module.
+def _lists(model: nn.Module, record: Record, open_: Mapping[str, tuple[list[str], Attended]]) -> Iterator[Candidate]:
+    """Yields candidates for attentions with a list of modules, one for each head, and a layer that reads all of them."""
+    for parent in dict.fromkeys(path.rpartition(".")[0] for path in open_):
+        modules = model.get_submodule(parent)
+        if not isinstance(modules, nn.ModuleList) or len(modules) < 2 or not parent:
+            continue
+        heads = [f"{parent}.{index}" for index in range(len(modules))]
+        if not all(any(p == head or p.startswith(f"{head}.") for p in open_) for head in heads):
+            continue
+        last = max(seen.last for path, (_, seen) in open_.items() if path.startswith(f"{parent}."))
+        consumer = next((path for path in record.after(last) if not path.startswith(f"{parent}.")), "")
+        scope = _callable(model, common(parent, consumer))
+        if consumer and _features(model.get_submodule(consumer))[0] % len(modules) == 0:
+            inside = len(scope) + 1 if scope else 0
+            size = (len(modules),)
+            yield Candidate(scope, consumer[inside:], size, "head", "heads", lists=(parent[inside:],))
 
-    Returns:
-        Path of a module -> its first call. Modules that the forward does not call are left out.
+
+def _bare(model: nn.Module, open_: Mapping[str, tuple[list[str], Attended]]) -> Iterator[Candidate]:
+    """Yields candidates for attentions that multiply by a parameter of their own in place of calling a layer."""
+    for path, (_, seen) in open_.items():
+        if not seen.sure:
+            continue
+        held = dict(model.get_submodule(path).named_parameters(recurse=False))
+        for name, parameter in reversed(held.items()) if path else ():
+            for axis in range(parameter.dim() if parameter.dim() > 1 else 0):
+                length = parameter.shape[axis]
+                sizes = {d for n in seen.heads if n > 1 for d in range(2, n + 1) if n % d == 0 and length % d == 0}
+                if sizes:
+                    yield Candidate(path, name, tuple(sorted(sizes, reverse=True)), "head", "heads", axis)
+
+
+def _joint(
+    model: nn.Module, example_inputs: Any, sites: Mapping[str, Site], handed_on: Mapping[str, Site]
+) -> Iterator[tuple[Site, list[str]]]:
+    """Yields sites of heads that have to be the same in several layers, since these layers hand on a tensor of heads.
+
+    An example is the position bias of T5: the first layer computes it for all heads, and all other layers use it.
+
+    Yields:
+        (site, names of the sites that it replaces).
     """
-    twin, calls = shared_copy(model), {path: FirstCall() for path in paths}
-    # The paths of the modules whose first call has begun and not ended. A layer is recorded only inside such a call.
-    running: list[str] = []
-
-    def enter(path: str) -> Any:
-        """Returns a hook that records the arguments of the module's first call."""
-
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            # If a module is called without arguments, `args` is (). So None means that it was not called yet.
-            if calls[path].args is None:
-                calls[path].args, calls[path].kwargs = _copied((args, kwargs))
-                running.append(path)
-
-        return hook
-
-    # The hooks below return None. torch would use any other value as the new output.
-    def leave(path: str) -> Any:
-        """Returns a hook that notes the end of the module's call."""
-        return lambda *_: running.remove(path) if path in running else None
-
-    def step(path: str, name: str) -> Any:
-        """Returns a hook that records the call of a linear layer."""
-        return lambda *_: calls[path].layers.append(name) if path in running else None
-
-    for path in paths:
-        module = twin.get_submodule(path)
-        module.register_forward_pre_hook(enter(path), with_kwargs=True)
-        for name, layer in linears_of(module).items():
-            layer.register_forward_hook(step(path, name))
-        module.register_forward_hook(leave(path))
-    try_forward(twin, example_inputs)
-    return {path: first_call for path, first_call in calls.items() if first_call.args is not None}
+    groups: dict[tuple[str, int], dict[str, Site]] = {}
+    for name, site in sites.items():
+        groups.setdefault((re.sub(r"\b\d+\b", "*", name), site.size), {})[name] = site
+    for (_, size), group in groups.items():
+        if len(group) < 2 or not set(group) & set(handed_on):
+            continue
+        # Without the rewrites: all layers of the group lose the same heads, so nothing has to be picked.
+        group = dict(sorted(group.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])]))
+        parts = [handed_on.get(name, site) for name, site in group.items()]
+        joint = replace(
+            parts[0],
+            module="",
+            consumers=tuple(path for part in parts for path in part.consumers),
+            axes=tuple(axis for part in parts for axis in part.axes),
+            cuts=tuple(cut for part in parts for cut in part.cuts),
+            norms=tuple(path for part in parts for path in part.norms),
+            attributes=tuple(path for part in parts for path in part.attributes),
+        )
+        noise = with_noise(model)
+        try:
+            pruned = remove_units(shared_copy(noise), next(_plans(joint)), ADAPTERS)
+            if exactness.problem(noise, pruned, next(_plans(joint)), example_inputs, thorough=False) is None:
+                yield joint, list(group)
+        # The forward of the model runs here, and it may raise any error.
+        except Exception:  # noqa: S112
+            continue
 
 
-def _find(module: nn.Module, first_call: FirstCall, structure: Structure, before: Site | str | None) -> Site | str:
-    """Finds the site of one module.
+def hidden_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], record: Record | None) -> Result:
+    """Finds the hidden neurons of MLPs that no known site belongs to.
+
+    Each pair of layers that are called one after the other may be the producer and the consumer of neurons.
 
     Args:
-        module: The module. It is not changed.
-        first_call: The record of the module's call in the model.
-        structure: The rules by which the module was recognised.
-        before: The result for an earlier module of the same class and shapes. If it is a site, that site is tried
-            first. If it is a reason, it is returned, since the same search would fail again. None if there is no
-            earlier module.
+        model: The model. It is not changed.
+        example_inputs: The inputs that the model is called with.
+        known: The sites that are known, by their names. Their modules are skipped.
+        record: The record of a forward pass. None means that the model runs once more.
 
-    Returns:
-        The site, with paths that start with "module". Or the reason why there is no site. Or "" if the module turns out
-        not to have such units.
+    Raises:
+        ModelError: The forward of the model fails.
     """
-    if isinstance(before, str):
-        return before
-    linears = linears_of(module)
-    if len(set(first_call.layers)) < 2:
-        return structure.too_few(module, len(set(first_call.layers)))
-    consumer = first_call.layers[-1]
-    features = linears[consumer].in_features
-    sizes = structure.sizes(module, features)
-    producers = [name for name in dict.fromkeys(first_call.layers[:-1]) if name != consumer]
-    if not structure.plausible(features, [linears[name].out_features for name in producers]):
-        return ""
-    if sizes == [1]:
-        return structure.only_one()
-    if all(features % size for size in sizes):
-        return (
-            f"its layer {consumer} reads {features} features, which is no multiple of {sizes[0]} {structure.called}. "
-            f"If its {structure.called} differ in size, they cannot be pruned as one site."
-        )
-    # The weights get noise, so the copy must not share them with the caller's model.
-    alone = unshare(shared_copy(Alone(module)), module)
-    _randomise(alone)
-    inputs, tried, problems = (first_call.args, first_call.kwargs), 0, []
-    # Whether the whole module can be removed depends on the arguments of its call, so it is tested again for this
-    # module.
-    first = (replace(before, module=""),) if before else ()
-    for site in islice(chain(first, proposals(module, structure, consumer, producers, sizes)), TRIES):
-        tried += 1
-        problem = _disproof(alone, site, structure.called, inputs)
-        if problem is None:
-            return _with_module(alone, site, inputs)
-        problems.append(problem)
-    # The reason shows one failure. A difference of outputs explains more than a forward that fails on wrong shapes.
-    closest = next((p for p in problems if "forward fails" not in p), problems[0])
-    try:
-        random = exactness.randomness(alone, inputs)
-    # The forward of an unknown module runs here, and it may raise any error.
-    except Exception as problem:
-        return (
-            f"{_fails_alone(problem)}, but xprune has to call a module of an unknown class there. Write an adapter for "
-            "the class, see docs/adapters.md."
-        )
-    if random:
-        return f"{random}."
+    taken, result = _Taken(model, known), Result()
+    layers = {path: module for path, module in model.named_modules() if is_layer(module) and not taken.holds(path)}
+    bare = next(_experts(model, taken, set()), None)
+    if len(layers) < 2 and bare is None:
+        return result
+    record, finder = record or watch(model, example_inputs), Finder(model, example_inputs)
+    calls = [each.path for each in record.layers]
+    for time, path in enumerate(calls):
+        if path not in layers or path in calls[:time] or taken.holds(path):
+            continue
+        reads = _features(layers[path])[0]
+        if reads < 2 or getattr(layers[path], "groups", 1) != 1:
+            continue
+        # Between the producer and the consumer, the forward may call other layers, such as the gate.
+        for before in reversed(calls[max(0, time - BEFORE) : time]):
+            scope = _callable(model, common(before, path))
+            inside = [other for other in taken.owners if other.startswith(f"{scope}.")] if scope else ["all"]
+            # The features between two blocks are the residual stream. Their common parent is a list of blocks or the
+            # model.
+            if before not in layers or before == path or _features(layers[before])[1] % reads:
+                continue
+            if inside and not _siblings(model, before, path):
+                continue
+            relative = path[len(scope) + 1 :] if scope else path
+            ((_, found),) = finder.find([Candidate(scope, relative, (reads,), "neuron", "hidden neurons")]) or [(0, "")]
+            if isinstance(found, Site) and not any(taken.holds(layer) for layer in found.modules[1:]):
+                # A whole block is no MLP, so the site is named after its consumer.
+                found = found if finder.closed.get(found.name) else replace(found, name=path, module="")
+                result.sites[found.name] = found
+                taken.add(found)
+                break
+            # Features that other layers of the scope read too may be the residual stream, of which nothing is said.
+            if isinstance(found, str) and found and finder.closed.get(scope):
+                result.left[joined(scope, relative)] = found
+                break
+    called = {each.path for each in record.layers}
+    for candidate in _experts(model, taken, called):
+        if candidate.scope not in result.sites:
+            for _, found in finder.find([candidate]):
+                if isinstance(found, Site):
+                    result.sites[found.name] = found
+    owned = [*result.sites.values()]
+    result.left = {p: why for p, why in result.left.items() if not any(p in (*s.modules, *s.consumers) for s in owned)}
+    return result
+
+
+def _experts(model: nn.Module, taken: "_Taken", called: set[str]) -> Iterator[Candidate]:
+    """Yields candidates for modules that multiply by parameters of their own, such as the experts of a mixture.
+
+    Args:
+        model: The model.
+        taken: The parts of the model that belong to sites.
+        called: The paths of the layers that the forward calls.
+    """
+    for path, module in model.named_modules():
+        held = {n: p for n, p in module.named_parameters(recurse=False) if p.dim() > 1 and p.is_floating_point()}
+        if len(held) < 2 or not path or taken.holds(path) or path in called:
+            continue
+        # The last parameter is likely to be the second layer. Its last axis is likely to be that of the neurons.
+        for name, parameter in reversed(held.items()):
+            for axis in reversed(range(parameter.dim())):
+                length = parameter.shape[axis]
+                others = (n for key, other in held.items() if key != name for n in other.shape)
+                if length > 1 and any(n % length == 0 for n in others):
+                    yield Candidate(path, name, (length,), "neuron", "hidden neurons", axis)
+
+
+def _siblings(model: nn.Module, before: str, path: str) -> bool:
+    """Returns True if two layers lie in the same module, or in two children of a module inside the model."""
+    parents = [_callable(model, each.rpartition(".")[0]) for each in (before, path)]
+    parent = _callable(model, common(before, path))
+    if not parent:
+        return parents == ["", ""]
+    return all(each == parent or _callable(model, each.rpartition(".")[0]) == parent for each in parents)
+
+
+class _Taken:
+    """The parts of a model that belong to known sites.
+
+    Args:
+        model: The model.
+        known: The known sites, by their names.
+    """
+
+    def __init__(self, model: nn.Module, known: Mapping[str, Site]) -> None:
+        self.model, self.owners, self.paths = model, set[str](), set[str]()
+        for site in known.values():
+            self.add(site)
+
+    def add(self, site: Site) -> None:
+        """Adds the parts of one more site."""
+        # If all units of a site can be removed, the whole module belongs to the site. Otherwise only the layers that
+        # the site cuts or gates belong to it.
+        owners = {site.module} if site.module else {site.name} if site.adapter else set[str]()
+        layers = {cut.tensor.rpartition(".")[0] for cut in site.cuts} | set(site.consumers)
+        self.owners |= owners | {site.name}
+        self.paths |= owners | {path for path in layers if path}
+
+    def holds(self, path: str) -> bool:
+        """Returns True if a module belongs to a known site, else False."""
+        return any(path == other or path.startswith(f"{other}.") for other in self.paths)
+
+
+def _within(paths: Iterable[str], number: int) -> Iterator[str]:
+    """Yields at most this number of paths."""
+    for _, path in zip(range(number), paths, strict=False):
+        yield path
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    """Returns (number of input features, number of output features) of a layer."""
+    weight, axes = part_at(layer, "weight"), weight_axes(layer)
+    groups = getattr(layer, "groups", 1)
+    return int(weight.shape[axes[0]]) * (groups if type(groups) is int else 1), int(weight.shape[axes[1]])
+
+
+def _callable(model: nn.Module, path: str) -> str:
+    """Returns the path of the innermost module around `path` that a forward can call. Lists of modules have none."""
+    while path and isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _attention(model: nn.Module, path: str, consumer: str, seen: Attended) -> Candidate | None:
+    """Returns the candidate for a module that computes attention and a layer that may read its heads."""
+    layer = model.get_submodule(consumer)
+    features = _features(layer)[0]
+    if getattr(layer, "groups", 1) != 1:
+        return None
+    scope = _callable(model, common(path, consumer) if consumer != path else consumer.rpartition(".")[0])
+    module = model.get_submodule(path)
+    hints = {n for n in seen.heads if n > 1}
+    widths = [
+        v
+        for part in module.modules()
+        for name, v in vars(part).items()
+        if type(v) is int and v > 0 and ("head" in name and ("dim" in name or "size" in name) or name in ("d_kv", "d_head"))
+    ]
+    hints |= {features // v for v in widths if features % v == 0}
+    named = [v for part in module.modules() for v in _declared(part)]
+    hints |= set(named)
+    sizes = {d for hint in hints for d in range(2, hint + 1) if hint % d == 0 and features % d == 0}
+    sizes = {size for size in sizes if size < features or size in named}
+    relative = consumer[len(scope) + 1 :] if scope else consumer
+    return Candidate(scope, relative, tuple(sorted(sizes, reverse=True)), "head", "heads") if sizes else None
+
+
+def _declared(module: nn.Module) -> list[int]:
+    """Returns the numbers of heads that attributes of a module hold."""
+    from xprune.discovery.kinds.head import HEADS, KV_HEADS
+
+    return [v for name in (*HEADS, *KV_HEADS) if type(v := vars(module).get(name)) is int and v > 0]
+
+
+def _no_consumer(module: nn.Module, seen: Attended, declared: int | None) -> str:
+    """Returns the reason for an attention of which no layer reads the heads."""
+    if declared == 1 or max(seen.heads, default=1) == 1:
+        return "it has a single head, which is the whole attention, so no head can be removed."
     return (
-        f"xprune tried {tried} ways to cut out its {structure.called}, and none is exact. The result of one of them: "
-        f"{closest}. If the forward assumes that all {structure.called} are there, write an adapter with a `pruned` "
-        "class, see docs/adapters.md."
+        "it computes attention, but no layer that is called after it reads heads that can be told apart: the heads join "
+        "before a layer reads them, or the forward uses the weight of that layer without a call. A gate is a hook on "
+        "such a call, so the heads cannot be gated. Write an adapter with a gated class, see docs/adapters.md."
     )
-
-
-@torch.no_grad()
-def _randomise(module: nn.Module) -> None:
-    """Adds noise to all weights of a module in place, so that each unit changes the output.
-
-    Some weights are zero at the start of training, for example those of a last projection. They would hide a wrong cut.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            # With noise of this size on a weight matrix, the outputs of the layer are about as large as its inputs.
-            scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.2
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-            parameter.add_(noise * scale)
 
 
 def _plans(site: Site) -> Iterator[Plan]:
@@ -303,56 +899,9 @@ def _plans(site: Site) -> Iterator[Plan]:
             yield Plan((site,), (keep,))
 
 
-@torch.no_grad()
-def _disproof(alone: nn.Module, site: Site, called: str, inputs: Any) -> str | None:
-    """Returns the reason why a proposed site is wrong, or None if its cuts are exact and its gates have an effect.
-
-    Args:
-        alone: The module as a model, with noise on its weights.
-        site: The proposed site.
-        called: The name of the units, for the reason.
-        inputs: (positional arguments, keyword arguments) of the module.
-    """
-    for plan in _plans(site):
-        try:
-            # These sites have no adapter, so surgery needs none.
-            pruned = remove_units(shared_copy(alone), plan, {})
-            problem = exactness.problem(alone, pruned, plan, inputs, thorough=False)
-            if problem:
-                return f"with {plan.counts[0]} of {site.size} {called} kept, {problem.splitlines()[0]}"
-            # If a gate has no effect, the comparison proves nothing: a cut of any unused features would pass.
-            if len(plan.keeps[0]) == site.size - 1 and not exactness.changes(alone, plan, inputs):
-                return f"a gate on the input of {site.consumers[0].partition('.')[2]} does not change the output"
-        except XPruneError as refused:
-            return str(refused).rstrip(".")
-        # The forward of an unknown module runs here, and it may raise any error.
-        except Exception as problem:
-            return _fails_alone(problem)
-    return None
-
-
 def _fails_alone(problem: Exception) -> str:
     """Returns the reason for a module whose forward fails outside of the model. It has the first line of the error."""
     return f"its forward fails outside of the model ({error_text(problem).splitlines()[0].removesuffix(': ')})"
-
-
-@torch.no_grad()
-def _with_module(alone: Any, site: Site, inputs: Any) -> Site:
-    """Returns the site with `module` set, if the module can be replaced after it has lost all its units.
-
-    It can be replaced if it returns a single tensor, and if this tensor is the bias of the consumer when all units are
-    removed. Otherwise the site is returned unchanged, and a plan has to keep at least one unit.
-    """
-    whole = replace(site, module="module")
-    plan = Plan((whole,), ((),))
-    try:
-        args, kwargs = _copied(inputs)
-        is_tensor = isinstance(alone.module(*args, **kwargs), Tensor)
-        exact = exactness.problem(alone, remove_units(shared_copy(alone), plan, {}), plan, inputs) is None
-    # `Removed` needs its input as the first positional argument. If there are only keyword arguments, it fails.
-    except Exception:
-        return site
-    return whole if is_tensor and exact else site
 
 
 def _at_path(site: Site, path: str) -> Site:
@@ -360,19 +909,24 @@ def _at_path(site: Site, path: str) -> Site:
 
     Args:
         site: A site whose paths start with "module".
-        path: The path of the module in the model. It replaces "module".
+        path: The path of the module in the model. It replaces "module". "" if the module is the model itself.
     """
 
     def at(name: str) -> str:
         """Returns the path in the model: replaces the prefix "module" by the path of the module. "" stays ""."""
-        return path + name.removeprefix("module") if name else ""
+        return joined(path, name.removeprefix("module").removeprefix(".")) if name else ""
 
+    consumers = tuple(at(name) for name in site.consumers)
     return replace(
         site,
-        name=path,
-        consumers=tuple(at(name) for name in site.consumers),
+        # The model itself has no path, so its site is named after the consumer.
+        name=path or consumers[0],
+        consumers=consumers,
         cuts=tuple(replace(cut, tensor=at(cut.tensor)) for cut in site.cuts),
         module=at(site.module),
         norms=tuple(at(norm) for norm in site.norms),
         attributes=tuple(at(name) for name in site.attributes),
+        lists=tuple(at(name) for name in site.lists),
     )
+
+

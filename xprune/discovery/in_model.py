@@ -203,9 +203,10 @@ def _similarity(site: Site) -> tuple[Any, ...]:
 
 
 def _without_conflicts(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Site], dict[str, str]]:
-    """Leaves out sites that cut the same tensor along the same axis as another site.
+    """Joins sites that share a tensor, and leaves out those that cannot be joined.
 
-    After the first of two such cuts, the indices of the second cut would be wrong.
+    If two sites cut the same tensor along the same axis, the indices of the second cut would be wrong after the first
+    one. Two modules with tied weights lose the same units, so their sites become one site.
 
     Returns:
         (sites, reasons): the sites without conflicts, and a dict with the reason for each site that is left out, by its
@@ -213,20 +214,37 @@ def _without_conflicts(model: nn.Module, sites: Sequence[Site]) -> tuple[list[Si
     """
     by_name = tensors(model)
     # Tensors are compared by identity: a tied tensor has several names.
-    sites_of: dict[tuple[int, int], dict[str, None]] = {}
-    for site in sites:
-        for cut in site.cuts:
-            sites_of.setdefault((id(by_name[cut.tensor]), cut.axis), {})[site.name] = None
+    joined: list[Site] = []
     left: dict[str, str] = {}
     for site in sites:
-        for cut in site.cuts:
-            for other in sites_of[id(by_name[cut.tensor]), cut.axis]:
-                if other != site.name:
-                    left[site.name] = (
-                        f"it shares the tensor {cut.tensor} with {other}, so a cut for one of them would spoil the "
-                        "other. Give each module a separate tensor if you want to prune them."
-                    )
-    return [site for site in sites if site.name not in left], left
+        mine = {(id(by_name[cut.tensor]), cut.axis): cut for cut in site.cuts}
+        for place, other in enumerate(joined):
+            theirs = {(id(by_name[cut.tensor]), cut.axis): cut for cut in other.cuts}
+            shared = mine.keys() & theirs.keys()
+            if not shared:
+                continue
+            same = all(mine[key].parts == theirs[key].parts for key in shared)
+            if not same or (site.size, site.width, site.kind) != (other.size, other.width, other.kind):
+                tensor = mine[next(iter(shared))].tensor
+                left[site.name] = (
+                    f"it shares the tensor {tensor} with {other.name}, which uses it in another way. So a cut for one "
+                    "of them would spoil the other. Give each module a separate tensor if you want to prune them."
+                )
+            else:
+                joined[place] = replace(
+                    other,
+                    # A module that lost all its units would be replaced in one place only.
+                    module="",
+                    consumers=(*other.consumers, *site.consumers),
+                    axes=(*other.axes, *site.axes),
+                    cuts=(*other.cuts, *(cut for key, cut in mine.items() if key not in theirs)),
+                    norms=tuple(dict.fromkeys((*other.norms, *site.norms))),
+                    attributes=tuple(dict.fromkeys((*other.attributes, *site.attributes))),
+                )
+            break
+        else:
+            joined.append(site)
+    return joined, left
 
 
 def _note_on_ties(model: nn.Module, site: Site) -> str:

@@ -49,7 +49,7 @@ def neuron_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
             found = _hidden_layer(graph, module, path, paths)
             if isinstance(found, str):
                 left[path] = found
-            elif found is not None:
+            elif found is not None and not any(found.consumers[0] in site.consumers for site in sites):
                 sites.append(found)
     return sites, left
 
@@ -91,6 +91,10 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
                 consumers.append(paths[module])
                 cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
                 continue
+            if not depthwise and _reads_all(graph, module, dep.handler, size):
+                consumers.append(paths[module])
+                cuts[f"{paths[module]}.weight"] = Cut(f"{paths[module]}.weight", 1)
+                continue
             writes = dep.handler == graph.get_pruner_of_module(module).prune_out_channels
             # Another layer reads the features, or a producer has groups or another number of features. So this is not a
             # hidden layer as xprune supports it.
@@ -111,13 +115,20 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
     if not has_producer:
         # No layer produces these features. For example, a norm layer reads them from the inputs of the model.
         return None
-    if not _common_parent({cut.tensor.rpartition(".")[0] for cut in cuts.values()}):
+    members = {cut.tensor.rpartition(".")[0] for cut in cuts.values()}
+    if not _common_parent(members) and any(_parent(graph.model, member) for member in members):
         # Such layers may be the first and the last layer of the model, with the residual stream between them.
         return (
             "it reads a hidden layer that spans the whole model: only the model itself contains all of its layers. "
             "xprune looks at hidden layers inside one module. To prune this one, put its layers, and no others, into a "
             "module such as nn.Sequential."
         )
+    order = {paths[module]: place for place, module in enumerate(graph.shapes) if module in paths}
+    producers = {cut.tensor.rpartition(".")[0] for cut in cuts.values()} - {*consumers}
+    readers = [other for other in consumers if not _is_squeezed(graph, graph.model.get_submodule(other), consumer)]
+    if len(readers) > 1 and max(order[p] for p in producers if p in order) > min(order[p] for p in readers):
+        # A layer adds to these features after another one has read them. So they are a residual stream.
+        return None
     site = _assemble(graph, consumer, path, axis, tuple(cuts.values()), tuple(norms), tuple(consumers))
     if site is None or not unknown:
         return site
@@ -136,6 +147,18 @@ def _is_squeeze(graph: Any, module: nn.Linear | nn.Conv2d, handler: Any, consume
         return False
     squeezed, whole = (graph.shapes.get(layer, ([], []))[0][2:] for layer in (module, consumer))
     return bool(squeezed == [1, 1] and whole != [1, 1] and module.weight.shape[1] == consumer.weight.shape[1])
+
+
+def _is_squeezed(graph: Any, module: Any, consumer: nn.Module) -> bool:
+    """Returns True for a convolution that was accepted as a squeeze layer beside the consumer."""
+    return module is not consumer and _is_squeeze(graph, module, tp.prune_conv_in_channels, consumer)
+
+
+def _reads_all(graph: Any, module: Any, handler: Any, size: int) -> bool:
+    """Returns True if a layer reads the features, and nothing else, so that it is one more consumer."""
+    reads = handler == graph.get_pruner_of_module(module).prune_in_channels
+    one_to_one = is_linear(module) or set(module.kernel_size) == {1}
+    return bool(reads and one_to_one and module.weight.shape[1] == size and getattr(module, "groups", 1) == 1)
 
 
 def _assemble(
@@ -165,14 +188,16 @@ def _assemble(
     Returns:
         The site, or None if one of the tensors belongs to a placeholder or to a module without units.
     """
-    model = graph.model
+    model: Any = graph.model
     members = {cut.tensor.rpartition(".")[0] for cut in cuts}
     if any(isinstance(model.get_submodule(member), (Placeholder, Removed)) for member in members):
         return None
     owner = _common_parent(members)
     parameters = {f"{owner}.{name}" for name, _ in model.get_submodule(owner).named_parameters()}
     # After all neurons are removed, only the bias of the consumer remains of the module.
-    replaceable = parameters <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
+    # The model itself cannot be replaced, and a bias is one output only.
+    replaceable = bool(owner) and len(consumers) == 1
+    replaceable = replaceable and parameters <= {cut.tensor for cut in cuts} | {f"{path}.bias"}
     replaceable = (
         replaceable and _keeps_positions(graph, owner, path, axis) and _returns_output_of(graph, owner, consumer)
     )
@@ -218,6 +243,14 @@ def _returns_output_of(graph: Any, owner: str, consumer: nn.Module) -> bool:
     while node is not None and node is not wanted and type(node).__name__.startswith(_MOVES):
         node = node.next_functions[0][0]
     return node is not None and node is wanted
+
+
+def _parent(model: nn.Module, path: str) -> str:
+    """Returns the path of the module whose forward calls a layer, "" for the model. Lists of modules have no forward."""
+    path = path.rpartition(".")[0]
+    while path and isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _common_parent(paths: set[str]) -> str:

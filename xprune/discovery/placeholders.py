@@ -144,10 +144,16 @@ def put_placeholders(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -
             module reads and writes.
     """
     outputs: dict[str, list[Any]] = {path: [] for path in known}
+    inputs_of: dict[str, list[Tensor]] = {}
 
     def watch(path: str) -> Any:
-        """Adds a hook that records each output of a module. `append` returns None, so the output does not change."""
-        return model.get_submodule(path).register_forward_hook(lambda _module, _args, out: outputs[path].append(out))
+        """Adds a hook that records each output of a module, and the tensors of its inputs."""
+
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            inputs_of.setdefault(path, [t for t in tensors_in((args, kwargs)) if t.is_floating_point()])
+            outputs[path].append(output)
+
+        return model.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
 
     handles = [watch(path) for path in known]
     try:
@@ -164,7 +170,12 @@ def put_placeholders(model: nn.Module, inputs: Any, known: Mapping[str, Site]) -
             first_cut, given = site.cuts[0], tensors_in(outputs[path][0])[0]
             weight = model.get_parameter(first_cut.tensor)
             parent, _, child = path.rpartition(".")
-            features = weight.shape[1 - first_cut.axis], given.shape[site.axes[0]]
+            reads = weight.shape[1 - first_cut.axis]
+            # A layer of an attention that no adapter knows may read something else than the stream. But the module's
+            # first input is the stream.
+            if site.adapter not in ADAPTERS and inputs_of[path] and inputs_of[path][0].dim() == given.dim():
+                reads = inputs_of[path][0].shape[site.axes[0]]
+            features = reads, given.shape[site.axes[0]]
             joins = site.adapter in ADAPTERS and ADAPTERS[site.adapter].joins
             placeholder = (JoiningPlaceholder if joins else Placeholder)(
                 *features, outputs[path], model.get_submodule(path)

@@ -8,7 +8,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,11 @@ from xprune.modules.copies import tensors
 
 _LENGTH = 16
 """The number of hexadecimal digits of a digest. 16 digits are 64 bits."""
+OPTIONAL: Mapping[str, Any] = MappingProxyType({"digest": "optional"})
+"""The metadata of a dataclass field that a later release added. At its default, the field is no part of digests.
+
+So the digests in existing checkpoints and comparisons stay valid: `field(default=0, metadata=OPTIONAL)`.
+"""
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
 
 
@@ -136,13 +141,20 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
         )
     if isinstance(value, type):
         return (("name", f"{value.__module__}.{value.__qualname__}"),)
-    names = {field.name for field in fields(value)} if is_dataclass(value) else set(getattr(value, "__dict__", ()))
+    names = _counted_fields(value) if is_dataclass(value) else set(getattr(value, "__dict__", ()))
     names |= {name for name in slots_of(type(value)) if hasattr(value, name)}
     if names:
         return ((name, getattr(value, name)) for name in sorted(names))
     text = repr(value)
     # The default repr contains the memory address of the object, which differs between processes.
     return (("repr", "" if " at 0x" in text else text),)
+
+
+def _counted_fields(value: Any) -> set[str]:
+    """Returns the names of the fields of a dataclass, without the `OPTIONAL` fields that are at their default."""
+    return {
+        each.name for each in fields(value) if each.metadata != OPTIONAL or getattr(value, each.name) != each.default
+    }
 
 
 def slots_of(kind: type) -> list[str]:

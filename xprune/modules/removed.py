@@ -31,6 +31,8 @@ class Removed(nn.Module):
         self.out_features = int(layer.weight.shape[0]) if layer.bias is None else len(layer.bias)
         # The features are the last axis for a linear layer, and axis 1 for a convolution.
         self.axis = -1 if layer.weight.dim() == 2 else 1
+        # In the output of a convolution, the axes of the positions follow that of the features.
+        self.positions = layer.weight.dim() - 2
         self.register_parameter("bias", layer.bias)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -50,4 +52,4 @@ class Removed(nn.Module):
         shape[self.axis] = self.out_features
         if self.bias is None:
             return x.new_zeros(shape)
-        return (self.bias if self.axis == -1 else self.bias[:, None, None]).to(x.dtype).expand(shape)
+        return self.bias.view(-1, *[1] * self.positions).to(x.dtype).expand(shape)

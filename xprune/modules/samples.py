@@ -139,11 +139,13 @@ class _Candidate:
         rank: How likely this is the sample axis. 3: the output loses as many rows as the inputs. 2: the output shrinks
             in proportion and has several rows for each sample. 1: the output keeps its shape.
         axis: The axis of the output that changes. 0 for rank 1.
+        output: The index of this output among all outputs. 0 for rank 1.
     """
 
     samples: Samples
     rank: int
     axis: int = 0
+    output: int = 0
 
 
 class _Runner:
@@ -254,11 +256,11 @@ class _Runner:
             outputs: The shapes of the outputs in the run with another number of samples.
             remaining: The number of samples in that run.
         """
-        for before, after in zip(self.whole, outputs, strict=False):
+        for output, (before, after) in enumerate(zip(self.whole, outputs, strict=False)):
             axis = _changed_axis(before, after)
             # In proportion: before / count == after / remaining.
             if axis is not None and before[axis] * remaining == after[axis] * samples.count:
-                return _Candidate(samples, 3 if before[axis] == samples.count else 2, axis)
+                return _Candidate(samples, 3 if before[axis] == samples.count else 2, axis, output)
         # The output keeps its shape. For example, a model may return one row for a graph of many nodes. Then the shapes
         # do not show which rows belong to which sample.
         usual = 0 if samples.axis == 0 else -1
@@ -338,7 +340,7 @@ def _mixes(model: nn.Module, inputs: Any, one: _Candidate, others: Sequence[_Can
         try:
             with slow_path():
                 before, after = (
-                    next(t for t in tensors_in(call(copy, x)) if t.is_floating_point() and t.dim() > one.axis)
+                    _compared(tensors_in(call(copy, x)), one)
                     for x in (given, _with_another_first(given, one.samples.axis))
                 )
         except Exception:
@@ -351,6 +353,16 @@ def _mixes(model: nn.Module, inputs: Any, one: _Candidate, others: Sequence[_Can
             return None
         return bool(int(moved.sum()) > len(a) // samples)
     return None
+
+
+def _compared(outputs: Sequence[Tensor], one: _Candidate) -> Tensor:
+    """Returns the output in which entries along the axis of a candidate are compared.
+
+    It is the output whose shape showed the axis. The outputs before it may have other axes: those of CLIP begin with a
+    table of the similarities of all samples, in which every sample changes a row and a column.
+    """
+    fit = [t for t in (outputs[one.output], *outputs) if t.is_floating_point() and t.dim() > one.axis]
+    return fit[0]
 
 
 def _with_another_first(inputs: Any, axis: int) -> Any:

@@ -31,7 +31,7 @@ def attention(model: nn.Module, site: Site, inputs: Any) -> Tensor | None:
     # There are 3 groups in all: a fused qkv is one producer with 3 groups, q and a fused kv are two producers with 1
     # and 2 groups, and separate layers are three producers with 1 group each.
     producers = {
-        c.tensor.rpartition(".")[0]: c.groups for c in site.cuts if c.axis == 0 and c.tensor.endswith(".weight")
+        c.tensor.rpartition(".")[0]: c.groups for c in site.cuts if c.axis == 0 and c.tensor.endswith(".weight") and not c.segments
     }
     # Norm layers and layers for gates on heads have such cuts too. They are not linear layers, or the sum of the groups
     # is not 3.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xprune.core.coverage import Coverage
 from xprune.core.record import Metrics, Record
 from xprune.core.unit_kind import UnitKind, kinds_of
 from xprune.errors import ModelError
@@ -15,6 +16,7 @@ from xprune.explain.curves import Faithfulness, Named
 from xprune.modules.forward import error_text
 from xprune.report.classmap import ClassMap, comparable, maps
 from xprune.report.pictures import Pictures, look
+from xprune.report.text import part_text
 
 TOP = 10
 """How many classes the report names for a unit. These are the classes that use the unit most."""
@@ -112,6 +114,9 @@ class Facts:
             keeps ("rates") and the threshold of each site ("thresholds").
         faithfulness: Mapping from a name to the curves with this name.
         pictures: Pictures of inputs, or a sentence that gives the reason why there are none.
+        coverage: The share of the model's MACs that the units cover, and the modules that were left alone. None if the
+            result does not say it.
+        part: A sentence about the cost of the part that was pruned. "" if the whole model was pruned.
     """
 
     metrics: Mapping[str, Metrics]
@@ -128,6 +133,8 @@ class Facts:
     history: tuple[Mapping[str, Any], ...]
     faithfulness: Mapping[str, Mapping[str, Sequence[float]]]
     pictures: Pictures | str
+    coverage: Coverage | None
+    part: str
 
 
 def collect(
@@ -154,6 +161,8 @@ def collect(
         history=history(result),
         faithfulness=_curves(faithfulness or {}),
         pictures=look(result),
+        coverage=result.coverage,
+        part=part_text(result),
     )
 
 

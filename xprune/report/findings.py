@@ -38,6 +38,20 @@ def kept(facts: Facts) -> str:
     return " and ".join(parts) + " were kept."
 
 
+def coverage(facts: Facts) -> str:
+    """Returns the share of the MACs that the units cover, and the number of modules that were left alone, as text."""
+    found = facts.coverage
+    if found is None or found.share is None:
+        return "Which share of the MACs the units cover is not known"
+    of = "the MACs of this part" if found.inside else "the MACs"
+    left = (
+        ""
+        if found.left is None
+        else f"; {len(found.left) or 'no'} module{'s were' if len(found.left) != 1 else ' was'} left alone"
+    )
+    return f"Units cover {percent(found.share)} of {of}{left}"
+
+
 def network(facts: Facts) -> str:
     """Returns for each unit kind which site lost the largest share of its units, as text."""
     return "; ".join(_hardest(_of(facts, kind), kind) for kind in kinds_of(facts.sites))

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from xprune.core.coverage import percent
 from xprune.core.plan import Plan
-from xprune.core.record import Metrics
+from xprune.core.record import Metrics, Record
 from xprune.core.registry import registered
 from xprune.core.resource import Resource
 from xprune.core.scores import Scores
@@ -88,6 +89,32 @@ def found_tables(sites: Sites) -> tuple[Table, ...]:
     for why, paths in reasons.items():
         left.add_row("\n".join(paths), why)
     return table, left
+
+
+def coverage_text(record: Record) -> str:
+    """Returns a line about what the units cover and what was left alone, and a line about the part that was pruned.
+
+    The second line is there only if a part of the model was pruned. "" if the coverage is not known.
+    """
+    lines = [record.coverage.text if record.coverage else "", part_text(record)]
+    return "".join(f"{line}\n" for line in lines if line)
+
+
+def part_text(record: Record) -> str:
+    """Returns which fraction of the cost of the pruned part, or of the model, the plan keeps. "" for a whole model.
+
+    It is the fraction that the budget limits.
+    """
+    inside, info = record.settings.get("inside"), record.plan.info
+    if not inside or not info.get("predicted"):
+        return ""
+    labels = {name: resource.label for name, resource in registered("resources").items()}
+    kept = " and ".join(
+        f"{percent(share)} of the {labels.get(name, name)}" for name, share in info["predicted"].items()
+    )
+    if info.get("of") == "part":
+        return f"The budget is that of the part {', '.join(inside)}: the plan keeps {kept} of this part."
+    return f"The budget is that of the whole model: the plan keeps {kept}."
 
 
 def unseen(scores: Scores) -> str:

@@ -19,7 +19,7 @@ from xprune.core.unit_kind import unit_kind
 from xprune.errors import PlanError
 from xprune.modules.copies import tensors_of
 from xprune.modules.norms import BATCH_NORMS
-from xprune.modules.paths import attribute_at, is_linear, set_attribute, tensor_at
+from xprune.modules.paths import attribute_at, is_linear, is_transposed, layer_path, set_attribute, tensor_at
 from xprune.modules.removed import Removed
 
 
@@ -103,6 +103,8 @@ def _by_cuts(
         # `_cut_tensors` may update the same attributes. So all attributes are read before the cut.
         before = {path: attribute_at(model, path) for path in site.attributes}
         _cut_tensors(model, site, keep, owners, take)
+        for path in site.lists:
+            _shorten(model.get_submodule(path), keep)
         _set_attributes(model, {path: value * len(keep) // site.size for path, value in before.items()})
         for adapter, path in _adapters_to_resize(model, site, adapters):
             adapter.resize(model.get_submodule(path), site, keep)
@@ -151,7 +153,11 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
         )
     try:
         for path in (*site.consumers, site.module, *site.norms):
-            model.get_submodule(path)
+            model.get_submodule(layer_path(model, path))
+        for path in site.lists:
+            modules = model.get_submodule(path)
+            if not isinstance(modules, nn.ModuleList) or len(modules) != site.size:
+                raise AttributeError(f"{path} is no nn.ModuleList of {site.size} modules")
         tensors = [tensor_at(model, cut.tensor) for cut in site.cuts]
         uneven = [path for path in site.attributes if attribute_at(model, path) % site.size]
         if uneven:
@@ -162,7 +168,7 @@ def check_fit(model: nn.Module, site: Site, adapters: Mapping[str, Adapter]) -> 
     except AttributeError as error:
         raise PlanError(f"{site.name}: the plan does not fit this model: {error}.") from error
     for cut, tensor in zip(site.cuts, tensors, strict=True):
-        wanted = cut.groups * site.size * cut.width
+        wanted = cut.length(site.size)
         if cut.axis >= tensor.dim() or tensor.shape[cut.axis] != wanted:
             raise PlanError(
                 f"{site.name}: the plan does not fit this model: {cut.tensor} has the shape {tuple(tensor.shape)}, "
@@ -197,6 +203,13 @@ def _cut_tensors(
             norm.num_channels = norm.num_channels * len(keep) // site.size
 
 
+def _shorten(modules: Any, keep: tuple[int, ...]) -> None:
+    """Removes the modules that do not stay from an nn.ModuleList, in place."""
+    for index in reversed(range(len(modules))):
+        if index not in keep:
+            del modules[index]
+
+
 def _set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:
     """Sets attributes by their paths, and updates the sizes of the layers that have these attributes.
 
@@ -210,23 +223,26 @@ def _update_sizes(module: Any) -> None:
     """Sets the attributes of a layer that hold sizes, such as `in_features`, to the sizes of its weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Conv2d):
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         # A convolution with groups loses whole groups, each with its input channels. In a depthwise convolution, a
         # group is one channel. In other convolutions, a group holds the channels of one head.
         if module.groups > 1:
             module.groups = module.groups * module.weight.shape[0] // module.out_channels
-        # The weight is (out_channels, in_channels / groups, height, width).
+        # The weight is (out_channels, in_channels / groups, *kernel).
         module.out_channels, module.in_channels = (
             module.weight.shape[0],
             module.weight.shape[1] * module.groups,
         )
-    elif isinstance(module, nn.ConvTranspose2d):
-        # Here the weight is (in_channels, out_channels / groups, height, width).
+    elif isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        # Here the weight is (in_channels, out_channels / groups, *kernel).
         if module.groups > 1:
             module.groups = module.groups * module.weight.shape[0] // module.in_channels
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
+    # The Conv1D of transformers is a linear layer with a weight (inputs, outputs).
+    elif is_transposed(module):
+        module.nx, module.nf = tensor_at(module, "weight").shape
     # Linear layers of some libraries have `in_channels` and `out_channels`.
     elif is_linear(module):
         module.out_channels, module.in_channels = tensor_at(module, "weight").shape

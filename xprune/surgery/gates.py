@@ -19,6 +19,7 @@ from xprune.core.unit_kind import unit_kind
 from xprune.errors import GateError
 from xprune.modules.calls import Given, call, map_tensors, slow_path, takes, tensors_in
 from xprune.modules.norms import feature_axis, weighted_norm
+from xprune.modules.paths import layer_path
 
 Rows = Callable[[Site, Tensor, int, Given], Tensor | None] | Callable[[Site, Tensor, int], Tensor | None]
 """The type of `Task.rows`, which says to which sample each row of a layer's input belongs.
@@ -145,6 +146,30 @@ class Gates:
 
         return hook
 
+    def _weight(self, index: int, path: str, axis: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Returns two hooks of the module that holds the parameter at `path`, which gate the parameter along `axis`.
+
+        The first hook puts the gated weight in front of the parameter before the forward. The second one takes it away.
+        """
+        name = path.rpartition(".")[2]
+
+        def before(module: nn.Module, _args: Any) -> None:
+            self._fired.add(path)
+            weight = getattr(module, name)
+            if self.values[index].dim() != 1:
+                raise GateError(
+                    f"{self.sites[index].name}: its units are read by the weight {path}, which all samples share. So "
+                    "its gates cannot differ between samples, as those of classes do. Leave the site out: "
+                    "find_sites(..., exclude=[...]). Or choose a criterion that gives one score to each unit."
+                )
+            # An attribute of the instance comes before its parameters, so the forward reads the gated weight.
+            vars(module)[name] = weight * self._factor(index, weight, path, axis)
+
+        def after(module: nn.Module, _args: Any, _output: Any) -> None:
+            vars(module).pop(name, None)
+
+        return before, after
+
     def _norm(self, index: int, path: str) -> Callable[..., Any]:
         """Returns a forward hook that computes the norm layer at `path` again, with statistics over the kept units."""
 
@@ -260,6 +285,13 @@ class _Hooks:
 
     def on_input(self, path: str, axis: int) -> None:
         """Multiplies the input of the module at `path` by the gates, along `axis`. See GateHooks.on_input."""
+        if layer_path(self.model, path) != path:
+            before, after = self.gates._weight(self.index, path, axis)
+            owner = self.model.get_submodule(layer_path(self.model, path))
+            self._add(path, owner.register_forward_pre_hook(before))
+            # The parameter has to come back even if the forward fails.
+            self.handles.append(owner.register_forward_hook(after, always_call=True))
+            return
         hook = self.gates._gate(self.index, path, axis)
         self._add(path, self.model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
 
@@ -316,8 +348,8 @@ def _order(site: Site, path: str, features: int) -> tuple[int, int]:
     Raises:
         GateError: The units of the site have another number of features than the layer's input.
     """
-    fits = [cut for cut in site.cuts if cut.groups * cut.width * site.size == features]
-    of_layer = [cut for cut in fits if cut.tensor == f"{path}.weight"] or [
+    fits = [cut for cut in site.cuts if cut.length(site.size) == features and not cut.segments]
+    of_layer = [cut for cut in fits if cut.tensor in (path, f"{path}.weight")] or [
         cut for cut in fits if cut.tensor.startswith(f"{path}.")
     ]
     if of_layer:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from xprune.core.resource import Resource
 from xprune.costs.count import count_params
+from xprune.modules.part import Part
 
 
 class Params(Resource):
@@ -26,6 +27,13 @@ class Params(Resource):
         See Resource.by_module.
         """
         return {path: count_params(module) for path, module in model.named_modules()}
+
+    def of_part(self, by_module: Mapping[str, float], model: nn.Module, part: Part) -> float:
+        """Returns the number of parameters of a part of a model. See Resource.of_part.
+
+        Two modules of the part may hold the same parameter, which counts once.
+        """
+        return count_params(nn.ModuleList(model.get_submodule(path) for path in part.outer))
 
     def of_tensor(self, by_module: Mapping[str, float], path: str, tensor: Tensor | None) -> float:
         """Returns the number of entries of the tensor, or 0 if the tensor was removed. See Resource.of_tensor."""
