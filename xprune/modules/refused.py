@@ -5,7 +5,7 @@ not an error from the middle of the work. To refuse another kind, add an entry t
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +129,48 @@ def reparametrised(module: nn.Module) -> tuple[str, str]:
             what = f"weight_norm computes its {stem} from other tensors"
             return what, f"torch.nn.utils.remove_weight_norm(layer, {stem!r})"
     return "", ""
+
+
+def misfit(model: nn.Module, names: Iterable[str]) -> str:
+    """Returns a reason if a cut has left a layer with weight_norm whose two tensors do not fit together, else "".
+
+    torch computes the weight from a length for each row and a direction. It does not compare their shapes, but reads and
+    writes outside of the smaller tensor. So such a layer must not run.
+
+    Args:
+        model: The model after the cuts.
+        names: The paths of the tensors that were cut.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+        >>> names = ["parametrizations.weight.original0"]
+        >>> misfit(layer, names)
+        ''
+        >>> weights = layer.parametrizations.weight
+        >>> weights.original0 = nn.Parameter(weights.original0[:2].detach())
+        >>> misfit(layer, names).partition(":")[0]
+        'the tensors of weight_norm do not fit together'
+    """
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        try:
+            held = dict(tensors_of(model.get_submodule(owner)))
+        # A module that lost all its units was replaced.
+        except AttributeError:
+            continue
+        rules = model.get_submodule(owner).children()
+        pairs = [(f"{name.removesuffix('v')}g", name) for name in held if name.endswith("_v")]
+        if any(type(rule).__name__.endswith("WeightNorm") for rule in rules):
+            pairs.append(("original0", "original1"))
+        for length, direction in pairs:
+            if length not in held or direction not in held:
+                continue
+            shapes = tuple(held[length].shape), tuple(held[direction].shape)
+            if any(a not in (1, b) for a, b in zip(*shapes, strict=False)):
+                return (
+                    f"the tensors of weight_norm do not fit together: after the cut, {owner}.{length} has the shape "
+                    f"{shapes[0]} and {owner}.{direction} {shapes[1]}"
+                )
+    return ""
 
 
 def named_reasons(model: nn.Module, left: Mapping[str, str]) -> dict[str, str]:
