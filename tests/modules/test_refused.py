@@ -285,6 +285,18 @@ def test_a_layer_whose_weight_is_computed(name, place, tmp_path):
     torch.testing.assert_close(loaded(tokens()), tuned(tokens()), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, norm_of_old])
+def test_a_half_cut_weight_norm_is_refused_before_it_runs(change):
+    """torch does not compare the shapes, and would write outside of the smaller tensor."""
+    model = net()
+    change(model.block.mlp.fc1)
+    owner, length = ("", "weight_g") if change is norm_of_old else ("parametrizations.weight.", "original0")
+    cut = xprune.Cut(f"block.mlp.fc1.{owner}{length}", 0)
+    site = xprune.Site("block.mlp", "neuron", 12, 1, ("block.mlp.fc2",), cuts=(cut,))
+    with pytest.raises(xprune.PlanError, match="the tensors of weight_norm do not fit together"):
+        xprune.apply(model, xprune.Plan((site,), ((0, 1, 2),)), tokens())
+
+
 def test_a_model_built_in_inference_mode_is_handled():
     with torch.inference_mode():
         model = net()

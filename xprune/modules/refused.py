@@ -134,8 +134,8 @@ def reparametrised(module: nn.Module) -> tuple[str, str]:
 def misfit(model: nn.Module, names: Iterable[str]) -> str:
     """Returns a reason if a cut has left a layer with weight_norm whose two tensors do not fit together, else "".
 
-    torch computes the weight from a length for each row and a direction. It does not compare their shapes, but reads and
-    writes outside of the smaller tensor. So such a layer must not run.
+    torch computes the weight from a length for each row and a direction. It does not compare their shapes, but reads
+    and writes outside of the smaller tensor. So such a layer must not run.
 
     Args:
         model: The model after the cuts.
