@@ -7,9 +7,11 @@ from typing import ClassVar
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import xprune
+from tests.support import ordinary_models
 from tests.support.counting import Counted, count_calls
 from tests.support.models import build, images, loader
 from xprune.cli import demo
@@ -198,3 +200,14 @@ def test_a_number_in_the_plans_info_is_obeyed_by_nobody():
 
     result = xprune.Pruner(build("vit"), "random", BUDGET, Boastful(), TUNE, latency=False).run(loader())
     assert result.metrics["finetuned"].loss != result.metrics["pruned"].loss, "it was fine-tuned all the same"
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "xpruner,steps=3"])
+def test_scores_that_do_not_say_which_units_should_stay_are_warned_of(criterion):
+    model = ordinary_models.net()
+    nn.init.zeros_(model.head.weight)
+    budget = xprune.Budget(params=0.8)
+    pruner = xprune.Pruner(model, criterion, budget, finetune=None, latency=False)
+    with pytest.warns(UserWarning, match="gives all units of every site the same score"):
+        result = pruner.run(ordinary_models.pairs())
+    assert "the choice of the units that stay is arbitrary there" in " ".join(result.summary().split())

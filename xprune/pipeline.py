@@ -4,12 +4,14 @@ The class `Run` holds one model with its data, and has a method for each stage. 
 only once. The functions `score` and `select` do one stage without a `Run`.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import get_console
 from torch import nn
 
@@ -22,7 +24,7 @@ from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site, Sites
-from xprune.core.task import Task, batch_axis_of, example_of
+from xprune.core.task import Task, batch_axis_of, fitting_example_of
 from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, measure_costs
@@ -31,12 +33,13 @@ from xprune.discovery.find import find_sites
 from xprune.errors import BudgetError, ModelError, PluginError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
 from xprune.modules.part import Part
+from xprune.modules.refused import CUT, TRAIN, refuse, refuse_frozen
 from xprune.selections import SELECTIONS
 from xprune.surgery.apply import apply
 from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
-from xprune.training.loop import length
+from xprune.training.master import half_dtypes, in_float32, narrow, widen
 from xprune.training.runtime import accelerator, check_loader, first_batch, is_main_process, stage, task_and_first_batch
 
 
@@ -112,6 +115,7 @@ class Run:
         resources: Sequence[str] = (),
     ) -> None:
         self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
+        refuse(self.model, CUT)
         task = task or Classification()
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
         if inside and sites is not None:
@@ -126,7 +130,7 @@ class Run:
         # copy that knows the sample axis.
         self.task, self.first = task_and_first_batch(train, task, self.model)
         self.first_held_out = first_batch(held_out, self.task) if held_out is not None else self.first
-        self.example = example_of(self.task, *self.first)
+        self.example = fitting_example_of(self.task, self.model, *self.first)
 
     @property
     def data(self) -> Iterable[Any]:
@@ -193,15 +197,15 @@ class Run:
         return self.measure(self.model)
 
     def updates(self, settings: Finetune | None) -> int:
-        """Returns how many updates of the weights fine-tuning makes: one for each batch of each epoch.
+        """Returns how many updates of the weights fine-tuning makes, see `Finetune.updates`.
 
         Args:
             settings: The settings of fine-tuning. None means that the run does not fine-tune. The result is then 0.
 
         Raises:
-            DataError: The training loader has no length, or is empty.
+            DataError: The training loader is empty, or it has no length and `settings.steps` is None.
         """
-        return settings.epochs * length(self.train, "fine-tuning") if settings is not None else 0
+        return settings.updates(self.train) if settings is not None else 0
 
     def check(self, budget: Budget, selection: str | Selection = "global", settings: Finetune | None = None) -> None:
         """Checks settings that `select` would refuse, so that the user learns it before hours of scoring.
@@ -214,8 +218,13 @@ class Run:
         Raises:
             BudgetError: No plan can meet the budget.
             PluginError: The selection is unknown, or needs more updates than fine-tuning makes.
-            DataError: The run fine-tunes, but the training loader has no length.
+            DataError: The run fine-tunes, but the training loader has no length, and `settings.steps` is None.
+            ModelError: The run fine-tunes, but the model cannot be trained, for example because all its weights are
+                frozen.
         """
+        if settings is not None:
+            refuse(self.model, TRAIN)
+            refuse_frozen(self.model)
         chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         chosen.updates(self.updates(settings))
         self.costs.limits(budget)
@@ -357,7 +366,7 @@ class Run:
     def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
         """Returns the context for a criterion or a selection: a copy of the model, the data and the costs."""
         # Gates and hooks are attached to this copy and not to the caller's model. The copy shares the caller's weights.
-        copy = shared_copy(self.model, requires_grad=False).to(accelerator().device)
+        copy = _copy_to_score(self.model)
         context = Context(copy, self.example, self.task, self.train, seed, checkpoint_dir, batch=self.first)
         return replace(context, costs=self.costs)
 
@@ -398,17 +407,32 @@ def make_context(
     Raises:
         DataError: The loader is empty, can be read only once, or does not fit the task.
     """
+    refuse(unwrap(model), CUT)
     task, batch = task or Classification(), None
     if loader is not None and example_inputs is None:
         task, batch = task_and_first_batch(loader, task, unwrap(model))
-        example_inputs = example_of(task, *batch)
+        example_inputs = fitting_example_of(task, unwrap(model), *batch)
     elif loader is not None:
         # No batch is read here, because it is not needed and may take long. But a loader that can be read only once is
         # refused.
         check_loader(loader)
-    copy = shared_copy(unwrap(model), requires_grad=False).to(accelerator().device)
+    copy = _copy_to_score(unwrap(model))
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     return Context(copy, example_inputs, task, loader, seed, folder, budget, updates, batch)
+
+
+def _copy_to_score(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model on the device of Accelerate, for a criterion or a selection.
+
+    The copy shares the weights of the model if it can. If the model holds float16, all half-precision tensors of the
+    copy are float32, because gradients of float16 become 0 or infinite. bfloat16 has the range of float32, so a
+    bfloat16 model stays as it is.
+    """
+    copy = shared_copy(model, requires_grad=False).to(accelerator().device)
+    if torch.float16 in half_dtypes(copy).values():
+        widen(copy)
+        in_float32(copy)
+    return copy
 
 
 @stage()
@@ -475,6 +499,8 @@ def _scored(criterion: Criterion, context: Context, sites: Sequence[Site]) -> Sc
             f"{criterion.name}: the scores are for {len(found.sites)} sites that are not the {len(sites)} sites to "
             "score. Criterion.score has to score all the sites that it gets, in their order."
         )
+    if found.note:
+        warnings.warn(found.note, stacklevel=4)
     return found
 
 
@@ -591,10 +617,15 @@ def _selected(
     """
     updates = chosen.updates(context.updates)
     dense = context.model
+    dtypes: dict[str, torch.dtype] = {}
+    converts = None
     if updates:
         # The context's model shares the caller's weights. So a selection that trains weights gets a copy with separate
         # weights.
         trained = unshare(shared_copy(unwrap(model)), model).to(reference_device(dense))
+        # Half-precision weights are trained in float32, as in fine-tuning.
+        dtypes = widen(trained)
+        converts = in_float32(trained) if dtypes else None
         context = replace(context, model=trained)
     found: Any = chosen.select(context, scores, costs, budget)
     if not isinstance(found, (Plan, Selected)):
@@ -611,4 +642,6 @@ def _selected(
     check_allocation(dense, found.plan, costs, budget, context.example_inputs, batch_axis=axis)
     if found.model is None:
         return found
-    return replace(found, model=found.model.to(reference_device(model)))
+    if converts is not None:
+        converts.remove()
+    return replace(found, model=narrow(found.model, dtypes).to(reference_device(model)))

@@ -68,11 +68,13 @@ class PruneResult(Record):
         Returns:
             A table of the metrics, a table of the sites, and a line that says which share of the model's MACs the units
             cover and what was left alone. If only a part of the model was pruned, another line says which fraction of
-            the cost of this part the plan keeps. If some classes have no class-wise scores, a line says how
-            many. If some modules of the pruned model have a class that xprune defines, another line says which.
+            the cost of this part the plan keeps. If all units of a site have the same score, a line says so. If some
+            classes have no class-wise scores, a line says how many. If some modules of the pruned model have a class
+            that xprune defines, another line says which.
         """
         tables = render(metrics_table(self.metrics), sites_table(self.plan))
-        return tables + coverage_text(self) + unseen(self.scores) + _needs_xprune(self.model)
+        note = f"{self.scores.note}\n" if self.scores.note else ""
+        return tables + coverage_text(self) + note + unseen(self.scores) + _needs_xprune(self.model)
 
     def report(
         self,

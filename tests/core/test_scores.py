@@ -41,3 +41,21 @@ def test_classes_that_no_sample_told_of(low_rank):
     classwise = (LowRank(table, torch.randn(3, 3), torch.zeros(3)) if low_rank else table, torch.randn(6, 5))
     assert xprune.Scores(SITES, ONES, "mine", classwise).unseen == (1, 4)
     assert xprune.Scores(SITES, ONES, "mine").unseen == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "tied", "says"),
+    [
+        ((torch.arange(3.0), torch.arange(5.0)), (), ""),
+        ((torch.zeros(3), torch.arange(5.0)), ("a",), "gives all units of a the same score"),
+        ((torch.zeros(3), torch.full((5,), -2.0)), ("a", "b"), "gives all units of every site the same score"),
+    ],
+)
+def test_sites_whose_units_have_the_same_score(values, tied, says):
+    scores = xprune.Scores(SITES, values, "mine")
+    assert scores.tied == tied and says in scores.note and bool(scores.note) == bool(tied)
+
+
+def test_a_site_with_one_unit_is_not_tied():
+    site = xprune.Site("a", "head", 1, 4, ("a",))
+    assert not xprune.Scores((site,), (torch.zeros(1),), "mine").note

@@ -10,7 +10,7 @@ Loading does not need torch-pruning. An artefact is a folder with two or three f
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from xprune.core.plan import Plan
 from xprune.core.provenance import Arch, provenance, record
 from xprune.errors import ArtefactError, PlanError
 from xprune.modules.copies import tensors, unwrap
+from xprune.modules.refused import SAVE, refuse
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
 
@@ -63,6 +64,7 @@ def save(
     Raises:
         ArtefactError: The folder cannot be used, see `check_folder`. Or `arch` does not lead to the model. Or `extra`
             is not plain data. In these cases the folder is not changed.
+        ModelError: The model holds weights that cannot be saved, such as those of a quantised layer.
 
     Example:
         >>> import timm
@@ -74,6 +76,7 @@ def save(
         'VisionTransformer'
     """
     model, directory = unwrap(model), Path(directory)
+    refuse(model, SAVE)
     check_folder(directory)
     before = provenance(model)
     plan = before.plan if before else Plan((), ())
@@ -85,7 +88,13 @@ def save(
             "instead.",
             stacklevel=3,
         )
-    header = {"format": FORMAT, "arch": found.to_json() if found else None, "plan": plan.to_json()}
+    header: dict[str, Any] = {"format": FORMAT, "arch": found.to_json() if found else None, "plan": plan.to_json()}
+    frozen = [
+        name for name, weight in model.named_parameters() if weight.is_floating_point() and not weight.requires_grad
+    ]
+    # The entry is missing if no weight is frozen, as in artefacts that were written before the entry existed.
+    if frozen:
+        header["frozen"] = frozen
     try:
         _write(directory, tensors(model), {**header, "extra": dict(extra or {})}, tensors_beside)
     except (OSError, SafetensorError) as error:
@@ -172,6 +181,7 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
         plan = Plan.from_json(header["plan"])
         arch = Arch.from_json(header["arch"]) if header["arch"] else None
         ties = {str(name): str(other) for name, other in header["ties"].items()}
+        frozen = frozenset(str(name) for name in header.get("frozen", ()))
     except (PlanError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{directory / HEADER} is damaged or was changed by hand: {error}") from error
     if model_fn is None and arch is None:
@@ -179,12 +189,13 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
             f"{directory} names no architecture. Give load(..., model_fn=), a function that builds the dense model."
         )
     # Without model_fn, the dense model is on the meta device, and the weights of the file replace its parameters.
-    dense = model_fn() if model_fn else build(arch) if arch else nn.Module()
+    # `model_fn` may wrap the model, for example with DistributedDataParallel, as the caller's program does.
+    dense = unwrap(model_fn()) if model_fn else build(arch) if arch else nn.Module()
     try:
         model = remove_units(dense, plan, ADAPTERS)
     except PlanError as error:
         raise ArtefactError(f"{directory}: {error}") from error
-    _fill(model, stored_file(directory / MODEL, header["sha256"]), ties, header["sha256"])
+    _fill(model, stored_file(directory / MODEL, header["sha256"]), ties, header["sha256"], frozen)
     record(model, plan, arch)
     return model.eval()
 
@@ -197,7 +208,8 @@ def read_header(directory: str | Path) -> dict[str, Any]:
 
     Returns:
         The header as plain data. Its keys are "format", "arch", "plan", "ties", "sha256" and "extra". If `save` was
-        given tensors, there is also "beside".
+        given tensors, there is also "beside". If the model has parameters with requires_grad=False, "frozen" has their
+        names.
 
     Raises:
         ArtefactError: The folder holds no artefact, or one of another version of the format.
@@ -259,7 +271,7 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
         raise ArtefactError(f"{file} cannot be read: {error}.") from error
 
 
-def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) -> None:
+def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str, frozen: Collection[str] = ()) -> None:
     """Replaces the tensors of a model by those in a file, after the names and shapes were compared.
 
     Args:
@@ -267,6 +279,7 @@ def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) ->
         file: The file of the weights.
         ties: Name of a tied tensor -> the name under which the file holds it.
         sha256: The checksum that the file has to have.
+        frozen: The names of the parameters that get requires_grad=False.
 
     Raises:
         ArtefactError: The file does not fit the model, is not the one that was saved, or cannot be read.
@@ -291,7 +304,7 @@ def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str) ->
     except SafetensorError as error:
         raise ArtefactError(f"{file} cannot be read: it is truncated, or not a safetensors file ({error}).") from error
     # There is one parameter for each stored tensor, so that tied names share it.
-    parameters = {name: nn.Parameter(t, t.is_floating_point()) for name, t in loaded.items()}
+    parameters = {name: nn.Parameter(t, t.is_floating_point() and name not in frozen) for name, t in loaded.items()}
     for name, old in ours.items():
         source, (owner, _, attribute) = ties.get(name, name), name.rpartition(".")
         value = parameters[source] if isinstance(old, nn.Parameter) else loaded[source]

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from xprune.core.provenance import provenance
 from xprune.modules.digest import digest_of, structure_digest, values_digest
 from xprune.modules.undisturbed import seeded
 from xprune.pipeline import Run
+from xprune.training.runtime import known_length
 
 Subject = dict[str, Any]
 """A description of the model and the data that cells were made from. Each part is a digest, or data for JSON.
@@ -66,13 +67,8 @@ def _data(loader: Any, first: Any) -> dict[str, Any]:
         is a digest of the first batch. "contents" is a digest of the data set, see `_contents`.
     """
     dataset = getattr(loader, "dataset", None)
-    try:
-        length: int | None = len(loader)
-    except TypeError:
-        # For example, a DataLoader over an IterableDataset has no length.
-        length = None
     return {
-        "batches": length,
+        "batches": known_length(loader),
         "samples": len(dataset) if isinstance(dataset, Sized) else None,
         "first batch": digest_of(first),
         "contents": digest_of(loader if isinstance(loader, (list, tuple)) else _contents(dataset)),
@@ -106,6 +102,9 @@ def _contents(dataset: Any) -> Any:
     if isinstance(files, list) and files and isinstance(files[0], (tuple, list)):
         root = str(getattr(folder, "root", ""))
         return [(str(file), target, *_size_and_time(Path(root), str(file))) for file, target, *_ in files]
+    # A data set that can only be iterated inherits `__getitem__`, but does not implement it.
+    if isinstance(dataset, IterableDataset):
+        return None
     if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"):
         spread = sorted({index * max(len(dataset) - 1, 0) // max(SAMPLES - 1, 1) for index in range(SAMPLES)})
         # If samples are augmented at random, the seed makes them the same at every call.

@@ -122,3 +122,24 @@ class Scores:
         # A class is unseen if its scores are missing at one site or more. The shape is (classes,).
         unseen = torch.stack([row.isnan().any(1) for row in rows]).any(0)
         return tuple(unseen.nonzero().flatten().tolist())
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """The names of the sites whose units all have the same score, so that the scores do not say which should stay.
+
+        Sites with one unit are left out.
+        """
+        pairs = zip(self.sites, self.values, strict=True)
+        return tuple(site.name for site, value in pairs if site.size > 1 and bool((value == value[0]).all()))
+
+    @property
+    def note(self) -> str:
+        """A sentence about the sites in `tied`, for warnings and tables. "" if there are none."""
+        if not self.tied:
+            return ""
+        where = "every site" if len(self.tied) == len(self.sites) else f"{', '.join(self.tied[:3])}"
+        where += f" and {len(self.tied) - 3} more sites" if len(self.tied) > 3 and where != "every site" else ""
+        return (
+            f"{self.criterion} gives all units of {where} the same score, so the choice of the units that stay is "
+            "arbitrary there. For example, the loss does not depend on them if the weights of a later layer are all 0."
+        )

@@ -12,7 +12,19 @@ from torch.nn import functional as F
 
 from xprune.core.site import Site
 from xprune.errors import DataError
-from xprune.modules.calls import Given, call, first_rows, lengths, logits, takes, tensors_in
+from xprune.modules.calls import (
+    Given,
+    call,
+    first_rows,
+    lengths,
+    logits,
+    map_tensors,
+    pick_samples,
+    shareable,
+    takes,
+    tensors_in,
+)
+from xprune.modules.copies import reference_device, shared_copy
 from xprune.modules.samples import find_samples
 
 # The import of torchmetrics takes a second. So it happens only when a metric is made.
@@ -354,6 +366,41 @@ def example_of(task: Task, inputs: Any, targets: Any) -> Any:
     If the task was written for an older release, its `example` accepts only the inputs, and is called with them alone.
     """
     return task.example(inputs, task.size(targets)) if takes(task.example, 2) else task.example(inputs)
+
+
+def fitting_example_of(task: Task, model: nn.Module, inputs: Any, targets: Any) -> Any:
+    """Returns `example_of` for a batch, after a check that the model can be called with it.
+
+    If there are as many tokens as samples, a mask (tokens, tokens) that all samples share has the shape of a mask for
+    each sample. A part of such a mask does not fit the model. Then the mask is left whole.
+
+    Args:
+        task: The task. If it overrides `example`, nothing is checked.
+        model: The model. It is not changed.
+        inputs: The inputs of a batch.
+        targets: The targets of the same batch.
+    """
+    example = example_of(task, inputs, targets)
+    samples, axis = task.size(targets), task.batch_axis
+    choices = shareable(inputs, samples, axis) if type(task).example is Task.example else []
+    if not choices or _runs(task, model, example):
+        return example
+    for shared in choices:
+        other = pick_samples(inputs, range(min(2, samples)), samples, axis, shared)
+        if _runs(task, model, other):
+            return other
+    return example
+
+
+@torch.no_grad()
+def _runs(task: Task, model: nn.Module, inputs: Any) -> bool:
+    """Returns True if the forward of a copy of the model runs on the inputs, else False."""
+    try:
+        task.forward(shared_copy(model), map_tensors(inputs, lambda tensor: tensor.to(reference_device(model))))
+    # Any error means that the inputs do not fit. If no choice fits, a later stage reports the error.
+    except Exception:
+        return False
+    return True
 
 
 def checked_batch_axis(batch_axis: int) -> int:

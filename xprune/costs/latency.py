@@ -7,6 +7,8 @@ from torch import nn
 
 from xprune.modules.calls import call, map_tensors
 from xprune.modules.copies import reference_device, shared_copy
+from xprune.modules.eager import compiled
+from xprune.modules.refused import RUN, refuse
 from xprune.modules.undisturbed import undisturbed
 
 
@@ -23,6 +25,9 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
     Returns:
         The median time of one forward pass of the whole batch, in milliseconds.
 
+    Raises:
+        ModelError: Weights of the model have no values, for example because they are on the meta device.
+
     Example:
         >>> latency(nn.Linear(4, 2), torch.randn(3, 4), seconds=0.01) > 0
         True
@@ -31,9 +36,11 @@ def latency(model: nn.Module, example_inputs: Any, seconds: float = 0.5) -> floa
     # GPU.
     from torch.utils.benchmark import Timer
 
+    refuse(model, RUN)
     model = shared_copy(model)
     inputs = map_tensors(example_inputs, lambda t: t.to(reference_device(model)))
-    with torch.inference_mode():
+    # What is measured is the model as it will be used, so compiled parts run as compiled.
+    with torch.inference_mode(), compiled():
         timer = Timer(
             "call(model, inputs)",
             globals={"call": call, "model": model, "inputs": inputs},

@@ -17,10 +17,11 @@ from xprune.discovery.kinds import UNIT_KINDS
 from xprune.discovery.watch import watch
 from xprune.errors import ModelError
 from xprune.modules.calls import map_tensors
-from xprune.modules.copies import reference_device, refuse_meta, tensors, unwrap
+from xprune.modules.copies import reference_device, tensors, unwrap
 from xprune.modules.forward import error_text
 from xprune.modules.part import Part
 from xprune.modules.paths import layer_path, part_at
+from xprune.modules.refused import CUT, missing_tensors, named_reasons, refuse
 from xprune.modules.removed import Removed
 from xprune.modules.samples import Samples, find_samples
 from xprune.modules.undisturbed import undisturbed
@@ -85,7 +86,7 @@ def find_sites(
         {}
     """
     model = unwrap(model)
-    refuse_meta(model)
+    refuse(model, CUT)
     units = (units,) if isinstance(units, str) else units
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     default = [name for name, kind in UNIT_KINDS.items() if kind.by_default]
@@ -116,7 +117,7 @@ def find_sites(
         # A reason for the whole model has the class of the model in place of a path.
         left = {path: why for path, why in left.items() if part.holds(path) or path == type(model).__name__}
         wanted = _inside(model, part, wanted, left)
-    complete = _with_all_consumers(model, wanted, example_inputs, left)
+    complete = _with_all_consumers(model, _with_all_tensors(model, wanted, left), example_inputs, left)
     if part is not None:
         # Some consumers were not known before.
         complete = _inside(model, part, complete, left)
@@ -135,6 +136,7 @@ def find_sites(
         )
         sites, wrong = proved(model, sites, example_inputs, samples)
         sites, left = [_with_batch_axis(model, site, samples) for site in sites], {**wrong, **left}
+    left = named_reasons(model, left)
     if not sites:
         raise ModelError(_no_sites(model, units, left, part))
     return Sites(sites, left, part.patterns if part else ())
@@ -222,6 +224,16 @@ def _with_all_consumers(
                 "or write an adapter that names the consumers."
             )
     return found
+
+
+def _with_all_tensors(model: nn.Module, sites: Iterable[Site], left: dict[str, str]) -> list[Site]:
+    """Returns the sites whose tensors the model has. For the others, the reason is added to the dict `left`.
+
+    An adapter knows the tensors of a class. But a parametrised layer computes its weight, and does not hold it.
+    """
+    why = {site.name: missing_tensors(model, [cut.tensor for cut in site.cuts]) for site in sites}
+    left |= {name: reason for name, reason in why.items() if reason}
+    return [site for site in sites if not why[site.name]]
 
 
 def _in_model_order(model: nn.Module, sites: list[Site]) -> list[Site]:

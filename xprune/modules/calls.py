@@ -1,12 +1,14 @@
 """Calls a model with inputs of any form, and lists, changes or picks the tensors inside such inputs.
 
 Inputs are a tensor, a tuple of arguments, or a mapping of keyword arguments. A list is ONE argument that holds a tensor
-for each sample, as the image list of a detection model. Tuples, lists and mappings may be nested.
+for each sample, as the image list of a detection model. Tuples, lists, mappings and dataclasses may be nested. Anything
+else in them, such as None, numbers and strings, is passed on as it is.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from inspect import signature
 from typing import Any
 
@@ -38,7 +40,8 @@ def call(model: nn.Module, inputs: Any) -> Any:
     Args:
         model: The model.
         inputs: The inputs. A mapping is passed as keyword arguments, and a tuple as positional arguments. Anything else
-            is passed as one argument.
+            is passed as one argument. A named tuple is one argument too, if the forward of the model does not take as
+            many arguments as it has fields.
 
     Example:
         >>> call(nn.Bilinear(2, 3, 4), (torch.zeros(1, 2), torch.zeros(1, 3))).shape
@@ -46,7 +49,8 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    unpacked = isinstance(inputs, tuple) and not (hasattr(inputs, "_make") and not takes(model.forward, len(inputs)))
+    return model(*inputs) if unpacked else model(inputs)
 
 
 def takes(function: Callable[..., Any], arguments: int) -> bool:
@@ -87,28 +91,65 @@ def slow_path() -> Iterator[None]:
 def tensors_in(value: Any) -> list[Tensor]:
     """Returns a list of all tensors in a value, in their order.
 
-    The value may consist of nested tuples, lists and mappings. Anything else in it is skipped.
+    The value may consist of nested tuples, lists, mappings and dataclasses. Anything else in it is skipped.
     """
+    return _tensors_in(value, ())
+
+
+def _tensors_in(value: Any, inside: tuple[int, ...]) -> list[Tensor]:
+    """Returns all tensors in a value. `inside` has the ids of the dataclasses around it, which may be circular."""
     if isinstance(value, Tensor):
         return [value]
+    if _is_record(value):
+        if id(value) in inside:
+            return []
+        inside = (*inside, id(value))
+    return [tensor for item in _items(value) or () for tensor in _tensors_in(item, inside)]
+
+
+def _is_record(value: Any) -> bool:
+    """Returns True for an instance of a dataclass that is neither a mapping nor a module, else False."""
+    plain = is_dataclass(value) and not isinstance(value, (type, nn.Module))
+    return plain and not isinstance(value, (Mapping, tuple, list))
+
+
+def _items(value: Any) -> list[Any] | None:
+    """Returns the parts of a mapping, tuple, list or dataclass. Returns None if the value is none of these."""
     if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for item in value for t in tensors_in(item)] if isinstance(value, (tuple, list)) else []
+        return list(value.values())
+    if isinstance(value, (tuple, list)):
+        return list(value)
+    if _is_record(value):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    return None
+
+
+def _with_items(value: Any, items: Sequence[Any]) -> Any:
+    """Returns a copy of a mapping, tuple, list or dataclass with other parts, in the order of `_items`."""
+    if isinstance(value, Mapping):
+        return _same_mapping(value, dict(zip(value, items, strict=True)))
+    if isinstance(value, (tuple, list)):
+        return _same_container(value, list(items))
+    copied = copy.copy(value)
+    for field, item in zip(fields(value), items, strict=True):
+        # The dataclass may be frozen, and then refuses plain assignment.
+        object.__setattr__(copied, field.name, item)
+    return copied
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Returns a copy of a value in which `change` was applied to every tensor.
 
-    Lists, tuples and named tuples keep their type. Mappings become plain dicts. Anything that is not a tensor stays as
-    it is.
+    Containers keep their type, see `map_leaves`. Anything that is not a tensor stays as it is.
     """
     return map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Returns a copy of a value in which `change` was applied to everything that is not a list, tuple or mapping.
+    """Returns a copy of a value in which `change` was applied to everything that is not a container.
 
-    Lists, tuples and named tuples keep their type. Mappings become plain dicts.
+    Containers are lists, tuples, mappings, and dataclasses with tensors. They keep their type. A mapping that cannot be
+    changed becomes a plain dict.
 
     Args:
         value: The value, such as the arguments of a call.
@@ -118,14 +159,16 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
         >>> map_leaves([1, (2, {"a": 3})], lambda leaf: 10 * leaf)
         [10, (20, {'a': 30})]
     """
-    if isinstance(value, Mapping):
-        return {name: map_leaves(item, change) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return _same_container(value, [map_leaves(item, change) for item in value])
-    return change(value)
+    # A dataclass without tensors, such as a config, is passed on as it is.
+    if _is_record(value) and not tensors_in(value):
+        return change(value)
+    items = _items(value)
+    return change(value) if items is None else _with_items(value, [map_leaves(item, change) for item in items])
 
 
-def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis: int = 0) -> Any:
+def pick_samples(
+    inputs: Any, index: Sequence[int] | Tensor, samples: int, axis: int = 0, shared: Collection[int] = ()
+) -> Any:
     """Returns the inputs of some of the samples of a batch.
 
     Some entries do not contain a part for each sample: numbers, 0-dim tensors, or a mask (tokens, tokens) that all
@@ -137,6 +180,8 @@ def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis:
         samples: The number of samples in the batch. If a list has this many entries, each entry is the part of one
             sample.
         axis: The sample axis of the tensors. A tensor whose length along this axis is not `samples` is not changed.
+        shared: The ids of tensors that all samples share, although they have this length along the axis. They are not
+            changed. An example is a mask (tokens, tokens) if there are as many tokens as samples.
 
     Returns:
         Inputs of the same form, with len(index) samples.
@@ -147,16 +192,17 @@ def pick_samples(inputs: Any, index: Sequence[int] | Tensor, samples: int, axis:
         {'x': (2, 8), 'mask': (5, 5)}
     """
     if isinstance(inputs, Tensor):
-        if inputs.dim() <= axis or inputs.shape[axis] != samples:
+        if inputs.dim() <= axis or inputs.shape[axis] != samples or id(inputs) in shared:
             return inputs
         return inputs.index_select(axis, torch.as_tensor(index, device=inputs.device))
     if isinstance(inputs, list) and len(inputs) == samples:
         return _same_container(inputs, [inputs[i] for i in index])
-    if isinstance(inputs, Mapping):
-        return {name: pick_samples(item, index, samples, axis) for name, item in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return _same_container(inputs, [pick_samples(item, index, samples, axis) for item in inputs])
-    return inputs
+    if _is_record(inputs) and not tensors_in(inputs):
+        return inputs
+    items = _items(inputs)
+    if items is None:
+        return inputs
+    return _with_items(inputs, [pick_samples(item, index, samples, axis, shared) for item in items])
 
 
 def first_rows(inputs: Any, rows: int, samples: int | None = None, axis: int = 0) -> Any:
@@ -182,11 +228,56 @@ def lengths(inputs: Any, axis: int = 0) -> list[int]:
     """
     if isinstance(inputs, Tensor):
         return [inputs.shape[axis]] if inputs.dim() > axis else []
+    # A dataclass without tensors may be circular, and holds no samples.
+    if _is_record(inputs) and not tensors_in(inputs):
+        return []
     entries = [len(inputs)] if isinstance(inputs, list) else []
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
-    if not isinstance(values, (tuple, list)):
-        return entries
-    return entries + [n for item in values for n in lengths(item, axis)]
+    return entries + [n for item in _items(inputs) or () for n in lengths(item, axis)]
+
+
+def shareable(inputs: Any, samples: int, axis: int = 0) -> list[frozenset[int]]:
+    """Lists which tensors of a batch all samples may share, although their length along the axis is that of the batch.
+
+    The shapes do not tell a mask (tokens, tokens) from a mask (samples, tokens) if there are as many tokens as samples.
+    The caller tries what the model accepts.
+
+    Args:
+        inputs: The inputs of a batch.
+        samples: The number of samples in the batch.
+        axis: The sample axis of the tensors.
+
+    Returns:
+        Sets of ids of tensors, for the argument `shared` of `pick_samples`. The most likely set comes first. The main
+        tensor is in none of them: the first one with features, or else the first one. The list is empty if no tensor
+        can be shared.
+
+    Example:
+        >>> len(shareable((torch.zeros(4, 4, 8), torch.zeros(4, 4)), samples=4))
+        1
+        >>> shareable((torch.zeros(4, 5, 8), torch.zeros(5, 5)), samples=4)
+        []
+    """
+    fitting = [t for t in tensors_in(inputs) if t.dim() > axis and t.shape[axis] == samples]
+    main = next((t for t in fitting if t.dim() > 2), fitting[0] if fitting else None)
+    fitting = [t for t in fitting if t is not main]
+    square = [id(t) for t in fitting if t.dim() == 2 and t.shape[0] == t.shape[1]]
+    flat = [id(t) for t in fitting if t.dim() == 1]
+    sets = (frozenset(square), frozenset(square + flat), frozenset(id(t) for t in fitting))
+    return [each for each in dict.fromkeys(sets) if each]
+
+
+def _same_mapping(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Returns a mapping of the type of `value` with these items. If that is not possible, returns a plain dict."""
+    if type(value) is dict:
+        return items
+    try:
+        # The outputs of Hugging Face models keep their entries as attributes too, and their constructors differ.
+        copied: Any = copy.copy(value)
+        for name, item in items.items():
+            copied[name] = item
+    except Exception:
+        return items
+    return copied
 
 
 def _same_container(value: Any, items: list[Any]) -> Any:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xprune.modules.calls import call, lengths, map_tensors, pick_samples, slow_path, tensors_in
+from xprune.modules.calls import call, lengths, map_tensors, pick_samples, shareable, slow_path, tensors_in
 from xprune.modules.copies import reference_device, shared_copy, with_noise
 
 SAME = 1e-6
@@ -24,6 +25,8 @@ class Samples:
         other_first: True if the other tensors of the inputs have their samples along axis 0 while the first tensor has
             them along axis 1. An example is a mask (samples, tokens) beside tokens (tokens, samples, features). False
             in any other case.
+        shared: The number of a set in `shareable`, which says which tensors all samples share. None if each tensor with
+            the right length has a part for each sample.
         layers: The sample axis of the input of some layers, by the path of the layer. -1 if the rows of the input are
             in an order that does not show which sample a row belongs to.
 
@@ -36,23 +39,32 @@ class Samples:
     axis: int
     count: int
     other_first: bool = False
+    shared: int | None = None
     layers: Mapping[str, int] = field(default_factory=dict)
 
     def take(self, inputs: Any, index: Sequence[int]) -> Any:
         """Returns the inputs of the samples with the given indices. A tensor without a sample axis is not changed."""
+        shared = self.shared_tensors(inputs)
         if self.axis != 1:
-            return pick_samples(inputs, index, self.count, self.axis)
+            return pick_samples(inputs, index, self.count, self.axis, shared)
         first = next((t for t in tensors_in(inputs) if t.dim() > 1), None)
 
         def taken(tensor: Tensor) -> Tensor:
             # If tokens are (tokens, samples, features), a mask may still be (samples, tokens).
             axes = [0, 1] if self.other_first and tensor is not first else [1, 0]
             axis = next((a for a in axes if tensor.dim() > a and tensor.shape[a] == self.count), None)
-            if axis is None:
+            if axis is None or id(tensor) in shared:
                 return tensor
             return tensor.index_select(axis, torch.as_tensor(list(index), device=tensor.device))
 
         return map_tensors(inputs, taken)
+
+    def shared_tensors(self, inputs: Any) -> frozenset[int]:
+        """Returns the ids of the tensors in the inputs that all samples share, although their shape allows parts."""
+        if self.shared is None:
+            return frozenset()
+        found = shareable(inputs, self.count, self.axis)
+        return found[self.shared] if self.shared < len(found) else frozenset()
 
 
 def find_samples(
@@ -83,7 +95,7 @@ def find_samples(
     Example:
         >>> model = nn.TransformerEncoderLayer(8, 2, 16)  # takes tokens first
         >>> find_samples(model, torch.randn(5, 3, 8), ["linear1"])
-        Samples(axis=1, count=3, other_first=False, layers={'linear1': 1})
+        Samples(axis=1, count=3, other_first=False, shared=None, layers={'linear1': 1})
     """
     # Only shapes are needed, and the meta device computes them without any arithmetic. A forward that reads values
     # fails on the meta device. Then the model's own device is tried.
@@ -190,17 +202,40 @@ class _Runner:
         Returns:
             A list with one candidate for the sample axis. An empty list if both runs fail.
         """
-        count = samples_of(self.inputs, axis)
+        # The first tensor is not always the one with the samples: it may be a mask that all samples share. The first
+        # list may hold something else than samples.
+        best: list[_Candidate] = []
+        for place, count in enumerate(dict.fromkeys(lengths(self.inputs, axis))):
+            found = self._try_count(axis, count)
+            # Rank 1 says little. For example, a graph model also runs without one of the edges.
+            least = best[0].rank if best else min(place, 1)
+            if found and found[0].rank > least:
+                best = found
+            if best and best[0].rank == 3:
+                break
+        return best
+
+    def _try_count(self, axis: int, count: int) -> list[_Candidate]:
+        """Runs the model with one entry less, or one more, in all inputs that have `count` entries along `axis`."""
         fewer, more = list(range(count - 1)), [*range(count), count - 1]
         attempts: tuple[list[int], ...] = ()
         if count > 1:
             attempts = (fewer, more)
         elif count:
             attempts = (more,)
-        for index in attempts:
-            # The other tensors of the inputs may have their samples along axis 0, see `Samples.other_first`.
-            for other_first in (False, True) if axis == 1 else (False,):
-                samples = Samples(axis, count, other_first)
+        if count in _lengths_of_lists(self.inputs):
+            # The images of a list may have different sizes, and the model pads them. Without the largest image, the
+            # others get another size too. So an image is added first.
+            attempts = attempts[::-1]
+        # The other tensors of the inputs may have their samples along axis 0, see `Samples.other_first`. If this fails
+        # too, all samples may share them, see `Samples.shared`.
+        several: list[list[tuple[bool, int | None]]] = [
+            [(other_first, None) for other_first in ((False, True) if axis == 1 else (False,))],
+            [(False, shared) for shared in range(len(shareable(self.inputs, count, axis)))],
+        ]
+        for ways, index in product(several, attempts):
+            for other_first, shared in ways:
+                samples = Samples(axis, count, other_first, shared)
                 try:
                     inputs = samples.take(self.inputs, index)
                     # With a list of images, no tensor may have an entry for each sample along this axis. The inputs
@@ -215,7 +250,7 @@ class _Runner:
                     path: _sample_axis(shape, given.get(path), samples, len(index))
                     for path, shape in self.given.items()
                 }
-                return [self._ranked(Samples(axis, count, other_first, layers), outputs, len(index))]
+                return [self._ranked(replace(samples, layers=layers), outputs, len(index))]
         return []
 
     def _ranked(self, samples: Samples, outputs: list[torch.Size], remaining: int) -> _Candidate:
@@ -241,6 +276,12 @@ class _Runner:
 def _shapes(value: Any) -> list[torch.Size]:
     """Returns the shapes of all tensors in a value, see `tensors_in`."""
     return [tensor.shape for tensor in tensors_in(value)]
+
+
+def _lengths_of_lists(inputs: Any) -> list[int]:
+    """Returns the length of each list in the inputs."""
+    # A tensor has no length along axis 99, so only lists are counted.
+    return lengths(inputs, 99)
 
 
 def _changed_axis(before: torch.Size, after: torch.Size) -> int | None:

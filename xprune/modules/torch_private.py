@@ -8,6 +8,7 @@ can install a new torch. Instead, the import of this file raises an error if a n
 if an attribute of autograd nodes is missing, discovery treats the operation as unknown.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ except (ImportError, AttributeError) as error:
         f"torch {torch.__version__} lacks a private name that xprune uses: {error}. Install torch "
         f"{READ_FROM.rpartition('.')[0]}, or a newer xprune."
     ) from error
+
+
+def compiler_is_loaded() -> bool:
+    """Returns True if torch's compiler was imported, else False. Without it, no module can have been compiled.
+
+    The import takes more than a second, so xprune does not import the compiler itself.
+    """
+    return "torch._dynamo" in sys.modules
 
 
 def version(tensor: Tensor) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xprune.modules.eager import eager
+
 
 @dataclass(frozen=True)
 class RandomState:
@@ -93,8 +95,8 @@ def undisturbed() -> Iterator[None]:
     """Runs a block or a function with the default settings of torch, and restores the caller's settings afterwards.
 
     It is a context manager and a decorator. Inside, gradients are on, inference mode is off, and new tensors are
-    float32 on the CPU. At the end, the caller's settings and all random states are restored, even if an exception is
-    raised.
+    float32 on the CPU. Compiled and checkpointed parts run as in `eager`. At the end, the caller's settings and all
+    random states are restored, even if an exception is raised.
     """
     # If an accelerator was not used before, it is not initialised here. Its random state cannot have been used either.
     before, dtype = RandomState.taken(devices=_started()), torch.get_default_dtype()
@@ -105,6 +107,7 @@ def undisturbed() -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(eager())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield

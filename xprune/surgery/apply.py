@@ -11,6 +11,7 @@ from xprune.core.plan import Plan
 from xprune.core.provenance import inherit
 from xprune.errors import ModelError
 from xprune.modules.copies import shared_copy, tables_of, unshare, unwrap
+from xprune.modules.refused import CUT, refuse
 from xprune.modules.sliced import fill, slice_of
 from xprune.modules.undisturbed import undisturbed
 from xprune.surgery.cut import remove_units
@@ -41,8 +42,9 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
         PlanError: The plan does not fit the model.
         SurgeryError: The pruned model is not exact, or its forward fails. To find the cause, each site is pruned
             alone. The message names the sites that are then not exact.
-        ModelError: The model is on the meta device and has no values, or it cannot be copied. Or `in_place` is True and
-            the model is a wrapper around another one, such as that of torch.compile.
+        ModelError: The model cannot be copied, or a part of it is of a kind that cannot be cut, see
+            `xprune.modules.refused`. Or `in_place` is True and the model is a wrapper around another one, such as that
+            of torch.compile.
 
     Example:
         >>> import xprune
@@ -54,6 +56,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, in_place: bool =
         (Linear(in_features=4, out_features=3, bias=True), 6)
     """
     inner = unwrap(model)
+    refuse(inner, CUT)
     # The caller may be in inference mode. Tensors that are made in that mode cannot be trained later.
     with torch.inference_mode(False):
         if in_place:

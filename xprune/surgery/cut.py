@@ -20,6 +20,7 @@ from xprune.errors import PlanError
 from xprune.modules.copies import tensors_of
 from xprune.modules.norms import BATCH_NORMS
 from xprune.modules.paths import attribute_at, is_linear, is_transposed, layer_path, set_attribute, tensor_at
+from xprune.modules.refused import misfit
 from xprune.modules.removed import Removed
 
 
@@ -68,6 +69,10 @@ def remove_units(model: nn.Module, plan: Plan, adapters: Mapping[str, Adapter], 
     for site, keep in sorted(pairs, key=lambda pair: unit_kind(pair[0].kind).order):
         check_fit(model, site, adapters)
         unit_kind(site.kind).cut(model, site, keep, partial(_by_cuts, model, site, keep, owners, adapters, take))
+    # Such a model must not run, because torch would write outside of a tensor.
+    why = misfit(model, (cut.tensor for site in plan.sites for cut in site.cuts))
+    if why:
+        raise PlanError(f"the plan does not fit this model: {why}. Leave such layers out, or remove the weight_norm.")
     return model
 
 

@@ -13,6 +13,7 @@ from xprune.core.record import Metrics
 from xprune.core.task import Task
 from xprune.errors import DataError
 from xprune.modules.copies import shared_copy, unwrap
+from xprune.modules.refused import RUN, refuse
 from xprune.tasks.classification import Classification
 from xprune.training.runtime import accelerator, batches, check_loader, prepared, reduced, stage
 
@@ -41,6 +42,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
 
     Raises:
         DataError: The loader is empty, can be read only once, or does not fit the task.
+        ModelError: Weights of the model have no values, for example because they are on the meta device.
 
     Example:
         >>> loader = [(torch.randn(8, 4), torch.arange(8) % 3)]
@@ -50,8 +52,10 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
     """
     task = task or Classification()
     check_loader(loader)
+    model = unwrap(model)
+    refuse(model, RUN)
     runner = accelerator()
-    copy = shared_copy(unwrap(model)).to(runner.device)
+    copy = shared_copy(model).to(runner.device)
     metric: Metric | None = None
     # The first sum is the loss over all samples, the second one is the number of samples.
     sums, tally = torch.zeros(2, dtype=torch.float64), _ByClass()

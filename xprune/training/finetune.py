@@ -12,10 +12,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from xprune.core.task import Task
 from xprune.errors import TrainingError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
+from xprune.modules.refused import TRAIN, refuse, refuse_frozen
 from xprune.modules.removed import Removed
 from xprune.modules.undisturbed import seeded
 from xprune.tasks.classification import Classification
 from xprune.training.loop import Loop, Stateful, Weights, length
+from xprune.training.master import Dtypes, narrow, precision_for, widen, widened
 from xprune.training.optim import Position, cosine, decayed
 from xprune.training.runtime import accelerator, check_loader, stage
 
@@ -32,12 +34,18 @@ class Finetune:
         warmup: The length of the linear rise, as a fraction of all steps, from 0 to less than 1.
         label_smoothing: The label smoothing of the task's loss, from 0 to less than 1.
         clip: The gradient is clipped to this L2 norm, more than 0. If None, it is not clipped.
-        mixed_precision: "no", "fp16" or "bf16". If None, the setting of `accelerate launch` is used.
+        mixed_precision: "no", "fp16" or "bf16". If None, the setting of `accelerate launch` is used. Without
+            `accelerate launch`, None means "no" for a float32 model. A bfloat16 model computes in bfloat16, and a
+            float16 model in float16 on a GPU. In all cases, the weights are float32 while they are trained, see
+            `xprune.training.master`.
         distill: The weight of distillation, from 0 to 1. The loss is (1 - distill) times the loss of the task, plus
             distill times the divergence from the outputs of the dense model, see `Task.distillation`.
         temperature: The temperature of the divergence, more than 0.
         ema: The decay of an exponential moving average of the weights, between 0 and 1. If it is given, `finetune`
             returns the averaged weights. If None, `finetune` returns the weights after the last step.
+        steps: The number of updates of the weights, at least 1. The loader is read as often as this needs, and `epochs`
+            is ignored. It is needed for a loader without a length, such as a stream of data. If None, the number is
+            `epochs` times the number of batches.
 
     Raises:
         TrainingError: A value is out of range.
@@ -60,6 +68,7 @@ class Finetune:
     distill: float = 0.0
     temperature: float = 1.0
     ema: float | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         checks = {
@@ -72,11 +81,24 @@ class Finetune:
             "distill": 0 <= self.distill <= 1,
             "temperature": self.temperature > 0,
             "ema": self.ema is None or 0 < self.ema < 1,
+            "steps": self.steps is None or self.steps >= 1,
         }
         for name in (name for name, fine in checks.items() if not fine):
             raise TrainingError(
                 f"Finetune({name}={getattr(self, name)!r}) is out of range. help(xprune.Finetune) says what is allowed."
             )
+
+    def updates(self, loader: Iterable[Any], what: str = "fine-tuning") -> int:
+        """Returns how many updates of the weights fine-tuning makes: one for each batch of each epoch, or `steps`.
+
+        Args:
+            loader: The training batches.
+            what: The name of the training, for the error.
+
+        Raises:
+            DataError: The loader is empty, or it has no length and `steps` is None.
+        """
+        return self.epochs * length(loader, what) if self.steps is None else self.steps
 
 
 @stage()
@@ -99,7 +121,8 @@ def finetune(
 
     Args:
         model: The model to train. It is not changed.
-        loader: The training batches: a DataLoader with a length, or a list of batches.
+        loader: The training batches: a DataLoader, or a list of batches. If it has no length, give
+            `Finetune(steps=...)`.
         settings: The settings. If None, `Finetune()` is used.
         teacher: The dense model. It is needed if `settings.distill` is more than 0. It is not changed.
         task: The task. It says how a batch is read and what the loss is. If None, it is `Classification()`, with
@@ -113,12 +136,14 @@ def finetune(
         what: The name of the training in the progress bar and in errors.
 
     Returns:
-        The trained copy, in eval mode and on the device of `model`.
+        The trained copy, in eval mode and on the device of `model`. Each tensor has the dtype that it has in `model`.
+        Half-precision weights are trained in float32, and rounded after the last step.
 
     Raises:
         TrainingError: The loss is not finite. The message names the step and the last checkpoint. Or a teacher is
             missing. Or a checkpoint is damaged or belongs to another run.
-        DataError: The loader has no length, is empty, or does not fit the task.
+        DataError: The loader is empty, does not fit the task, or has no length and `settings.steps` is None.
+        ModelError: All weights are frozen, or a part of the model cannot be trained, such as a quantised layer.
 
     Example:
         >>> loader = [(torch.randn(8, 4), torch.arange(8) % 3)]
@@ -130,23 +155,27 @@ def finetune(
     """
     settings, task = settings or Finetune(), task or Classification()
     check_loader(loader)
-    steps = max(settings.epochs * length(loader, what) - taken, 0)
+    model = unwrap(model)
+    refuse(model, TRAIN)
+    refuse_frozen(model)
+    steps = max(settings.updates(loader, what) - taken, 0)
     if settings.distill and teacher is None:
         raise TrainingError(
             f"Finetune(distill={settings.distill}) needs a teacher: give finetune(..., teacher=dense_model)."
         )
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
-    model = unwrap(model)
     student = unshare(shared_copy(model), model)
     # If a whole attention or MLP was removed, no layer reads the output of the norm layer in front of it. The weights
     # of this norm layer get no gradient, and DistributedDataParallel has to know that some weights get none.
     unused = any(isinstance(part, Removed) for part in student.modules())
-    runner = accelerator(settings.mixed_precision, even_batches=True, unused=unused)
+    dtypes = widen(student)
+    precision = precision_for(dtypes, settings.mixed_precision, accelerator().device)
+    runner = accelerator(precision, even_batches=True, unused=unused)
     with seeded(seed):
         loop = Loop(runner, task, loader, what, steps, seed)
-        run = _Run(student.to(runner.device), settings, loop, teacher, folder)
+        run = _Run(student.to(runner.device), settings, loop, teacher, folder, dtypes)
         loop.run(run.step)
-    return run.result.to(reference_device(model)).eval()
+    return narrow(run.result.to(reference_device(model)), dtypes).eval()
 
 
 class _Run:
@@ -158,11 +187,20 @@ class _Run:
         loop: The loop that calls `step`.
         teacher: The dense model, or None.
         folder: The folder for checkpoints. If None, no checkpoint is written.
+        dtypes: The half-precision dtypes that the tensors of the student had before they were converted to float32, by
+            name.
     """
 
     def __init__(
-        self, student: nn.Module, settings: Finetune, loop: Loop, teacher: nn.Module | None, folder: Path | None
+        self,
+        student: nn.Module,
+        settings: Finetune,
+        loop: Loop,
+        teacher: nn.Module | None,
+        folder: Path | None,
+        dtypes: Dtypes,
     ) -> None:
+        self.dtypes = dtypes
         self.student, self.settings, self.loop, self.runner = student, settings, loop, loop.runner
         self.teacher = (
             shared_copy(unwrap(teacher)).to(self.runner.device) if teacher is not None and settings.distill else None
@@ -182,7 +220,9 @@ class _Run:
             parts["ema"] = self.ema
         if self.runner.scaler:
             parts["scaler"] = self.runner.scaler
-        loop.keep(folder, parts, **asdict(settings), start=start)
+        # The precision of a half-precision model depends on the device. So a run must not continue on another device.
+        precision = {"precision": str(self.runner.mixed_precision)} if dtypes else {}
+        loop.keep(folder, parts, **asdict(settings), **precision, start=start)
         self.model.train()
 
     @property
@@ -200,12 +240,13 @@ class _Run:
         """Updates the weights once, for a batch with these inputs and targets."""
         task, share = self.loop.task, self.settings.distill
         with self.runner.autocast():
-            outputs = task.forward(self.model, inputs)
+            outputs = task.forward(self.model, widened(inputs) if self.dtypes else inputs)
         task.check(outputs, targets)
         loss = task.loss(outputs, targets, self.settings.label_smoothing)
         if self.teacher is not None:
+            # The teacher keeps its dtype, which saves memory. So it gets the inputs as the loader gives them.
             with torch.no_grad(), self.runner.autocast():
-                wanted = task.forward(self.teacher, inputs)
+                wanted = widened(task.forward(self.teacher, inputs))
             loss = (1 - share) * loss + share * task.distillation(outputs, wanted, self.settings.temperature)
         self.optimizer.zero_grad(set_to_none=True)
         self.loop.backward(loss)

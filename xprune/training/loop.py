@@ -20,7 +20,7 @@ from xprune.modules.copies import tensors
 from xprune.modules.digest import values_digest
 from xprune.modules.undisturbed import seed_all, seeded
 from xprune.training import checkpoint
-from xprune.training.runtime import batches, prepared, reduced, warn_unless_ordered
+from xprune.training.runtime import batches, known_length, prepared, reduced, warn_unless_ordered
 
 
 class Stateful(Protocol):
@@ -89,7 +89,7 @@ class Loop:
     Args:
         runner: The Accelerator that splits batches over the processes.
         task: The task, which says how a batch is read.
-        loader: The batches. The loader needs a length.
+        loader: The batches. If the loader has no length, an epoch ends when it yields no more batches.
         what: The name of the loop in the progress bar and in errors.
         steps: The number of steps to take. There are as many epochs as this needs, and the last epoch may end early.
         seed: The seed of all random numbers. It is combined with the number of the epoch or step, and of the process.
@@ -99,7 +99,7 @@ class Loop:
         epoch: The number of epochs completed.
 
     Raises:
-        DataError: The loader has no length or no batch.
+        DataError: The loader has no batch.
 
     Example:
         >>> from xprune import Classification
@@ -116,7 +116,7 @@ class Loop:
         self, runner: Accelerator, task: Task, loader: Iterable[Any], what: str, steps: int, seed: int = 0
     ) -> None:
         self.runner, self.task, self.what, self.steps, self.seed = runner, task, what, steps, seed
-        self.per_epoch = length(loader, what)
+        self.per_epoch = None if known_length(loader) is None else length(loader, what)
         self.given, self.loader = loader, prepared(runner, loader)
         # `seen` is the number of batches of the current epoch for which a step was taken.
         self.epoch = self.step = self.seen = 0
@@ -159,15 +159,18 @@ class Loop:
             step: A function of (inputs, targets) that makes one step with a batch. It calls `backward` if it needs
                 gradients.
         """
-        epochs = -(-self.steps // self.per_epoch)  # rounded up
+        # The number of epochs, rounded up. It is not known for a loader without a length.
+        epochs = -(-self.steps // self.per_epoch) if self.per_epoch else None
         self._kept_at = time.monotonic()
-        for epoch in range(self.epoch, epochs):
+        while self.step < self.steps:
+            epoch, before = self.epoch, self.step
             seed_all(self._seed("reading", epoch))
             # Accelerate's samplers shuffle with a seed that depends on the epoch.
             if hasattr(self.loader, "set_epoch"):
                 self.loader.set_epoch(epoch)
-            seen, steps_left = self.seen, self.steps - self.step
-            what, most = f"{self.what}, epoch {epoch + 1}/{epochs}", min(steps_left + seen, self.per_epoch)
+            seen, most = self.seen, self.steps - self.step + self.seen
+            most = most if self.per_epoch is None else min(most, self.per_epoch)
+            what = f"{self.what}, epoch {epoch + 1}" + (f"/{max(epochs, epoch + 1)}" if epochs else "")
             stream = batches(self.runner, self.loader, self.task, what, most)
             # Batches for which the killed run has taken a step are read and skipped, so that reading uses the same
             # random numbers.
@@ -178,7 +181,9 @@ class Loop:
                 if self.seen < most and time.monotonic() - self._kept_at >= KEPT_EVERY:
                     self._keep()
             self.epoch, self.seen = epoch + 1, 0
-            if self.epoch < epochs:
+            if self.step == before and not seen:
+                raise DataError(f"{what}: the loader gave no batch, after {self.step} of {self.steps} steps.")
+            if self.step < self.steps:
                 self._keep()
         if self.folder is not None and self.runner.is_main_process:
             checkpoint.clear(self.folder)
@@ -223,7 +228,7 @@ class Loop:
 
 
 def length(loader: Any, what: str) -> int:
-    """Returns the number of batches of a loader. Schedules of the learning rate need it.
+    """Returns the number of batches of a loader. A number of epochs says how many steps to take only if it is known.
 
     Args:
         loader: The loader.
@@ -232,14 +237,13 @@ def length(loader: Any, what: str) -> int:
     Raises:
         DataError: The loader has no length, or its length is 0.
     """
-    try:
-        batches = len(loader)
-    # A DataLoader over an IterableDataset has `__len__`, but calling it raises this error.
-    except TypeError as error:
+    batches = known_length(loader)
+    if batches is None:
         raise DataError(
-            f"{what} needs a loader with a length, for its schedule of the learning rate. Give a DataLoader over a "
-            "map-style dataset, or a list of batches."
-        ) from error
+            f"{what} needs a loader with a length, or the number of steps, for its schedule of the learning rate. Give "
+            "Finetune(steps=...), the number of batches to train on, or a loader with a length, such as a DataLoader "
+            "over a map-style dataset or a list of batches."
+        )
     if batches == 0:
         raise DataError(f"{what}: the loader is empty: its length is 0. Check the dataset and drop_last.")
     return batches

@@ -4,8 +4,9 @@ Training, criteria and `evaluate` all read their batches here. So batches are sp
 """
 
 import copy
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -20,7 +21,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from xprune.core.task import Task, with_batch_axis
-from xprune.errors import DataError
+from xprune.errors import DataError, TrainingError
+from xprune.modules.calls import map_tensors, tensors_in
 from xprune.modules.undisturbed import seeded, undisturbed
 from xprune.training import accelerate_state
 
@@ -48,13 +50,24 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
             once.
         unused: True if some weights get no gradient. With several processes, DistributedDataParallel then looks for
             such weights in each step.
+
+    Raises:
+        TrainingError: The precision is not possible on this device.
     """
     # Accelerate would keep the settings of the first Accelerator in the process. But the precision may differ from
     # function to function.
     accelerate_state.forget()
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
-    return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading, kwargs_handlers=[parallel])
+    try:
+        return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading, kwargs_handlers=[parallel])
+    # Accelerate refuses float16 on the CPU, and bfloat16 on GPUs that cannot compute with it.
+    except ValueError as error:
+        wanted = os.environ.get("ACCELERATE_MIXED_PRECISION") if mixed_precision is None else mixed_precision
+        raise TrainingError(
+            f"mixed_precision={wanted!r} is not possible on this device: {error} Give mixed_precision='no', which "
+            "computes in float32, or run on another device."
+        ) from error
 
 
 def is_main_process() -> bool:
@@ -79,6 +92,15 @@ def check_loader(loader: Any) -> None:
         raise DataError(
             "the loader is an iterator, which can be read only once. Give a DataLoader or a list of batches."
         )
+
+
+def known_length(loader: Any) -> int | None:
+    """Returns the number of batches of a loader, or None if it is not known, as for a stream of data."""
+    try:
+        return len(loader)
+    # A DataLoader over an IterableDataset has `__len__`, but calling it raises this error.
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def first_batch(loader: Any, task: Task) -> tuple[Any, Any]:
@@ -173,17 +195,32 @@ def prepared(runner: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
             is not a DataLoader.
 
     Raises:
-        DataError: There are several processes, and the loader is not a DataLoader.
+        DataError: There are several processes, and the loader is not a DataLoader, or has no batch size.
     """
     if isinstance(loader, DataLoader):
-        prepared_loader: Iterable[Any] = runner.prepare_data_loader(_with_copied_samplers(loader))
-        return prepared_loader
+        copied = _with_copied_samplers(loader)
+        if _batch_size(loader) is not None:
+            prepared_loader: Iterable[Any] = runner.prepare_data_loader(copied)
+            return prepared_loader
+        # Accelerate cannot split such batches, but one process reads them whole.
+        if runner.num_processes == 1:
+            return copied
+        raise DataError(
+            f"{runner.num_processes} processes cannot share a DataLoader without a batch size. Give "
+            "DataLoader(batch_size=...), or use one process."
+        )
     if runner.num_processes > 1:
         raise DataError(
             f"{runner.num_processes} processes can only share a torch DataLoader, but the loader is a "
             f"{type(loader).__name__}. Give a DataLoader, or use one process."
         )
     return loader
+
+
+def _batch_size(loader: DataLoader[Any]) -> int | None:
+    """Returns the batch size of a DataLoader. None if its data set or its batch sampler makes batches of any size."""
+    sizes = (loader.batch_size, getattr(loader.batch_sampler, "batch_size", None))
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _with_copied_samplers(loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -232,14 +269,14 @@ def batches(
     Raises:
         DataError: The loader yields no batch, or the first batch has no samples.
     """
-    total = len(loader) if isinstance(loader, Sized) else None
+    total = known_length(loader)
     stream: Iterable[Any] = islice(loader, limit)
     if runner.is_main_process:
         total = total if limit is None or total is None else min(total, limit)
         stream = track(stream, description=what, total=total, transient=True, disable=not get_console().is_terminal)
     empty = True
     for batch in stream:
-        inputs, targets = task.unpack(send_to_device(batch, runner.device))
+        inputs, targets = task.unpack(_on_device(batch, runner.device))
         if empty and task.size(targets) == 0:
             raise DataError(f"{what}: the loader's first batch has no samples.")
         empty = False
@@ -247,6 +284,15 @@ def batches(
     # With several processes, a process gets no batch if there are fewer samples than processes.
     if empty and runner.num_processes == 1:
         raise DataError(f"{what}: {_EMPTY}")
+
+
+def _on_device(batch: Any, device: torch.device) -> Any:
+    """Returns a batch with all its tensors on a device."""
+    moved = send_to_device(batch, device)
+    # Accelerate does not look into dataclasses.
+    if all(tensor.device.type == device.type for tensor in tensors_in(moved)):
+        return moved
+    return map_tensors(moved, lambda tensor: tensor.to(device))
 
 
 def reduced(runner: Accelerator, value: torch.Tensor) -> torch.Tensor:

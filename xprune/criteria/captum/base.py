@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from xprune.core.site import Site
 from xprune.errors import DataError, PluginError
 from xprune.modules.calls import lengths, pick_samples
 from xprune.modules.undisturbed import seeded
-from xprune.training.runtime import accelerator, batches, prepared, reduced
+from xprune.training.runtime import accelerator, batches, known_length, prepared, reduced
 
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
 """Arguments of Captum's methods that are not settings of a criterion, because they change the form of the result."""
@@ -187,7 +187,7 @@ class CaptumMethod(Criterion):
             context: The context, whose loader may say the number of batches.
         """
         loader = context.data(self.name)
-        total = len(loader) if isinstance(loader, Sized) else None
+        total = known_length(loader)
         count = min(total, self.batches) if total and self.batches else total or self.batches
         time_ = (
             f"{count} batches: about {passes * seconds * count:.0f} s" if count else f"{passes * seconds:.1f} s each"

@@ -164,7 +164,7 @@ class XPruner(MaskSettings, Criterion):
             scores. They are NaN for a class whose row was never trained.
 
         Raises:
-            DataError: There is no loader, it has no length, or it does not fit the task.
+            DataError: There is no loader, it is empty, or it does not fit the task.
             BudgetError: No plan can meet the budget.
             TrainingError: The loss is not finite, or the checkpoint folder belongs to another run.
         """

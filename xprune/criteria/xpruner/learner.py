@@ -20,7 +20,7 @@ from xprune.costs.measure import measure_costs
 from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, from_scores, sampled, spread
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gated
-from xprune.training.loop import Loop, Stateful, Weights, length
+from xprune.training.loop import Loop, Stateful, Weights
 from xprune.training.runtime import accelerator, reduced
 
 
@@ -206,8 +206,6 @@ class MaskLearner:
 
         The number is 0 if the task has no classes or only one.
         """
-        # Raises DataError if the loader has no length. The training loop needs the length for its schedule.
-        length(self.context.data("xpruner"), "xpruner")
         inputs, targets = send_to_device(self.context.first("xpruner"), self.runner.device)
         with torch.no_grad():
             outputs = self.context.task.forward(self.context.model, inputs)
