@@ -56,8 +56,12 @@ from xprune.selections import SELECTIONS
 from xprune.selections.learned.selection import LearnedThresholds
 from xprune.surgery.apply import apply
 from xprune.surgery.gates import Gated, Gates
+from xprune.tasks import TASKS
 from xprune.tasks.classification import Classification
+from xprune.tasks.embeddings import Embeddings
 from xprune.tasks.graphs import GraphClassification, NodeClassification
+from xprune.tasks.multi_label import MultiLabel
+from xprune.tasks.regression import Regression
 from xprune.tasks.segmentation import Segmentation
 from xprune.tasks.tokens import LanguageModel, TokenClassification
 from xprune.training.evaluate import evaluate
@@ -68,6 +72,7 @@ __all__ = [
     "CRITERIA",
     "RESOURCES",
     "SELECTIONS",
+    "TASKS",
     "UNIT_KINDS",
     "Adapter",
     "ArtefactError",
@@ -82,6 +87,7 @@ __all__ = [
     "Criterion",
     "Cut",
     "DataError",
+    "Embeddings",
     "Finetune",
     "Found",
     "GateError",
@@ -94,12 +100,14 @@ __all__ = [
     "LinearCost",
     "Metrics",
     "ModelError",
+    "MultiLabel",
     "NodeClassification",
     "Plan",
     "PlanError",
     "PluginError",
     "PruneResult",
     "Pruner",
+    "Regression",
     "Resource",
     "Scores",
     "Search",

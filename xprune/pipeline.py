@@ -20,7 +20,7 @@ from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
-from xprune.core.task import Task, batch_axis_of, example_of
+from xprune.core.task import Task, batch_axis_of, check_distillation, example_of
 from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, measure_costs
@@ -104,7 +104,7 @@ class Run:
         resources: Sequence[str] = (),
     ) -> None:
         self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
-        task = task or Classification()
+        task = (task or Classification()).with_dense(self.model)
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
         # Axis 0 of the inputs may hold tokens instead of samples. If the first batch shows this, the returned task is a
         # copy that knows the sample axis.
@@ -163,10 +163,13 @@ class Run:
         Raises:
             BudgetError: No plan can meet the budget.
             PluginError: The selection is unknown, or needs more updates than fine-tuning makes.
-            DataError: The run fine-tunes, but the training loader has no length.
+            DataError: The run fine-tunes, but the training loader has no length. Or it distils, and the task has no
+                distillation.
         """
         chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         chosen.updates(self.updates(settings))
+        if settings is not None and settings.distill:
+            check_distillation(self.task)
         self.costs.limits(budget)
 
     @stage()
@@ -347,7 +350,7 @@ def make_context(
     Raises:
         DataError: The loader is empty, can be read only once, or does not fit the task.
     """
-    task, batch = task or Classification(), None
+    task, batch = (task or Classification()).with_dense(unwrap(model)), None
     if loader is not None and example_inputs is None:
         task, batch = task_and_first_batch(loader, task, unwrap(model))
         example_inputs = example_of(task, *batch)

@@ -30,6 +30,8 @@ from xprune.cli.inputs import (
     measured_data,
     named_data,
     named_model,
+    named_task,
+    with_names,
 )
 from xprune.comparison.plots import is_drawn
 from xprune.core.plan import Plan
@@ -68,6 +70,13 @@ Checkpoint = Annotated[
 Workers = Annotated[int, typer.Option(help="Number of processes that load data.")]
 Epochs = Annotated[int, typer.Option(help="Number of epochs of fine-tuning. 0 for no fine-tuning.")]
 Rate = Annotated[float, typer.Option(help="Highest learning rate of fine-tuning.")]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="Task of the model, see `xprune list`. Settings follow: embeddings,measure=similarity.",
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Pattern such as blocks.0.*: sites with such names keep all units. Can be repeated."),
@@ -98,6 +107,7 @@ def prune(
         typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
     ] = None,
     exclude: Exclude = None,
+    task: TaskName = "classification",
     epochs: Epochs = 5,
     lr: Rate = 2e-4,
     distill: Annotated[
@@ -124,8 +134,9 @@ def prune(
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )
+    chosen = named_task(task)
     dense, arch = named_model(model, model_arg, pretrained, checkpoint)
-    loaded = named_data(data, dense, batch_size, workers, seed)
+    loaded = named_data(data, dense, batch_size, workers, seed, chosen)
     _say(loaded.note)
     pruner = xprune.Pruner(
         dense,
@@ -133,6 +144,7 @@ def prune(
         budget,
         selection,
         settings,
+        with_names(chosen, class_names(loaded.train)),
         units=units or None,
         exclude=exclude or (),
         seed=seed,
@@ -143,7 +155,7 @@ def prune(
     if _is_main_process():
         folder = _save(result, out, arch)
         console.print(sites_table(result.plan), metrics_table(result.metrics))
-        _say(f"{unseen(result.scores)}Saved in {folder}")
+        _say(f"{unseen(result.scores, result.class_names)}Saved in {folder}")
 
 
 @app.command()
@@ -166,6 +178,7 @@ def compare(
     epochs: Epochs = 5,
     lr: Rate = 2e-4,
     exclude: Exclude = None,
+    task: TaskName = "classification",
     faithfulness: Annotated[bool, typer.Option(help="Measure whether the class-wise scores are right.")] = False,
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
@@ -181,8 +194,9 @@ def compare(
     # Files that xprune did not write are refused before hours of work, and not after them.
     check_file(table, is_stamped)
     check_file(picture, is_drawn)
+    chosen = named_task(task)
     dense, _ = named_model(model, model_arg, pretrained, checkpoint)
-    loaded = named_data(data, dense, batch_size, workers, 0)
+    loaded = named_data(data, dense, batch_size, workers, 0, chosen)
     _say(loaded.note)
     grid = xprune.Grid(
         {name: name for name in criterion or xprune.CRITERIA},
@@ -190,6 +204,7 @@ def compare(
         tuple(xprune.Budget(macs=share) for share in macs or (0.5,)),
         tuple(range(seeds)),
         xprune.Finetune(epochs=epochs, lr=lr) if epochs else None,
+        task=chosen,
         faithfulness=faithfulness,
     )
     case = xprune.Case(dense, loaded.train, loaded.val, exclude=exclude or ())
@@ -333,8 +348,8 @@ def export(
 
 @app.command(name="list")
 def list_() -> None:
-    """List the installed criteria, selections, adapters, unit kinds and resources."""
-    for title in ("criteria", "selections", "adapters", "unit_kinds", "resources"):
+    """List the installed criteria, selections, tasks, adapters, unit kinds and resources."""
+    for title in ("criteria", "selections", "tasks", "adapters", "unit_kinds", "resources"):
         plugins: Mapping[str, Any] = getattr(xprune, title.upper())
         table = Table(title.replace("_", " "), "classes" if title == "adapters" else "description")
         for name, plugin in plugins.items():

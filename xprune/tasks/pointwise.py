@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xprune.core.task import Task, one_vs_rest
+from xprune.core.task import Task, check_class_count, one_vs_rest, softmax_divergence
 from xprune.errors import DataError
 
 
@@ -55,6 +55,7 @@ class Pointwise(Task):
         if not len(labels):
             raise DataError("no point of the batch has a label: all of them are masked or ignored.")
         low, high, classes = int(labels.min()), int(labels.max()), self.width(outputs)
+        check_class_count(self, classes)
         if low < 0 or high >= classes:
             raise DataError(
                 f"labels go from {low} to {high}, but the model's head has {classes} classes: 0 to {classes - 1}. "
@@ -80,7 +81,7 @@ class Pointwise(Task):
         The class is sampled at random from the classes that the sample has points of, int64 (batch,).
         """
         classes = self.width(outputs)
-        return _one_of(self.present(targets, classes)), classes
+        return one_of(self.present(targets, classes)), classes
 
     def other(self, targets: Any, own: Tensor, classes: int) -> Tensor:
         """Returns a random class that a sample has no points of, for each sample, int64 (batch,). See Task.other.
@@ -89,7 +90,7 @@ class Pointwise(Task):
         """
         absent = ~self.present(targets, classes)
         rest = ~F.one_hot(own, classes).bool()
-        return _one_of(torch.where(absent.any(1, keepdim=True), absent, rest))
+        return one_of(torch.where(absent.any(1, keepdim=True), absent, rest))
 
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
         """Returns the mean loss of the points that count. The drawn class of a point is that of its sample.
@@ -110,8 +111,16 @@ class Pointwise(Task):
         sums = logs.new_zeros(len(own)).index_add(0, samples[here], logs)
         return sums / torch.bincount(samples[here], minlength=len(own)).clamp_min(1)
 
+    def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
+        """Returns the mean divergence of the softmaxes over all points, also those that do not count.
 
-def _one_of(allowed: Tensor) -> Tensor:
+        This implementation reads logits (points, classes). A task with logits of another shape overrides it. See
+        Task.distillation.
+        """
+        return softmax_divergence(outputs, teacher, temperature)
+
+
+def one_of(allowed: Tensor) -> Tensor:
     """Returns a random index for each row, among those that are allowed.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xprune.core.task import Task
+from xprune.core.task import Task, check_distillation
 from xprune.errors import TrainingError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
 from xprune.modules.removed import Removed
@@ -118,7 +118,8 @@ def finetune(
     Raises:
         TrainingError: The loss is not finite. The message names the step and the last checkpoint. Or a teacher is
             missing. Or a checkpoint is damaged or belongs to another run.
-        DataError: The loader has no length, is empty, or does not fit the task.
+        DataError: The loader has no length, is empty, or does not fit the task. Or `settings.distill` is more than 0,
+            and the task has no distillation.
 
     Example:
         >>> loader = [(torch.randn(8, 4), torch.arange(8) % 3)]
@@ -135,6 +136,8 @@ def finetune(
         raise TrainingError(
             f"Finetune(distill={settings.distill}) needs a teacher: give finetune(..., teacher=dense_model)."
         )
+    if settings.distill:
+        check_distillation(task)
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     model = unwrap(model)
     student = unshare(shared_copy(model), model)
