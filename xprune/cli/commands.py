@@ -354,7 +354,8 @@ def list_() -> None:
         table = Table(title.replace("_", " "), "classes" if title == "adapters" else "description")
         for name, plugin in plugins.items():
             # The table lists the classes of an adapter. For another plug-in, it shows the first line of the docstring.
-            about = ", ".join(getattr(plugin, "classes", ())) or (plugin.__doc__ or "").strip().partition("\n")[0]
+            about = ", ".join(plugin.classes) if title == "adapters" and hasattr(plugin, "classes") else ""
+            about = about or (plugin.__doc__ or "").strip().partition("\n")[0]
             table.add_row(name, about)
         console.print(table)
 

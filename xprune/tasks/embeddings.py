@@ -116,8 +116,7 @@ class Embeddings(Task):
         if checked_batch_axis(self.batch_axis) != 0:
             raise DataError("Embeddings reads inputs with samples along axis 0 only: leave out batch_axis.")
         # The class is frozen, so the attribute is set in this way.
-        name = "Spearman" if self.measure == "Spearman" else "similarity to dense"
-        object.__setattr__(self, "metric_name", name)
+        object.__setattr__(self, "metric_name", self.measure)
 
     def with_dense(self, dense: nn.Module) -> "Embeddings":
         """Returns a task with this dense model, unless the task has one already. See Task.with_dense."""
