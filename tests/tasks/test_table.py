@@ -18,6 +18,7 @@ import xprune
 from xprune.core.registry import resolve
 from xprune.core.task import Task
 from xprune.tasks import TASKS
+from xprune.testing import check_task
 
 SAMPLES, FEATURES = 24, 8
 
@@ -216,6 +217,46 @@ def test_distillation_of_numbers_and_labels_is_not_that_of_a_softmax():
     assert float(xprune.MultiLabel().distillation(teacher + 1, teacher, 1.0)) == pytest.approx(
         float(by_hand.mean()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_task_passes_the_check_for_plug_ins(name):
+    check_task(EXAMPLES[name].task, EXAMPLES[name].model, [EXAMPLES[name].batch])
+
+
+class NotZero(xprune.Regression):
+    """Its distillation has its minimum elsewhere."""
+
+    def distillation(self, outputs, teacher, temperature):
+        return (outputs - teacher - 1).square().mean()
+
+
+class ByRows(xprune.Regression):
+    """Its loss is not a mean over the batch."""
+
+    def loss(self, outputs, targets, label_smoothing=0.0):
+        return (outputs[:, 0] - targets).square()
+
+
+class TooMany(xprune.Classification):
+    """Says that there are fewer classes than there are."""
+
+    def classes(self, outputs, targets):
+        return targets, 1
+
+
+WRONG = {
+    "distillation": (NotZero(), (X, X.sum(1)), "the distillation of a model from itself is 1.0, wanted 0"),
+    "loss": (ByRows(), (X, X.sum(1)), r"loss gives \(24,\), wanted a tensor with one number"),
+    "classes": (TooMany(), (X, ONE), "classes go from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_the_check_for_plug_ins_names_what_is_wrong(how):
+    task, batch, message = WRONG[how]
+    with pytest.raises(AssertionError, match=message):
+        check_task(task, mlp(1 if how != "classes" else 2), [batch])
 
 
 class Plain(Task):

@@ -128,8 +128,9 @@ class MultiLabel(Task):
 
         If a sample has all classes, the class is any one except `own`.
         """
-        absent = ~targets.bool()
         rest = ~F.one_hot(own, classes).bool()
+        # The class of a sample without classes was sampled from all classes, so it is absent too.
+        absent = ~targets.bool() & rest
         return one_of(torch.where(absent.any(1, keepdim=True), absent, rest))
 
     def class_scores(self, outputs: Any, targets: Any, own: Tensor) -> Tensor:
