@@ -319,6 +319,17 @@ def test_the_average_precision_reads_logits_of_every_size():
     assert xprune.evaluate(nn.Identity(), batches, task=xprune.MultiLabel()).metric == 1
 
 
+def test_a_class_without_samples_is_left_out_of_the_mean():
+    labels = MANY.clone()
+    labels[:, 1] = 0
+    model = mlp(3)
+    with torch.no_grad():
+        logits = model(X).numpy()
+    expected = [average_precision_score(labels[:, i], logits[:, i]) for i in (0, 2)]
+    found = xprune.evaluate(model, [(X, labels)], task=xprune.MultiLabel())
+    assert found.metric == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
 def cosines(first, second):
     """Returns the cosine of each pair."""
     return (first * second).sum(1) / first.norm(dim=1) / second.norm(dim=1)

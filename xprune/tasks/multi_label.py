@@ -1,6 +1,5 @@
 """The task of multi-label classification: each sample has any number of classes."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -103,15 +102,14 @@ class MultiLabel(Task):
 
     def new_metric(self, outputs: Any) -> "Metric":
         """Returns an mAP or F1 without samples yet. See Task.new_metric."""
-        from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+        from torchmetrics.classification import MultilabelF1Score
 
-        kind = MultilabelAveragePrecision if self.measure == "mAP" else MultilabelF1Score
+        from xprune.core.metric import MeanAveragePrecision
+
+        if self.measure == "mAP":
+            return MeanAveragePrecision(outputs.shape[1])
         # `check` has tested the labels already. Without validation, a model with a single class works too.
-        with warnings.catch_warnings():
-            # mAP warns that it stores a probability for each sample and class, which need little memory.
-            warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
-            metric: Metric = kind(outputs.shape[1], average="macro", validate_args=False)
-        return metric
+        return MultilabelF1Score(outputs.shape[1], average="macro", validate_args=False)
 
     def update(self, metric: "Metric", outputs: Any, targets: Any) -> None:
         """Adds the probabilities and labels of a batch to the metric. See Task.update."""

@@ -121,7 +121,7 @@ def _value(task: Task, metric: "Metric | None") -> float:
     assert metric is not None
     try:
         value = metric.compute()
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         # For example, R2 needs at least two samples.
         raise DataError(
             f"the metric {type(metric).__name__} of {type(task).__name__} cannot be computed: {error_text(error)}."
