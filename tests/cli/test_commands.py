@@ -243,6 +243,10 @@ def test_a_task_by_name(folder, weights, tmp_path, monkeypatch, capsys):
     result = xprune.PruneResult.load(tmp_path / "pruned")
     assert result.settings["task"] == "embeddings" and result.scores.classwise is None
     assert result.metrics["dense"].metric == pytest.approx(1)
+    for command in ("evaluate", "report"):
+        assert run(monkeypatch, command, tmp_path / "pruned", "--data", folder) == 2
+        assert "was pruned with the task 'embeddings'" in capsys.readouterr().err
+    assert run(monkeypatch, "show", tmp_path / "pruned") == 0
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from xprune.artefact.files import REPORT, check_file, check_folder, is_stamped, 
 from xprune.artefact.onnx import export_onnx
 from xprune.artefact.save_load import read_header
 from xprune.cli.inputs import (
+    check_saved_task,
     dense_costs,
     dense_model,
     example_images,
@@ -235,6 +236,7 @@ def evaluate(
 
     Uses the images of val/, or of test/ if there is no val/. If the data has no such folders, uses all images.
     """
+    check_saved_task(Path(model))
     net, arch = named_model(model, model_arg, pretrained, checkpoint)
     loaded = measured_data(data, net, batch_size, workers)
     inputs = next(iter(loaded.loader))[0]
@@ -305,6 +307,7 @@ def report(
     check_file(out, is_stamped)
     result, names, curves = xprune.PruneResult.load(saved), None, None
     if data is not None:
+        check_saved_task(saved)
         loaded = measured_data(data, result.model, batch_size, workers)
         names, result = class_names(loaded.loader), replace(result, data=loaded.loader, task=xprune.Classification())
         _say(loaded.note)

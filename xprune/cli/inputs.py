@@ -17,7 +17,7 @@ from xprune.core.provenance import Arch
 from xprune.core.registry import registered, resolve
 from xprune.core.task import Task
 from xprune.data import Data, Measured, load_data, load_measured
-from xprune.errors import BudgetError, ModelError, XPruneError
+from xprune.errors import BudgetError, DataError, ModelError, XPruneError
 
 
 def named_model(
@@ -171,6 +171,25 @@ def named_task(name: str) -> Task:
     """
     task: Task = resolve(name, xprune.TASKS, Task, "task")
     return task
+
+
+def check_saved_task(folder: Path) -> None:
+    """Raises DataError if a saved model was pruned with another task than classification.
+
+    Folders of images have one class for each image. An accuracy of such a model would mean nothing.
+
+    Args:
+        folder: The folder of the saved model. If it holds none, nothing is checked.
+    """
+    if not (folder / HEADER).is_file():
+        return
+    settings = read_header(folder)["extra"].get("settings")
+    name = settings.get("task", "classification") if isinstance(settings, dict) else "classification"
+    if name != "classification":
+        raise DataError(
+            f"{folder} was pruned with the task {name!r}, and this command measures classification of images. Measure "
+            "it in Python with xprune.evaluate(model, loader, task=...)."
+        )
 
 
 def with_names(task: Task, names: tuple[str, ...] | None) -> Task:
