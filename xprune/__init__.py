@@ -57,9 +57,13 @@ from xprune.selections import SELECTIONS
 from xprune.selections.learned.selection import LearnedThresholds
 from xprune.surgery.apply import apply
 from xprune.surgery.gates import Gated, Gates
+from xprune.tasks import TASKS
 from xprune.tasks.classification import Classification
 from xprune.tasks.detection import Detection
+from xprune.tasks.embeddings import Embeddings
 from xprune.tasks.graphs import GraphClassification, NodeClassification
+from xprune.tasks.multi_label import MultiLabel
+from xprune.tasks.regression import Regression
 from xprune.tasks.segmentation import Segmentation
 from xprune.tasks.tokens import LanguageModel, TokenClassification
 from xprune.training.evaluate import evaluate
@@ -70,6 +74,7 @@ __all__ = [
     "CRITERIA",
     "RESOURCES",
     "SELECTIONS",
+    "TASKS",
     "UNIT_KINDS",
     "Adapter",
     "ArtefactError",
@@ -86,6 +91,7 @@ __all__ = [
     "Cut",
     "DataError",
     "Detection",
+    "Embeddings",
     "Finetune",
     "Found",
     "GateError",
@@ -98,12 +104,14 @@ __all__ = [
     "LinearCost",
     "Metrics",
     "ModelError",
+    "MultiLabel",
     "NodeClassification",
     "Plan",
     "PlanError",
     "PluginError",
     "PruneResult",
     "Pruner",
+    "Regression",
     "Resource",
     "Scores",
     "Search",

@@ -49,7 +49,7 @@ class DataError(XPruneError):
 
 
 class PluginError(XPruneError):
-    """A criterion, selection, adapter, unit kind or resource is unknown, or does not do what its base class demands.
+    """A criterion, selection, task, adapter, unit kind or resource is unknown, or breaks the rules of its base class.
 
     Usual causes:
         - A name or a setting is misspelt. The message lists the known ones.

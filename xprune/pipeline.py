@@ -24,7 +24,7 @@ from xprune.core.record import Metrics
 from xprune.core.registry import resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site, Sites
-from xprune.core.task import Task, batch_axis_of, fitting_example_of
+from xprune.core.task import Task, batch_axis_of, check_distillation, fitting_example_of
 from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
 from xprune.costs.measure import check_allocation, measure_costs
@@ -116,7 +116,7 @@ class Run:
     ) -> None:
         self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
         refuse(self.model, CUT)
-        task = task or Classification()
+        task = (task or Classification()).with_dense(self.model)
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
         if inside and sites is not None:
             raise ModelError(
@@ -218,7 +218,8 @@ class Run:
         Raises:
             BudgetError: No plan can meet the budget.
             PluginError: The selection is unknown, or needs more updates than fine-tuning makes.
-            DataError: The run fine-tunes, but the training loader has no length, and `settings.steps` is None.
+            DataError: The run fine-tunes, but the training loader has no length, and `settings.steps` is None. Or it
+                distils, and the task has no distillation.
             ModelError: The run fine-tunes, but the model cannot be trained, for example because all its weights are
                 frozen.
         """
@@ -227,6 +228,8 @@ class Run:
             refuse_frozen(self.model)
         chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         chosen.updates(self.updates(settings))
+        if settings is not None and settings.distill:
+            check_distillation(self.task)
         self.costs.limits(budget)
 
     @stage()
@@ -408,7 +411,7 @@ def make_context(
         DataError: The loader is empty, can be read only once, or does not fit the task.
     """
     refuse(unwrap(model), CUT)
-    task, batch = task or Classification(), None
+    task, batch = (task or Classification()).with_dense(unwrap(model)), None
     if loader is not None and example_inputs is None:
         task, batch = task_and_first_batch(loader, task, unwrap(model))
         example_inputs = fitting_example_of(task, unwrap(model), *batch)

@@ -25,7 +25,7 @@ from xprune.modules.copies import unwrap
 from xprune.pipeline import Run
 from xprune.result import PruneResult
 from xprune.selections import SELECTIONS
-from xprune.tasks.classification import Classification
+from xprune.tasks import TASKS
 from xprune.training.finetune import Finetune
 from xprune.training.runtime import stage
 
@@ -41,7 +41,9 @@ class Pruner:
         selection: The selection, which turns the scores into a plan. A name from `xprune.SELECTIONS`, which may be
             followed by settings, or an instance of `xprune.Selection`.
         finetune: The settings of the fine-tuning after surgery. None means that the pruned model is not fine-tuned.
-        task: Reads batches and computes the loss and the metric. None means classification of (inputs, labels).
+        task: Reads batches and computes the loss and the metric. An instance of `xprune.Task`, or a name from
+            `xprune.TASKS`, which may be followed by settings as in "regression,measure=RMSE". None means classification
+            of (inputs, labels).
         sites: The sites that may lose units. None means the sites that `find_sites` finds with the first training
             batch.
         units: The unit kinds to find, such as ["head"]. None means the kinds that `find_sites` finds by default. This
@@ -59,7 +61,7 @@ class Pruner:
             metrics contain no latency.
 
     Raises:
-        PluginError: The criterion or the selection is unknown, or its settings are wrong.
+        PluginError: The criterion, the selection or the task is unknown, or its settings are wrong.
         ModelError: `model` is not an `nn.Module`, or PEFT or FSDP has wrapped its layers.
 
     Example:
@@ -82,7 +84,7 @@ class Pruner:
         budget: Budget | None = None,
         selection: str | Selection = "global",
         finetune: Finetune | None = Finetune(),  # noqa: B008 - immutable
-        task: Task | None = None,
+        task: str | Task | None = None,
         *,
         sites: Sequence[Site] | None = None,
         units: Sequence[str] | None = None,
@@ -96,7 +98,8 @@ class Pruner:
         self.criterion: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
         self.budget = budget or Budget(macs=0.5)
         self.selection: Selection = resolve(selection, SELECTIONS, Selection, "selection")
-        self.finetune, self.task = finetune, task or Classification()
+        self.finetune = finetune
+        self.task: Task = resolve(task or "classification", TASKS, Task, "task")
         self.sites, self.units, self.exclude, self.inside = sites, units, exclude, inside
         self.seed, self.checkpoint_dir, self.latency = seed, checkpoint_dir, latency
 
@@ -181,7 +184,7 @@ class Pruner:
             metrics["finetuned"] = run.measure(pruned, like=metrics["pruned"])
         settings = self._settings(run.train, run.inside)
         return PruneResult(
-            pruned, selected.plan, scores, metrics, settings, self.model, run.data, self.task, run.coverage
+            pruned, selected.plan, scores, metrics, settings, self.model, run.data, run.task, run.coverage
         )
 
     def _settings(self, loader: Iterable[Any], inside: tuple[str, ...]) -> dict[str, Any]:
@@ -191,6 +194,9 @@ class Pruner:
         return {
             **{name: _plain(kind) for name, kind in chosen.items() if kind},
             **({"inside": list(inside)} if inside else {}),
+            "task": self.task.name or type(self.task).__name__,
+            # Reports and pictures show these names, also after the result was saved and loaded.
+            "classes": None if self.task.class_names is None else list(self.task.class_names),
             "seed": self.seed,
             # It is None if the loader is a list of batches, or if its data set has no length.
             "training_samples": len(dataset) if isinstance(dataset, Sized) else None,

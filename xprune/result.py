@@ -74,7 +74,7 @@ class PruneResult(Record):
         """
         tables = render(metrics_table(self.metrics), sites_table(self.plan))
         note = f"{self.scores.note}\n" if self.scores.note else ""
-        return tables + coverage_text(self) + note + unseen(self.scores) + _needs_xprune(self.model)
+        return tables + coverage_text(self) + note + unseen(self.scores, self.class_names) + _needs_xprune(self.model)
 
     def report(
         self,
@@ -88,7 +88,8 @@ class PruneResult(Record):
         Args:
             path: The file to write. If xprune wrote a page with this name before, that page is replaced. Any other
                 existing file is refused.
-            classes: The names of the classes, by class index. None means that the page shows the class indices.
+            classes: The names of the classes, by class index. None means the names that the task of the run has. If it
+                has none, they are "class 0", "class 1" and so on.
             faithfulness: Results of `xprune.explain.faithfulness`, by a name to show on the page, such as the name of
                 the criterion. Instead of a result, an entry may be a dict in the form that `Faithfulness.means`
                 returns. None means that the page has no section about faithfulness.
@@ -111,7 +112,8 @@ class PruneResult(Record):
         Args:
             kind: What to draw: "units", "classes", "training" or "accuracy". `xprune.report.plots.plot` describes them.
             ax: The matplotlib axes to draw on. None means new axes on a new figure.
-            classes: The names of the classes, by class index. None means that the picture shows the class indices.
+            classes: The names of the classes, by class index. None means the names that the task of the run has. If it
+                has none, they are "class 0", "class 1" and so on.
 
         Returns:
             The axes. To write the picture to a file, call `axes.figure.savefig(...)`.

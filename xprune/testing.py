@@ -1,4 +1,4 @@
-"""Checks for authors of plug-ins: one call tests an adapter, a criterion or a selection.
+"""Checks for authors of plug-ins: one call tests an adapter, a criterion, a selection or a task.
 
 If the plug-in breaks its contract, a check raises AssertionError, or an error of xprune such as SurgeryError. The
 message says what is wrong. The tests of xprune itself use these checks too.
@@ -21,6 +21,7 @@ from xprune.core.task import Task, batch_axis_of, example_of
 from xprune.costs.count import count_resources
 from xprune.costs.measure import measure_costs
 from xprune.discovery.find import find_sites
+from xprune.modules.calls import map_tensors
 from xprune.modules.copies import shared_copy, tables_of, tensors
 from xprune.pipeline import score, select
 from xprune.surgery.apply import apply
@@ -298,6 +299,102 @@ def check_selection(
     for site, count in zip(plan.sites, plan.counts, strict=True):
         assert count in budget.counts(site), f"{site.name}: {count} units are not allowed by {budget}"
     return plan
+
+
+def check_task(task: Task, model: nn.Module, loader: Iterable[Any]) -> None:
+    """Checks a task with a model, on the first batch of a loader.
+
+    The loss must be finite, depend on the outputs, and be equal for equal outputs. The metric of each sample, the
+    metric of the data set and the classes must have the right forms. A distillation must be 0 at the outputs of the
+    teacher, and larger for other outputs. A task that refuses distillation passes.
+
+    Args:
+        task: The task.
+        model: The model, whose outputs the task reads. It is not changed.
+        loader: Batches.
+
+    Raises:
+        AssertionError: One of the checks fails.
+
+    Example:
+        >>> check_task(Classification(), nn.Linear(4, 3), [(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))])
+    """
+    before = snapshot(model)
+    task = task.with_dense(model)
+    task, (inputs, targets) = task_and_first_batch(loader, task, model)
+    outputs = task.forward(shared_copy(model, requires_grad=True), inputs)
+    task.check(outputs, targets)
+    samples = task.size(targets)
+    assert isinstance(samples, int) and samples > 0, f"size gives {samples!r}, wanted the number of samples"
+    assert 0 <= task.counted(targets) <= samples, f"counted gives {task.counted(targets)!r}, of {samples} samples"
+    _check_losses(task, outputs, targets)
+    of_samples = task.metric(outputs, targets)
+    if of_samples is not None:
+        assert of_samples.shape[:1] == (samples,), f"metric gives {tuple(of_samples.shape)}, wanted ({samples},)"
+    metric = task.new_metric(outputs)
+    task.update(metric, outputs, targets)
+    value = torch.as_tensor(metric.compute())
+    assert value.numel() == 1, f"the metric of the data set gives {tuple(value.shape)}, wanted one number"
+    found = task.classes(outputs, targets)
+    if found is not None:
+        _check_classes(task, outputs, targets, *found)
+    assert_untouched(model, before)
+
+
+def _check_losses(task: Task, outputs: Any, targets: Any) -> None:
+    """Checks the loss and the distillation of a task. See `check_task`.
+
+    Args:
+        task: The task.
+        outputs: The outputs of the model for a batch, with gradients.
+        targets: The targets of the batch.
+    """
+    probe = task.probe_loss(outputs, targets)
+    for name, loss in (("loss", task.loss(outputs, targets)), ("probe_loss", probe)):
+        if loss is not None:
+            assert loss.shape == (), f"{name} gives {tuple(loss.shape)}, wanted a tensor with one number and no axes"
+            assert bool(loss.isfinite()), f"{name} is {loss.item()}"
+            assert loss.requires_grad, f"{name} does not depend on the outputs of the model"
+    assert torch.equal(task.loss(outputs, targets), task.loss(outputs, targets)), "two calls of loss differ"
+    if type(task).distillation is Task.distillation:
+        return
+    teacher = map_tensors(outputs, torch.Tensor.detach)
+    same = float(task.distillation(teacher, teacher, 1.0))
+    assert abs(same) < 1e-5, f"the distillation of a model from itself is {same}, wanted 0"
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor with noise, if it holds numbers with a fraction."""
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        return tensor + noise.to(tensor.dtype) if tensor.is_floating_point() else tensor
+
+    other = float(task.distillation(map_tensors(teacher, moved), teacher, 1.0))
+    assert other > abs(same), f"the distillation for other outputs is {other}, not larger than {same}"
+
+
+def _check_classes(task: Task, outputs: Any, targets: Any, own: torch.Tensor, count: int) -> None:
+    """Checks the classes of the samples of a batch. See `check_task`.
+
+    Args:
+        task: The task.
+        outputs: The outputs of the model for the batch.
+        targets: The targets of the batch.
+        own: The class of each sample, as `Task.classes` gave them.
+        count: The number of classes.
+    """
+    samples = task.size(targets)
+    assert own.dtype == torch.int64 and own.shape == (samples,), f"classes gives {own.dtype} {tuple(own.shape)}"
+    assert int(own.min()) >= 0 and int(own.max()) < count, f"classes go from {int(own.min())} to {int(own.max())}"
+    names = task.class_names
+    assert names is None or len(names) == count, f"{len(names or ())} names for {count} classes"
+    scores = task.class_scores(outputs, targets, own)
+    assert scores.shape == (samples,), f"class_scores gives {tuple(scores.shape)}, wanted ({samples},)"
+    if count > 1:
+        drawn = task.other(targets, own, count)
+        assert drawn.shape == own.shape and bool((drawn != own).all()), "other gives the own class of a sample"
+        for gone in (False, True):
+            loss = task.one_vs_rest(outputs, targets, drawn, gone)
+            assert loss.shape == () and not bool(loss.isnan()), f"one_vs_rest gives {loss}"
 
 
 def _example(model: nn.Module, loader: Iterable[Any], task: Task | None) -> tuple[Any, int | None]:

@@ -250,3 +250,36 @@ def test_a_name_that_timm_knows_builds_what_the_header_says(saved):
     arch = xprune.artefact.read_header(saved)["arch"]
     assert timm.is_model(arch["name"])
     assert {name: arch["kwargs"][name] for name in ARGS} == ARGS
+
+
+def test_the_names_of_class_folders_are_saved_with_the_model(saved):
+    result = xprune.PruneResult.load(saved)
+    assert result.class_names == tuple(f"class{label}" for label in range(CLASSES))
+    assert result.settings["task"] == "classification"
+
+
+def test_a_task_by_name(folder, weights, tmp_path, monkeypatch, capsys):
+    more = ["--criterion", "taylor", "--task", "embeddings,measure=similarity", "--no-latency"]
+    # The logits are the embeddings here, and the class folders are ignored.
+    assert run(monkeypatch, *prune(folder, weights, tmp_path / "pruned", *more)) == 0
+    assert "similarity" in capsys.readouterr().out
+    result = xprune.PruneResult.load(tmp_path / "pruned")
+    assert result.settings["task"] == "embeddings" and result.scores.classwise is None
+    assert result.metrics["dense"].metric == pytest.approx(1)
+    for command in ("evaluate", "report"):
+        assert run(monkeypatch, command, tmp_path / "pruned", "--data", folder) == 2
+        assert "was pruned with the task 'embeddings'" in capsys.readouterr().err
+    assert run(monkeypatch, "show", tmp_path / "pruned") == 0
+
+
+@pytest.mark.parametrize(
+    "task, says",
+    [
+        ("dogs", "unknown task 'dogs'"),
+        ("regression,measure=MSE", "Regression knows R2, MAE, RMSE"),
+        ("multi-label", "If each sample has one class"),
+    ],
+)
+def test_a_wrong_task_is_one_message(task, says, folder, weights, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, *prune(folder, weights, tmp_path / "pruned", "--task", task)) == 2
+    assert says in capsys.readouterr().err

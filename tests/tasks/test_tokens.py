@@ -52,7 +52,7 @@ def test_batches_that_do_not_fit_are_refused(how):
         task.unpack(batch)
 
 
-@pytest.mark.parametrize("targets", [[[1, -100, -100]], [[1, 7, 2]], [[1, -3, 2]]])
+@pytest.mark.parametrize("targets", [[[1, 7, 2]], [[1, -3, 2]]])
 def test_labels_that_do_not_fit_are_refused(targets):
-    with pytest.raises(xprune.DataError, match=r"no labels|out of range"):
+    with pytest.raises(xprune.DataError, match="out of range"):
         xprune.LanguageModel().check(torch.zeros(1, 3, 7), torch.tensor(targets))

@@ -23,6 +23,7 @@ from xprune.artefact.files import REPORT, check_file, check_folder, is_stamped, 
 from xprune.artefact.onnx import export_onnx
 from xprune.artefact.save_load import read_header
 from xprune.cli.inputs import (
+    check_saved_task,
     dense_costs,
     dense_model,
     example_images,
@@ -30,6 +31,8 @@ from xprune.cli.inputs import (
     measured_data,
     named_data,
     named_model,
+    named_task,
+    with_names,
 )
 from xprune.comparison.plots import is_drawn
 from xprune.core.coverage import Coverage
@@ -69,6 +72,13 @@ Checkpoint = Annotated[
 Workers = Annotated[int, typer.Option(help="Number of processes that load data.")]
 Epochs = Annotated[int, typer.Option(help="Number of epochs of fine-tuning. 0 for no fine-tuning.")]
 Rate = Annotated[float, typer.Option(help="Highest learning rate of fine-tuning.")]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="Task of the model, see `xprune list`. Settings follow: embeddings,measure=similarity.",
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Pattern such as blocks.0.*: sites with such names keep all units. Can be repeated."),
@@ -109,6 +119,7 @@ def prune(
     exclude: Exclude = None,
     inside: Inside = None,
     of: Of = "model",
+    task: TaskName = "classification",
     epochs: Epochs = 5,
     lr: Rate = 2e-4,
     distill: Annotated[
@@ -135,8 +146,9 @@ def prune(
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )
+    chosen = named_task(task)
     dense, arch = named_model(model, model_arg, pretrained, checkpoint)
-    loaded = named_data(data, dense, batch_size, workers, seed)
+    loaded = named_data(data, dense, batch_size, workers, seed, chosen)
     _say(loaded.note)
     pruner = xprune.Pruner(
         dense,
@@ -144,6 +156,7 @@ def prune(
         budget,
         selection,
         settings,
+        with_names(chosen, class_names(loaded.train)),
         units=units or None,
         exclude=exclude or (),
         inside=inside or (),
@@ -156,7 +169,7 @@ def prune(
         folder = _save(result, out, arch)
         console.print(sites_table(result.plan), metrics_table(result.metrics))
         of_part = f"{line}\n" if (line := part_text(result)) else ""
-        _say(f"{of_part}{unseen(result.scores)}Saved in {folder}")
+        _say(f"{of_part}{unseen(result.scores, result.class_names)}Saved in {folder}")
 
 
 @app.command()
@@ -181,6 +194,7 @@ def compare(
     exclude: Exclude = None,
     inside: Inside = None,
     of: Of = "model",
+    task: TaskName = "classification",
     faithfulness: Annotated[bool, typer.Option(help="Measure whether the class-wise scores are right.")] = False,
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
@@ -196,8 +210,9 @@ def compare(
     # Files that xprune did not write are refused before hours of work, and not after them.
     check_file(table, is_stamped)
     check_file(picture, is_drawn)
+    chosen = named_task(task)
     dense, _ = named_model(model, model_arg, pretrained, checkpoint)
-    loaded = named_data(data, dense, batch_size, workers, 0)
+    loaded = named_data(data, dense, batch_size, workers, 0, chosen)
     _say(loaded.note)
     grid = xprune.Grid(
         {name: name for name in criterion or xprune.CRITERIA},
@@ -205,6 +220,7 @@ def compare(
         tuple(xprune.Budget(macs=share, of=of) for share in macs or (0.5,)),
         tuple(range(seeds)),
         xprune.Finetune(epochs=epochs, lr=lr) if epochs else None,
+        task=chosen,
         faithfulness=faithfulness,
     )
     case = xprune.Case(dense, loaded.train, loaded.val, exclude=exclude or (), inside=inside or ())
@@ -236,6 +252,7 @@ def evaluate(
 
     Uses the images of val/, or of test/ if there is no val/. If the data has no such folders, uses all images.
     """
+    check_saved_task(Path(model))
     net, arch = named_model(model, model_arg, pretrained, checkpoint)
     loaded = measured_data(data, net, batch_size, workers)
     inputs = next(iter(loaded.loader))[0]
@@ -317,6 +334,7 @@ def report(
     check_file(out, is_stamped)
     result, names, curves = xprune.PruneResult.load(saved), None, None
     if data is not None:
+        check_saved_task(saved)
         loaded = measured_data(data, result.model, batch_size, workers)
         names, result = class_names(loaded.loader), replace(result, data=loaded.loader, task=xprune.Classification())
         _say(loaded.note)
@@ -362,13 +380,14 @@ def export(
 
 @app.command(name="list")
 def list_() -> None:
-    """List the installed criteria, selections, adapters, unit kinds and resources."""
-    for title in ("criteria", "selections", "adapters", "unit_kinds", "resources"):
+    """List the installed criteria, selections, tasks, adapters, unit kinds and resources."""
+    for title in ("criteria", "selections", "tasks", "adapters", "unit_kinds", "resources"):
         plugins: Mapping[str, Any] = getattr(xprune, title.upper())
         table = Table(title.replace("_", " "), "classes" if title == "adapters" else "description")
         for name, plugin in plugins.items():
             # The table lists the classes of an adapter. For another plug-in, it shows the first line of the docstring.
-            about = ", ".join(getattr(plugin, "classes", ())) or (plugin.__doc__ or "").strip().partition("\n")[0]
+            about = ", ".join(plugin.classes) if title == "adapters" and hasattr(plugin, "classes") else ""
+            about = about or (plugin.__doc__ or "").strip().partition("\n")[0]
             table.add_row(name, about)
         console.print(table)
 

@@ -100,9 +100,10 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     with _one_thread():
         # All criteria share one `Run`, which computes sites, costs and the metrics of the dense model only once.
         model = dense_model(cache or home / "xprune", console)
-        shared = Run(model, train, val)
+        task = xprune.Classification(class_names=[str(digit) for digit in range(10)])
+        shared = Run(model, train, val, task=task)
         for name in xprune.CRITERIA:
-            result = xprune.Pruner(model, name, BUDGET, finetune=TUNE).carry_out(shared)
+            result = xprune.Pruner(model, name, BUDGET, finetune=TUNE, task=task).carry_out(shared)
             dense, cut, tuned = (result.metrics[stage] for stage in ("dense", "pruned", "finetuned"))
             if not table.row_count:
                 table.add_row("dense", f"{dense.accuracy:.3f}", "", *_costs(dense))
@@ -111,7 +112,7 @@ def run(out: Path, cache: Path | None, console: Console) -> None:
     assert result is not None
     result.save(out, arch=(ARCH, KWARGS))
     if not any(find_spec(name) is None for name in report.NEEDED):
-        result.report(page, classes=[str(digit) for digit in range(10)])
+        result.report(page)
         console.print(f"The report {page} shows which units were removed, and why. Open it in a browser")
     images = shared.first_held_out[0]
     with tempfile.TemporaryDirectory() as folder:

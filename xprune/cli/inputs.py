@@ -1,5 +1,6 @@
 """Loads the models and data that the command line names, and checks that they fit together."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from xprune.artefact.libraries.timm import create
 from xprune.artefact.rebuild import build
 from xprune.artefact.save_load import read_header
 from xprune.core.provenance import Arch
-from xprune.core.registry import registered
+from xprune.core.registry import registered, resolve
+from xprune.core.task import Task
 from xprune.data import Data, Measured, load_data, load_measured
-from xprune.errors import BudgetError, ModelError, XPruneError
+from xprune.errors import BudgetError, DataError, ModelError, XPruneError
 
 
 def named_model(
@@ -160,17 +162,59 @@ def limited(text: str) -> tuple[str, float]:
         raise BudgetError(f"--limit {text!r} is not of the form RESOURCE=FRACTION. An example: params=0.5.") from error
 
 
-def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int) -> Data:
+def named_task(name: str) -> Task:
+    """Returns the task that the command line names, such as "regression,measure=RMSE".
+
+    Raises:
+        PluginError: The task or a setting is unknown.
+        DataError: A setting is out of range.
+    """
+    task: Task = resolve(name, xprune.TASKS, Task, "task")
+    return task
+
+
+def check_saved_task(folder: Path) -> None:
+    """Raises DataError if a saved model was pruned with another task than classification.
+
+    Folders of images have one class for each image. An accuracy of such a model would mean nothing.
+
+    Args:
+        folder: The folder of the saved model. If it holds none, nothing is checked.
+    """
+    if not (folder / HEADER).is_file():
+        return
+    settings = read_header(folder)["extra"].get("settings")
+    name = settings.get("task", "classification") if isinstance(settings, dict) else "classification"
+    if name != "classification":
+        raise DataError(
+            f"{folder} was pruned with the task {name!r}, and this command measures classification of images. Measure "
+            "it in Python with xprune.evaluate(model, loader, task=...)."
+        )
+
+
+def with_names(task: Task, names: tuple[str, ...] | None) -> Task:
+    """Returns a copy of a task with class names. Returns the task itself if it has names, or if there are none."""
+    if names is None or task.class_names is not None:
+        return task
+    named = copy.copy(task)
+    # A task may be a frozen dataclass, which refuses plain assignment.
+    object.__setattr__(named, "class_names", names)
+    return named
+
+
+def named_data(name: str, model: nn.Module, batch_size: int, workers: int, seed: int, task: Task | None = None) -> Data:
     """Loads training and validation data, with images prepared as the model expects them.
 
     Raises:
         DataError: There are no such data.
-        ModelError: The data have another number of classes than the head of the model.
+        ModelError: The data have another number of classes than the head of the model. The number is not checked if the
+            task is not classification.
     """
     from timm.data.config import resolve_model_data_config
 
     data = load_data(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers, seed=seed)
-    _check_classes(name, model, data.classes)
+    if task is None or isinstance(task, xprune.Classification):
+        _check_classes(name, model, data.classes)
     return data
 
 

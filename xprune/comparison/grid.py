@@ -429,6 +429,14 @@ class _Seed:
         cut = dense if model is self.run.model else self.run.measure(model)
         figures: dict[str, Any] = {name: share(cost, dense.costs.get(name)) for name, cost in cut.costs.items()}
         figures |= {"updates_before": taken, "metric": cut.metric, "loss": cut.loss}
+        # Rows of accuracies have no such keys, as in files of older versions.
+        named = {
+            "metric_name": cut.metric_name,
+            "higher_is_better": cut.higher_is_better,
+            "percent": self.run.task.percent,
+        }
+        usual = {"metric_name": "accuracy", "higher_is_better": True, "percent": True}
+        figures |= {key: value for key, value in named.items() if value != usual[key]}
         if self.grid.finetune is None:
             return figures
         start = time.perf_counter()

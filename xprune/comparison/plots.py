@@ -63,10 +63,12 @@ def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: S
             handles["dense"] = axis.axhline(_dense(comparison), color="0.4", linestyle="--", linewidth=1)
             for index, name in enumerate(names):
                 if (name, selection) in lines:
-                    handles[name] = _curve(axis, comparison.budgets, lines[name, selection], stage, index, limited.name)
+                    handles[name] = _curve(
+                        axis, comparison.budgets, lines[name, selection], stage, index, limited.name, comparison.factor
+                    )
             axis.set_title(f"{selection}, {STAGES[stage]}", fontsize=9)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel("accuracy, %")
+        row[0].set_ylabel(comparison.metric_name)
     for axis in axes[-1]:
         axis.set_xlabel(f"{limited.label}, share of dense")
     # In the legend, a long name is about 2.4 inches wide.
@@ -74,7 +76,9 @@ def _curves(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: S
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, index: int, cost: str) -> Any:
+def _curve(
+    axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, index: int, cost: str, factor: int
+) -> Any:
     """Draws one curve with error bars, which show the standard deviation over seeds.
 
     Args:
@@ -84,6 +88,7 @@ def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, i
         stage: The key of the metric, see `STAGES`.
         index: The number of the curve. It determines the colour and the marker.
         cost: The name of the resource for the horizontal axis.
+        factor: The factor of the shown metrics, see `Cells.factor`.
 
     Returns:
         The matplotlib object that was drawn, which the legend needs.
@@ -96,8 +101,8 @@ def _curve(axis: Any, budgets: Sequence[str], rows: Sequence[Row], stage: str, i
     xs, means, spreads = zip(*sorted(points), strict=True) if points else ((), (), ())
     return axis.errorbar(
         xs,
-        [100 * mean for mean in means],
-        [100 * (spread or 0) for spread in spreads],
+        [factor * mean for mean in means],
+        [factor * (spread or 0) for spread in spreads],
         marker="osD^vPX"[index % 7],
         markersize=4,
         linewidth=1.2,
@@ -126,7 +131,8 @@ def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Se
     found = {
         stage: {name: spread(r[stage] for r in rows if stage in r) for name, rows in sides.items()} for stage in stages
     }
-    order = sorted(sides, key=lambda name: found[stages[-1]][name][0])
+    # The last line is drawn at the top, so the best metric comes last.
+    order = sorted(sides, key=lambda name: found[stages[-1]][name][0], reverse=not comparison.higher_is_better)
     # The width of the longest name in inches.
     names = 0.065 * max(map(len, order))
     figure.set_size_inches(0.6 + names + 3.4 * len(stages), 1.2 + 0.26 * len(order))
@@ -134,15 +140,17 @@ def _lines(figure: "Figure", comparison: Cells, shown: Sequence[str], stages: Se
     for axis, stage in zip(axes, stages, strict=True):
         means, spreads = zip(*(found[stage][name] for name in order), strict=True)
         axis.axvline(_dense(comparison), color="0.4", linestyle="--", linewidth=1, label="dense")
-        bars = [100 * (each or 0) for each in spreads]
-        axis.errorbar([100 * mean for mean in means], range(len(order)), xerr=bars, fmt="o", markersize=4, capsize=2)
+        bars = [comparison.factor * (each or 0) for each in spreads]
+        axis.errorbar(
+            [comparison.factor * mean for mean in means], range(len(order)), xerr=bars, fmt="o", markersize=4, capsize=2
+        )
         axis.set_yticks(range(len(order)), order, fontsize=8)
         axis.set_title(f"{comparison.budgets[0]}, {STAGES[stage]}", fontsize=9)
-        axis.set_xlabel("accuracy, %")
+        axis.set_xlabel(comparison.metric_name)
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
 
 
 def _dense(comparison: Cells) -> float:
-    """Returns the mean metric of the dense model over all seeds, in %."""
-    return 100 * spread(row["metric"] for row in comparison.lines()["dense", ""])[0]
+    """Returns the mean metric of the dense model over all seeds, in % if the metric is shown in %."""
+    return comparison.factor * spread(row["metric"] for row in comparison.lines()["dense", ""])[0]

@@ -34,7 +34,8 @@ class Comparison(Cells):
     def table(self) -> Table:
         """Returns a table for the terminal, with a line for each pair of a criterion and a selection.
 
-        For each budget, the table contains the mean of the metric and its standard deviation over seeds, in %. If
+        For each budget, the table contains the mean of the metric and its standard deviation over seeds, in % unless
+        the task says that its metric is not shown in %. If
         faithfulness was measured, a column contains the mean deletion gap. The last column contains the mean number of
         seconds that scoring took.
 
@@ -42,7 +43,9 @@ class Comparison(Cells):
             DataError: There are no rows.
         """
         seeds = len({row["seed"] for row in self.rows})
-        table = Table(title=f"mean ± standard deviation over {seeds} seeds, in %", title_justify="left")
+        shown = "" if self.metric_name == "accuracy, %" else f"{self.metric_name.removesuffix(', %')}: "
+        unit = ", in %" if self.factor == 100 else ""
+        table = Table(title=f"{shown}mean ± standard deviation over {seeds} seeds{unit}", title_justify="left")
         for heading, _ in self._columns():
             table.add_column(heading, justify="left" if heading in ("criterion", "selection") else "right")
         for cells in self._cells():
@@ -104,21 +107,22 @@ class Comparison(Cells):
             for budget in self.budgets:
                 # The dense model has no budget. Its metric is shown in the columns of all budgets.
                 here = [row for row in rows if row["budget"] in (budget, "")]
-                cells += [_cell(here, stage, seeds) for stage in stages]
+                cells += [_cell(here, stage, seeds, self.factor) for stage in stages]
             if self._explained:
-                cells.append(_percent(row["deletion_gap"] for row in rows if "deletion_gap" in row))
+                cells.append(_shown((row["deletion_gap"] for row in rows if "deletion_gap" in row), self.factor))
             seconds = [row["score_seconds"] for row in rows if "score_seconds" in row]
             table.append([*cells, f"{statistics.mean(seconds):.1f}" if seconds else ""])
         return table
 
 
-def _cell(rows: Sequence[Row], stage: str, seeds: int) -> str:
+def _cell(rows: Sequence[Row], stage: str, seeds: int, factor: int) -> str:
     """Returns the text of one cell of the table.
 
     Args:
         rows: The rows of one criterion, selection and budget.
         stage: The key of the metric, see `STAGES`.
         seeds: The number of seeds of the comparison.
+        factor: The factor of the shown metrics, see `Cells.factor`.
 
     Returns:
         The mean and the standard deviation. If runs failed or seeds are missing, a note in parentheses says how many.
@@ -129,16 +133,20 @@ def _cell(rows: Sequence[Row], stage: str, seeds: int) -> str:
     notes += [f"{len(rows)} of {seeds} seeds"] * (0 < len(rows) < seeds)
     if not found:
         return "failed" if failed else ""
-    return f"{_percent(found)} ({', '.join(notes)})" if notes else _percent(found)
+    text = _shown(found, factor)
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
-def _percent(values: Iterable[float]) -> str:
-    """Returns the mean and the standard deviation of some values as a text in %, such as "80.0 ± 7.1".
+def _shown(values: Iterable[float], factor: int) -> str:
+    """Returns the mean and the standard deviation of some values as a text, such as "80.0 ± 7.1".
 
-    If there is one value, the text is the mean only. If there is none, the text is empty.
+    If there is one value, the text is the mean only. If there is none, the text is empty. If the factor is 100, the
+    text is in % with one digit after the point. Otherwise it has three digits after the point.
     """
     values = list(values)
     if not values:
         return ""
     mean, deviation = spread(values)
-    return f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else "")
+    digits = 1 if factor == 100 else 3
+    text = f"{factor * mean:.{digits}f}"
+    return text + (f" ± {factor * deviation:.{digits}f}" if deviation is not None else "")

@@ -1,15 +1,17 @@
-"""The class `MeanOfSamples` and the function `in_double`, which several tasks use to make their metrics.
+"""The metrics `MeanOfSamples` and `MeanAveragePrecision`, and the function `in_double`, with which tasks make metrics.
 
 This file imports torchmetrics, and that import takes a second. So other files import this file only inside the
 functions that make a metric.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MultilabelAveragePrecision
 
 from xprune.modules.calls import tensors_in
 
@@ -83,3 +85,47 @@ class MeanOfSamples(Metric):
         if self.summarise is None:
             return self.total / self.samples
         return torch.as_tensor(self.summarise(self.total.cpu(), int(self.samples)), dtype=torch.float64)
+
+
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """The average precision of each class, as the mean over the classes that at least one sample has.
+
+    The metric of torchmetrics counts a class that no sample has with an average precision of 0. Then the mean would
+    depend on which classes happen to be in the data.
+
+    Args:
+        classes: The number of classes.
+
+    Example:
+        >>> metric = MeanAveragePrecision(2)
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.2, 0.3]]), torch.tensor([[1, 0], [0, 0]]))
+        >>> metric.compute()  # no sample has the second class
+        tensor(1.)
+    """
+
+    positives: Tensor
+
+    def __init__(self, classes: int) -> None:
+        with warnings.catch_warnings():
+            # torchmetrics warns that it stores a probability for each sample and class, which need little memory.
+            warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
+            super().__init__(classes, average="none", validate_args=False)
+        self.add_state("positives", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            preds: Probabilities, float (batch, classes).
+            target: Labels of 0 and 1, int64 (batch, classes).
+        """
+        super().update(preds, target)
+        self.positives += target.sum(0)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """Returns the mean over the classes that some sample has. It is NaN if there is no such class."""
+        with warnings.catch_warnings():
+            # The warning is about classes without samples, which are left out here.
+            warnings.filterwarnings("ignore", message="No positive samples")
+            of_classes = super().compute()
+        return torch.as_tensor(of_classes)[self.positives > 0].mean()

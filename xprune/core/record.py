@@ -36,6 +36,8 @@ class Metrics:
             the task has no classes.
         resources: The cost in each resource other than MACs and parameters, by the name of the resource in
             `xprune.RESOURCES`.
+        higher_is_better: True if a larger metric is better, as with the accuracy. False if a smaller metric is better,
+            as with an error.
 
     Example:
         >>> metrics = Metrics(metric=0.9, loss=0.3, samples=100).with_costs(macs=5e6, params=2e4)
@@ -56,6 +58,7 @@ class Metrics:
     latency_rows: int | None = None
     by_class: tuple[tuple[float, int], ...] = ()
     resources: Mapping[str, float] = field(default_factory=dict)
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         # A JSON file may contain lists instead of tuples, and 1 instead of 1.0. The conversion makes metrics that were
@@ -137,3 +140,14 @@ class Record:
     data: Iterable[Any] | None = None
     task: Task | None = None
     coverage: Coverage | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes that the task of the run has. None if it has none.
+
+        They are part of the settings, so a result that was loaded from a folder has them too.
+        """
+        names = self.settings.get("classes")
+        # A file may hold anything, so other values are not used.
+        fits = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        return tuple(names) if fits and names else None

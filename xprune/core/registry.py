@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from typing import Any
 
 from xprune.errors import PluginError, XPruneError
@@ -219,11 +220,19 @@ def resolve(what: Any, kinds: Mapping[str, Any], base: type, label: str) -> Any:
             f"unknown {label} {what!r}; known: {', '.join(sorted(kinds))}, or an instance of xprune.{base.__name__}."
         )
     given = dict(_setting(text) for text in settings)
-    known = [field.name for field in fields(kinds[name])] if is_dataclass(kinds[name]) else []
+    known = _settings_of(kinds[name])
     for key in given:
         if key not in known:
             raise PluginError(f"{what!r}: {name} has no setting {key!r}; it has {', '.join(known) or 'none'}.")
     return kinds[name](**given)
+
+
+def _settings_of(kind: type) -> list[str]:
+    """Returns the names of the settings of a plug-in class: its fields, or the named arguments of its constructor."""
+    if is_dataclass(kind):
+        return [field.name for field in fields(kind)]
+    arguments = signature(kind).parameters.values()
+    return [one.name for one in arguments if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -42,13 +42,20 @@ class Task(ABC):
     Args:
         batch_axis: The sample axis of the model's inputs: 0, or 1 for models whose inputs are
             (tokens, batch, features).
+        class_names: The names of the classes, in the order of the class indices. Tables, pictures and reports use them.
+            None means that the names are "class 0", "class 1" and so on.
 
     Attributes:
+        name: The name of the task in `xprune.TASKS` and on the command line. "" for a task that is not in this table.
         metric_name: The name of the metric in tables and results.
+        higher_is_better: True if a larger metric is better, as with the accuracy. False if a smaller metric is better,
+            as with an error.
+        percent: True if tables and pictures of comparisons show the metric in %, as is usual for the accuracy. False if
+            they show the number itself, as is usual for an error.
 
     Example:
-        >>> class Regression(Task):
-        ...     metric_name = "negative squared error"
+        >>> class Distance(Task):
+        ...     metric_name, higher_is_better, percent = "squared error", False, False
         ...
         ...     def unpack(self, batch):
         ...         inputs, numbers = batch
@@ -58,17 +65,24 @@ class Task(ABC):
         ...         return F.mse_loss(outputs[:, 0], targets)
         ...
         ...     def metric(self, outputs, targets):
-        ...         return -((outputs[:, 0] - targets) ** 2)
-        >>> inputs, targets = Regression().unpack((torch.zeros(4, 8), torch.ones(4)))
-        >>> Regression().loss(torch.zeros(4, 1), targets).item()
+        ...         return (outputs[:, 0] - targets) ** 2
+        >>> inputs, targets = Distance().unpack((torch.zeros(4, 8), torch.ones(4)))
+        >>> Distance().loss(torch.zeros(4, 1), targets).item()
         1.0
     """
 
+    name: ClassVar[str] = ""
     metric_name: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+    percent: ClassVar[bool] = True
     batch_axis: int = 0
+    class_names: Sequence[str] | None = None
 
-    def __init__(self, *, batch_axis: int = 0) -> None:
+    def __init__(self, *, batch_axis: int = 0, class_names: Sequence[str] | None = None) -> None:
         self.batch_axis = checked_batch_axis(batch_axis)
+        # A subclass may set the names on the class. So the attribute is set only if names are given.
+        if class_names is not None:
+            self.class_names = checked_class_names(class_names)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Makes sure that `metric` and `new_metric` of a subclass measure the same.
@@ -182,6 +196,40 @@ class Task(ABC):
         """Returns the number of samples in a batch. `targets` are the targets of this batch."""
         return len(targets)
 
+    def counted(self, targets: Any) -> int:
+        """Returns the number of samples of a batch that the mean of `loss` is taken over.
+
+        It differs from `size` if the loss skips samples, such as samples without a label. This implementation returns
+        `size`.
+        """
+        return self.size(targets)
+
+    def with_dense(self, dense: nn.Module) -> "Task":
+        """Returns a task that knows the dense model of a run. Each run calls this method before it reads its data.
+
+        A task overrides it if its loss compares outputs with those of the dense model, as `Embeddings` does. This
+        implementation returns the task itself.
+
+        Args:
+            dense: The dense model. It is not changed.
+        """
+        return self
+
+    def probe_loss(self, outputs: Any, targets: Any) -> Tensor | None:
+        """Returns a loss whose gradients at the dense model show which units matter, as a tensor with one number.
+
+        The criterion `taylor` needs such a loss if `loss` has its minimum at the dense model, because the gradients of
+        `loss` are 0 there. The loss may use random numbers, and the mean of its squared gradients is used. It is a mean
+        over the samples that `counted` counts.
+
+        This implementation returns None, which means that `loss` itself can be used.
+
+        Args:
+            outputs: The outputs of the dense model for the batch.
+            targets: The targets of the batch.
+        """
+        return None
+
     def example(self, inputs: Any, samples: int | None = None) -> Any:
         """Returns the inputs of a few samples of a batch. xprune runs the model on them to find, prove and count units.
 
@@ -253,6 +301,20 @@ class Task(ABC):
         """
         return outputs.float().log_softmax(-1).gather(1, own[:, None])[:, 0]
 
+    def sample_scores(self, outputs: Any, targets: Any, dense: Any) -> Tensor | None:
+        """Returns a number for each sample that is high if the outputs are good, (batch,).
+
+        If a task has no classes, the criteria from Captum compute how much each unit adds to this number. Usually it is
+        the negative loss of the sample. This implementation returns None, and the criteria from Captum then refuse the
+        task.
+
+        Args:
+            outputs: The outputs of the gated model.
+            targets: The targets of the batch.
+            dense: The outputs of the dense model for the same samples, for tasks that compare outputs with them.
+        """
+        return None
+
     def one_vs_rest(self, outputs: Any, targets: Any, drawn: Tensor, gone: bool = False) -> Tensor:
         """Returns a loss that is small if units are needed for the chosen class of a sample and for no other class.
 
@@ -305,17 +367,53 @@ class Task(ABC):
     def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
         """Returns how much the outputs of a model differ from those of its teacher. Fine-tuning adds it to the loss.
 
-        The result is the mean over samples of KL(teacher || student), the Kullback-Leibler divergence of the two
-        softmaxes. It is multiplied by temperature squared, as in Hinton et al., Distilling the Knowledge in a Neural
-        Network, 2015.
+        The result is a mean over the samples. It is 0 if the outputs are equal. This implementation raises an error,
+        because outputs of different tasks differ in different ways. `softmax_divergence` is right for logits of
+        classes.
 
         Args:
-            outputs: Logits (batch, classes) of the student, which is the model that is trained.
-            teacher: Logits (batch, classes) of the teacher, which is the dense model.
-            temperature: Both logits are divided by it before the softmax.
+            outputs: The outputs of the student, which is the model that is trained.
+            teacher: The outputs of the teacher, which is the dense model.
+            temperature: The temperature of `Finetune`. A task without probabilities may ignore it.
+
+        Raises:
+            DataError: The task does not define this method.
         """
-        student, target = (F.log_softmax(values / temperature, dim=-1) for values in (outputs, teacher))
-        return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
+        raise _no_distillation(self)
+
+
+def softmax_divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Returns the mean over rows of KL(teacher || student), the Kullback-Leibler divergence of the two softmaxes.
+
+    It is multiplied by temperature squared, as in Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+
+    Args:
+        outputs: Logits (rows, classes) of the student, which is the model that is trained.
+        teacher: Logits (rows, classes) of the teacher, which is the dense model.
+        temperature: Both logits are divided by it before the softmax.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0, 1.0]])
+        >>> softmax_divergence(logits, logits, temperature=2.0).item()
+        0.0
+    """
+    student, target = (F.log_softmax(values / temperature, dim=-1) for values in (outputs.float(), teacher.float()))
+    return F.kl_div(student, target, log_target=True, reduction="batchmean") * temperature**2
+
+
+def check_distillation(task: Task) -> None:
+    """Raises DataError if a task has no distillation. It is called before the work of a run starts."""
+    if type(task).distillation is Task.distillation:
+        raise _no_distillation(task)
+
+
+def _no_distillation(task: Task) -> DataError:
+    """Returns the error for a task that does not define `distillation`."""
+    return DataError(
+        f"{type(task).__name__} has no distillation, which Finetune(distill=...) needs: implement Task.distillation, "
+        "or use distill=0. For logits of classes, return xprune.core.task.softmax_divergence(outputs, teacher, "
+        "temperature)."
+    )
 
 
 def with_batch_axis(task: Task, model: nn.Module, inputs: Any, targets: Any) -> Task:
@@ -411,6 +509,29 @@ def checked_batch_axis(batch_axis: int) -> int:
             "1 if tokens do."
         )
     return batch_axis
+
+
+def checked_class_names(names: Any) -> tuple[str, ...]:
+    """Returns the names of the classes as a tuple. Raises DataError if they are not several texts.
+
+    Example:
+        >>> checked_class_names(["cat", "dog"])
+        ('cat', 'dog')
+    """
+    # A single text is a sequence of texts too. Without this check, each letter would be the name of a class.
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"class_names={names!r}, wanted a list of texts with a name for each class.")
+    return tuple(names)
+
+
+def check_class_count(task: Task, classes: int) -> None:
+    """Raises DataError if the task names another number of classes than the model has."""
+    names = task.class_names
+    if names is not None and len(names) != classes:
+        raise DataError(
+            f"class_names has {len(names)} names, but the model has {classes} classes. Give a name for each class, in "
+            "the order of the class indices."
+        )
 
 
 def _place(task: type[Task], name: str) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from xprune.core.interfaces import Context, Criterion
 from xprune.core.scores import Scores
 from xprune.core.site import Site
+from xprune.core.task import Task
 from xprune.errors import PluginError, TrainingError
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gates
@@ -29,6 +30,9 @@ class Taylor(Criterion):
 
     If the loss does not depend on any unit of a site, the scores of this site are 0. `Scores.info["no gradient"]` lists
     the names of such sites.
+
+    Some tasks have a loss with its minimum at the dense model, for example the distance to the outputs of the dense
+    model. All gradients of such a loss are 0. For these tasks, g is the gradient of `Task.probe_loss`.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.1.
 
@@ -125,6 +129,22 @@ class Taylor(Criterion):
             info["no gradient"] = independent
         return Scores(tuple(sites), tuple(values.split(sizes)), self.name, classwise and tuple(classwise), info, "loss")
 
+    def _loss(self, task: Task, outputs: object, targets: object) -> Tensor:
+        """Returns the loss whose gradients give the scores: that of `Task.probe_loss` if there is one.
+
+        Raises:
+            PluginError: There is such a loss, and `kind` is "abs".
+        """
+        probe = task.probe_loss(outputs, targets)
+        if probe is None:
+            return task.loss(outputs, targets)
+        if self.kind == "abs":
+            raise PluginError(
+                f"taylor,kind=abs cannot score with {type(task).__name__} and these batches: their loss has its "
+                "minimum at the dense model, so its gradients are 0. Use taylor,kind=squared."
+            )
+        return probe
+
     def _mean(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Divides sums by the number of samples, which is the last column of the sums.
 
@@ -154,7 +174,7 @@ class Taylor(Criterion):
         with torch.enable_grad():
             outputs = task.forward(context.model, inputs)
             task.check(outputs, targets)
-            loss = task.loss(outputs, targets)
+            loss = self._loss(task, outputs, targets)
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
                     f"taylor: the loss is {loss.item()} on a scoring batch. Check the model's weights and the inputs."
@@ -162,9 +182,9 @@ class Taylor(Criterion):
             gradients: Sequence[Tensor | None] = [None] * len(values)
             # A forward under torch.no_grad gives a loss without a graph, for which torch.autograd.grad would raise.
             if loss.requires_grad:
-                # The task's loss is a mean over the samples. The factor makes it a sum, so each gradient is that of one
-                # sample's loss.
-                gradients = torch.autograd.grad(loss * samples, values, allow_unused=True)
+                # The task's loss is a mean over the samples that count. The factor makes it a sum, so each gradient is
+                # that of one sample's loss.
+                gradients = torch.autograd.grad(loss * task.counted(targets), values, allow_unused=True)
         found = task.classes(outputs, targets)
         classes, count = found if found else (torch.zeros(samples, dtype=torch.long, device=device), 0)
         return gradients, classes, count

@@ -71,6 +71,8 @@ class Faithfulness:
             each random order.
         agnostic: The curves if units are removed in the order of `scores.values`, which is the same for all classes.
             None if they were not measured. Their gap is 0 except for random variation.
+        higher_is_better: True if a larger metric is better. False if a smaller metric is better, as with an error. The
+            gaps of the curves are then multiplied by -1.
 
     Example:
         >>> curves = Curves(own=((0.5, 1.0),), others=((0.75, 1.0),), dense=(1.0, 1.0), others_dense=(1.0, 1.0))
@@ -90,14 +92,21 @@ class Faithfulness:
     insertion: Curves | None
     chance: tuple[Curves, ...]
     agnostic: Curves | None
+    higher_is_better: bool = True
 
     @property
     def gap(self) -> float:
         """The mean gap of the deletion curves, see `Curves.gap`.
 
-        If it is near 0, the scores do not distinguish the classes.
+        It is positive if a class loses more than other classes, also if a smaller metric is better. If it is near 0,
+        the scores do not distinguish the classes.
         """
-        return self.deletion.gap
+        return self._sign * self.deletion.gap
+
+    @property
+    def _sign(self) -> int:
+        """1 if a larger metric is better, else -1. A class loses of an error if the error becomes larger."""
+        return 1 if self.higher_is_better else -1
 
     @property
     def insertion_gap(self) -> float | None:
@@ -105,7 +114,7 @@ class Faithfulness:
 
         It is the mean over all fractions and classes. None if insertion was not measured.
         """
-        return None if self.insertion is None else -self.insertion.gap
+        return None if self.insertion is None else -self._sign * self.insertion.gap
 
     def means(self) -> dict[str, list[float]]:
         """Returns the deletion curves, averaged over all classes.
@@ -120,8 +129,12 @@ class Faithfulness:
 
     def to_json(self) -> dict[str, Any]:
         """Returns all curves and mean gaps as a dict that JSON can hold. Curves that were not measured are None."""
-        gaps = {"deletion": self.gap, "insertion": self.insertion_gap, "chance": [c.gap for c in self.chance]}
-        gaps["agnostic"] = self.agnostic.gap if self.agnostic else None
+        gaps = {
+            "deletion": self.gap,
+            "insertion": self.insertion_gap,
+            "chance": [self._sign * c.gap for c in self.chance],
+        }
+        gaps["agnostic"] = self._sign * self.agnostic.gap if self.agnostic else None
         found: dict[str, Any] = _plain({**asdict(self), "gaps": gaps})
         return found
 

@@ -120,6 +120,7 @@ def faithfulness(
         curves[1] if insertion else None,
         tuple(curves[1 + insertion : after]),
         curves[after] if agnostic else None,
+        context.task.higher_is_better,
     )
 
 

@@ -38,8 +38,8 @@ def write(
         result: The result of a run.
         path: The file to write. If xprune wrote the file before, it is replaced. If any other file is there, an error
             is raised.
-        classes: Names of the classes, in the order of the class indices. None: the names are "class 0", "class 1" and
-            so on.
+        classes: Names of the classes, in the order of the class indices. None: the names that the task of the run
+            has. If it has none, they are "class 0", "class 1" and so on.
         faithfulness: Mapping from a name, such as "xpruner, contrast", to the curves to draw. The curves are a result
             of `xprune.explain.faithfulness`, or a mapping with three lists of the same length: "fractions" holds the
             fractions of deleted units. For each fraction, "own" holds the accuracy on samples of the class, and

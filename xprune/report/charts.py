@@ -64,14 +64,15 @@ def class_map(facts: Facts, found: ClassMap) -> dict[str, Any]:
 def accuracy(facts: Facts) -> dict[str, Any]:
     """Makes a chart with a row for each class: its accuracy before pruning, and after.
 
-    A line connects the two accuracies. The class that lost most accuracy is on top.
+    A line connects the two accuracies. The class that lost most accuracy is on top. If the run has another metric for
+    each class, the chart shows this metric.
     """
-    rows = facts.accuracy[:ROWS]
+    rows, shown = facts.accuracy[:ROWS], facts.metric
     names = [f"{_text(facts.classes[row.index])}" for row in rows]
     figure = go.Figure()
     for row, name in zip(rows, names, strict=True):
         figure.add_scatter(
-            x=[100 * row.before, 100 * row.after],
+            x=[shown.factor * row.before, shown.factor * row.after],
             y=[name, name],
             mode="lines",
             line={"color": "#c5ccd3", "width": 3},
@@ -84,17 +85,21 @@ def accuracy(facts: Facts) -> dict[str, Any]:
         (last, [row.after for row in rows], KEPT, "circle", 8),
     ):
         figure.add_scatter(
-            x=[100 * value for value in values],
+            x=[shown.factor * value for value in values],
             y=names,
             mode="markers",
             name=title,
             marker={"color": colour, "size": size, "symbol": symbol, "line": {"width": 1.5}},
             customdata=[row.samples for row in rows],
-            hovertemplate="%{y}: %{x:.1f} % of %{customdata} samples<extra>" + title + "</extra>",
+            hovertemplate="%{y}: "
+            + ("%{x:.1f} % of" if shown.factor == 100 else "%{x:.4g} on")
+            + " %{customdata} samples<extra>"
+            + title
+            + "</extra>",
         )
     figure.update_layout(
         height=110 + 24 * len(rows),
-        xaxis={"title": {"text": "accuracy, %"}, "fixedrange": True, "automargin": True},
+        xaxis={"title": {"text": _text(shown.name) + shown.unit}, "fixedrange": True, "automargin": True},
         yaxis={
             # plotly draws the first row at the bottom. This range puts it on top.
             "range": [len(rows) - 0.4, -0.6],
@@ -110,21 +115,22 @@ def accuracy(facts: Facts) -> dict[str, Any]:
 
 def losses(facts: Facts) -> dict[str, Any]:
     """Makes a chart with a point for each class, which shows how much its accuracy changed, in order of the change."""
-    rows = facts.accuracy
+    rows, shown = facts.accuracy, facts.metric
+    points = " points" if shown.factor == 100 else ""
     figure = go.Figure(
         go.Scatter(
             x=list(range(1, len(rows) + 1)),
-            y=[100 * (row.after - row.before) for row in rows],
+            y=[shown.factor * (row.after - row.before) for row in rows],
             mode="markers",
             marker={"color": KEPT, "size": 5},
             text=[_text(facts.classes[row.index]) for row in rows],
-            hovertemplate="%{text}: %{y:+.1f} points<extra></extra>",
+            hovertemplate="%{text}: %{y:+.3g}" + points + "<extra></extra>",
         )
     )
     figure.update_layout(
         height=300,
         xaxis={"title": {"text": "classes in order of their change"}, "fixedrange": True},
-        yaxis={"title": {"text": "change, points"}, "fixedrange": True},
+        yaxis={"title": {"text": "change" + points.replace(" ", ", ")}, "fixedrange": True},
         dragmode=False,
     )
     return _plain(figure)
@@ -186,23 +192,24 @@ def faithfulness(facts: Facts) -> dict[str, Any]:
     One line is the accuracy on samples of the class whose units are deleted. The other line is the accuracy on samples
     of all other classes. Both are means over the classes.
     """
-    figure = go.Figure()
+    figure, shown = go.Figure(), facts.metric
+    number = "%{y:.1f} %" if shown.factor == 100 else "%{y:.4g}"
     colours = [KEPT, REMOVED, "#1b7f5c", "#7b4fa3", "#a08500", "#555f6b", "#c0398b", "#2b9fc4"]
     for index, (name, curve) in enumerate(facts.faithfulness.items()):
         for which, dash in (("own", "solid"), ("others", "dot")):
             figure.add_scatter(
                 x=[100 * f for f in curve["fractions"]],
-                y=[100 * a for a in curve[which]],
+                y=[shown.factor * a for a in curve[which]],
                 mode="lines+markers",
                 name=f"{_text(name)}: {which}",
                 line={"color": colours[index % len(colours)], "dash": dash, "width": 2},
                 marker={"size": 5},
-                hovertemplate="%{x:.0f} % of units: %{y:.1f} %<extra>" + f"{_text(name)}, {which}" + "</extra>",
+                hovertemplate="%{x:.0f} % of units: " + number + f"<extra>{_text(name)}, {which}</extra>",
             )
     figure.update_layout(
         height=380 + 11 * 2 * len(facts.faithfulness),
         xaxis={"title": {"text": "units deleted or inserted, %"}, "fixedrange": True},
-        yaxis={"title": {"text": "accuracy, %"}, "rangemode": "tozero", "fixedrange": True},
+        yaxis={"title": {"text": _text(shown.name) + shown.unit}, "rangemode": "tozero", "fixedrange": True},
         dragmode=False,
     )
     return _plain(figure)

@@ -23,6 +23,48 @@ TOP = 10
 
 
 @dataclass(frozen=True)
+class Measure:
+    """How the metric of a run is shown in texts and charts.
+
+    Attributes:
+        name: Name of the metric, such as "accuracy".
+        factor: Shown numbers are multiplied by it: 100 for an accuracy, which is shown in %, else 1.
+        unit: What follows the name on an axis: ", %" for an accuracy, else "".
+        sign: 1 if a larger metric is better, -1 if a smaller one is better.
+
+    Example:
+        >>> Measure.of(Metrics(2.5, 0.3, 100, metric_name="RMSE", higher_is_better=False))
+        Measure(name='RMSE', factor=1, unit='', sign=-1)
+    """
+
+    name: str
+    factor: int
+    unit: str
+    sign: int
+
+    @property
+    def title(self) -> str:
+        """The name with a capital letter, for the start of a line. The rest of the name stays as it is."""
+        return self.name[:1].upper() + self.name[1:]
+
+    @property
+    def worst(self) -> str:
+        """A text that says which classes come first in a chart, such as "that lost most accuracy"."""
+        return "that lost most accuracy" if self.name == "accuracy" else "that got worse by most"
+
+    @staticmethod
+    def of(metrics: Metrics) -> "Measure":
+        """Returns how the metric of some metrics is shown."""
+        share = metrics.metric_name == "accuracy"
+        return Measure(
+            metrics.metric_name,
+            100 if share else 1,
+            ", %" if share else "",
+            1 if metrics.higher_is_better else -1,
+        )
+
+
+@dataclass(frozen=True)
 class SiteFacts:
     """The facts of one site.
 
@@ -78,13 +120,13 @@ class UnitFacts:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """The accuracy of one class.
+    """The metric of one class. It is usually the accuracy.
 
     Attributes:
         index: Index of the class.
         samples: Number of samples of the class.
-        before: Accuracy of the dense model on these samples, from 0 to 1.
-        after: Accuracy of the fine-tuned model on these samples, or of the pruned model if there was no fine-tuning.
+        before: Metric of the dense model on these samples. An accuracy is from 0 to 1.
+        after: Metric of the fine-tuned model on these samples, or of the pruned model if there was no fine-tuning.
     """
 
     index: int
@@ -109,7 +151,7 @@ class Facts:
         units: Facts of each unit that the report draws one by one, such as heads.
         classes: Names of the classes, in the order of the class indices.
         maps: Class maps, one for each unit kind.
-        accuracy: Accuracy of each class. The class that lost most accuracy comes first.
+        accuracy: Metric of each class, which is usually the accuracy. The class that got worse by most comes first.
         history: One mapping for each recorded step of learned thresholds. It holds the fraction of units that each site
             keeps ("rates") and the threshold of each site ("thresholds").
         faithfulness: Mapping from a name to the curves with this name.
@@ -135,6 +177,11 @@ class Facts:
     pictures: Pictures | str
     coverage: Coverage | None
     part: str
+
+    @property
+    def metric(self) -> Measure:
+        """How the metric of the run is shown: its name, unit and direction."""
+        return Measure.of(next(iter(self.metrics.values())))
 
 
 def collect(
@@ -199,16 +246,15 @@ def _common_start(parts: Sequence[Sequence[str]]) -> int:
 
 
 def by_class(metrics: Mapping[str, Metrics]) -> tuple[ClassFacts, ...]:
-    """Returns the accuracy of each class that has samples, before and after pruning.
+    """Returns the metric of each class that has samples, before and after pruning. The metric is usually the accuracy.
 
-    The class that lost the most accuracy comes first.
-
-    The result is empty if the accuracy of each class was not measured.
+    The class that got worse by most comes first. The result is empty if the metric of each class was not measured.
     """
     first, last = next(iter(metrics.values())), list(metrics.values())[-1]
     pairs = enumerate(zip(first.by_class, last.by_class, strict=False))
     found = [ClassFacts(index, a[1], a[0], b[0]) for index, (a, b) in pairs if a[1]]
-    return tuple(sorted(found, key=lambda each: (each.after - each.before, each.index)))
+    sign = 1 if first.higher_is_better else -1
+    return tuple(sorted(found, key=lambda each: (sign * (each.after - each.before), each.index)))
 
 
 def history(result: Record) -> tuple[Mapping[str, Any], ...]:
@@ -256,18 +302,22 @@ def _top(classmap: ClassMap | None, column: int) -> tuple[tuple[int, float], ...
 
 
 def names_of(result: Record, given: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns a name for each class: the given names, or "class 0", "class 1" and so on.
+    """Returns a name for each class: the given names, or those of the task, or "class 0", "class 1" and so on.
 
     Raises:
         ModelError: Fewer names are given than there are classes.
     """
+    named = result.class_names
     first = next(iter(result.metrics.values()))
     count = len(first.by_class)
     for table in result.scores.classwise or ():
         count = max(count, table.shape[0])
     if given is not None and len(given) < count:
         raise ModelError(f"classes= has {len(given)} names, but there are {count} classes. Give a name for each class.")
-    return tuple(str(name) for name in given) if given is not None else tuple(f"class {i}" for i in range(count))
+    if given is not None:
+        return tuple(str(name) for name in given)
+    # The names in a file may be too few for its scores. Then they cannot be those of its classes.
+    return named if named is not None and len(named) >= count else tuple(f"class {i}" for i in range(count))
 
 
 def _curves(given: Named) -> dict[str, dict[str, list[float]]]:

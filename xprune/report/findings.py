@@ -72,12 +72,22 @@ def class_map(facts: Facts) -> str:
 
 
 def accuracy(facts: Facts) -> str:
-    """Returns how many classes lost and gained accuracy, and which class lost most, as text."""
-    lost, gained = (sum(sign * (c.after - c.before) > 0 for c in facts.accuracy) for sign in (-1, 1))
-    text, worst = f"{lost} of {len(facts.accuracy)} classes lost accuracy, {gained} gained", facts.accuracy[0]
+    """Returns how many classes lost and gained accuracy, and which class lost most, as text.
+
+    If the metric is not the accuracy, the text says how many classes got worse and better in it.
+    """
+    shown = facts.metric
+    changes = [shown.sign * (c.after - c.before) for c in facts.accuracy]
+    lost, gained = sum(change < 0 for change in changes), sum(change > 0 for change in changes)
+    worst = facts.accuracy[0]
+    if shown.name != "accuracy":
+        text = f"{shown.name}: {lost} of {len(changes)} classes got worse, {gained} better"
+        name = facts.classes[worst.index]
+        return f"{text}; {name} most, from {worst.before:.4g} to {worst.after:.4g}" if lost else text
+    text = f"{lost} of {len(changes)} classes lost accuracy, {gained} gained"
     if not lost:
         return text
-    return f"{text}; {facts.classes[worst.index]} lost most, {100 * (worst.before - worst.after):.0f} points"
+    return f"{text}; {facts.classes[worst.index]} lost most, {-100 * changes[0]:.0f} points"
 
 
 def training(facts: Facts) -> str:
@@ -91,8 +101,8 @@ def training(facts: Facts) -> str:
 def faithfulness(facts: Facts) -> str:
     """Returns the name of the curves with the largest distance between a class and the others, and the distance.
 
-    The distance is the accuracy on samples of other classes minus the accuracy on samples of the class, as the mean
-    over the fractions of deleted units.
+    The distance is the metric on samples of other classes minus the metric on samples of the class, as the mean over
+    the fractions of deleted units. The metric is usually the accuracy.
     """
     gaps = {
         name: sum(b - a for a, b in zip(c["own"], c["others"], strict=True)) / len(c["own"])
@@ -100,8 +110,9 @@ def faithfulness(facts: Facts) -> str:
     }
     most = max(gaps, key=lambda name: abs(gaps[name]))
     where = "below" if gaps[most] > 0 else "above"
-    points = 100 * abs(gaps[most])
-    return f"{most}: the accuracy of a class is on average {points:.0f} points {where} that of the other classes"
+    shown = facts.metric
+    size = f"{100 * abs(gaps[most]):.0f} points" if shown.name == "accuracy" else f"{abs(gaps[most]):.4g}"
+    return f"{most}: the {shown.name} of a class is on average {size} {where} that of the other classes"
 
 
 def single(facts: Facts) -> tuple[str, str]:

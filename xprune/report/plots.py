@@ -9,7 +9,7 @@ from xprune.core.record import Record
 from xprune.core.unit_kind import kinds_of, unit_kind
 from xprune.errors import ModelError
 from xprune.report.classmap import maps
-from xprune.report.collect import by_class, history, names_of, short
+from xprune.report.collect import Measure, by_class, history, names_of, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +31,8 @@ def plot(result: Record, kind: str, ax: "Axes | None" = None, classes: Sequence[
             head, with removed heads in orange. "training" shows the percentage of units that each site keeps at each
             step while thresholds are learned. "accuracy" shows the accuracy of each class before and after pruning.
         ax: The axes to draw on. None: new axes on a new figure.
-        classes: Names of the classes, in the order of the class indices. None: the names are "class 0", "class 1" and
-            so on.
+        classes: Names of the classes, in the order of the class indices. None: the names that the task of the run
+            has. If it has none, they are "class 0", "class 1" and so on.
 
     Returns:
         The axes with the picture.
@@ -126,17 +126,20 @@ def _training(result: Record, ax: Any, names: Sequence[str]) -> None:
 
 
 def _accuracy(result: Record, ax: Any, names: Sequence[str]) -> None:
-    """Draws the accuracy of each class before and after pruning. The class that lost most accuracy is on top."""
-    rows = by_class(result.metrics)[:ROWS]
+    """Draws the accuracy of each class before and after pruning. The class that lost most accuracy is on top.
+
+    If the run has another metric for each class, the picture shows this metric.
+    """
+    rows, shown = by_class(result.metrics)[:ROWS], Measure.of(next(iter(result.metrics.values())))
     if not rows:
         raise ModelError("kind='accuracy' needs the accuracy of each class, and this run did not measure it.")
     places = range(len(rows))
-    before, after = [100 * row.before for row in rows], [100 * row.after for row in rows]
+    before, after = [shown.factor * row.before for row in rows], [shown.factor * row.after for row in rows]
     ax.hlines(places, before, after, color="0.8", linewidth=2, zorder=0)
     ax.scatter(before, places, s=55, facecolors="none", edgecolors="black", label="dense")
     ax.scatter(after, places, s=22, color=KEPT, label="pruned")
     ax.set_yticks(places, [names[row.index] for row in rows], fontsize=7)
-    ax.set(xlabel="accuracy, %")
+    ax.set(xlabel=shown.name + shown.unit)
     ax.invert_yaxis()
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
 

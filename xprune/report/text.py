@@ -1,6 +1,6 @@
 """Makes tables for the terminal: metrics, kept units of each site, sites that were found, modules left alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -117,14 +117,20 @@ def part_text(record: Record) -> str:
     return f"The budget is that of the whole model: the plan keeps {kept}."
 
 
-def unseen(scores: Scores) -> str:
-    """Returns a text about classes without class-wise scores, and what to do. "" if there are none."""
+def unseen(scores: Scores, names: Sequence[str] | None = None) -> str:
+    """Returns a text about classes without class-wise scores, and what to do. "" if there are none.
+
+    Args:
+        scores: The scores of a run.
+        names: The names of the classes. If None, the text gives the class indices.
+    """
     classes = scores.unseen
     if not classes or scores.classwise is None:
         return ""
-    names = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+    shown = [names[index] if names is not None and index < len(names) else str(index) for index in classes[:5]]
+    text = ", ".join(shown) + (", ..." if len(classes) > 5 else "")
     return (
-        f"{len(classes):,} of {scores.classwise[0].shape[0]:,} classes have no class-wise scores ({names}): the "
+        f"{len(classes):,} of {scores.classwise[0].shape[0]:,} classes have no class-wise scores ({text}): the "
         "criterion saw no sample of them. Use more steps or more data.\n"
     )
 

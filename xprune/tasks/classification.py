@@ -1,11 +1,11 @@
 """The task of classification: one label for each sample."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from xprune.core.task import Task, unpacked
+from xprune.core.task import Task, check_class_count, softmax_divergence, unpacked
 from xprune.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Classification(Task):
     Args:
         batch_axis: The axis of the inputs along which samples lie: 0, or 1 for models whose inputs have tokens first.
             Samples of logits and labels lie along axis 0 in both cases.
+        class_names: The names of the classes, in the order of the class indices, see `Task`.
 
     Example:
         >>> import torch
@@ -31,6 +32,8 @@ class Classification(Task):
         >>> task.metric(logits, labels)  # 1 for the first sample, which is right
         tensor([1., 0.])
     """
+
+    name: ClassVar[str] = "classification"
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """Returns (inputs, labels int64 (batch,)). Raises DataError if the batch has another form. See Task.unpack."""
@@ -49,6 +52,7 @@ class Classification(Task):
                 "the model does not return logits of shape (batch, classes). Give task=, an instance of a subclass of "
                 "xprune.Task that reads the outputs of this model."
             )
+        check_class_count(self, outputs.shape[1])
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= outputs.shape[1]:
             raise DataError(
@@ -80,3 +84,7 @@ class Classification(Task):
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
         """Returns (labels, number of classes that the model has logits for). See Task.classes."""
         return targets, outputs.shape[-1]
+
+    def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
+        """Returns the divergence of the softmaxes, see `softmax_divergence`. See Task.distillation."""
+        return softmax_divergence(outputs, teacher, temperature)

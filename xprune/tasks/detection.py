@@ -94,6 +94,7 @@ class Detection(Task):
         tensor([0.9647, 0.0177])
     """
 
+    name: ClassVar[str] = "detection"
     metric_name: ClassVar[str] = "mAP"
 
     def __init__(self, *, classes: int | None = None, iou: float | None = None) -> None:

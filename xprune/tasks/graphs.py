@@ -3,13 +3,15 @@
 PyG is not imported. The tasks read the attributes of PyG's `Data` and `Batch` objects.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from xprune.core.site import Site
+from xprune.core.task import checked_class_names
 from xprune.errors import DataError, GateError
 from xprune.modules.calls import Given
 from xprune.tasks.classification import Classification
@@ -30,6 +32,10 @@ class NodeClassification(Pointwise):
         fields: The names of the attributes of the data that the model is called with, in the order of its arguments.
         mask: The name of the attribute that says which nodes count, bool (nodes,). If the batch is a pair, its mask is
             used instead.
+        class_names: The names of the classes, in the order of the class indices, see `Task`.
+
+    Raises:
+        DataError: `class_names` is not a list of texts.
 
     Example:
         >>> from types import SimpleNamespace  # in place of torch_geometric.data.Data
@@ -43,6 +49,12 @@ class NodeClassification(Pointwise):
 
     fields: tuple[str, ...] = ("x", "edge_index")
     mask: str = "train_mask"
+    class_names: Sequence[str] | None = None
+    name: ClassVar[str] = "nodes"
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", checked_class_names(self.class_names))
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """Returns (values of `fields`, (labels int64 (nodes,), mask bool (nodes,))).
@@ -108,9 +120,10 @@ class GraphClassification(Classification):
     Args:
         fields: The names of the attributes of the batch that the model is called with, in the order of its arguments.
             One of them has to be "batch". This attribute says to which graph each node belongs, int64 (nodes,).
+        class_names: The names of the classes, in the order of the class indices, see `Task`.
 
     Raises:
-        DataError: "batch" is not one of the fields.
+        DataError: "batch" is not one of the fields, or `class_names` is not a list of texts.
 
     Example:
         >>> from types import SimpleNamespace  # in place of torch_geometric.data.Batch
@@ -122,8 +135,12 @@ class GraphClassification(Classification):
     """
 
     fields: tuple[str, ...] = ("x", "edge_index", "batch")
+    class_names: Sequence[str] | None = None
+    name: ClassVar[str] = "graphs"
 
     def __post_init__(self) -> None:
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", checked_class_names(self.class_names))
         if "batch" not in self.fields:
             raise DataError(
                 f"fields={self.fields} lacks 'batch', the attribute that says to which graph each node belongs. Add it."

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xprune.core.task import Task, one_vs_rest
+from xprune.core.task import Task, check_class_count, one_vs_rest, softmax_divergence
 from xprune.errors import DataError
 
 
@@ -55,6 +55,7 @@ class Pointwise(Task):
         if not len(labels):
             raise DataError("no point of the batch has a label: all of them are masked or ignored.")
         low, high, classes = int(labels.min()), int(labels.max()), self.width(outputs)
+        check_class_count(self, classes)
         if low < 0 or high >= classes:
             raise DataError(
                 f"labels go from {low} to {high}, but the model's head has {classes} classes: 0 to {classes - 1}. "
@@ -109,6 +110,14 @@ class Pointwise(Task):
         logs = logits[here].float().log_softmax(-1).gather(1, labels[here][:, None])[:, 0]
         sums = logs.new_zeros(len(own)).index_add(0, samples[here], logs)
         return sums / torch.bincount(samples[here], minlength=len(own)).clamp_min(1)
+
+    def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
+        """Returns the mean divergence of the softmaxes over all points, also those that do not count.
+
+        This implementation reads logits (points, classes). A task with logits of another shape overrides it. See
+        Task.distillation.
+        """
+        return softmax_divergence(outputs, teacher, temperature)
 
 
 def one_of(allowed: Tensor) -> Tensor:

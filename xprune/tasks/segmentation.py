@@ -1,12 +1,13 @@
 """The task of segmentation: one class for each pixel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from xprune.core.task import checked_batch_axis, unpacked
+from xprune.core.task import checked_batch_axis, checked_class_names, unpacked
 from xprune.errors import DataError
 from xprune.tasks.pointwise import Pointwise
 
@@ -27,9 +28,10 @@ class Segmentation(Pointwise):
         ignore_index: The label of pixels without a class. These pixels count neither in the loss nor in the metric.
         batch_axis: The axis of the model's inputs along which samples lie. Samples of labels and logits lie along axis
             0.
+        class_names: The names of the classes, in the order of the class indices, see `Task`.
 
     Raises:
-        DataError: `batch_axis` is negative or not an integer.
+        DataError: `batch_axis` is negative or not an integer, or `class_names` is not a list of texts.
 
     Example:
         >>> import torch
@@ -42,10 +44,14 @@ class Segmentation(Pointwise):
 
     ignore_index: int = 255
     batch_axis: int = 0
+    class_names: Sequence[str] | None = None
+    name: ClassVar[str] = "segmentation"
     metric_name: ClassVar[str] = "mIoU"
 
     def __post_init__(self) -> None:
         checked_batch_axis(self.batch_axis)
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", checked_class_names(self.class_names))
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """Returns (images, labels int64). Raises DataError if the batch has another form. See Task.unpack."""

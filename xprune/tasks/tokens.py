@@ -1,14 +1,17 @@
 """The tasks of models that return logits for each token: token classification and language models."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xprune.core.task import Task, unpacked
+from xprune.core.task import Task, softmax_divergence, unpacked
 from xprune.errors import DataError
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 IGNORED = -100
 """The label of a token that does not count, as in torch and transformers."""
@@ -21,11 +24,13 @@ class TokenClassification(Task):
     (batch, tokens), with -100 for tokens that do not count. The model returns logits (batch, tokens, classes). The task
     also fits masked language models, and batches that are pairs (tokens, next tokens). For the loss and the metric,
     first the mean over the labelled tokens of each sample is taken, and then the mean over the samples. So a long
-    sample does not weigh more than a short one.
+    sample does not weigh more than a short one. A sample without a labelled token is skipped: it counts neither in the
+    loss nor in the metric. A masked language model has such samples if no token of a short sentence was masked.
 
     Args:
         batch_axis: The axis of inputs, labels and logits along which samples lie. 0, or 1 for models with tokens first,
             whose inputs and labels are (tokens, batch) and whose logits are (tokens, batch, classes).
+        class_names: The names of the classes of tokens, see `Task`.
 
     Example:
         >>> import torch
@@ -36,6 +41,7 @@ class TokenClassification(Task):
         tensor([0.5000])
     """
 
+    name: ClassVar[str] = "tokens"
     metric_name: ClassVar[str] = "token accuracy"
     shift: ClassVar[int] = 0
     """The logits at a token are compared with the label this many tokens later."""
@@ -62,7 +68,7 @@ class TokenClassification(Task):
     def check(self, outputs: Any, targets: Any) -> None:
         """Raises DataError if outputs are not (batch, tokens, classes), or labels do not fit. See Task.check.
 
-        Labels do not fit if one of them is not a class, or if a sample has no labelled token.
+        Labels do not fit if one of them is not a class. A sample may have no labelled token.
         """
         if not isinstance(outputs, Tensor) or outputs.dim() != 3 or outputs.shape[:2] != targets.shape:
             raise DataError(
@@ -70,10 +76,6 @@ class TokenClassification(Task):
                 "Give task=, an instance of a subclass of xprune.Task that reads the outputs of this model."
             )
         labels = targets[:, self.shift :]
-        if not bool((labels != IGNORED).any(1).all()):
-            raise DataError(
-                f"a sample has no labels to score: all of its labels are {IGNORED}, or it has too few tokens."
-            )
         wrong = (labels != IGNORED) & ((labels < 0) | (labels >= outputs.shape[2]))
         if bool(wrong.any()):
             raise DataError(
@@ -84,8 +86,24 @@ class TokenClassification(Task):
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
         """Returns the cross-entropy in float32: the mean over a sample's labelled tokens, then over samples.
 
-        See Task.loss.
+        Samples without a labelled token are skipped. If all samples of the batch are skipped, the loss is 0. See
+        Task.loss.
         """
+        losses = self._losses(outputs, targets, label_smoothing)
+        # The loss of a sample without labels is 0, so it adds nothing to the sum. With no sample at all, the sum is 0,
+        # and it still has gradients, which are 0 too.
+        return losses.sum() / max(self.counted(targets), 1)
+
+    def counted(self, targets: Any) -> int:
+        """Returns the number of samples with at least one labelled token. See Task.counted."""
+        return int((targets[:, self.shift :] != IGNORED).any(1).sum())
+
+    def sample_scores(self, outputs: Any, targets: Any, dense: Any) -> Tensor | None:
+        """Returns the mean log probability of the labels of each sample, (batch,). See Task.sample_scores."""
+        return -self._losses(outputs, targets, 0.0)
+
+    def _losses(self, outputs: Any, targets: Any, label_smoothing: float) -> Tensor:
+        """Returns the mean cross-entropy over the labelled tokens of each sample, (batch,). 0 without such tokens."""
         logits, labels = self._aligned(outputs, targets)
         of_tokens = F.cross_entropy(
             logits.float().transpose(1, 2),  # cross_entropy wants (batch, classes, tokens)
@@ -94,22 +112,30 @@ class TokenClassification(Task):
             label_smoothing=label_smoothing,
             reduction="none",
         )
-        return _means(of_tokens, labels).mean()
+        return _means(of_tokens, labels)
 
     def metric(self, outputs: Any, targets: Any) -> Tensor:
         """Returns the fraction of right tokens among the labelled tokens of each sample, float (batch,).
 
-        See Task.metric.
+        It is 0 for a sample without a labelled token. `update` leaves these samples out. See Task.metric.
         """
         logits, labels = self._aligned(outputs, targets)
         return _means((logits.argmax(-1) == labels).float(), labels)
+
+    def update(self, metric: "Metric", outputs: Any, targets: Any) -> None:
+        """Adds the samples of a batch that have a labelled token to the metric. See Task.update."""
+        values = self.metric(outputs, targets)
+        # A subclass may have another metric of the whole data set. It gets the outputs as they are.
+        if values is None or type(self).new_metric is not Task.new_metric:
+            return super().update(metric, outputs, targets)
+        return metric.update(values[(targets[:, self.shift :] != IGNORED).any(1)])
 
     def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
         """Returns the mean divergence from the teacher over all tokens, also those without a label.
 
         See Task.distillation.
         """
-        return super().distillation(outputs.flatten(0, 1), teacher.flatten(0, 1), temperature)
+        return softmax_divergence(outputs.flatten(0, 1), teacher.flatten(0, 1), temperature)
 
     def _aligned(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the logits and the labels that are compared with each other.
@@ -138,6 +164,7 @@ class LanguageModel(TokenClassification):
         tensor([[   5,    6, -100]])
     """
 
+    name: ClassVar[str] = "language-model"
     shift: ClassVar[int] = 1
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from xprune.core.record import Metrics
 from xprune.core.task import Task
 from xprune.errors import DataError
 from xprune.modules.copies import shared_copy, unwrap
+from xprune.modules.forward import error_text
 from xprune.modules.refused import RUN, refuse
 from xprune.tasks.classification import Classification
 from xprune.training.runtime import accelerator, batches, check_loader, prepared, reduced, stage
@@ -57,8 +58,9 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
     runner = accelerator()
     copy = shared_copy(model).to(runner.device)
     metric: Metric | None = None
-    # The first sum is the loss over all samples, the second one is the number of samples.
-    sums, tally = torch.zeros(2, dtype=torch.float64), _ByClass()
+    # The first sum is the loss over all samples that count in it, the second one is their number. The third one is the
+    # number of all samples.
+    sums, tally = torch.zeros(3, dtype=torch.float64), _ByClass()
     for inputs, targets in batches(runner, prepared(runner, loader), task, f"evaluating ({data})"):
         outputs = task.forward(copy, inputs)
         task.check(outputs, targets)
@@ -67,13 +69,29 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, task: Task | None = Non
         of_samples = task.metric(outputs, targets)
         if of_samples is not None:
             tally.add(task.classes(outputs, targets), of_samples)
-        samples = task.size(targets)
-        sums += torch.tensor([float(task.loss(outputs, targets)) * samples, samples], dtype=torch.float64)
+        # The loss is a mean over the samples that count. So the mean over all batches weights each batch by their
+        # number.
+        counted = task.counted(targets)
+        loss_of_batch = float(task.loss(outputs, targets)) * counted
+        sums += torch.tensor([loss_of_batch, counted, task.size(targets)], dtype=torch.float64)
     # The sums are added up over the processes in float32, since some accelerators have no float64.
     sums = reduced(runner, sums.float().to(runner.device)).cpu() if runner.num_processes > 1 else sums
-    loss, samples = float(sums[0]) / int(sums[1]), int(sums[1])
+    if not sums[1]:
+        raise DataError(
+            f"no sample has a label that counts, among {int(sums[2])} {data} samples. Check the labels, and the value "
+            "that marks what does not count."
+        )
+    loss, samples = float(sums[0]) / int(sums[1]), int(sums[2])
     value = _value_over_processes(task, metric, runner)
-    return Metrics(value, loss, samples, task.metric_name, data, by_class=tally.rows(runner))
+    return Metrics(
+        value,
+        loss,
+        samples,
+        task.metric_name,
+        data,
+        by_class=tally.rows(runner),
+        higher_is_better=task.higher_is_better,
+    )
 
 
 def _value_over_processes(task: Task, metric: "Metric | None", runner: Accelerator) -> float:
@@ -99,10 +117,19 @@ def _value_over_processes(task: Task, metric: "Metric | None", runner: Accelerat
 
 
 def _value(task: Task, metric: "Metric | None") -> float:
-    """Returns the value of a metric as a float. Raises DataError if the value is not a single number."""
+    """Returns the value of a metric as a float.
+
+    Raises DataError if the metric cannot be computed, or if its value is not a single number.
+    """
     # `batches` raises an error for an empty loader, so there is a metric.
     assert metric is not None
-    value = metric.compute()
+    try:
+        value = metric.compute()
+    except ValueError as error:
+        # For example, R2 needs at least two samples.
+        raise DataError(
+            f"the metric {type(metric).__name__} of {type(task).__name__} cannot be computed: {error_text(error)}."
+        ) from error
     if not isinstance(value, (int, float)) and not (isinstance(value, Tensor) and value.numel() == 1):
         what = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise DataError(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xprune.core.task import Task
+from xprune.core.task import Task, check_distillation
 from xprune.errors import TrainingError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
 from xprune.modules.refused import TRAIN, refuse, refuse_frozen
@@ -142,7 +142,8 @@ def finetune(
     Raises:
         TrainingError: The loss is not finite. The message names the step and the last checkpoint. Or a teacher is
             missing. Or a checkpoint is damaged or belongs to another run.
-        DataError: The loader is empty, does not fit the task, or has no length and `settings.steps` is None.
+        DataError: The loader is empty, does not fit the task, or has no length and `settings.steps` is None. Or
+            `settings.distill` is more than 0, and the task has no distillation.
         ModelError: All weights are frozen, or a part of the model cannot be trained, such as a quantised layer.
 
     Example:
@@ -163,6 +164,8 @@ def finetune(
         raise TrainingError(
             f"Finetune(distill={settings.distill}) needs a teacher: give finetune(..., teacher=dense_model)."
         )
+    if settings.distill:
+        check_distillation(task)
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     student = unshare(shared_copy(model), model)
     # If a whole attention or MLP was removed, no layer reads the output of the norm layer in front of it. The weights

@@ -17,7 +17,7 @@ from xprune.core.interfaces import Context, Criterion
 from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.errors import DataError, PluginError
-from xprune.modules.calls import lengths, pick_samples
+from xprune.modules.calls import lengths, pick_samples, tensors_in
 from xprune.modules.undisturbed import seeded
 from xprune.training.runtime import accelerator, batches, known_length, prepared, reduced
 
@@ -45,8 +45,9 @@ class CaptumMethod(Criterion):
     """Base class of criteria that use an attribution class of Captum. They are named "captum:" plus the class name.
 
     The score of a unit is its mean attribution over all samples. An attribution says how much the unit adds to the log
-    probability of the sample's own class. The fields of the criterion are `batches` and the arguments of the Captum
-    class with a simple default, such as `n_steps`.
+    probability of the sample's own class. If the task has no classes, it says how much the unit adds to
+    `Task.sample_scores`, and there are no class-wise scores. The fields of the criterion are `batches` and the
+    arguments of the Captum class with a simple default, such as `n_steps`.
 
     Args:
         batches: The number of batches of the loader to use. None means all batches.
@@ -118,19 +119,22 @@ class CaptumMethod(Criterion):
             sites: The sites to score.
 
         Returns:
-            The scores with the scale "loss", and class-wise scores, which are NaN for a class without samples. `info`
+            The scores with the scale "loss". If the task has classes, also class-wise scores, which are NaN for a class
+            without samples. `info`
             holds the settings, the number of samples and the seconds. If the method is complete, `info` also holds the
             mean completeness error.
 
         Raises:
-            DataError: There is no loader, it does not fit the task, or the task has no classes.
+            DataError: There is no loader, it does not fit the task, or the task has neither classes nor
+                `Task.sample_scores`.
             PluginError: Captum cannot run the method on this model, or all units of a site get the same score.
         """
         start, runner = time.perf_counter(), accelerator()
         sizes = [site.size for site in sites]
         # The shape is (classes, units + 2): for each class the sums of the attributions, the sum of the errors, and the
-        # number of samples.
+        # number of samples. If the task has no classes, all samples are in one row.
         table: Tensor | None = None
+        has_classes = False
         loader, passes = prepared(runner, context.data(self.name)), self.passes(sites)
         with seeded(context.seed):
             for inputs, targets in batches(runner, loader, context.task, f"scoring ({self.name})", self.batches):
@@ -141,6 +145,7 @@ class CaptumMethod(Criterion):
                 columns = torch.cat([found.float(), error[:, None].float(), torch.ones_like(error[:, None])], dim=1)
                 table = torch.zeros(batch.count, columns.shape[1], device=runner.device) if table is None else table
                 table.index_add_(0, batch.classes, columns.detach())
+                has_classes = batch.has_classes
         assert table is not None  # the loader was checked
         table = reduced(runner, table).cpu()
         total = table.sum(0)
@@ -158,7 +163,7 @@ class CaptumMethod(Criterion):
         if self.complete:
             info["completeness_error"] = float(total[-2] / total[-1])
         info["seconds"] = time.perf_counter() - start
-        return Scores(tuple(sites), tuple(values), self.name, tuple(classwise), info, "loss")
+        return Scores(tuple(sites), tuple(values), self.name, tuple(classwise) if has_classes else None, info, "loss")
 
     def _attributed(self, batch: "Batch", sites: Sequence[Site]) -> tuple[Tensor, Tensor]:
         """Calls `attributions`. If Captum fails on this model, raises PluginError with Captum's message."""
@@ -196,7 +201,9 @@ class CaptumMethod(Criterion):
 
 
 class Batch:
-    """One batch, and a function that computes the log probability of each sample's own class.
+    """One batch, and a function that computes a number for each sample: the log probability of its own class.
+
+    If the task has no classes, the number is that of `Task.sample_scores`.
 
     Args:
         context: The context with the model and the task.
@@ -204,13 +211,15 @@ class Batch:
         targets: The targets of the batch.
 
     Attributes:
-        classes: The class of each sample, int64 (samples,).
-        count: The number of classes.
+        classes: The class of each sample, int64 (samples,). 0 for all samples if the task has no classes.
+        count: The number of classes. 1 if the task has no classes.
+        has_classes: True if the task has classes.
         index: The indices of the samples, 0 to samples - 1.
         seconds: The time of one forward pass.
 
     Raises:
-        DataError: The targets do not fit the model's outputs, or the task has no classes.
+        DataError: The targets do not fit the model's outputs, or the task has neither classes nor
+            `Task.sample_scores`.
     """
 
     def __init__(self, context: Context, inputs: Any, targets: Any) -> None:
@@ -220,16 +229,22 @@ class Batch:
             outputs = self.task.forward(context.model, inputs)
         self.seconds = time.perf_counter() - start
         self.task.check(outputs, targets)
+        samples, self.dense = self.task.size(targets), outputs
         found = self.task.classes(outputs, targets)
+        self.has_classes = found is not None
         if found is None:
-            raise DataError(
-                f"{type(self.task).__name__} has no classes, which criteria from Captum need: implement Task.classes."
-            )
+            if self.task.sample_scores(outputs, targets, outputs) is None:
+                raise DataError(
+                    f"{type(self.task).__name__} has no classes, which criteria from Captum need: implement "
+                    "Task.classes, or Task.sample_scores for a number to explain that needs no classes."
+                )
+            device = next(iter(tensors_in(outputs))).device
+            found = torch.zeros(samples, dtype=torch.long, device=device), 1
         self.classes, self.count = found
-        self.index = torch.arange(self.task.size(targets), device=self.classes.device)
+        self.index = torch.arange(samples, device=self.classes.device)
 
     def scores(self, index: Tensor) -> Tensor:
-        """Computes the log probability of the own class for some samples of the batch.
+        """Computes the number to explain for some samples of the batch, such as the log probability of the own class.
 
         Some methods of Captum repeat samples or change their order. The gates of the model then have the same order.
 
@@ -237,7 +252,7 @@ class Batch:
             index: The indices of the wanted samples, int64, of any shape. It is flattened to (rows,).
 
         Returns:
-            The log probabilities, (rows,).
+            The numbers, (rows,).
 
         Raises:
             DataError: `index` repeats samples, but an input does not have one entry for each sample.
@@ -245,7 +260,7 @@ class Batch:
         index = index.reshape(-1)
         if torch.equal(index, self.index):
             outputs = self.task.forward(self.context.model, self.inputs)
-            return self.task.class_scores(outputs, self.targets, self.classes)
+            return self._of_outputs(outputs, self.targets, self.dense, self.classes)
         samples, axis = len(self.index), self.task.batch_axis
         if any(n != samples for n in (*lengths(self.inputs, axis), *lengths(self.targets))):
             raise DataError(
@@ -254,7 +269,23 @@ class Batch:
             )
         inputs = pick_samples(self.inputs, index, samples, axis)
         targets = pick_samples(self.targets, index, samples)
-        return self.task.class_scores(self.task.forward(self.context.model, inputs), targets, self.classes[index])
+        outputs = self.task.forward(self.context.model, inputs)
+        return self._of_outputs(outputs, targets, pick_samples(self.dense, index, samples), self.classes[index])
+
+    def _of_outputs(self, outputs: Any, targets: Any, dense: Any, classes: Tensor) -> Tensor:
+        """Returns the number to explain for each sample, (rows,).
+
+        Args:
+            outputs: The outputs of the gated model.
+            targets: The targets of the same samples.
+            dense: The outputs of the dense model for the same samples.
+            classes: The classes of the same samples.
+        """
+        if self.has_classes:
+            return self.task.class_scores(outputs, targets, classes)
+        found = self.task.sample_scores(outputs, targets, dense)
+        assert found is not None  # the constructor has checked this
+        return found
 
 
 def incompleteness(attributed: Tensor, difference: Tensor) -> Tensor:

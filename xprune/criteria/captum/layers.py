@@ -39,6 +39,11 @@ class LayerMethod(CaptumMethod):
         Raises:
             DataError: An input of the model is not a float tensor. Captum needs gradients with respect to the inputs.
         """
+        if not batch.has_classes:
+            raise DataError(
+                f"{self.name} explains the logits of classes, and {type(batch.task).__name__} has no classes. Use a "
+                "criterion that explains gates, such as captum:IntegratedGradients."
+            )
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         if not all(isinstance(each, Tensor) and each.is_floating_point() for each in inputs):
             raise DataError(
