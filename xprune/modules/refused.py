@@ -158,7 +158,8 @@ def misfit(model: nn.Module, names: Iterable[str]) -> str:
         except AttributeError:
             continue
         rules = model.get_submodule(owner).children()
-        pairs = [(f"{name.removesuffix('v')}g", name) for name in held if name.endswith("_v")]
+        stems = [name.rpartition("_")[0] for name in held]
+        pairs = [(f"{stem}_g", f"{stem}_v") for stem in stems if stem]
         if any(type(rule).__name__.endswith("WeightNorm") for rule in rules):
             pairs.append(("original0", "original1"))
         for length, direction in pairs:
