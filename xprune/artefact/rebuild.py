@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from xprune.adapters import ADAPTERS
 from xprune.artefact.libraries import LIBRARIES
@@ -26,6 +27,9 @@ from xprune.modules.copies import tensors
 from xprune.modules.forward import error_text
 from xprune.surgery.cut import remove_units
 
+FEW = 16
+"""Tensors with at most this many numbers are compared by their values, and larger ones by their shapes."""
+
 
 def build(arch: Arch, device: str = "meta") -> nn.Module:
     """Builds the model of an architecture and loads no weights.
@@ -34,7 +38,8 @@ def build(arch: Arch, device: str = "meta") -> nn.Module:
 
     Args:
         arch: The architecture: the library, the name in it, and the arguments.
-        device: The device of the parameters. On "meta", the default, they have shapes but no values.
+        device: The device of the parameters. On "meta", the default, they have shapes but no values. If a module holds
+            a tensor that is neither parameter nor buffer, the model is built on the CPU instead.
 
     Raises:
         ArtefactError: The library or the name is unknown. Or an argument is not plain data, or it would load weights.
@@ -52,7 +57,11 @@ def build(arch: Arch, device: str = "meta") -> nn.Module:
         )
     try:
         with torch.device(device):
-            return library.build(arch.name, dict(arch.kwargs))
+            model = library.build(arch.name, dict(arch.kwargs))
+        if device == "meta" and _holds_bare_tensors(model):
+            # The file has no values for these tensors. Their values follow from the arguments, so they are computed.
+            return build(arch, "cpu")
+        return model
     except ArtefactError:
         raise
     except Exception as error:
@@ -138,7 +147,7 @@ def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]
     for path in {**there, **here}:
         if path not in there or path not in here:
             return f"only one of the two models has the module {path}"
-        if type(there[path]) is not type(here[path]):
+        if _class_of(there[path]) is not _class_of(here[path]):
             return (
                 f"{path or 'the model'} is a {type(there[path]).__name__} in the architecture, but a "
                 f"{type(here[path]).__name__} in the model"
@@ -158,6 +167,17 @@ def _difference(rebuilt: nn.Module, model: nn.Module, transient: Collection[str]
         if shapes_there.get(name) != shapes_here.get(name):
             return f"{name} is {shapes_there.get(name)} in the architecture, but {shapes_here.get(name)} in the model"
     return ""
+
+
+def _class_of(module: nn.Module) -> type:
+    """Returns the class of a module, without the class that torch makes for one module with parametrised tensors."""
+    return type(module).__mro__[1] if is_parametrized(module) else type(module)
+
+
+def _holds_bare_tensors(model: nn.Module) -> bool:
+    """Returns True if an attribute of a module is a tensor without values that is neither parameter nor buffer."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    return any(isinstance(value, Tensor) and value.is_meta for value in held)
 
 
 @cache
@@ -206,7 +226,13 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
-            found[name] = f"a tensor that is neither parameter nor buffer ({tuple(value.shape)}, {value.device.type})"
+            few = value.tolist() if value.numel() <= FEW and not value.is_meta else tuple(value.shape)
+            found[name] = f"a tensor that is neither parameter nor buffer ({few}, {value.device.type})"
         elif not name.startswith("_") and plain(value):
-            found[name] = tuple(value) if isinstance(value, list) else value
+            found[name] = _with_tuples(value)
     return found
+
+
+def _with_tuples(value: Any) -> Any:
+    """Returns a plain value with tuples in place of lists, at any depth. JSON knows lists only."""
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

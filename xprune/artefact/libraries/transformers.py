@@ -5,6 +5,7 @@ The config is plain data.
 
 import importlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ def _build(name: str, config: Mapping[str, Any]) -> nn.Module:
         raise ArtefactError(
             f"{name!r} is not a model class of transformers. A model class is, for example, ViTForImageClassification."
         )
+    config = _decoded(config)
     _check(name, config)
     # JSON makes a copy, since the config object may keep or change its arguments. It also turns tuples into lists.
     model: nn.Module = kind(kind.config_class.from_dict(json.loads(json.dumps(config))))  # type: ignore[attr-defined]
@@ -94,7 +96,7 @@ def _arch_of(model: nn.Module) -> Arch | None:
         return None
     config: Any = model.config
     try:
-        data = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+        data = json.loads(json.dumps(_encoded(config.to_dict()), allow_nan=False))
     except (TypeError, ValueError):
         # The config holds an object, or a number such as infinity, that JSON cannot hold.
         return None
@@ -107,6 +109,28 @@ def _arch_of(model: nn.Module) -> Arch | None:
         if set(others.values()) - {data["attn_implementation"]}:
             data["attn_implementation"] = {"": data["attn_implementation"], **others}
     return Arch(type(model).__name__, tuple(_settings(data).items()), "transformers")
+
+
+_FLOAT = "float"
+"""The only key of a dict that holds a number which JSON does not know, as a text such as "inf"."""
+
+
+def _encoded(data: Any) -> Any:
+    """Returns the data with a dict in place of each infinite number, since JSON has none. See `_decoded`."""
+    if isinstance(data, dict):
+        return {key: _encoded(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_encoded(value) for value in data]
+    return {_FLOAT: str(data)} if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _decoded(data: Any) -> Any:
+    """Returns the data that `_encoded` was given."""
+    if isinstance(data, Mapping):
+        if set(data) == {_FLOAT} and data[_FLOAT] in ("inf", "-inf", "nan"):
+            return float(data[_FLOAT])
+        return {key: _decoded(value) for key, value in data.items()}
+    return [_decoded(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def _settings(data: Any) -> Any:
