@@ -266,7 +266,7 @@ def _no_sites(model: nn.Module, units: Sequence[str], left: Mapping[str, str], p
     ]
     where = f" inside {', '.join(part.patterns)}" if part else ""
     first, *others = reasons or [
-        "it has no attention with an attribute for the number of heads, such as num_heads, and no hidden layer: "
+        "it computes no attention with several heads, and it has no hidden layer: "
         "features that one layer of a module produces and a linear layer or 1x1 convolution of the same module reads."
     ]
     also = "".join(f" Also left alone: {reason}" for reason in others[:2])
