@@ -320,6 +320,9 @@ def _with_constant_statistics(norm: nn.Module, args: Any, output: Any) -> Any:
             shape = [1] * output.dim()
             shape[axis] = -1
             result = result + (parameter - parameter.detach()).view(shape)
+        elif parameter.shape == output.shape[output.dim() - parameter.dim() :]:
+            # The weight may have an entry for each head and feature.
+            result = result + (parameter - parameter.detach())
     return result
 
 

@@ -360,7 +360,8 @@ class _Search:
         norms = [
             path
             for path in dict.fromkeys(cut.tensor.rpartition(".")[0] for cut in cuts)
-            if is_feature_norm(self.alone.get_submodule(path))
+            # A norm of each head has a weight with an axis of heads. Its statistics do not change.
+            if is_feature_norm(self.alone.get_submodule(path)) and part_at(self.alone, f"{path}.weight").dim() == 1
         ]
         return Site(
             name="module",
