@@ -14,6 +14,7 @@ from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import reference_device, shared_copy, unwrap
 from xprune.modules.forward import error_text, try_forward
 from xprune.modules.samples import find_samples, samples_of
+from xprune.modules.torch_private import grouped_products
 from xprune.modules.undisturbed import undisturbed
 
 
@@ -187,7 +188,10 @@ def macs_by_module(model: nn.Module, example_inputs: Any, samples: int) -> dict[
     inputs = map_tensors(example_inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
     # PyTorch Geometric adds up messages with these operations. FlopCounterMode does not count them.
     message_sums = (torch.ops.aten.scatter_add_, torch.ops.aten.scatter_add)
-    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(message_sums, _summed_messages))
+    mapping: dict[Any, Any] = dict.fromkeys(message_sums, _summed_messages)
+    # Mixtures of experts use this product, which FlopCounterMode does not count.
+    mapping |= dict.fromkeys(grouped_products(), _grouped_product)
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
     # Without gradients, nn.TransformerEncoder uses a fast path, in which FlopCounterMode counts nothing. The math
     # backend is needed because FlopCounterMode of torch up to 2.11 does not count the fused attention of CPUs.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
@@ -197,6 +201,16 @@ def macs_by_module(model: nn.Module, example_inputs: Any, samples: int) -> dict[
         # The names begin with the class of the model, as in "ViT.blocks.0". The rest is the path of the module.
         counts.setdefault(name.partition(".")[2], sum(operations.values()) / 2 / samples)
     return counts
+
+
+def _grouped_product(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+    """Returns the FLOPs of a product of rows with one of several matrices each, for FlopCounterMode.
+
+    Args:
+        rows: The shape (rows, inputs).
+        weights: The shape (matrices, inputs, outputs).
+    """
+    return 2 * math.prod(rows) * weights[-1]
 
 
 def _summed_messages(_into: Any, _dim: Any, _index: Any, source: Sequence[int], **_: Any) -> int:

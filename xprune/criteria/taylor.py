@@ -13,6 +13,8 @@ from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.task import Task
 from xprune.errors import PluginError, TrainingError
+from xprune.modules.calls import pick_samples
+from xprune.modules.paths import layer_path
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gates
 from xprune.training.runtime import accelerator, batches, prepared, reduced
@@ -154,6 +156,31 @@ class Taylor(Criterion):
         """
         return (sums[..., :-1] / sums[..., -1:]).abs().cpu(), sums[..., -1].cpu()
 
+    def _one_by_one(
+        self, context: Context, gates: Gates, inputs: object, targets: object, samples: int
+    ) -> tuple[Sequence[Tensor | None], Tensor, int]:
+        """Returns what `_gradients` returns, from a forward and a backward pass for each sample.
+
+        The units of some sites are read by a parameter and not by a layer. All samples share this parameter, so its
+        gates cannot differ between the samples of a batch.
+        """
+        axis = max(context.task.batch_axis or 0, 0)
+        parts = [
+            self._gradients(
+                context, gates, pick_samples(inputs, [i], samples, axis), pick_samples(targets, [i], samples)
+            )
+            for i in range(samples)
+        ]
+        values = [torch.zeros(1, site.size, device=parts[0][1].device) for site in gates.sites]
+        gradients: list[Tensor | None] = []
+        for index, zero in enumerate(values):
+            rows = [part[0][index] for part in parts]
+            known = any(row is not None for row in rows)
+            gradients.append(torch.cat([zero if row is None else row for row in rows]) if known else None)
+        # The caller needs gates with a row for each sample.
+        gates.values = [zero.expand(samples, -1) for zero in values]
+        return gradients, torch.cat([part[1] for part in parts]), parts[0][2]
+
     def _gradients(
         self, context: Context, gates: Gates, inputs: object, targets: object
     ) -> tuple[Sequence[Tensor | None], Tensor, int]:
@@ -166,6 +193,8 @@ class Taylor(Criterion):
             none.
         """
         task, samples = context.task, context.task.size(targets)
+        if samples > 1 and any(layer_path(context.model, path) != path for s in gates.sites for path in s.consumers):
+            return self._one_by_one(context, gates, inputs, targets, samples)
         device = next(context.model.parameters()).device
         # Each sample has separate gates. So one backward pass gives a separate gradient for each sample, and not only
         # the sum.

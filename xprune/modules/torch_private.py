@@ -87,3 +87,11 @@ class NoFastPath:
 
     # The setter does nothing. It is needed because the constructor of nn.MultiheadAttention sets the attribute.
     _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)
+
+
+def grouped_products() -> list[Any]:
+    """Returns the operations of torch that multiply rows with one of several matrices each.
+
+    Mixtures of experts use them. Older versions of torch have none, and the list is then empty.
+    """
+    return [found for name in ("_grouped_mm", "grouped_mm") if (found := getattr(torch.ops.aten, name, None))]

@@ -50,6 +50,9 @@ class Gates:
 
     Attributes:
         values: The gates in use. Assign new gates before each batch.
+        average: True if the samples of a batch may get the mean of their gates at units that a parameter reads, see
+            `Site.consumers`. All samples share the parameter. If False, gates that differ between samples are an error
+            there.
 
     Example:
         >>> import xprune
@@ -69,6 +72,7 @@ class Gates:
         self.values: Sequence[Tensor] = values if values is not None else [torch.ones(s.size) for s in self.sites]
         self.rows = rows
         # `Task.rows` of tasks that were written for xprune before version 0.2 takes three arguments.
+        self.average = False
         self._rows_take_given = rows is not None and takes(rows, 4)
         self._given = Given((), {})
         self._fired: set[str] = set()
@@ -156,14 +160,18 @@ class Gates:
         def before(module: nn.Module, _args: Any) -> None:
             self._fired.add(path)
             weight = getattr(module, name)
-            if self.values[index].dim() != 1:
-                raise GateError(
-                    f"{self.sites[index].name}: its units are read by the weight {path}, which all samples share. So "
-                    "its gates cannot differ between samples, as those of classes do. Leave the site out: "
-                    "find_sites(..., exclude=[...]). Or choose a criterion that gives one score to each unit."
-                )
+            value = self.values[index]
+            if value.dim() == 2:
+                if not self.average and not torch.equal(value, value[:1].expand_as(value)):
+                    raise GateError(
+                        f"{self.sites[index].name}: its units are read by the weight {path}, which all samples share. "
+                        "So its gates cannot differ between samples, as those of classes do. Leave the site out: "
+                        "find_sites(..., exclude=[...]). Or choose a criterion that gives one score to each unit."
+                    )
+                # If all rows are equal, their mean is each of them. Its gradient is shared out between the rows.
+                value = value.mean(0)
             # An attribute of the instance comes before its parameters, so the forward reads the gated weight.
-            vars(module)[name] = weight * self._factor(index, weight, path, axis)
+            vars(module)[name] = weight * self._factor(index, weight, path, axis, value)
 
         def after(module: nn.Module, _args: Any, _output: Any) -> None:
             vars(module).pop(name, None)
@@ -183,7 +191,7 @@ class Gates:
 
         return hook
 
-    def _factor(self, index: int, x: Tensor, path: str, axis: int) -> Tensor:
+    def _factor(self, index: int, x: Tensor, path: str, axis: int, value: Tensor | None = None) -> Tensor:
         """Returns the gates of one site as a tensor that the input of a layer can be multiplied by.
 
         Args:
@@ -191,11 +199,13 @@ class Gates:
             x: The input of the layer.
             path: The path of the layer.
             axis: The feature axis of `x`.
+            value: The gates. None means `values[index]`.
 
         Returns:
             A tensor that broadcasts to `x`, in the dtype of `x`.
         """
-        site, value = self.sites[index], self.values[index].to(x.device)
+        site = self.sites[index]
+        value = (self.values[index] if value is None else value).to(x.device)
         axis = axis % x.dim()
         groups, width = _order(site, path, x.shape[axis])
         if value.shape[-1] != site.size or value.dim() not in (1, 2):
@@ -403,6 +413,8 @@ class Gated(nn.Module):
         super().__init__()
         self.model, self.source, self.call = model, source, forward
         self.gates = Gates(sites, rows=rows)
+        # Gates that are learned are drawn for each sample. Where samples share a parameter, they learn one gate.
+        self.gates.average = True
 
     def forward(self, inputs: Any, *args: Any) -> Any:
         """Returns the model's output for the inputs, with the gates that `source(*args)` computes."""
