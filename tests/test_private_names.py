@@ -65,6 +65,7 @@ NAMES = {
         "torch._C._set_fp32_precision_setter": None,
         "torch.Tensor._make_wrapper_subclass": None,
         "torch.Tensor._version": None,
+        "torch.ops.aten._grouped_mm": None,
         "torch._dynamo": None,
         "torch._ops.OpOverload._schema": lambda: torch.ops.aten.detach.default._schema.arguments,
         "torch.nn.Module._forward_pre_hooks": lambda: len(nn.Identity()._forward_pre_hooks),
