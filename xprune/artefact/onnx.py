@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from xprune.artefact.files import check_file
 from xprune.errors import ModelError
 from xprune.modules.copies import shared_copy, unwrap
+from xprune.modules.forward import error_text
 
 _MARK = "written by xprune"
 """A key in the metadata of each exported file. `is_exported` recognises the file by it."""
@@ -50,14 +51,27 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tole
         raise ModelError(f"ONNX export needs {', '.join(missing)}. Run: pip install 'xprune[onnx]'.")
     check_file(path, is_exported)
     model, path = shared_copy(unwrap(model)).cpu(), Path(path).resolve()
+    if not isinstance(example_inputs, Tensor):
+        raise ModelError(
+            f"export_onnx takes one input tensor, and the example inputs are a {type(example_inputs).__name__}. Export "
+            "the model with torch.onnx.export, which takes any inputs."
+        )
     inputs = example_inputs.detach().cpu()
+    _check_output(model, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The file gets its final name only after the check, so that no unchecked file has this name.
     temporary = path.with_name(f".{path.name}.part")
     try:
-        program = torch.onnx.export(
-            model, (inputs,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
-        )
+        try:
+            program = torch.onnx.export(
+                model, (inputs,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
+            )
+        # The exporter of torch has many kinds of errors. Their texts say which operation it does not know.
+        except Exception as error:
+            raise ModelError(
+                f"torch.onnx.export cannot export {type(model).__name__}: {error_text(error)[:500]}. No file was "
+                "written."
+            ) from error
         if program is None:
             raise ModelError("torch.onnx.export returned nothing for this model.")
         program.model.metadata_props[_MARK] = "1"
@@ -68,6 +82,28 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tole
     finally:
         temporary.unlink(missing_ok=True)
     return error
+
+
+@torch.no_grad()
+def _check_output(model: nn.Module, inputs: Tensor) -> None:
+    """Raises ModelError if the model does not run on the inputs, or returns anything but one float32 tensor."""
+    try:
+        output = model(inputs)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} does not run on one tensor {tuple(inputs.shape)}: {error_text(error)}. "
+            "export_onnx takes models with one input tensor. Export other models with torch.onnx.export."
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"{type(model).__name__} returns a {type(output).__name__}, and export_onnx takes models that return one "
+            "tensor. Put the model into a module that returns this tensor, or use torch.onnx.export."
+        )
+    if output.dtype not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"{type(model).__name__} computes in {output.dtype}, which the comparison with onnxruntime does not "
+            "support. Give model.float() and inputs in float32."
+        )
 
 
 def is_exported(path: Path) -> bool:

@@ -222,6 +222,7 @@ def measured_data(name: str, model: nn.Module, batch_size: int, workers: int) ->
     """Loads data to measure a model on. The arguments and errors are those of `named_data`."""
     from timm.data.config import resolve_model_data_config
 
+    _check_reads_images(model)
     data = load_measured(name, resolve_model_data_config(model), batch_size=batch_size, workers=workers)
     _check_classes(name, model, data.classes)
     return data
@@ -237,6 +238,16 @@ def _check_classes(name: str, model: nn.Module, found: int) -> None:
         )
 
 
+def _check_reads_images(model: nn.Module) -> None:
+    """Raises ModelError if the model says that it reads something else than images, as models of transformers do."""
+    reads = getattr(model, "main_input_name", "pixel_values")
+    if reads != "pixel_values":
+        raise ModelError(
+            f"{type(model).__name__} reads {reads!r}, and this command gives images to the model. Use Python for other "
+            "inputs: xprune.load, and then xprune.evaluate with a task, or torch.onnx.export."
+        )
+
+
 def example_images(model: nn.Module, rows: int) -> torch.Tensor:
     """Returns random images of the size that the model expects, float32 (rows, channels, height, width).
 
@@ -244,5 +255,6 @@ def example_images(model: nn.Module, rows: int) -> torch.Tensor:
     """
     from timm.data.config import resolve_model_data_config
 
+    _check_reads_images(model)
     size = resolve_model_data_config(model)["input_size"]
     return torch.randn(rows, *size, generator=torch.Generator().manual_seed(0))
