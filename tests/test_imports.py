@@ -39,7 +39,7 @@ import sys
 sys.modules |= dict.fromkeys(("torch_geometric", "transformers", "onnx", "plotly", "jinja2", "matplotlib"))
 import torch, xprune
 model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-assert [site.kind for site in xprune.find_sites(model, torch.zeros(1, 3, 8))] == ["head"]
+assert [site.kind for site in xprune.find_sites(model, torch.zeros(1, 3, 8))] == ["head", "neuron"]
 assert xprune.classes_of_xprune(model) == {}
 """
 

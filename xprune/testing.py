@@ -174,7 +174,7 @@ def check_adapter(
         >>> model = perturb(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
         >>> sites = check_adapter(model, torch.randn(2, 5, 8), adapter="torch-attention", seeds=[0])
         >>> [site.name for site in sites]
-        ['self_attn']
+        ['self_attn', 'linear2']
     """
     before = snapshot(model)
     sites = find_sites(model, example_inputs, units=units)

@@ -66,11 +66,13 @@ def test_a_unit_of_grouped_queries_is_a_key_value_head_and_its_readers():
     assert attention.config.num_attention_heads == 4  # which all layers share
 
 
-def test_heads_that_share_one_table_over_all_layers_stay():
+def test_heads_of_a_table_that_all_layers_share_are_picked_from_it():
     config = transformers.BeitConfig(**{**MODELS["hf beit"]()[0].config.to_dict(), "use_relative_position_bias": False})
     config.use_shared_relative_position_bias = True
     model, inputs = transformers.BeitModel(config).eval(), MODELS["hf beit"]()[1]
-    assert {site.kind for site in xprune.find_sites(model, inputs)} == {"neuron"}
+    sites = check_adapter(model, inputs, seeds=[0])
+    heads = [site for site in sites if site.kind == "head"]
+    assert [(site.size, site.adapter) for site in heads] == [(3, "derived")] * 2
 
 
 @pytest.mark.parametrize("name", ["hf gpt2", "hf gemma"])
@@ -132,8 +134,8 @@ def test_costs_are_recounted_to_the_parameter(name):
     check_selection("global", model, scores, loader, xprune.Budget(params=0.9, macs=0.8), task)
 
 
-def test_captum_says_that_a_language_model_has_no_classes():
+def test_captum_scores_a_language_model_without_classes():
     model, inputs = build("hf llama")
-    with pytest.raises(xprune.DataError, match="no classes"):
-        sites = xprune.find_sites(model, inputs)
-        xprune.score(model, sites, counting(), "captum:IntegratedGradients", task=xprune.LanguageModel())
+    sites = xprune.find_sites(model, inputs)
+    scores = xprune.score(model, sites, counting(), "captum:IntegratedGradients", task=xprune.LanguageModel())
+    assert scores.classwise is None and all(bool(values.isfinite().all()) for values in scores.values)

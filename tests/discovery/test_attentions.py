@@ -204,8 +204,7 @@ def blocks(language):
 
 OLD_FORM = """
 xprune.ADAPTERS["nanogpt"] = xprune.Units(
-    "nanogpt", ("model.CausalSelfAttention",), (("c_attn", 3),), writer="c_proj", count="n_head", pruned=AnyHeads,
-    gated=AnyHeads,
+    "nanogpt", ("model.CausalSelfAttention",), (("c_attn", 3),), writer="c_proj", count="n_head", pruned=AnyHeads
 )
 """
 

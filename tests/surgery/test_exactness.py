@@ -92,12 +92,12 @@ def test_tied_weights_stay_tied():
     check_exact(model, random_plan(sites, 2, gone=0), images())
 
 
-def test_two_sites_on_one_tensor_are_left_alone():
+def test_two_sites_on_one_tensor_become_one():
     model = build("vit")
     model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
     sites = xprune.find_sites(model, images())
-    assert [site.name for site in sites] == ["blocks.0.attn", "blocks.1.attn"]
-    assert "shares the tensor blocks.1.mlp.fc1.weight with blocks.0.mlp" in sites.left["blocks.1.mlp"]
+    assert [site.name for site in sites] == ["blocks.0.attn", "blocks.0.mlp", "blocks.1.attn"] and not sites.left
+    assert sites[1].consumers == ("blocks.0.mlp.fc2", "blocks.1.mlp.fc2")
     check_exact(model, random_plan(sites, 2), images())
     again = xprune.find_sites(model, images(), exclude=["blocks.1.mlp"])
     assert "blocks.0.mlp.fc1.weight is tied to blocks.1.mlp.fc1.weight" in again.left["blocks.0.mlp"]

@@ -41,7 +41,7 @@ class Also:
         >>> attention.num_heads = 4
         >>> units = Units("mine", ("my.Attention",), (("qkv", 3),), also=Also(tensors=(("table.weight", 1),)))
         >>> units.site("attn", attention).cuts[-1]
-        Cut(tensor='attn.table.weight', axis=1, groups=1, width=1)
+        Cut(tensor='attn.table.weight', axis=1, groups=1, width=1, segments=())
     """
 
     tensors: Axes = ()

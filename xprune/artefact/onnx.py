@@ -67,11 +67,11 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | Path, tole
                 model, (inputs,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
             )
         # The exporter of torch has many kinds of errors. Their texts say which operation it does not know.
-        except Exception as error:
+        except Exception as problem:
             raise ModelError(
-                f"torch.onnx.export cannot export {type(model).__name__}: {error_text(error)[:500]}. No file was "
+                f"torch.onnx.export cannot export {type(model).__name__}: {error_text(problem)[:500]}. No file was "
                 "written."
-            ) from error
+            ) from problem
         if program is None:
             raise ModelError("torch.onnx.export returned nothing for this model.")
         program.model.metadata_props[_MARK] = "1"

@@ -145,8 +145,8 @@ class Criterion(ABC):
         ...         return xprune.Scores(tuple(sites), values, self.name)
         >>> model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> sites = xprune.find_sites(model, torch.randn(2, 5, 8))
-        >>> xprune.score(model, sites, criterion=FirstUnits()).values
-        (tensor([-0., -1.]),)
+        >>> xprune.score(model, sites, criterion=FirstUnits()).values[0]
+        tensor([-0., -1.])
     """
 
     name: ClassVar[str]

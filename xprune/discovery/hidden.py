@@ -4,7 +4,7 @@ Two layers that are called one after the other may be the producer and the consu
 parameters of a mixture of experts. `search` finds and proves the site.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,13 @@ BEFORE = 4
 """How many layers before a layer are tried as the producer of the neurons that it reads."""
 
 
-def hidden_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], record: Record | None) -> Result:
+def hidden_sites(
+    model: nn.Module,
+    example_inputs: Any,
+    known: Mapping[str, Site],
+    record: Record | None,
+    closed: Collection[str] = (),
+) -> Result:
     """Finds the hidden neurons of MLPs that no known site belongs to.
 
     Each pair of layers that are called one after the other may be the producer and the consumer of neurons.
@@ -30,11 +36,13 @@ def hidden_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, Site
         example_inputs: The inputs that the model is called with.
         known: The sites that are known, by their names. Their modules are skipped.
         record: The record of a forward pass. None means that the model runs once more.
+        closed: The paths of modules inside which nothing is looked for.
 
     Raises:
         ModelError: The forward of the model fails.
     """
     taken, result = Taken(model, known), Result()
+    taken.paths |= set(closed)
     layers = {path: module for path, module in model.named_modules() if is_layer(module) and not taken.holds(path)}
     bare = next(_experts(model, taken, set()), None)
     if len(layers) < 2 and bare is None:

@@ -2,8 +2,13 @@
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from xprune.core.site import Site
 from xprune.core.unit_kind import Found, Search, UnitKind
+
+ATTENTION_LAYERS = 5
+"""The largest number of layers in an attention: queries, keys, values, the output, and a gate or a mix of heads."""
 
 
 class Neuron(UnitKind):
@@ -50,7 +55,9 @@ class Neuron(UnitKind):
             # The model runs, but it cannot be traced. Sites of adapters and sites found by structure need no trace.
             untraced = {type(model).__name__: str(reason)}
         from_graph = {site.name: site for site in in_graph}
-        structure = hidden_sites(model, inputs, {**search.sites, **from_graph}, search.record)
+        # An attention that was left alone has no neurons: its layers make heads.
+        attentions = {path for path in search.left if path and _few_layers(model.get_submodule(path))}
+        structure = hidden_sites(model, inputs, {**search.sites, **from_graph}, search.record, attentions)
         by_structure = structure.sites
         structure_left = {p: why for p, why in structure.left.items() if not _is_explained(p, {}, search.left)}
         # The trace is not needed if the structure shows the neurons.
@@ -59,6 +66,13 @@ class Neuron(UnitKind):
         known_reasons = {**search.left, **structure_left}
         more = {path: why for path, why in graph_left.items() if not _is_explained(path, found, known_reasons)}
         return Found({**from_graph, **by_structure}, {**structure_left, **more})
+
+
+def _few_layers(module: nn.Module) -> bool:
+    """Returns True if a module has no more layers than an attention, so that it is no whole block."""
+    from xprune.discovery.watch import is_layer
+
+    return sum(is_layer(part) for part in module.modules()) <= ATTENTION_LAYERS
 
 
 def _is_explained(path: str, found: Mapping[str, Site], left: Mapping[str, str]) -> bool:
