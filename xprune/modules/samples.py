@@ -261,6 +261,10 @@ class _Runner:
             outputs: The shapes of the outputs in the run with another number of samples.
             remaining: The number of samples in that run.
         """
+        lists = samples.count in _lengths_of_lists(self.inputs)
+        if lists and len(outputs) != len(self.whole) and len(self.whole) * remaining == len(outputs) * samples.count:
+            # The model returns something for each image of a list, so the number of outputs is that of the images.
+            return _Candidate(samples, 3)
         for output, (before, after) in enumerate(zip(self.whole, outputs, strict=False)):
             axis = _changed_axis(before, after)
             # In proportion: before / count == after / remaining.
