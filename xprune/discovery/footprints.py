@@ -89,6 +89,7 @@ class Footprints:
         self._tensors: list[Tensor] = []
         self._x: Tensor | None = None
         self._scores: list[Tensor] = []
+        self._keys: list[int] = []
         self._known: dict[tuple[int, ...], list[Tensor | None]] = {}
         # float64 tells a gradient of zero from a small one. Some forwards do not run in float64.
         for dtype in (torch.float64, torch.float32):
@@ -137,8 +138,8 @@ class Footprints:
                 module.register_forward_hook(_with_constant_statistics)
 
         # The other kernels of scaled_dot_product_attention refuse some inputs in float64.
-        self._scores = []
-        with torch.enable_grad(), slow_path(), sdpa_kernel(SDPBackend.MATH), _ScoresSeen(self._scores):
+        self._scores, self._keys = [], []
+        with torch.enable_grad(), slow_path(), sdpa_kernel(SDPBackend.MATH), _ScoresSeen(self._scores, self._keys):
             if isinstance(part_at(twin, consumer), Tensor):
                 self._run_to_the_end(twin, (tuple(args), kwargs), consumer)
                 return
@@ -238,6 +239,11 @@ class Footprints:
         return any(g is not None and bool(g.ne(0).any()) for g in found)
 
     @property
+    def single_key(self) -> bool:
+        """True if the attention attends to one token only, so that its scores have no effect. Else False."""
+        return bool(self._keys) and max(self._keys) == 1
+
+    @property
     @torch.enable_grad()
     def follows_attention(self) -> bool:
         """True if the input of the consumer depends on the scores of an attention, else False."""
@@ -292,16 +298,19 @@ class _ScoresSeen(TorchFunctionMode):
 
     Args:
         seen: The list to which these tensors are added.
+        keys: The list to which the numbers of keys are added.
     """
 
-    def __init__(self, seen: list[Tensor]) -> None:
+    def __init__(self, seen: list[Tensor], keys: list[int]) -> None:
         super().__init__()
-        self.seen = seen
+        self.seen, self.keys = seen, keys
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operands = tensors_in((args, kwargs or {}))
         if operands and ((func in SOFTMAX and operands[0].dim() > 2) or func is scaled_dot_product_attention):
             self.seen.append(operands[0])
+            # The operands of scaled_dot_product_attention are queries and keys.
+            self.keys.append(operands[0].shape[-1] if func in SOFTMAX else operands[1].shape[-2])
         return func(*args, **(kwargs or {}))
 
 

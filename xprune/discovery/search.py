@@ -213,6 +213,11 @@ class _Search:
                         return site
             return ""
         prints = Footprints(self.alone, self.inputs, consumer, self.axis)
+        if self.candidate.kind == "head" and prints.single_key and prints.follows_attention:
+            return (
+                "on the example inputs, it attends to a single token. So its scores have no effect, and nothing can be "
+                "said about its queries and keys. Give longer example inputs."
+            )
         for layout in ("unit-major", "width-major"):
             for size in self.candidate.sizes:
                 found = prints.cuts(size, layout)

@@ -113,6 +113,12 @@ def _is_record(value: Any) -> bool:
     return plain and not isinstance(value, (Mapping, tuple, list))
 
 
+def _field(value: Any, name: str) -> Any:
+    """Returns what a dataclass holds in a field, or None. Some configs raise an error if a field is read directly."""
+    held = getattr(value, "__dict__", None)
+    return held.get(name) if held is not None else getattr(value, name, None)
+
+
 def _items(value: Any) -> list[Any] | None:
     """Returns the parts of a mapping, tuple, list or dataclass. Returns None if the value is none of these."""
     if isinstance(value, Mapping):
@@ -120,7 +126,7 @@ def _items(value: Any) -> list[Any] | None:
     if isinstance(value, (tuple, list)):
         return list(value)
     if _is_record(value):
-        return [getattr(value, field.name, None) for field in fields(value)]
+        return [_field(value, field.name) for field in fields(value)]
     return None
 
 
