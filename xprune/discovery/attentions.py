@@ -77,21 +77,7 @@ def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, S
         return Result()
     record = record or watch(model, example_inputs)
     finder, result = Finder(model, example_inputs), Result()
-    open_ = dict[str, tuple[list[str], Attended]]()
-    for path, seen in record.attended.items():
-        if not taken.holds(path):
-            open_[path] = [*_within(record.after(seen.last), CONSUMERS)], seen
-    # A module may say that it has heads, and compute attention in a way that is not seen, such as without a softmax.
-    for path, module in model.named_modules():
-        declared = heads_of(module)
-        if declared is None or taken.holds(path) or isinstance(module, Removed) or path in open_:
-            continue
-        if any(joined(other).startswith(f"{path}.") if path else True for other in (*open_, *taken.owners)):
-            continue
-        layers = [each.path for each in record.layers if each.path.startswith(f"{path}.") or not path]
-        if layers:
-            backwards = list(dict.fromkeys(reversed(layers)))
-            open_[path] = backwards[:CONSUMERS], Attended(path, 0, 0, {declared}, sure=True)
+    open_ = _opened(model, record, taken)
     reasons, shared = dict[str, str](), set[str]()
     levels = dict[str, int]()
     for turn in range(CONSUMERS):
@@ -149,6 +135,26 @@ def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, S
         reasons.setdefault(path, SHARED if path in shared else _no_consumer(module, seen, heads_of(module)))
     result.left = {path: why for path, why in reasons.items() if why}
     return result
+
+
+def _opened(model: nn.Module, record: Record, taken: Taken) -> dict[str, tuple[list[str], Attended]]:
+    """Returns the modules that compute attention, each with the layers that may read its heads."""
+    open_ = dict[str, tuple[list[str], Attended]]()
+    for path, seen in record.attended.items():
+        if not taken.holds(path):
+            open_[path] = [*_within(record.after(seen.last), CONSUMERS)], seen
+    # A module may say that it has heads, and compute attention in a way that is not seen, such as without a softmax.
+    for path, module in model.named_modules():
+        declared = heads_of(module)
+        if declared is None or taken.holds(path) or isinstance(module, Removed) or path in open_:
+            continue
+        if any(joined(other).startswith(f"{path}.") if path else True for other in (*open_, *taken.owners)):
+            continue
+        layers = [each.path for each in record.layers if each.path.startswith(f"{path}.") or not path]
+        if layers:
+            backwards = list(dict.fromkeys(reversed(layers)))
+            open_[path] = backwards[:CONSUMERS], Attended(path, 0, 0, {declared}, sure=True)
+    return open_
 
 
 def _attention(model: nn.Module, path: str, consumer: str, seen: Attended, level: int = 0) -> Candidate | None:
