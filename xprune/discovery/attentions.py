@@ -30,6 +30,9 @@ KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "k
 CONSUMERS = 6
 """How many layers after an attention are tried as the layer that reads its heads."""
 
+MANY = 4
+"""A module with this many attentions is no attention of its own, but a part of the model with several blocks."""
+
 LEVELS = 2
 """How many levels above an attention are tried as the module that holds its layers."""
 
@@ -111,8 +114,11 @@ def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, S
                     continue
                 # The layers of queries, keys and values may lie outside of the module, so a larger one is tried.
                 levels[path] = levels.get(path, 0) + 1
-                wider = [joined(candidate.scope, candidate.consumer)] * (turn + 2) if levels[path] <= LEVELS else []
-                open_[path] = wider, open_[path][1]
+                around = candidate.scope.rpartition(".")[0]
+                others = sum(other.startswith(f"{around}.") for other in record.attended) if around else MANY
+                higher = levels[path] <= LEVELS and others < MANY
+                consumer = joined(candidate.scope, candidate.consumer)
+                open_[path] = ([consumer] * (turn + 2) if higher else []), open_[path][1]
     for candidate in [*_lists(model, record, open_), *_bare(model, open_)]:
         inside = [path for path in open_ if path == candidate.scope or path.startswith(f"{candidate.scope}.")]
         if inside and not taken.holds(joined(candidate.scope, candidate.consumer)):

@@ -240,18 +240,28 @@ class Footprints:
 
     @property
     def single_key(self) -> bool:
-        """True if the attention attends to one token only, so that its scores have no effect. Else False."""
-        return bool(self._keys) and max(self._keys) == 1
+        """True if each token attends to one token only, so that the scores have no effect. Else False.
 
-    @property
+        There may be one token, or a mask may leave one.
+        """
+        if self._keys and max(self._keys) == 1:
+            return True
+        found = self._by_scores()
+        return any(g is not None for g in found) and not any(g is not None and bool(g.ne(0).any()) for g in found)
+
     @torch.enable_grad()
-    def follows_attention(self) -> bool:
-        """True if the input of the consumer depends on the scores of an attention, else False."""
+    def _by_scores(self) -> Sequence[Tensor | None]:
+        """Returns the gradients of the consumer's input with respect to the scores. None where there is none."""
         scores = [t for t in self._scores if t.requires_grad]
         if self._x is None or not self._x.requires_grad or not scores:
-            return False
-        found = torch.autograd.grad(self._x.sum(), scores, retain_graph=True, allow_unused=True)
-        return any(g is not None for g in found)
+            return []
+        weights = torch.rand_like(self._x)
+        return torch.autograd.grad((self._x * weights).sum(), scores, retain_graph=True, allow_unused=True)
+
+    @property
+    def follows_attention(self) -> bool:
+        """True if the input of the consumer depends on the scores of an attention, else False."""
+        return any(g is not None for g in self._by_scores())
 
     def _cuts(self, size: int, layout: str) -> list[tuple[Leaf, Cut]] | None:
         """Returns (leaf, cut) of each leaf with an axis of units. None if the units cannot be told apart."""

@@ -167,6 +167,7 @@ class _Search:
         else:
             self.axis, self.cut_axis, self.tensor, features = candidate.axis, candidate.axis, "", None
         self.alone = noisy(scope, features)
+        self.given = inputs
         self.inputs = self._noisy_if_possible(inputs)
         self.closed = False
         self.problems = list[str]()
@@ -214,10 +215,14 @@ class _Search:
             return ""
         prints = Footprints(self.alone, self.inputs, consumer, self.axis)
         if self.candidate.kind == "head" and prints.single_key and prints.follows_attention:
-            return (
-                "on the example inputs, it attends to a single token. So its scores have no effect, and nothing can be "
-                "said about its queries and keys. Give longer example inputs."
-            )
+            # The noise may have changed a mask.
+            plain = Footprints(self.alone, self.given, consumer, self.axis)
+            if plain.single_key or not plain.features:
+                return (
+                    "on the example inputs, each token attends to a single token. So the scores have no effect, and "
+                    "nothing can be said about queries and keys. Give longer example inputs."
+                )
+            self.inputs, prints = self.given, plain
         for layout in ("unit-major", "width-major"):
             for size in self.candidate.sizes:
                 found = prints.cuts(size, layout)
@@ -314,8 +319,10 @@ class _Search:
         if given:
             self.handed_on = closest
             picked = tuple(f":{leaf.name}:{cut.axis}/{cut.width}" for leaf, cut in given if not cut.segments)
-            for attributes in [closest.attributes] if self.candidate.scope else []:
-                proposed = replace(site, attributes=attributes, rewrites=picked, adapter="derived")
+            # The forward may take the number of features from its input too.
+            for rewrites in ((), *self._rewrites()) if self.candidate.scope else ():
+                more = (*rewrites, *picked)
+                proposed = replace(site, attributes=closest.attributes, rewrites=more, adapter="derived")
                 if self._disproof(proposed) is None:
                     return proposed
         named = with_twins(self.alone, [path for path in likely or () if names_heads(path)])
