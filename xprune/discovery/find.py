@@ -1,6 +1,6 @@
 """find_sites: lists the sites of a model. It is the entry point of discovery."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -113,6 +113,10 @@ def find_sites(
         search = search.after(kind.find(search))
     found, left = search.sites, dict(search.left)
     wanted = [site for site in found.values() if site.kind in units]
+    # An expert that no token chose does not run either. The class that an adapter gives a module may call more layers.
+    resting = {s.name for s in wanted if not s.adapter and not _runs(model, s, record.ran)}
+    left |= dict.fromkeys(resting, IDLE)
+    wanted = [site for site in wanted if site.name not in resting]
     if part is not None:
         # A reason for the whole model has the class of the model in place of a path.
         left = {path: why for path, why in left.items() if part.holds(path) or path == type(model).__name__}
@@ -140,6 +144,11 @@ def find_sites(
     if not sites:
         raise ModelError(_no_sites(model, units, left, part))
     return Sites(sites, left, part.patterns if part else ())
+
+
+def _runs(model: nn.Module, site: Site, ran: Collection[str]) -> bool:
+    """Returns True if the forward calls all consumers of a site that are known, else False."""
+    return all(layer_path(model, path) in ran for path in site.consumers if path)
 
 
 def _with_needed(names: Sequence[str]) -> list[UnitKind]:
