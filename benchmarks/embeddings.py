@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import xprune
+from benchmarks.peers import smallest
 from benchmarks.record import RESULTS
 from xprune.comparison.grid import Case, Peer
 
@@ -47,8 +48,6 @@ CRITERIA = {
     "integrated gradients": "captum:IntegratedGradients,batches=4",
     "xpruner": "xpruner,steps=60",
 }
-# Steps of the search for torch-pruning's smallest ratio that meets the budget, and the largest ratio of heads.
-HALVINGS, CAPS = 8, (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 Batch = Mapping[str, torch.Tensor]
 
 
@@ -144,18 +143,12 @@ def _peer(name: str, importance: Callable[[], Any]) -> Peer:
         example = {key: value[:2] for key, value in batches[0].items()}
         allowed = (budget.macs or 1.0) * xprune.count_macs(case.model, example)
         gradients = _gradients(case.model, batches[:16]) if name == "taylor" else {}
-        for cap in CAPS:
-            low, high, found = 0.0, 1.0, None
-            for _ in range(HALVINGS):
-                ratio = (low + high) / 2
-                pruned = _pruned(case.model, example, ratio, min(ratio, cap), importance(), gradients)
-                if xprune.count_macs(pruned, example) <= allowed:
-                    high, found = ratio, pruned
-                else:
-                    low = ratio
-            if found is not None:
-                return found
-        raise RuntimeError(f"torch-pruning, {name}: no ratio that was tried reaches {budget}.")
+        found = smallest(
+            lambda ratio, cap: _pruned(case.model, example, ratio, cap, importance(), gradients), example, allowed
+        )
+        if found is None:
+            raise RuntimeError(f"torch-pruning, {name}: no ratio that was tried reaches {budget}.")
+        return found
 
     return prune
 

@@ -41,6 +41,31 @@ def peers(task: xprune.Task | None = None) -> dict[str, Peer]:
     }
 
 
+def smallest(prune: Callable[[float, float], nn.Module], inputs: Any, allowed: float) -> nn.Module | None:
+    """Searches the smallest ratio of units to remove that meets a budget, with the first cap that allows it.
+
+    Args:
+        prune: Returns the pruned model for (the ratio, the ratio of heads).
+        inputs: The inputs on which MACs are counted.
+        allowed: The MACs that the pruned model may have.
+
+    Returns:
+        The pruned model, or None if no ratio that was tried meets the budget.
+    """
+    for cap in CAPS:
+        low, high, found = 0.0, 1.0, None
+        for _ in range(HALVINGS):
+            ratio = (low + high) / 2
+            pruned = prune(ratio, min(ratio, cap))
+            if xprune.count_macs(pruned, inputs) <= allowed:
+                high, found = ratio, pruned
+            else:
+                low = ratio
+        if found is not None:
+            return found
+    return None
+
+
 def _peer(importance: str, isomorphic: bool, task: xprune.Task) -> Peer:
     """Returns the pruner with one importance."""
 
@@ -59,18 +84,14 @@ def _peer(importance: str, isomorphic: bool, task: xprune.Task) -> Peer:
         inputs = task.example(task.unpack(next(iter(case.train)))[0])
         allowed = (budget.macs or 1.0) * xprune.count_macs(case.model, inputs)
         gradients = _gradients(case, task) if importance == "taylor" else {}
-        for cap in CAPS:
-            low, high, found = 0.0, 1.0, None
-            for _ in range(HALVINGS):
-                ratio = (low + high) / 2
-                pruned = _pruned(case.model, inputs, ratio, min(ratio, cap), importance, isomorphic, gradients)
-                if xprune.count_macs(pruned, inputs) <= allowed:
-                    high, found = ratio, pruned
-                else:
-                    low = ratio
-            if found is not None:
-                return found
-        raise RuntimeError(f"torch-pruning, {importance}: no ratio that was tried reaches {budget}.")
+        found = smallest(
+            lambda ratio, cap: _pruned(case.model, inputs, ratio, cap, importance, isomorphic, gradients),
+            inputs,
+            allowed,
+        )
+        if found is None:
+            raise RuntimeError(f"torch-pruning, {importance}: no ratio that was tried reaches {budget}.")
+        return found
 
     return prune
 

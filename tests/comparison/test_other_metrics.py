@@ -2,23 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
 import xprune
+from tests.support.models import Residual
 from xprune.comparison.table import Comparison
 from xprune.explain.curves import Curves, Faithfulness
-
-
-class Residual(nn.Module):
-    """Adds an MLP to its input, and applies a linear layer."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.mlp, self.head = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)), nn.Linear(8, 1)
-
-    def forward(self, x):
-        return self.head(x + self.mlp(x))
 
 
 def rows(**figures):
@@ -59,13 +47,13 @@ def test_a_comparison_of_a_regression(tmp_path):
     batches = [(x, x.sum(1))]
     task = xprune.Regression(measure="MAE")
     grid = xprune.Grid({"taylor": "taylor"}, budgets=(xprune.Budget(params=0.8),), seeds=(0,), finetune=None, task=task)
-    found = xprune.compare(xprune.Case(Residual(), batches, batches), grid, tmp_path)
+    found = xprune.compare(xprune.Case(Residual(1), batches, batches), grid, tmp_path)
     assert {key: found.rows[1][key] for key in KEYS} == {
         "metric_name": "MAE",
         "higher_is_better": False,
         "percent": False,
     }
-    expected = (Residual()(x)[:, 0] - x.sum(1)).abs().mean()
+    expected = (Residual(1)(x)[:, 0] - x.sum(1)).abs().mean()
     assert found.rows[0]["metric"] == pytest.approx(float(expected.detach()), rel=1e-5)
 
 

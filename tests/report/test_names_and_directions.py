@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import xprune
+from tests.support.models import Residual
 from xprune.errors import ModelError
 from xprune.report import findings
 from xprune.report.collect import Measure, by_class, collect, names_of
@@ -18,21 +19,9 @@ X = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X, torch.arange(24) % 3)]
 
 
-class Residual(nn.Module):
-    """Adds an MLP to its input, and applies a linear layer."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.mlp, self.head = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(x + self.mlp(x))
-
-
 def run(task):
     """Returns the result of a small run."""
-    pruner = xprune.Pruner(Residual(), "taylor", xprune.Budget(params=0.8), finetune=None, task=task, latency=False)
+    pruner = xprune.Pruner(Residual(3), "taylor", xprune.Budget(params=0.8), finetune=None, task=task, latency=False)
     return pruner.run(BATCHES)
 
 
@@ -46,7 +35,7 @@ def test_names_are_given_once(result, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the model does not name its architecture
         result.save(tmp_path / "saved")
-    again = xprune.PruneResult.load(tmp_path / "saved", Residual)
+    again = xprune.PruneResult.load(tmp_path / "saved", lambda: Residual(3))
     assert again.class_names == NAMES
     for one in (result, again):
         page = one.report(tmp_path / "report.html").read_text()

@@ -109,3 +109,17 @@ def assert_gated_apart(model, inputs, sites):
     for index in range(3):
         with xprune.Gates(sites, [row[index] for row in rows]).attached(model):
             torch.testing.assert_close(together[index], model(inputs[index : index + 1])[0], atol=1e-5, rtol=1e-4)
+
+
+class Residual(nn.Module):
+    """Adds an MLP to its input, and applies a linear layer."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mlp = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8))
+        self.head = nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.head(x + self.mlp(x))
+        return made

@@ -172,7 +172,7 @@ def noisy(module: nn.Module, features: int | None = None) -> Alone:
     return found
 
 
-def is_record(value: Any) -> bool:
+def holds_settings(value: Any) -> bool:
     """Returns True for an object that holds settings, such as the config of a model, else False."""
     plain = (Tensor, nn.Module, type, str, bytes, int, float, tuple, list, Mapping, set, torch.dtype)
     return not isinstance(value, plain) and not callable(value) and hasattr(value, "__dict__") and bool(vars(value))
@@ -187,7 +187,7 @@ def _share_settings(alone: nn.Module) -> None:
     shared = dict[int, Any]()
     for module in alone.modules():
         for name, value in list(vars(module).items()):
-            if name in EVERY_MODULE_HAS or not is_record(value):
+            if name in EVERY_MODULE_HAS or not holds_settings(value):
                 continue
             if id(value) not in shared:
                 shared[id(value)] = twin = copy.copy(value)

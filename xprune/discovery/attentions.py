@@ -7,13 +7,14 @@ it. The first of these layers that reads the heads is their consumer. `search` f
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from torch import nn
 
 from xprune.adapters import ADAPTERS
 from xprune.core.site import Site
-from xprune.discovery.places import Taken, caller_of, common, features_of, joined
+from xprune.discovery.places import Taken, caller_of, common, features_of, joined, relative
 from xprune.discovery.search import Candidate, Finder, trial_plans
 from xprune.discovery.watch import Attended, Record, watch
 from xprune.modules.copies import shared_copy, with_noise
@@ -75,7 +76,7 @@ def attention_sites(model: nn.Module, example_inputs: Any, known: Mapping[str, S
     Raises:
         ModelError: The forward of the model fails.
     """
-    taken = Taken(model, known)
+    taken = Taken(known)
     if not any(True for path, _ in model.named_modules() if not taken.holds(path)):
         return Result()
     record = record or watch(model, example_inputs)
@@ -148,13 +149,13 @@ def _opened(model: nn.Module, record: Record, taken: Taken) -> dict[str, tuple[l
     open_ = dict[str, tuple[list[str], Attended]]()
     for path, seen in record.attended.items():
         if not taken.holds(path):
-            open_[path] = [*_within(record.after(seen.last), CONSUMERS)], seen
+            open_[path] = [*islice(record.after(seen.last), CONSUMERS)], seen
     # A module may say that it has heads, and compute attention in a way that is not seen, such as without a softmax.
     for path, module in model.named_modules():
         declared = heads_of(module)
         if declared is None or taken.holds(path) or isinstance(module, Removed) or path in open_:
             continue
-        if any(joined(other).startswith(f"{path}.") if path else True for other in (*open_, *taken.owners)):
+        if any(other.startswith(f"{path}.") if path else True for other in (*open_, *taken.owners)):
             continue
         layers = [each.path for each in record.layers if each.path.startswith(f"{path}.") or not path]
         if layers:
@@ -197,8 +198,8 @@ def _attention(model: nn.Module, path: str, consumer: str, seen: Attended, level
     hints |= set(named)
     sizes = {d for hint in hints for d in range(2, hint + 1) if hint % d == 0 and features % d == 0}
     sizes = {size for size in sizes if size < features or size in named}
-    relative = consumer[len(scope) + 1 :] if scope else consumer
-    return Candidate(scope, relative, tuple(sorted(sizes, reverse=True)), "head", "heads") if sizes else None
+    likely = tuple(sorted(sizes, reverse=True))
+    return Candidate(scope, relative(consumer, scope), likely, "head", "heads") if sizes else None
 
 
 def _lists(model: nn.Module, record: Record, open_: Mapping[str, tuple[list[str], Attended]]) -> Iterator[Candidate]:
@@ -214,9 +215,8 @@ def _lists(model: nn.Module, record: Record, open_: Mapping[str, tuple[list[str]
         consumer = next((path for path in record.after(last) if not path.startswith(f"{parent}.")), "")
         scope = caller_of(model, common(parent, consumer))
         if consumer and features_of(model.get_submodule(consumer))[0] % len(modules) == 0:
-            inside = len(scope) + 1 if scope else 0
-            size = (len(modules),)
-            yield Candidate(scope, consumer[inside:], size, "head", "heads", lists=(parent[inside:],))
+            size, lists = (len(modules),), (relative(parent, scope),)
+            yield Candidate(scope, relative(consumer, scope), size, "head", "heads", lists=lists)
 
 
 def _bare(model: nn.Module, open_: Mapping[str, tuple[list[str], Attended]]) -> Iterator[Candidate]:
@@ -271,15 +271,9 @@ def _joint(
             continue
 
 
-def _within(paths: Iterable[str], number: int) -> Iterator[str]:
-    """Yields at most this number of paths."""
-    for _, path in zip(range(number), paths, strict=False):
-        yield path
-
-
-def _declared(module: nn.Module) -> list[int]:
+def _declared(module: nn.Module, names: Iterable[str] = (*HEADS, *KV_HEADS)) -> list[int]:
     """Returns the numbers of heads that attributes of a module hold."""
-    return [v for name in (*HEADS, *KV_HEADS) if type(v := vars(module).get(name)) is int and v > 0]
+    return [v for name in names if type(v := vars(module).get(name)) is int and v > 0]
 
 
 def _no_consumer(module: nn.Module, seen: Attended, declared: int | None) -> str:
@@ -302,4 +296,4 @@ def heads_of(module: nn.Module) -> int | None:
         >>> heads_of(nn.MultiheadAttention(8, 2)), heads_of(nn.Linear(8, 8))
         (2, None)
     """
-    return next((v for name in HEADS if type(v := vars(module).get(name)) is int and v > 0), None)
+    return next(iter(_declared(module, HEADS)), None)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xprune.discovery.alone import Alone, is_record
+from xprune.discovery.alone import Alone, holds_settings
 from xprune.discovery.watch import is_layer, is_norm
 from xprune.modules.calls import call, slow_path
 from xprune.modules.copies import EVERY_MODULE_HAS, shared_copy
@@ -45,7 +45,7 @@ def integers_read(model: nn.Module, inputs: Any) -> dict[str, int]:
         if isinstance(module, Alone):
             continue
         for name, value in list(vars(module).items()):
-            if name not in EVERY_MODULE_HAS and is_record(value):
+            if name not in EVERY_MODULE_HAS and holds_settings(value):
                 # Other modules may hold the same object, so it is copied before it is watched.
                 watched = copy.copy(value)
                 _spy_on(watched, f"{path}.{name}" if path else name, found)

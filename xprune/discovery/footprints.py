@@ -91,6 +91,7 @@ class Footprints:
         self._scores: list[Tensor] = []
         self._keys: list[int] = []
         self._known: dict[tuple[int, ...], list[Tensor | None]] = {}
+        self._found: dict[tuple[int, str], list[tuple[Leaf, Cut]] | None] = {}
         # float64 tells a gradient of zero from a small one. Some forwards do not run in float64.
         for dtype in (torch.float64, torch.float32):
             try:
@@ -265,6 +266,12 @@ class Footprints:
 
     def _cuts(self, size: int, layout: str) -> list[tuple[Leaf, Cut]] | None:
         """Returns (leaf, cut) of each leaf with an axis of units. None if the units cannot be told apart."""
+        if (size, layout) not in self._found:
+            self._found[size, layout] = self._divided(size, layout)
+        return self._found[size, layout]
+
+    def _divided(self, size: int, layout: str) -> list[tuple[Leaf, Cut]] | None:
+        """Computes what `_cuts` returns."""
         if size < 2 or not self.features or self.features % size:
             return None
         blocks = self.blocks(size, layout)

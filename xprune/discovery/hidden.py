@@ -12,7 +12,7 @@ from torch import nn
 
 from xprune.core.site import Site
 from xprune.discovery.attentions import Result
-from xprune.discovery.places import Taken, caller_of, common, features_of, joined
+from xprune.discovery.places import Taken, caller_of, common, features_of, relative
 from xprune.discovery.search import Candidate, Finder
 from xprune.discovery.watch import Record, is_layer, watch
 
@@ -41,7 +41,7 @@ def hidden_sites(
     Raises:
         ModelError: The forward of the model fails.
     """
-    taken, result = Taken(model, known), Result()
+    taken, result = Taken(known), Result()
     taken.paths |= set(closed)
     layers = {path: module for path, module in model.named_modules() if is_layer(module) and not taken.holds(path)}
     bare = next(_experts(model, taken, set()), None)
@@ -69,8 +69,7 @@ def hidden_sites(
                 continue
             if inside and not _siblings(model, before, path):
                 continue
-            relative = path[len(scope) + 1 :] if scope else path
-            candidate = Candidate(scope, relative, (reads,), "neuron", "hidden neurons")
+            candidate = Candidate(scope, relative(path, scope), (reads,), "neuron", "hidden neurons")
             found = next((each for _, each in finder.find([candidate])), "")
             shared = (
                 [cut.tensor for cut in found.cuts if cut.tensor in taken.tensors] if isinstance(found, Site) else []
@@ -89,7 +88,7 @@ def hidden_sites(
                 break
             # Features that other layers of the scope read too may be the residual stream, of which nothing is said.
             if isinstance(found, str) and found and finder.closed.get(scope):
-                result.left[joined(scope, relative)] = found
+                result.left[path] = found
                 break
     called = {each.path for each in record.layers}
     for candidate in _experts(model, taken, called):

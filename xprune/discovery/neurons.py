@@ -6,6 +6,7 @@ features. If so, these layers form an MLP, and the features between them are its
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch_pruning as tp
@@ -14,6 +15,7 @@ from torch import nn
 from xprune.core.site import Cut, Site
 from xprune.discovery.dependency_graph import reached, trace, unknown_operation
 from xprune.discovery.placeholders import Placeholder
+from xprune.discovery.places import caller_of, common
 from xprune.modules.norms import BATCH_NORMS, is_feature_norm
 from xprune.modules.paths import input_axis, is_linear
 from xprune.modules.removed import Removed
@@ -116,7 +118,7 @@ def _hidden_layer(graph: Any, consumer: Any, path: str, paths: Mapping[nn.Module
         # No layer produces these features. For example, a norm layer reads them from the inputs of the model.
         return None
     members = {cut.tensor.rpartition(".")[0] for cut in cuts.values()}
-    if not _common_parent(members) and any(_parent(graph.model, member) for member in members):
+    if not _common_parent(members) and any(caller_of(graph.model, member.rpartition(".")[0]) for member in members):
         # Such layers may be the first and the last layer of the model, with the residual stream between them.
         return (
             "it reads a hidden layer that spans the whole model: only the model itself contains all of its layers. "
@@ -245,20 +247,6 @@ def _returns_output_of(graph: Any, owner: str, consumer: nn.Module) -> bool:
     return node is not None and node is wanted
 
 
-def _parent(model: nn.Module, path: str) -> str:
-    """Returns the path of the module whose forward calls a layer, "" for the model. Lists have no forward."""
-    path = path.rpartition(".")[0]
-    while path and isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
-        path = path.rpartition(".")[0]
-    return path
-
-
 def _common_parent(paths: set[str]) -> str:
     """Returns the path of the innermost module that contains all these paths, or "" if only the model does."""
-    parts = [path.split(".")[:-1] for path in paths]
-    shared = []
-    for names in zip(*parts, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return ".".join(shared)
+    return reduce(common, (path.rpartition(".")[0] for path in paths))

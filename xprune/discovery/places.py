@@ -29,6 +29,16 @@ def common(first: str, second: str) -> str:
     return ".".join(shared)
 
 
+def relative(path: str, scope: str) -> str:
+    """Returns the path of a part inside the module at `scope`. "" is the scope of the model itself.
+
+    Example:
+        >>> relative("blocks.0.attn.proj", "blocks.0.attn"), relative("attn.proj", "")
+        ('proj', 'attn.proj')
+    """
+    return path[len(scope) + 1 :] if scope else path
+
+
 def caller_of(model: nn.Module, path: str) -> str:
     """Returns the path of the innermost module around `path` that a forward can call. Lists of modules have none."""
     while path and isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
@@ -47,12 +57,11 @@ class Taken:
     """The parts of a model that belong to known sites.
 
     Args:
-        model: The model.
         known: The known sites, by their names.
     """
 
-    def __init__(self, model: nn.Module, known: Mapping[str, Site]) -> None:
-        self.model, self.owners, self.paths = model, set[str](), set[str]()
+    def __init__(self, known: Mapping[str, Site]) -> None:
+        self.owners, self.paths = set[str](), set[str]()
         # The tensors that units are rows of, with the name of the site.
         self.tensors = dict[str, str]()
         for site in known.values():
