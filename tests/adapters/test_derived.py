@@ -101,6 +101,14 @@ def test_a_class_that_has_changed_since_is_named():
         derived_class(Attention, ("by_tuple:D",))
 
 
+@pytest.mark.parametrize(
+    "change", ["@x:", "@x:one/two", "@x:1", "forward", "nothing:C", "by_tuple:C@1", "by_tuple:C@a-b"]
+)
+def test_a_damaged_rewrite_is_a_named_error(change):
+    with pytest.raises(xprune.PlanError, match="the forward of Attention cannot be derived"):
+        derived_class(Attention, (change,))
+
+
 class Biased(nn.Module):
     """Adds a bias for each head that the model computes for all layers, as Bloom does."""
 

@@ -135,10 +135,10 @@ def derived_class(kind: Any, changes: tuple[str, ...]) -> type[nn.Module]:
     methods = {method.__name__: method for method in _methods(kind)}
     body: dict[str, Any] = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": _reduce}
     for name, variables in by_function.items():
-        if name.startswith("@"):
-            body["forward"] = _with_picked(body.get("forward", kind.forward), name[1:], variables[0])
-            continue
         try:
+            if name.startswith("@"):
+                body["forward"] = _with_picked(body.get("forward", kind.forward), name[1:], variables[0])
+                continue
             body[name] = _rewritten(methods[name], variables)
         except (KeyError, OSError, TypeError, SyntaxError, ValueError, NameError) as error:
             raise PlanError(
