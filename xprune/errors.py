@@ -76,6 +76,19 @@ class BudgetError(XPruneError):
     """
 
 
+class TargetError(XPruneError):
+    """The target of a latency cannot be used.
+
+    Usual causes:
+        - This computer does not have the device, or torch was built without it.
+        - The model does not run in the dtype of the target, or cannot be compiled.
+        - A latency table is damaged, or was measured with another model.
+
+    What to do: give a `Target` that this computer has. For the latency on another computer, measure a table there with
+    `xprune profile`, and give `Target(table="FILE")` here.
+    """
+
+
 class PlanError(XPruneError):
     """A plan or a site contains wrong values, or does not fit the model.
 
