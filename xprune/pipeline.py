@@ -22,24 +22,29 @@ from xprune.core.interfaces import Context, Criterion, Selected, Selection
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
 from xprune.core.registry import resolve
+from xprune.core.resource import resource
 from xprune.core.scores import Scores
 from xprune.core.site import Site, Sites
+from xprune.core.target import Target
 from xprune.core.task import Task, batch_axis_of, check_distillation, fitting_example_of
 from xprune.costs.count import count_resources
 from xprune.costs.latency import latency
-from xprune.costs.measure import check_allocation, measure_costs
+from xprune.costs.measure import measure_costs
+from xprune.costs.on_target import OnTarget
+from xprune.costs.widths import rounded
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
 from xprune.errors import BudgetError, ModelError, PluginError
-from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
+from xprune.modules.copies import shared_copy, unwrap
 from xprune.modules.part import Part
 from xprune.modules.refused import CUT, TRAIN, refuse, refuse_frozen
 from xprune.selections import SELECTIONS
+from xprune.selections.selecting import selected
 from xprune.surgery.apply import apply
 from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
-from xprune.training.master import half_dtypes, in_float32, narrow, widen
+from xprune.training.master import half_dtypes, in_float32, widen
 from xprune.training.runtime import accelerator, check_loader, first_batch, is_main_process, stage, task_and_first_batch
 
 
@@ -117,7 +122,8 @@ class Run:
         self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
         refuse(self.model, CUT)
         task = (task or Classification()).with_dense(self.model)
-        self._sites, self._units, self._exclude, self._resources = sites, units, exclude, tuple(resources)
+        self._sites, self._units, self._exclude, self._resources = sites, units, exclude, _not_timed(resources)
+        self._targets: dict[Target, OnTarget] = {}
         if inside and sites is not None:
             raise ModelError(
                 "sites= and inside= were both given, but the sites say already which part of the model is pruned. Give "
@@ -175,6 +181,25 @@ class Run:
             inside=self.inside,
         )
 
+    def costs_for(self, budget: Budget) -> Costs:
+        """Returns the costs that a budget needs: `costs`, and the latency on its target if it limits the latency.
+
+        The latency table of a target is measured once.
+
+        Raises:
+            TargetError: The target of the budget cannot be used.
+        """
+        return self._on_target(budget).costs(self.costs) if "latency" in budget.limited else self.costs
+
+    def _on_target(self, budget: Budget) -> OnTarget:
+        """Returns what measures the latency on the target of a budget. Each target has its own."""
+        target = _target_of(budget)
+        if target not in self._targets:
+            # The time is measured for the whole first batch. `example` has too few samples for that.
+            axis = batch_axis_of(self.task)
+            self._targets[target] = OnTarget(self.model, self.first[0], target, axis, _tell_profile)
+        return self._targets[target]
+
     @cached_property
     def coverage(self) -> Coverage:
         """The share of the model's MACs that the units cover, and the modules that were left alone.
@@ -230,7 +255,8 @@ class Run:
         chosen.updates(self.updates(settings))
         if settings is not None and settings.distill:
             check_distillation(self.task)
-        self.costs.limits(budget)
+        costs = self.costs_for(budget)
+        costs.limits(rounded(budget, costs, self.model))
 
     @stage()
     def score(
@@ -258,7 +284,11 @@ class Run:
             PluginError: The criterion is unknown, or does not return scores of exactly these sites.
         """
         chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
-        return _scored(chosen, replace(self._context(seed, checkpoint_dir), budget=budget), self.sites)
+        context = self._context(seed, checkpoint_dir)
+        if budget is not None:
+            costs = self.costs_for(budget)
+            context = replace(context, budget=rounded(budget, costs, self.model), costs=costs)
+        return _scored(chosen, context, self.sites)
 
     @stage()
     def select(
@@ -292,8 +322,10 @@ class Run:
             PluginError: The selection is unknown, or its plan does not fit the sites or the budget.
         """
         chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
-        context = replace(self._context(seed, checkpoint_dir), updates=self.updates(settings))
-        return _selected(self.model, context, scores, self.costs, budget, chosen)
+        costs = self.costs_for(budget)
+        context = replace(self._context(seed, checkpoint_dir), updates=self.updates(settings), costs=costs)
+        on_target = self._on_target(budget) if "latency" in budget.limited else None
+        return selected(self.model, context, scores, costs, rounded(budget, costs, self.model), chosen, on_target)
 
     def cut(self, selected: Selected) -> nn.Module:
         """Removes the units that the plan does not keep. This is surgery with its proof, see `xprune.apply`.
@@ -566,32 +598,18 @@ def select(
         model, loader, example_inputs=example_inputs, task=task, seed=seed, checkpoint_dir=checkpoint_dir
     )
     axis = batch_axis_of(context.task)
-    costs = measure_costs(context.model, scores.sites, context.example_inputs, budget.shares, batch_axis=axis)
-    found = _selected(model, replace(context, costs=costs), scores, costs, budget, chosen)
+    counted = _not_timed(budget.limited)
+    costs = measure_costs(context.model, scores.sites, context.example_inputs, counted, batch_axis=axis)
+    on_target = None
+    if "latency" in budget.limited:
+        inputs = context.example_inputs if context.batch is None else context.batch[0]
+        on_target = OnTarget(context.model, inputs, _target_of(budget), axis)
+        costs = on_target.costs(costs)
+    budget = rounded(budget, costs, context.model)
+    found = selected(model, replace(context, costs=costs), scores, costs, budget, chosen, on_target)
     if found.model is not None:
         raise _weights_would_be_lost(chosen)
     return found.plan
-
-
-def _check_budget(selection: Selection, plan: Plan, costs: Costs, budget: Budget) -> None:
-    """Checks the plan of a selection.
-
-    Raises:
-        PluginError: The plan has other sites than the scores, or costs more than the budget allows.
-    """
-    if plan.sites != costs.sites:
-        raise PluginError(
-            f"{selection.name}: the plan is for other sites than the scores. Selection.select has to return a plan for "
-            "all sites in scores.sites, in their order."
-        )
-    for name, cost, allowed in costs.limits(budget):
-        spent = cost.total(plan.counts)
-        # Costs are sums of floating-point numbers. The margin allows for their rounding errors.
-        if spent > allowed * (1 + 1e-6):
-            raise PluginError(
-                f"{selection.name}: the plan costs {spent:.0f} {name}, and the budget allows {allowed:.0f}. A "
-                "selection has to meet the budget: xprune.testing.check_selection tests it."
-            )
 
 
 def _weights_would_be_lost(selection: Selection) -> PluginError:
@@ -602,49 +620,18 @@ def _weights_would_be_lost(selection: Selection) -> PluginError:
     )
 
 
-def _selected(
-    model: nn.Module, context: Context, scores: Scores, costs: Costs, budget: Budget, chosen: Selection
-) -> Selected:
-    """Runs a selection, and checks that its plan fits the sites and the budget.
+def _target_of(budget: Budget) -> Target:
+    """Returns the target of a budget. `Budget` has turned a text into a target."""
+    return budget.target if isinstance(budget.target, Target) else Target()
 
-    Args:
-        model: The dense model. It is not changed.
-        context: The context of the selection.
-        scores: The scores of all units.
-        costs: The costs of the sites of these scores.
-        budget: The budget that the plan has to meet.
-        chosen: The selection.
 
-    Returns:
-        The plan. If the selection trained weights, also the trained model, on the device of `model`.
-    """
-    updates = chosen.updates(context.updates)
-    dense = context.model
-    dtypes: dict[str, torch.dtype] = {}
-    converts = None
-    if updates:
-        # The context's model shares the caller's weights. So a selection that trains weights gets a copy with separate
-        # weights.
-        trained = unshare(shared_copy(unwrap(model)), model).to(reference_device(dense))
-        # Half-precision weights are trained in float32, as in fine-tuning.
-        dtypes = widen(trained)
-        converts = in_float32(trained) if dtypes else None
-        context = replace(context, model=trained)
-    found: Any = chosen.select(context, scores, costs, budget)
-    if not isinstance(found, (Plan, Selected)):
-        raise PluginError(
-            f"{chosen.name}: select returned a {type(found).__name__}, wanted xprune.Plan, or xprune.Selected if the "
-            "selection trained weights. Return one of these from Selection.select."
-        )
-    if isinstance(found, Plan):
-        # A selection for an older release returns only the plan, even if it trained weights. Its method `updates` says
-        # how many updates it used.
-        found = Selected(found, context.model if updates else None, updates)
-    _check_budget(chosen, found.plan, costs, budget)
-    axis = batch_axis_of(context.task)
-    check_allocation(dense, found.plan, costs, budget, context.example_inputs, batch_axis=axis)
-    if found.model is None:
-        return found
-    if converts is not None:
-        converts.remove()
-    return replace(found, model=narrow(found.model, dtypes).to(reference_device(model)))
+def _not_timed(resources: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the resources that can be counted, in contrast to the latency, which is measured."""
+    return tuple(name for name in resources if not resource(name).timed)
+
+
+def _tell_profile(done: int, total: int) -> None:
+    """Prints a line before the first measurement of a latency table. The measurement may take a minute."""
+    if done == 0 and is_main_process():
+        text = f"Measuring the latency of {total} kinds of modules with fewer units, a few seconds each."
+        get_console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -138,7 +138,7 @@ class Pruner:
             exclude=self.exclude,
             inside=self.inside,
             latency=self.latency,
-            resources=tuple(self.budget.shares),
+            resources=self.budget.limited,
         )
         return self.carry_out(run)
 

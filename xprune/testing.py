@@ -277,9 +277,9 @@ def check_selection(
     plan, again = (select(model, scores, budget, selection, loader=loader, task=task) for _ in range(2))
     assert_untouched(model, before)
     assert plan == again, "the plan is not repeatable"
-    costs = measure_costs(model, scores.sites, example_inputs, budget.shares, batch_axis=axis)
+    costs = measure_costs(model, scores.sites, example_inputs, budget.limited, batch_axis=axis)
     pruned = apply(model, plan, example_inputs)
-    counted = count_resources(pruned, example_inputs, budget.shares, batch_axis=axis)
+    counted = count_resources(pruned, example_inputs, budget.limited, batch_axis=axis)
     used = []
     for name, cost, allowed in costs.limits(budget):
         got = counted[name]

@@ -206,7 +206,7 @@ def compare(case: Case | Callable[[int], Case], grid: Grid, out: str | Path, **s
                 exclude=now.exclude,
                 inside=now.inside,
                 latency=False,
-                resources=tuple(dict.fromkeys(name for budget in grid.budgets for name in budget.shares)),
+                resources=tuple(dict.fromkeys(name for budget in grid.budgets for name in budget.limited)),
             )
             for budget in grid.budgets:
                 # Raises BudgetError for an impossible budget before any cell of this seed is run.

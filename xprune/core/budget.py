@@ -8,6 +8,7 @@ from typing import Any
 
 from xprune.core.registry import named
 from xprune.core.site import Site
+from xprune.core.target import Target
 from xprune.errors import BudgetError
 from xprune.modules.digest import OPTIONAL
 
@@ -26,12 +27,19 @@ class Budget:
         params: Fraction of the dense model's parameters, in (0, 1]. None means that parameters are not limited.
         min_units: The smallest number of units that a site may keep. With 0, a whole attention or MLP may be removed.
         round_to: The number of features that a site keeps, which is units * width, is a multiple of this number. A site
-            that keeps all its units is not rounded. Use 8 or 16 if your hardware is faster with such multiples.
+            that keeps all its units is not rounded. "auto": a multiple for each site, which depends on the device and
+            the dtype, see `xprune.costs.widths`. On a CPU in float32 it is 1. On a GPU it is 8 to 64.
         resources: Fractions of any resources by their names in `xprune.RESOURCES`, such as {"activations": 0.5}. The
             names "macs" and "params" work here too. The budget stores the fractions as a tuple of pairs, because a
             tuple can be hashed.
         of: What the fractions are fractions of. "model": the cost of the whole dense model. "part": the cost of the
             part of the dense model that `inside=` of `Pruner` or `find_sites` names.
+        latency: Fraction of the dense model's time for a forward pass, in (0, 1]. The time of the pruned model is
+            measured, and the plan is corrected until it fits. None means that the time is not limited by a fraction.
+        latency_ms: The time that a forward pass of the pruned model may take, in milliseconds. Give `latency` or
+            `latency_ms`, not both.
+        target: The device, the batch and so on for which the latency is meant, as a `Target` or as a text such as
+            "batch=1,threads=2". None means the first training batch, where the model is.
 
     Raises:
         BudgetError: A value is out of range or of the wrong type, a resource is unknown, or no resource is limited.
@@ -43,14 +51,19 @@ class Budget:
         'macs 0.5, params 0.7, min_units 2'
         >>> Budget(macs=0.5, of="part").name  # half of the MACs of the vision tower, for example
         'macs 0.5 of part'
+        >>> Budget(latency=0.6, params=0.8, target="batch=1").name  # 60 % of the time for one sample
+        'params 0.8, latency 0.6, on batch=1'
     """
 
     macs: float | None = None
     params: float | None = None
     min_units: int = 1
-    round_to: int = 1
+    round_to: int | str | tuple[tuple[str, int], ...] = "auto"
     resources: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
     of: str = field(default="model", metadata=OPTIONAL)
+    latency: float | None = field(default=None, metadata=OPTIONAL)
+    latency_ms: float | None = field(default=None, metadata=OPTIONAL)
+    target: Target | str | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.of not in OF:
@@ -67,10 +80,11 @@ class Budget:
                     f"{name}= or in resources=."
                 )
             given[name] = share
-        if not given:
+        self._check_time(given)
+        if not given and self.latency_ms is None:
             raise BudgetError(
-                "a budget limits at least one resource: it needs macs= or params=, or resources=, each with a fraction "
-                "in (0, 1] of the dense model. For example: Budget(macs=0.5)."
+                "a budget limits at least one resource: it needs macs=, params= or latency=, or resources=, each with "
+                "a fraction in (0, 1] of the dense model. For example: Budget(macs=0.5)."
             )
         shares = {name: _fraction(name, share) for name, share in given.items()}
         # "macs" and "params" move from `resources` to their fields, so that two budgets with the same limits are equal.
@@ -78,8 +92,41 @@ class Budget:
         for name in _FIELDS:
             object.__setattr__(self, name, shares.pop(name, None))
         object.__setattr__(self, "resources", tuple(shares.items()))
-        for name, least in (("min_units", 0), ("round_to", 1)):
-            object.__setattr__(self, name, _whole_number(name, getattr(self, name), least))
+        object.__setattr__(self, "min_units", _whole_number("min_units", self.min_units, 0))
+        object.__setattr__(self, "round_to", _multiples(self.round_to))
+        if isinstance(self.target, str):
+            object.__setattr__(self, "target", Target.of(self.target))
+
+    def _check_time(self, given: Mapping[str, Any]) -> None:
+        """Checks `latency_ms`, and that the budget limits the time if it has a target.
+
+        Args:
+            given: The fractions that the user gave, by the names of the resources.
+        """
+        if self.latency_ms is not None:
+            if "latency" in given:
+                raise BudgetError(
+                    f"the time is limited twice: latency={given['latency']} and latency_ms={self.latency_ms}. Give one "
+                    "of the two."
+                )
+            time = self.latency_ms
+            if isinstance(time, bool) or not isinstance(time, Real) or not 0 < time < math.inf:
+                raise BudgetError(f"latency_ms={time!r} is not a time: give a number of milliseconds above 0.")
+        elif self.target is not None and "latency" not in given:
+            raise BudgetError(
+                "target= says on what device the time is meant, but the budget does not limit the time. Give latency= "
+                "or latency_ms= too, or leave target= out."
+            )
+        if self.of == "part" and (self.latency_ms is not None or "latency" in given):
+            raise BudgetError(
+                'of="part" does not work with a latency: the time of a part of a model is not measured. Give the '
+                "fraction of the time of the whole model."
+            )
+
+    @property
+    def limited(self) -> tuple[str, ...]:
+        """The names of the resources that this budget limits. "latency" is one of them if `latency_ms` is given."""
+        return (*self.shares, *(() if self.latency_ms is None else ("latency",)))
 
     @property
     def shares(self) -> dict[str, float]:
@@ -90,18 +137,30 @@ class Budget:
     @property
     def name(self) -> str:
         """The budget as a short text for tables and messages, such as "macs 0.5" or "params 0.3, round_to 8"."""
-        numbers = {name: value for name in ("min_units", "round_to") if (value := getattr(self, name)) != 1}
         of = "" if self.of == "model" else f" of {self.of}"
-        shares = [f"{name} {value:.12g}{of}" for name, value in self.shares.items()]
-        return ", ".join([*shares, *(f"{name} {value:.12g}" for name, value in numbers.items())])
+        parts = [f"{name} {value:.12g}{of}" for name, value in self.shares.items()]
+        if self.latency_ms is not None:
+            parts.append(f"latency {self.latency_ms:.12g} ms")
+        if isinstance(self.target, Target):
+            parts.append(f"on {self.target.name}")
+        if self.min_units != 1:
+            parts.append(f"min_units {self.min_units}")
+        # "auto" is the default. What it became for each site is a matter of the device.
+        if isinstance(self.round_to, int):
+            parts.append(f"round_to {self.round_to}")
+        return ", ".join(parts)
 
     def step(self, site: Site) -> int:
         """Returns the step in which a site may lose units, so that its kept features are a multiple of `round_to`.
 
         The step is the smallest number of units whose features are a multiple of `round_to`. With round_to=8 and a site
         of width 2, the step is 4 units. The counts that a site may keep are multiples of the step, and the full size.
+        With round_to="auto", the step is 1 until `xprune.costs.widths.rounded` has chosen a multiple for each site.
         """
-        return self.round_to // math.gcd(self.round_to, site.width)
+        multiple = self.round_to
+        if not isinstance(multiple, int):
+            multiple = 1 if isinstance(multiple, str) else dict(multiple).get(site.name, 1)
+        return multiple // math.gcd(multiple, site.width)
 
     def floor(self, site: Site) -> int:
         """Returns the smallest number of units that a site may keep under this budget.
@@ -125,7 +184,7 @@ class Budget:
         return sorted({*range(self.floor(site), site.size, step), site.size})
 
 
-_FIELDS = ("macs", "params")
+_FIELDS = ("macs", "params", "latency")
 """Names of the resources that are fields of `Budget`. The field `resources` holds all other resources."""
 
 
@@ -162,3 +221,19 @@ def _whole_number(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise BudgetError(f"{name}={value!r} has to be a whole number, at least {least}.")
     return int(value)
+
+
+def _multiples(round_to: Any) -> Any:
+    """Returns `round_to` as an int, as "auto", or as a tuple of (name of a site, multiple).
+
+    Raises:
+        BudgetError: It is none of these.
+    """
+    if round_to == "auto":
+        return "auto"
+    if isinstance(round_to, (tuple, list, Mapping)):
+        pairs = round_to.items() if isinstance(round_to, Mapping) else round_to
+        return tuple((str(name), _whole_number("round_to", multiple, 1)) for name, multiple in pairs)
+    if isinstance(round_to, str):
+        raise BudgetError(f'round_to={round_to!r} is not known. Give a whole number of at least 1, or "auto".')
+    return _whole_number("round_to", round_to, 1)

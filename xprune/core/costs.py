@@ -260,19 +260,31 @@ class Costs:
                 smallest fraction that can be reached.
         """
         limits = []
-        for name, share in budget.shares.items():
+        for name in budget.limited:
+            share = self.share(budget, name)
             least = self.least(budget, name)
             if least > share:
                 # The number is rounded up, so that a budget with the number in the message can be met.
                 reach = math.ceil(least * 1e4) / 1e4
+                rounding = f" and round_to={budget.round_to}" if budget.round_to not in ("auto", 1) else ""
                 raise BudgetError(
-                    f"{name}={share} cannot be reached: with min_units={budget.min_units} and "
-                    f"round_to={budget.round_to} the least is {reach}{self._of_part(budget, name)}. Ask for a larger "
-                    "fraction, lower min_units, or find more sites with find_sites(..., units=[...])."
+                    f"{name}={share:.12g} cannot be reached: with min_units={budget.min_units}{rounding} the least is "
+                    f"{reach}{self._of_part(budget, name)}. Ask for a larger fraction, lower min_units, or find more "
+                    "sites with find_sites(..., units=[...])."
                 )
             outside, dense = self._reference(budget, name)
             limits.append((name, self.of(name), outside + share * dense))
         return limits
+
+    def share(self, budget: Budget, name: str) -> float:
+        """Returns the limit of a budget in one resource as a fraction of the dense cost.
+
+        A limit in milliseconds becomes a fraction of the dense model's time. A time above it becomes 1.
+        """
+        if name in budget.shares:
+            return budget.shares[name]
+        assert budget.latency_ms is not None  # `Budget.limited` names no other resource without a fraction
+        return min(1.0, budget.latency_ms / self.of(name).total([site.size for site in self.sites]))
 
     def _of_part(self, budget: Budget, name: str) -> str:
         """Returns a text for an error: what the fractions refer to, if only a part of the model is pruned. Else ""."""

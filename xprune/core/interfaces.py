@@ -232,6 +232,22 @@ class Selection(ABC):
             BudgetError: No plan can meet the budget. The message says the smallest fraction that can be reached.
         """
 
+    def again(self, context: Context, scores: Scores, costs: Costs, budget: Budget, before: Plan) -> Plan:
+        """Chooses the units again for a budget that is a little larger or smaller, without training.
+
+        A budget of the latency is met in several tries, see `xprune.costs.realised`. This implementation calls
+        `select`. A selection that learns has to override it, and to use what it has learned in the first call.
+
+        Args:
+            context: As in `select`, with 0 updates.
+            scores: As in `select`.
+            costs: As in `select`.
+            budget: The new budget.
+            before: The plan that `select` has returned, with its `info`.
+        """
+        found = self.select(context, scores, costs, budget)
+        return found.plan if isinstance(found, Selected) else found
+
 
 class Adapter(ABC):
     """Base class of adapters. An adapter describes the units of one class of attentions or MLPs, so they can be cut.

@@ -24,6 +24,8 @@ class Resource(ABC):
         label: The name in tables and plots.
         unit: The unit of measurement, such as "ms". An empty string if the resource is a count.
         always: True if every run measures the resource. False if a run measures it only if its budget limits it.
+        timed: True if the resource is a time. It is measured on the target of the budget, and differs a little from
+            measurement to measurement. So the plan is corrected by the measured time of the pruned model.
 
     Example:
         >>> class Tensors(Resource):
@@ -43,6 +45,7 @@ class Resource(ABC):
     label: ClassVar[str]
     unit: ClassVar[str] = ""
     always: ClassVar[bool] = True
+    timed: ClassVar[bool] = False
 
     @abstractmethod
     def by_module(self, model: nn.Module, example_inputs: Any, samples: int) -> Mapping[str, float]:

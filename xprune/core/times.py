@@ -3,6 +3,8 @@
 import statistics
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -46,12 +48,16 @@ class Times:
         return statistics.median(times[index] for times in self.rounds)
 
     def relative(self, index: int, to: int = 0) -> float:
-        """Returns the time of one function as a fraction of the time of another one: the median over the rounds.
+        """Returns the time of one function as a fraction of the time of another one.
 
-        The two times of a round were measured right after each other. So a disturbance that lasts longer than a round
-        does not change their ratio.
+        It is the ratio of their lower quartiles. Other programs can only make a call longer, so the lower quartile
+        changes less from measurement to measurement than the median.
         """
-        return statistics.median(times[index] / times[to] for times in self.rounds)
+        return self._quartile(index) / self._quartile(to)
+
+    def _quartile(self, index: int) -> float:
+        """Returns the time that a quarter of the calls of a function did not exceed, in milliseconds."""
+        return float(np.quantile([times[index] for times in self.rounds], 0.25))
 
     def ratio(self, index: int, to: int) -> Ratio:
         """Returns the ratio of the times of two functions, with its spread."""

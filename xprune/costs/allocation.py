@@ -40,7 +40,7 @@ def normalise(scores: Scores, costs: Costs, budget: Budget, how: str | None = No
         return [value / value.abs().mean().clamp_min(torch.finfo(torch.float64).tiny) for value in values]
     if how == "cost":
         full = [site.size for site in costs.sites]
-        cost = costs.of(next(iter(budget.shares)))
+        cost = costs.of(budget.limited[0])
         # A unit may cost nothing, and a score cannot be divided by 0.
         least = 1e-9 * cost.total(full)
         return [value / max(unit, least) for value, unit in zip(values, cost.units(full), strict=True)]

@@ -4,14 +4,15 @@ A mask is the probability that a unit is kept, a number from 0 to 1. So a model 
 gradients flow from this cost to the masks. Masks are computed from logits, one learned number for each unit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from xprune.core.budget import Budget
-from xprune.core.costs import Costs, LinearCost
+from xprune.core.costs import Cost, Costs, LinearCost
+from xprune.core.table_cost import TableCost
 
 TEMPERATURE = 0.5
 """The temperature of the sigmoid that turns logits into masks. The learning rates of logits are chosen to fit it."""
@@ -87,7 +88,7 @@ class UnitCosts:
             BudgetError: Even the smallest model costs more than the budget allows.
         """
         full = [site.size for site in costs.sites]
-        limits = [(name, cost.linear(full), allowed) for name, cost, allowed in costs.limits(budget)]
+        limits = [(name, _linear(cost, full, allowed), allowed) for name, cost, allowed in costs.limits(budget)]
 
         def shares(cost: LinearCost) -> Tensor:
             """Returns the cost of each unit plus an equal part of the fixed cost of its site, (units of all sites,)."""
@@ -228,6 +229,25 @@ class UnitCosts:
             # `split` returns views, so this writes into `kept`.
             of_site.scatter_(1, part.topk(least, dim=1).indices, True)
         return kept
+
+
+def _linear(cost: Cost, full: Sequence[int], allowed: float) -> LinearCost:
+    """Returns a linear cost of masks. For a measured cost, its slopes are those between the dense model and the limit.
+
+    Args:
+        cost: The cost.
+        full: The number of units of each site.
+        allowed: The largest cost that the budget allows.
+    """
+    if not isinstance(cost, TableCost):
+        return cost.linear(full)
+    # The numbers of units near the budget, if each site keeps the same fraction. Bisection finds the fraction.
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        fits = cost.total([max(1, round(middle * size)) for size in full]) <= allowed
+        low, high = (middle, high) if fits else (low, middle)
+    return cost.linear(full, [max(1, round(low * size)) for size in full])
 
 
 def hold_cost(logits: Tensor, masks: Tensor, cost: Tensor, sparsity: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -14,6 +14,7 @@ from xprune.core.budget import Budget
 from xprune.core.costs import Cost, Costs, LinearCost
 from xprune.core.plan import Plan
 from xprune.core.resource import Resource, measured_resources
+from xprune.core.resource import resource as resource_named
 from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.costs.count import by_module, count_resources, number_of_samples
@@ -128,11 +129,17 @@ def check_allocation(
     Raises:
         BudgetError: The pruned model costs more than the budget allows.
     """
-    limits = [limit for limit in costs.limits(budget) if _needs_recount(plan, limit[1])]
+    limits = [
+        (name, cost, allowed)
+        for name, cost, allowed in costs.limits(budget)
+        # A time is measured on the target, and the plan is corrected by it.
+        if _needs_recount(plan, cost) and not resource_named(name).timed
+    ]
     if not limits:
         return
     pruned = remove_units(shared_copy(model), plan, ADAPTERS)
-    counted = count_resources(pruned, example_inputs, budget.shares, batch_axis=batch_axis)
+    names = [name for name, _, _ in limits]
+    counted = count_resources(pruned, example_inputs, names, batch_axis=batch_axis)
     for name, _, allowed in limits:
         # The cost may be rounded to an integer, so one more is allowed.
         if counted[name] > allowed * (1 + 1e-6) + 1:

@@ -115,7 +115,11 @@ class Stopwatch:
         Returns:
             The times. The index of the dense model is 0, that of the other model 1.
         """
-        return self.times([self._dense, self.ready(model)], seconds, least_rounds)
+        return self.compare_all([model], seconds, least_rounds)
+
+    def compare_all(self, models: Sequence[nn.Module], seconds: float = 1.0, least_rounds: int = 5) -> Times:
+        """Measures the times of the dense model and of several other models in turn. The dense model is the first."""
+        return self.times([self._dense, *(self.ready(model) for model in models)], seconds, least_rounds)
 
     def alone(self, seconds: float = 1.0, least_rounds: int = 5) -> Times:
         """Measures the times of the dense model alone."""
@@ -140,6 +144,11 @@ class Stopwatch:
                 found.setdefault(path, map_tensors((args, kwargs), lambda tensor: tensor.clone()))
 
             copy.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
+        # A decoder of Hugging Face keeps keys and values of each call. A module that runs alone many times would then
+        # get longer and longer sequences.
+        config: Any = getattr(copy, "config", None)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
         with self._running():
             call(copy, self.inputs)
         return found

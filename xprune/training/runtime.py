@@ -6,25 +6,32 @@ Training, criteria and `evaluate` all read their batches here. So batches are sp
 import copy
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, send_to_device
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    send_to_device,
+)
 from rich import get_console
 from rich.progress import track
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from xprune.core.task import Task, with_batch_axis
-from xprune.errors import DataError, TrainingError
+from xprune.errors import DataError, TrainingError, XPruneError
 from xprune.modules.calls import map_tensors, tensors_in
 from xprune.modules.undisturbed import seeded, undisturbed
 from xprune.training import accelerate_state
+
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -299,6 +306,31 @@ def reduced(runner: Accelerator, value: torch.Tensor) -> torch.Tensor:
     """Returns the sum of a tensor over all processes."""
     total: torch.Tensor = runner.reduce(value, reduction="sum") if runner.num_processes > 1 else value
     return total
+
+
+@stage()
+def from_main(make: Callable[[], Made]) -> Made:
+    """Returns what a function returns in the main process. With several processes, the others wait for it.
+
+    Measured times differ from process to process, and all processes have to make the same plan.
+
+    Raises:
+        XPruneError: The error that the function has raised in the main process. All processes raise it.
+    """
+    runner = accelerator()
+    if runner.num_processes == 1:
+        return make()
+    held: list[Any] = [None]
+    if runner.is_main_process:
+        try:
+            held = [make()]
+        except XPruneError as error:
+            held = [error]
+    broadcast_object_list(held)
+    if isinstance(held[0], XPruneError):
+        raise held[0]
+    made: Made = held[0]
+    return made
 
 
 def warn_unless_ordered(loader: Any) -> None:

@@ -8,8 +8,9 @@ from collections.abc import MutableMapping
 
 from xprune.core.registry import table
 from xprune.core.resource import Resource
+from xprune.costs.resources.latency import Latency
 from xprune.costs.resources.macs import Macs
 from xprune.costs.resources.params import Params
 
-RESOURCES: MutableMapping[str, Resource] = table("resources", (Macs(), Params()), Resource)
+RESOURCES: MutableMapping[str, Resource] = table("resources", (Macs(), Params(), Latency()), Resource)
 """The resources by their names. A script adds a resource by assigning to its name, a package by an entry point."""

@@ -118,7 +118,7 @@ class MaskLearner:
         with seeded(context.seed):
             table = MaskTable(max(self.classes, 1), units, settings.rank, self._is_sparse(), self.objective.gone)
             self.table = table.to(device)
-        asked = context.budget.shares if context.budget else ()
+        asked = context.budget.limited if context.budget else ()
         axis = batch_axis_of(context.task)
         costs = context.measured(sites) or measure_costs(
             context.model, sites, context.example_inputs, asked, batch_axis=axis

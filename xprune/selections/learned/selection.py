@@ -1,7 +1,8 @@
 """The selection LearnedThresholds, which learns by gradient descent how many units each site keeps."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -131,21 +132,38 @@ class LearnedThresholds(ThresholdSettings, Selection):
         updates = self.updates(context.updates)
         ranks = [within_site(values) for values in scores.values]
         # Raises BudgetError if the budget is impossible, before the training starts.
-        allocation = Allocation.on(costs, budget, ranks)
+        Allocation.on(costs, budget, ranks)
         learner = ThresholdLearner(context, ranks, costs, budget, self, starting_thresholds(scores, costs, budget))
         learner.run(updates or self.steps or FROZEN_STEPS, joint=updates > 0)
-        # A common threshold for these differences is the same as one number that is added to all thresholds.
-        margins = [rank - float(theta) for rank, theta in zip(ranks, learner.thresholds, strict=True)]
-        allocation = Allocation.on(costs, budget, margins)
-        plan = allocation.plan(allocation.fill(allocation.one_threshold()), self.name)
-        info = {
-            **plan.info,
+        learned = {
             "weights": "joint" if updates else "frozen",
             "updates": updates,
             "thresholds": learner.thresholds.tolist(),
             "history": learner.history.records,
         }
-        return Selected(Plan(plan.sites, plan.keeps, info), context.model if updates else None, updates)
+        plan = self._plan(ranks, costs, budget, learned)
+        return Selected(plan, context.model if updates else None, updates)
+
+    def again(self, context: Context, scores: Scores, costs: Costs, budget: Budget, before: Plan) -> Plan:
+        """Makes a plan for another budget from the thresholds that were learned before. See `Selection.again`."""
+        ranks = [within_site(values) for values in scores.values]
+        learned = {name: before.info[name] for name in ("weights", "updates", "thresholds", "history")}
+        return self._plan(ranks, costs, budget, learned)
+
+    def _plan(self, ranks: Sequence[Tensor], costs: Costs, budget: Budget, learned: Mapping[str, Any]) -> Plan:
+        """Returns the plan of learned thresholds, to which one number is added so that the budget is met.
+
+        Args:
+            ranks: The rank of each unit, (units,) for each site.
+            costs: The costs of the units.
+            budget: The budget.
+            learned: What the training has found: the entries of `Plan.info`. The entry "thresholds" is used.
+        """
+        # A common threshold for these differences is the same as one number that is added to all thresholds.
+        margins = [rank - theta for rank, theta in zip(ranks, learned["thresholds"], strict=True)]
+        allocation = Allocation.on(costs, budget, margins)
+        plan = allocation.plan(allocation.fill(allocation.one_threshold()), self.name)
+        return Plan(plan.sites, plan.keeps, {**plan.info, **learned})
 
 
 def starting_thresholds(scores: Scores, costs: Costs, budget: Budget) -> Tensor:
