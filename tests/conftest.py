@@ -13,6 +13,8 @@ from tests.support.new_process import Processes
 
 # Tiny operations on several threads slow each other down many times over. The workers inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Measured times are not kept in the folder of the user.
+os.environ["XPRUNE_CACHE"] = ""
 
 
 def pytest_collection_finish():

@@ -22,11 +22,14 @@ from xprune.core.budget import Budget
 from xprune.core.costs import Cost, Costs, LinearCost
 from xprune.core.coverage import Coverage
 from xprune.core.interfaces import Adapter, Context, Criterion, Selected, Selection
+from xprune.core.latency_table import LatencyTable
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
 from xprune.core.resource import Resource
 from xprune.core.scores import Scores
 from xprune.core.site import Cut, Site, Sites
+from xprune.core.table_cost import Curve, TableCost
+from xprune.core.target import Target
 from xprune.core.task import Task
 from xprune.core.unit_kind import Found, Search, UnitKind
 from xprune.costs.count import count_macs, count_params, count_resources
@@ -46,11 +49,12 @@ from xprune.errors import (
     PlanError,
     PluginError,
     SurgeryError,
+    TargetError,
     TrainingError,
     XPruneError,
 )
 from xprune.moved import install as _forward_old_paths
-from xprune.pipeline import score, select
+from xprune.pipeline import profile, score, select
 from xprune.pruner import Pruner
 from xprune.result import PruneResult
 from xprune.selections import SELECTIONS
@@ -88,6 +92,7 @@ __all__ = [
     "Costs",
     "Coverage",
     "Criterion",
+    "Curve",
     "Cut",
     "DataError",
     "Detection",
@@ -100,6 +105,7 @@ __all__ = [
     "GraphClassification",
     "Grid",
     "LanguageModel",
+    "LatencyTable",
     "LearnedThresholds",
     "LinearCost",
     "Metrics",
@@ -121,6 +127,9 @@ __all__ = [
     "Site",
     "Sites",
     "SurgeryError",
+    "TableCost",
+    "Target",
+    "TargetError",
     "Task",
     "TokenClassification",
     "TrainingError",
@@ -141,6 +150,7 @@ __all__ = [
     "latency",
     "load",
     "measure_costs",
+    "profile",
     "save",
     "score",
     "select",

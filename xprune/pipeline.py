@@ -19,6 +19,7 @@ from xprune.core.budget import Budget
 from xprune.core.costs import Costs
 from xprune.core.coverage import Coverage
 from xprune.core.interfaces import Context, Criterion, Selected, Selection
+from xprune.core.latency_table import LatencyTable
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
 from xprune.core.registry import resolve
@@ -34,7 +35,7 @@ from xprune.costs.on_target import OnTarget
 from xprune.costs.widths import rounded
 from xprune.criteria import CRITERIA
 from xprune.discovery.find import find_sites
-from xprune.errors import BudgetError, ModelError, PluginError
+from xprune.errors import BudgetError, ModelError, PluginError, TargetError
 from xprune.modules.copies import shared_copy, unwrap
 from xprune.modules.part import Part
 from xprune.modules.refused import CUT, TRAIN, refuse, refuse_frozen
@@ -612,6 +613,54 @@ def select(
     return found.plan
 
 
+@stage()
+def profile(
+    model: nn.Module,
+    example_inputs: Any,
+    target: Target | str | None = None,
+    *,
+    sites: Sequence[Site] | None = None,
+    units: Sequence[str] | None = None,
+    batch_axis: int | None = None,
+) -> LatencyTable:
+    """Measures how long a model takes on a target with fewer units at each site.
+
+    Save the table with `table.save(FILE)`. On another computer, `Budget(latency=0.5, target=Target(table=FILE))` prunes
+    for the computer where it was measured. For the computer where a run is, it is not needed: a run measures its own.
+
+    Args:
+        model: The dense model. It is not changed.
+        example_inputs: One batch, with which the model is called.
+        target: The device, the dtype, the batch and so on, as a `Target` or a text such as "batch=1,threads=2". None
+            means the device and dtype of the model, and the batch as it is.
+        sites: The sites. None means those that `find_sites` finds.
+        units: The unit kinds to find. It is used only if `sites` is None.
+        batch_axis: The axis of the inputs along which samples lie. None means that it is found.
+
+    Returns:
+        The table.
+
+    Raises:
+        TargetError: This computer does not have the target, or the model does not run on it.
+        ModelError: The forward of the model fails.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)), nn.Linear(8, 2))
+        >>> table = profile(model, torch.randn(4, 8), "batch=32,threads=1")
+        Measuring the latency of 1 kind of module with fewer units, a few seconds each.
+        >>> table.sites, table.curves[0].counts[-1]
+        ((('0', 'neuron', 64),), 64)
+    """
+    target = Target.of(target) if isinstance(target, str) else target
+    if target is not None and target.table is not None:
+        raise TargetError(f"profile measures a table, but the target is the table {target.table!r}. Leave table= out.")
+    if sites is None:
+        sites = find_sites(model, example_inputs, units=units, batch_axis=batch_axis)
+    return OnTarget(unwrap(model), example_inputs, target, batch_axis, _tell_profile).table(sites)
+
+
 def _weights_would_be_lost(selection: Selection) -> PluginError:
     """Returns the error for a selection that trains weights in a call of `select`, which returns only the plan."""
     return PluginError(
@@ -633,5 +682,6 @@ def _not_timed(resources: Sequence[str]) -> tuple[str, ...]:
 def _tell_profile(done: int, total: int) -> None:
     """Prints a line before the first measurement of a latency table. The measurement may take a minute."""
     if done == 0 and is_main_process():
-        text = f"Measuring the latency of {total} kinds of modules with fewer units, a few seconds each."
+        kinds = "1 kind of module" if total == 1 else f"{total} kinds of modules"
+        text = f"Measuring the latency of {kinds} with fewer units, a few seconds each."
         get_console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -91,6 +91,13 @@ Inside = Annotated[
 Of = Annotated[
     str, typer.Option(help="What the fractions are fractions of: model, or part for the part that --inside names.")
 ]
+TargetText = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Where the latency is meant: device, dtype, batch, compiled, threads or table, as in batch=1,threads=2.",
+    ),
+]
 
 
 @app.command()
@@ -106,12 +113,21 @@ def prune(
         float | None, typer.Option(help="Largest fraction of the MACs to keep. 0.5 if you give no limit.")
     ] = None,
     params: Annotated[float | None, typer.Option(help="Largest fraction of the parameters to keep.")] = None,
+    latency_share: Annotated[
+        float | None,
+        typer.Option("--latency", help="Largest fraction of the time of a forward pass. The time is measured."),
+    ] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Longest time of a forward pass, in milliseconds.")] = None,
+    target: TargetText = None,
     limit: Annotated[
         list[str] | None,
         typer.Option(help="Largest fraction of a resource, RESOURCE=FRACTION, see `xprune list`. Can be repeated."),
     ] = None,
     min_units: Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")] = 1,
-    round_to: Annotated[int, typer.Option(help="The number of kept features of a site is a multiple of this.")] = 1,
+    round_to: Annotated[
+        str,
+        typer.Option(help="The number of kept features of a site is a multiple of this. auto: as the device likes."),
+    ] = "auto",
     units: Annotated[
         list[str] | None,
         typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
@@ -135,14 +151,21 @@ def prune(
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Folder for the state of the run. A killed run continues from this state.")
     ] = None,
-    latency: Annotated[bool, typer.Option(help="Measure the latency of the dense and of the pruned model.")] = True,
+    timed: Annotated[
+        bool,
+        typer.Option("--measure-latency/--no-latency", help="Measure the latency of the dense and the pruned model."),
+    ] = True,
 ) -> None:
     """Prune a model to a budget, fine-tune it and save it."""
     # The folder is checked before hours of work, and not after them.
     check_folder(out)
     limits = dict(limited(text) for text in limit or ())
-    macs = 0.5 if macs is None and params is None and not limits else macs
-    budget = xprune.Budget(macs, params, min_units, round_to, limits, of=of)
+    if (macs, params, latency_share, latency_ms) == (None, None, None, None) and not limits:
+        macs = 0.5
+    multiple: int | str = int(round_to) if round_to.isdecimal() else round_to
+    budget = xprune.Budget(
+        macs, params, min_units, multiple, limits, of=of, latency=latency_share, latency_ms=latency_ms, target=target
+    )
     settings = (
         xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
     )
@@ -162,7 +185,7 @@ def prune(
         inside=inside or (),
         seed=seed,
         checkpoint_dir=checkpoint_dir,
-        latency=latency,
+        latency=timed,
     )
     result = pruner.run(loaded.train, loaded.val)
     if _is_main_process():
@@ -284,6 +307,30 @@ def sites(model: ModelName, checkpoint: Checkpoint = None, model_arg: ModelArg =
     except XPruneError as error:
         # The tables are right even if the costs of the model cannot be measured.
         _say(f"{Coverage(None, len(found), found.left, found.inside).text} The share is not known: {error}")
+
+
+@app.command()
+def profile(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="File for the table, such as table.json.")],
+    target: TargetText = None,
+    units: Annotated[list[str] | None, typer.Option(help="Unit kind to measure. Can be repeated.")] = None,
+    checkpoint: Checkpoint = None,
+    model_arg: ModelArg = None,
+) -> None:
+    """Measure a latency table: how long each site of a model takes with fewer units, on this computer.
+
+    Another computer can prune for this one with it: xprune prune --latency 0.5 --target table=table.json.
+
+    Downloads nothing. If you give no checkpoint, the weights are random, which does not change the times.
+    """
+    dense, _ = named_model(model, model_arg, checkpoint=checkpoint)
+    table = xprune.profile(dense, example_images(dense, 2), target, units=units or None)
+    table.save(out)
+    _say(
+        f"{table.dense_ms:.1f} ms for a forward pass of the dense model ({table.target.name}). Measured in "
+        f"{table.seconds:.0f} s. The table is in {out}"
+    )
 
 
 @app.command()

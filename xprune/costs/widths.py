@@ -1,5 +1,6 @@
 """Chooses for each site a multiple of features that the kernels of a device like (`Budget(round_to="auto")`)."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -7,8 +8,9 @@ from torch import nn
 
 from xprune.core.budget import Budget
 from xprune.core.costs import Costs
+from xprune.core.latency_table import LatencyTable
+from xprune.core.site import Site
 from xprune.core.target import Target
-from xprune.core.unit_kind import unit_kind
 from xprune.modules.copies import reference_device
 
 LARGEST = 64
@@ -52,35 +54,32 @@ def rounded(budget: Budget, costs: Costs, model: nn.Module) -> Budget:
     multiples = []
     for site, unit in zip(costs.sites, each, strict=True):
         multiple = LARGEST
-        # Features of heads lie in whole heads, so only neurons and channels have steps of many units.
-        while multiple > LEAST and not _is_small(multiple, site.size, site.width, unit, allowed):
-            multiple //= 2
-        # A small site keeps its freedom: a multiple that leaves fewer choices is not used at all.
-        while multiple > 1 and site.size * site.width < CHOICES * multiple and not unit_kind(site.kind).crosses:
+        while multiple > 1 and not _is_small(multiple, site, unit, allowed):
             multiple //= 2
         multiples.append((site.name, multiple))
     return replace(budget, round_to=tuple(multiples))
 
 
-def _is_small(multiple: int, size: int, width: int, unit: float, allowed: float) -> bool:
+def _is_small(multiple: int, site: Site, unit: float, allowed: float) -> bool:
     """Returns True if a multiple of features leaves a site enough choices, and a step costs little.
 
     Args:
         multiple: The multiple of features.
-        size: The number of units of the site.
-        width: The number of features of a unit.
+        site: The site.
         unit: The cost of one unit.
         allowed: The cost that the budget allows.
     """
-    units = -(-multiple // width)
-    return size >= CHOICES * units and units * unit <= max(COSTS * allowed, unit)
+    # The smallest number of units whose features are a multiple.
+    step = multiple // math.gcd(multiple, site.width)
+    if step == 1:
+        return True
+    # `LEAST` is worth more than a small step: without it, products leave the fast kernels.
+    return site.size >= CHOICES * step and (multiple <= LEAST or step * unit <= COSTS * allowed)
 
 
 def _device_kind(budget: Budget, model: nn.Module) -> str:
     """Returns the kind of the device that the pruned model is meant for, such as "cpu" or "cuda"."""
     target = budget.target if isinstance(budget.target, Target) else Target()
     if target.table is not None:
-        from xprune.core.latency_table import LatencyTable
-
         target = LatencyTable.read(target.table).target
     return reference_device(model).type if target.device is None else torch.device(target.device).type
