@@ -418,13 +418,12 @@ class Run:
         Returns:
             The values of the fields `_TIMES` of `Metrics`, by name.
         """
-        watch = self._timing(replace(self.target, table=None))
+        timing = self._timing(replace(self.target, table=None))
         if unwrap(model) is self.model:
-            target, times = from_main(lambda: (watch.watch.target, watch.watch.alone()))
-            found = (times.median(0), self._rows(target), None, None, target)
-        else:
-            target, times = from_main(lambda: (watch.watch.target, watch.watch.compare(model)))
-            found = (times.median(1), self._rows(target), times.ratio(0, 1), times.median(0), target)
+            target, times = from_main(lambda: (timing.watch.target, timing.watch.alone()))
+            return {"latency_ms": times.median(0), "latency_rows": self._rows(target), "target": target}
+        target, times = from_main(lambda: (timing.watch.target, timing.watch.compare(model)))
+        found = (times.median(1), self._rows(target), times.ratio(0, 1), times.median(0), target)
         return dict(zip(_TIMES, found, strict=True))
 
     def _rows(self, target: Target) -> int:
