@@ -242,33 +242,47 @@ def child(library: str, name: str, rounds: int) -> None:
         stages, pruned = RUNS[library](model, inputs, labels)
         seconds.append(stages.seconds)
         if not number:
-            row |= {f"{stage} GB": peak / 1e9 for stage, peak in stages.peaks.items()}
-            row["peak GB"] = max(stages.peaks.values()) / 1e9
-            if library == "torch-pruning":
-                correct(pruned, name)
-            try:
-                row["MACs"] = xprune.count_macs(pruned, inputs) / dense
-            except Exception as error:  # torch-pruning may leave numbers of heads wrong
-                row["MACs"] = f"the pruned model does not run: {type(error).__name__}"
+            row["peaks GB"] = {stage: peak / 1e9 for stage, peak in stages.peaks.items()}
+            row["peak GB"] = max(row["peaks GB"].values())
+            row["MACs"] = _share(library, name, pruned, inputs, dense)
         del model, pruned, stages
-    for stage in STAGES[library]:
-        row[f"{stage} s"] = statistics.median(each[stage] for each in seconds)
+    row["seconds"] = {stage: statistics.median(each[stage] for each in seconds) for stage in STAGES[library]}
     row["total s"] = statistics.median(sum(each.values()) for each in seconds)
     print(json.dumps(row))
+
+
+def _share(library: str, name: str, pruned: nn.Module, inputs: Any, dense: float) -> float | str:
+    """Returns the fraction of the MACs that the pruned model still has, or why it cannot be counted."""
+    if library == "torch-pruning":
+        correct(pruned, name)
+    try:
+        return xprune.count_macs(pruned, inputs) / dense
+    except xprune.XPruneError as error:
+        return f"the pruned model does not run: {error}"[:200]
+
+
+COLUMNS = ("parameters", "model GB", "MACs", "total s", "peak GB", "seconds", "peaks GB", "error")
+"""The columns of a row after the model and the library. A column without a value holds None."""
 
 
 def cell(library: str, name: str, rounds: int, python: str) -> dict[str, Any]:
     """Measures one cell in a child process and returns its row. An error of the child is a row too."""
     command = [python, "-m", "benchmarks.costs_of_ours", "--cell", f"{library}|{name}", "--rounds", str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True)
-    head = {"model": name, "library": library}
+    found: dict[str, Any] = {}
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and "│" not in line and "╰" not in line]
-        found = {**head, "error": lines[-1].strip()[:200] if lines else f"exit status {done.returncode}"}
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not set("│╰╭") & set(line)]
+        found["error"] = lines[-1].strip()[:300] if lines else f"exit status {done.returncode}"
     else:
-        found = {**head, **json.loads(done.stdout.splitlines()[-1])}
-    print({key: round(value, 3) if isinstance(value, float) else value for key, value in found.items()}, flush=True)
-    return found
+        found = json.loads(done.stdout.splitlines()[-1])
+    row = _row(library, name, **found)
+    print(row, flush=True)
+    return row
+
+
+def _row(library: str, name: str, **found: Any) -> dict[str, Any]:
+    """Returns a row with all columns."""
+    return {"model": name, "library": library, **{column: found.get(column) for column in COLUMNS}}
 
 
 def exponent(depths: list[int], costs: list[float]) -> float:
@@ -285,13 +299,16 @@ def exponent(depths: list[int], costs: list[float]) -> float:
 
 
 def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Returns library -> column -> exponent of growth with the depth."""
+    """Returns library -> what was measured -> exponent of growth with the depth."""
     found: dict[str, dict[str, float]] = {}
     for library in dict.fromkeys(row["library"] for row in rows):
-        own = [row for row in rows if row["library"] == library and "error" not in row]
+        own = [row for row in rows if row["library"] == library and not row["error"]]
+        if len(own) < 2:
+            continue
         depths = [int(row["model"]) for row in own]
-        columns = [key for key in own[0] if key.endswith((" s", " GB"))] if len(own) > 1 else []
-        found[library] = {key: round(exponent(depths, [row[key] for row in own]), 2) for key in columns}
+        costs = {column: [row[column] for row in own] for column in ("total s", "peak GB")}
+        costs |= {f"{stage} s": [row["seconds"][stage] for row in own] for stage in STAGES[library]}
+        found[library] = {name: round(exponent(depths, values), 2) for name, values in costs.items()}
     return found
 
 
@@ -321,7 +338,7 @@ def main(
     rows = []
     for library, name in cells:
         if library == "FastNAS" and not (fastnas or find_spec("modelopt")):
-            rows.append({"model": name, "library": library, "error": "nvidia-modelopt is not installed"})
+            rows.append(_row(library, name, error="nvidia-modelopt is not installed"))
             continue
         rows.append(cell(library, name, rounds, fastnas if library == "FastNAS" and fastnas else sys.executable))
     file = "costs-by-depth" if depths else "costs-side-by-side"
