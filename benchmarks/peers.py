@@ -126,7 +126,7 @@ def _pruned(
     targets = {m.qkv for m in attentions.values()} | {m.fc1 for m in model.modules() if hasattr(m, "fc1")}
     # The residual stream and the embedding stay whole.
     others = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m not in targets]
-    # torch-pruning leaves these tables alone. `_correct_heads` cuts them.
+    # torch-pruning leaves these tables alone. `correct_heads` cuts them.
     tables = [m.relative_position_bias_table for m in attentions.values() if _has_table(m)]
     pruner = tp.pruner.BasePruner(
         model,
@@ -144,7 +144,7 @@ def _pruned(
     )
     pruner.step()
     for path, weight in dense.items():
-        _correct_heads(model.get_submodule(path), weight)
+        correct_heads(model.get_submodule(path), weight)
     model.zero_grad(set_to_none=True)
     return model
 
@@ -154,7 +154,7 @@ def _has_table(module: nn.Module) -> bool:
     return getattr(module, "relative_position_bias_table", None) is not None
 
 
-def _correct_heads(module: Any, dense: Tensor) -> None:
+def correct_heads(module: Any, dense: Tensor) -> None:
     """Sets the number of heads of an attention after pruning, and cuts the bias table of Swin to the kept heads.
 
     The heads are counted in the weights. If torch-pruning selects all heads of an attention, it keeps all of them, but

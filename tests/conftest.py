@@ -25,13 +25,16 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def short_latency():
-    """Makes `xprune.latency` time for 0.01 seconds instead of 0.5. Every run of a Pruner calls it twice."""
+    """Makes times be measured for 0.01 seconds instead of 0.5 or 1. Every run of a Pruner measures twice."""
     import xprune
+    from xprune.costs.stopwatch import Stopwatch
 
-    function = xprune.latency.__wrapped__
-    before, function.__defaults__ = function.__defaults__, (0.01,)
+    before = {}
+    for function in (xprune.latency.__wrapped__, Stopwatch.alone, Stopwatch.compare):
+        before[function], function.__defaults__ = function.__defaults__, (0.01, *function.__defaults__[1:])
     yield
-    function.__defaults__ = before
+    for function, defaults in before.items():
+        function.__defaults__ = defaults
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,17 @@ import xprune
 from tests.support import ordinary_models
 from tests.support.counting import Counted, count_calls
 from tests.support.models import build, images, loader
+from tests.support.stopwatch import fake_stopwatch
 from xprune.cli import demo
+from xprune.core.target import Target
+from xprune.core.times import Ratio
+from xprune.costs import on_target
 from xprune.modules.copies import tensors
 from xprune.pipeline import Run
 
 BUDGET = xprune.Budget(macs=0.6)
 TUNE = xprune.Finetune(epochs=2)
-ONCE = (xprune.measure_costs, xprune.find_sites, xprune.latency, xprune.evaluate)
+ONCE = (xprune.measure_costs, xprune.find_sites, xprune.evaluate)
 CRITERIA = {
     "random": "random",
     "magnitude": "magnitude",
@@ -41,25 +45,57 @@ def test_every_criterion_of_the_table_is_tried():
 @pytest.mark.parametrize("criterion", CRITERIA.values())
 @pytest.mark.parametrize("selection", ["global", "learned"])
 def test_the_pruner_does_each_thing_once(criterion, selection, monkeypatch):
-    calls, (train, val) = count_calls(monkeypatch, *ONCE), loaders()
+    calls, (train, val), watches = count_calls(monkeypatch, *ONCE), loaders(), watched(monkeypatch)
     xprune.Pruner(build("vit"), criterion, BUDGET, selection, TUNE).run(train, val)
     assert train.thrown_away + val.thrown_away <= 2
     assert val.whole == 3, "dense, pruned, fine-tuned"
-    assert calls == {"measure_costs": 1, "find_sites": 1, "latency": 2, "evaluate": 3}
+    assert calls == {"measure_costs": 1, "find_sites": 1, "evaluate": 3}
+    assert [watch.calls for watch in watches] == [["alone", "compare"]]
+
+
+def watched(monkeypatch, **times):
+    """Replaces the stopwatch of runs, and returns the list of all that will be made."""
+    fake = fake_stopwatch(**times)
+    monkeypatch.setattr(on_target, "Stopwatch", fake)
+    return fake.made
+
+
+def test_the_pruned_model_is_timed_beside_the_dense_one_on_the_whole_first_batch(monkeypatch):
+    watches, train = watched(monkeypatch, dense=8.0, pruned=5.0), loader(24, 8)
+    result = xprune.Pruner(build("vit"), "random", BUDGET, finetune=TUNE).run(train)
+    dense, cut, tuned = (result.metrics[name] for name in ("dense", "pruned", "finetuned"))
+    assert len(watches[0].inputs) == 8 and watches[0].given == Target()
+    assert cut.speedup == Ratio(8 / 5, 8 / 10, 16 / 5) and dense.speedup is None
+    assert dense.latency_ms == cut.dense_ms == 8 * 1.5, "the time in turn with the pruned model, not that alone"
+    assert cut.latency_ms == 10 and dense.latency_rows == cut.latency_rows == 8
+    assert cut.gain(dense) == pytest.approx(1.6 * cut.macs / dense.macs)
+    assert {name: getattr(tuned, name) for name in ("latency_ms", "speedup", "dense_ms", "target")} == {
+        name: getattr(cut, name) for name in ("latency_ms", "speedup", "dense_ms", "target")
+    }
+
+
+def test_times_are_measured_on_the_target(monkeypatch):
+    watches = watched(monkeypatch)
+    run = Run(build("vit"), loader(24, 8), target=Target(batch=3, compiled=True))
+    assert run.dense.latency_rows == 3 and run.dense.target.compiled and run.dense.speedup is None
+    assert watches[0].given == Target(batch=3, compiled=True)
+    table = Run(build("vit"), loader(24, 8), target=Target(table="another computer.json"))
+    assert table.dense.latency_rows == 8 and watches[1].given == Target(), "a table holds no times of whole models"
 
 
 def test_without_latency_nothing_is_timed(monkeypatch):
-    calls, (train, _) = count_calls(monkeypatch, *ONCE), loaders()
+    (train, _), watches = loaders(), watched(monkeypatch)
     result = xprune.Pruner(build("vit"), "random", BUDGET, finetune=TUNE, latency=False).run(train)
-    assert not calls["latency"] and train.thrown_away == 1
+    assert not watches and train.thrown_away == 1
     assert all(row.latency_ms is None and row.latency_rows is None for row in result.metrics.values())
+    assert all(row.speedup is None and row.gain(result.metrics["dense"]) is None for row in result.metrics.values())
     assert " - " in result.summary()
     assert {row.data for row in result.metrics.values()} == {"training"}
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_compare_does_each_thing_once(seeds, monkeypatch, tmp_path):
-    calls, (train, val) = count_calls(monkeypatch, *ONCE), loaders()
+    calls, (train, val), watches = count_calls(monkeypatch, *ONCE), loaders(), watched(monkeypatch)
     grid = xprune.Grid(
         {"random": "random", "xpruner": "xpruner,steps=3"},
         {"global": "global", "learned": xprune.LearnedThresholds(steps=3)},
@@ -71,12 +107,12 @@ def test_compare_does_each_thing_once(seeds, monkeypatch, tmp_path):
     cells = 2 * 2 * 2
     assert len(found.rows) == len(seeds) * (1 + cells)
     assert train.thrown_away + val.thrown_away <= 2
-    assert calls["measure_costs"] == calls["find_sites"] == 1 and not calls["latency"]
+    assert calls["measure_costs"] == calls["find_sites"] == 1 and not watches
     assert calls["evaluate"] == val.whole == 1 + len(seeds) * (1 + 2 * cells), "dense once, each cell cut and tuned"
 
 
 def test_the_demo_does_each_thing_once(monkeypatch, tmp_path):
-    calls = count_calls(monkeypatch, *ONCE)
+    calls, watches = count_calls(monkeypatch, *ONCE), watched(monkeypatch)
     x, y = demo.digits(demo.KWARGS["img_size"])
     train, val = (Counted(DataLoader(TensorDataset(x[a:b], y[a:b]), 16)) for a, b in ((0, 48), (48, 80)))
     monkeypatch.setattr(demo, "data", lambda: (train, val))
@@ -91,9 +127,10 @@ def test_the_demo_does_each_thing_once(monkeypatch, tmp_path):
     demo.run(tmp_path / "pruned", tmp_path / "cache", console)
     assert train.thrown_away + val.thrown_away <= 2
     assert calls["measure_costs"] == calls["find_sites"] == 1
-    assert calls["evaluate"] == val.whole == 1 + 3 * 2 and calls["latency"] == 1 + 3
+    assert calls["evaluate"] == val.whole == 1 + 3 * 2
+    assert [watch.calls for watch in watches] == [["alone"] + 3 * ["compare"]]
     shown = console.export_text()
-    assert all(word in shown for word in ("dense", "random", "magnitude", "taylor"))
+    assert all(word in shown for word in ("dense", "random", "magnitude", "taylor", "1.60x"))
 
 
 def test_stages_called_alone_check_their_loader():

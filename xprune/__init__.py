@@ -31,6 +31,7 @@ from xprune.core.site import Cut, Site, Sites
 from xprune.core.table_cost import Curve, TableCost
 from xprune.core.target import Target
 from xprune.core.task import Task
+from xprune.core.times import Ratio
 from xprune.core.unit_kind import Found, Search, UnitKind
 from xprune.costs.count import count_macs, count_params, count_resources
 from xprune.costs.latency import latency
@@ -117,6 +118,7 @@ __all__ = [
     "PluginError",
     "PruneResult",
     "Pruner",
+    "Ratio",
     "Regression",
     "Resource",
     "Scores",

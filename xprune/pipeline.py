@@ -29,7 +29,6 @@ from xprune.core.site import Site, Sites
 from xprune.core.target import Target
 from xprune.core.task import Task, batch_axis_of, check_distillation, fitting_example_of
 from xprune.costs.count import count_resources
-from xprune.costs.latency import latency
 from xprune.costs.measure import measure_costs
 from xprune.costs.on_target import OnTarget
 from xprune.costs.widths import rounded
@@ -46,7 +45,15 @@ from xprune.tasks.classification import Classification
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 from xprune.training.master import half_dtypes, in_float32, widen
-from xprune.training.runtime import accelerator, check_loader, first_batch, is_main_process, stage, task_and_first_batch
+from xprune.training.runtime import (
+    accelerator,
+    check_loader,
+    first_batch,
+    from_main,
+    is_main_process,
+    stage,
+    task_and_first_batch,
+)
 
 
 class Run:
@@ -76,6 +83,8 @@ class Run:
         latency: If True, `measure` also measures the time of a forward pass on the first training batch. If False, it
             does not.
         resources: The names of resources that budgets will limit, in addition to those that every run measures.
+        target: Where and how the models run when `measure` measures their time. `Target()` is the device and the dtype
+            of the model, and the whole first training batch. The `table` of a target is not used here.
 
     Attributes:
         model: The dense model, taken out of wrappers such as `torch.compile`.
@@ -86,6 +95,7 @@ class Run:
         example: The inputs of a few samples of the first training batch. Sites, costs and the proof are computed with
             them.
         timed: True if `measure` measures the time of a forward pass, else False.
+        target: Where and how the models run when their time is measured, as it was given.
 
     Raises:
         DataError: A loader is empty, can be read only once, or does not fit the task.
@@ -119,8 +129,10 @@ class Run:
         inside: str | Sequence[str] = (),
         latency: bool = True,
         resources: Sequence[str] = (),
+        target: Target = Target(),  # noqa: B008 - immutable
     ) -> None:
-        self.model, self.train, self.held_out, self.timed = unwrap(model), train, held_out, latency
+        self.model, self.train, self.held_out = unwrap(model), train, held_out
+        self.timed, self.target = latency, target
         refuse(self.model, CUT)
         task = (task or Classification()).with_dense(self.model)
         self._sites, self._units, self._exclude, self._resources = sites, units, exclude, _not_timed(resources)
@@ -193,8 +205,11 @@ class Run:
         return self._on_target(budget).costs(self.costs) if "latency" in budget.limited else self.costs
 
     def _on_target(self, budget: Budget) -> OnTarget:
-        """Returns what measures the latency on the target of a budget. Each target has its own."""
-        target = _target_of(budget)
+        """Returns what measures the latency on the target of a budget."""
+        return self._timing(_target_of(budget))
+
+    def _timing(self, target: Target) -> OnTarget:
+        """Returns what measures times on a target. Each target has its own, which is made once."""
         if target not in self._targets:
             # The time is measured for the whole first batch. `example` has too few samples for that.
             axis = batch_axis_of(self.task)
@@ -378,11 +393,12 @@ class Run:
         """Measures the loss, the metric and the costs of a model.
 
         The loss and the metric are measured on the held-out batches, or on the training batches if there are no
-        held-out ones.
+        held-out ones. The time is measured on the first training batch. A pruned model and the dense model then run in
+        turn, so that a busy computer slows both of them and their ratio stays right.
 
         Args:
             model: The model. It is not changed.
-            like: The metrics of a model whose weights have the same shapes. The costs and the latency are then copied
+            like: The metrics of a model whose weights have the same shapes. The costs and the times are then copied
                 from these metrics, because they are equal. None means that they are measured.
 
         Returns:
@@ -390,14 +406,29 @@ class Run:
         """
         found = evaluate(model, self.data, task=self.task, data="training" if self.held_out is None else "validation")
         if like is not None:
-            return replace(found, **{name: getattr(like, name) for name in ("macs", "params", "resources", *_LATENCY)})
+            return replace(found, **{name: getattr(like, name) for name in ("macs", "params", "resources", *_TIMES)})
         axis = batch_axis_of(self.task)
         costs: dict[str, Any] = count_resources(model, self.example, self._resources, batch_axis=axis)
-        if self.timed:
-            # The time is measured for the whole first batch. `example` has too few samples for that.
-            inputs, targets = self.first
-            costs |= dict(zip(_LATENCY, (latency(model, inputs), self.task.size(targets)), strict=True))
-        return found.with_costs(**costs)
+        found = found.with_costs(**costs)
+        return replace(found, **self._times(model)) if self.timed else found
+
+    def _times(self, model: nn.Module) -> dict[str, Any]:
+        """Measures the time of a model, and that of the dense model in turn with it.
+
+        Returns:
+            The values of the fields `_TIMES` of `Metrics`, by name.
+        """
+        timing = self._timing(replace(self.target, table=None))
+        if unwrap(model) is self.model:
+            target, times = from_main(lambda: (timing.watch.target, timing.watch.alone()))
+            return {"latency_ms": times.median(0), "latency_rows": self._rows(target), "target": target}
+        target, times = from_main(lambda: (timing.watch.target, timing.watch.compare(model)))
+        found = (times.median(1), self._rows(target), times.ratio(0, 1), times.median(0), target)
+        return dict(zip(_TIMES, found, strict=True))
+
+    def _rows(self, target: Target) -> int:
+        """Returns the number of samples in a forward pass on a target."""
+        return target.batch or self.task.size(self.first[1])
 
     def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
         """Returns the context for a criterion or a selection: a copy of the model, the data and the costs."""
@@ -407,8 +438,8 @@ class Run:
         return replace(context, costs=self.costs)
 
 
-_LATENCY = ("latency_ms", "latency_rows")
-"""The fields of `Metrics` for the measured time of a forward pass and the number of samples in that pass."""
+_TIMES = ("latency_ms", "latency_rows", "speedup", "dense_ms", "target")
+"""The fields of `Metrics` that tell of the measured time of a forward pass."""
 
 
 @stage()

@@ -7,7 +7,7 @@ collects their results.
 import json
 import time
 from collections.abc import Iterable, Sequence, Sized
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from xprune.core.budget import Budget
 from xprune.core.interfaces import Criterion, Selection
 from xprune.core.registry import resolve
 from xprune.core.site import Site
+from xprune.core.target import Target
 from xprune.core.task import Task
 from xprune.criteria import CRITERIA
 from xprune.environment import hardware, versions
@@ -57,8 +58,8 @@ class Pruner:
         checkpoint_dir: The folder where scoring, selection and fine-tuning save their progress. If the program was
             killed, the next run with the same folder continues from there. None means that nothing is saved during the
             run.
-        latency: If True, the time of a forward pass is measured for the dense model and the pruned model. If False, the
-            metrics contain no latency.
+        latency: If True, the time of a forward pass is measured for the dense model and the pruned model, which run in
+            turn on the first training batch. If False, the metrics contain no latency.
 
     Raises:
         PluginError: The criterion, the selection or the task is unknown, or its settings are wrong.
@@ -139,6 +140,8 @@ class Pruner:
             inside=self.inside,
             latency=self.latency,
             resources=self.budget.limited,
+            # The time that the budget limits is also the time that the result shows.
+            target=self.budget.target if isinstance(self.budget.target, Target) else Target(),
         )
         return self.carry_out(run)
 
@@ -171,6 +174,9 @@ class Pruner:
         )
         pruned = run.cut(selected)
         metrics["pruned"] = run.measure(pruned)
+        if metrics["pruned"].dense_ms is not None:
+            # The dense model ran in turn with the pruned one. With this time, the rows of a table fit to each other.
+            metrics["dense"] = replace(run.dense, latency_ms=metrics["pruned"].dense_ms)
         if self.finetune:
             pruned = run.finetune(
                 pruned,

@@ -19,6 +19,7 @@ from xprune.core.record import Metrics, Record
 from xprune.core.scores import LowRank, Scores
 from xprune.errors import ArtefactError, XPruneError
 from xprune.explain.curves import Named
+from xprune.report.gained import gain_note
 from xprune.report.text import coverage_text, metrics_table, render, sites_table, unseen
 
 if TYPE_CHECKING:
@@ -67,14 +68,16 @@ class PruneResult(Record):
 
         Returns:
             A table of the metrics, a table of the sites, and a line that says which share of the model's MACs the units
-            cover and what was left alone. If only a part of the model was pruned, another line says which fraction of
+            cover and what was left alone. If the model is slower than the dense model, or gains little time, a line
+            says so and what can help. If only a part of the model was pruned, another line says which fraction of
             the cost of this part the plan keeps. If all units of a site have the same score, a line says so. If some
             classes have no class-wise scores, a line says how many. If some modules of the pruned model have a class
             that xprune defines, another line says which.
         """
         tables = render(metrics_table(self.metrics), sites_table(self.plan))
-        note = f"{self.scores.note}\n" if self.scores.note else ""
-        return tables + coverage_text(self) + note + unseen(self.scores, self.class_names) + _needs_xprune(self.model)
+        gain = gain_note(self.metrics, self.settings)
+        notes = "".join(f"{note}\n" for note in (gain, self.scores.note) if note)
+        return tables + coverage_text(self) + notes + unseen(self.scores, self.class_names) + _needs_xprune(self.model)
 
     def report(
         self,

@@ -39,6 +39,7 @@ from xprune.core.coverage import Coverage
 from xprune.core.plan import Plan
 from xprune.data import class_names
 from xprune.errors import ArtefactError, PlanError, XPruneError
+from xprune.report.gained import gain_note
 from xprune.report.text import found_tables, metrics_table, part_text, sites_table, unseen
 from xprune.surgery.cut import check_fit
 
@@ -191,8 +192,8 @@ def prune(
     if _is_main_process():
         folder = _save(result, out, arch)
         console.print(sites_table(result.plan), metrics_table(result.metrics))
-        of_part = f"{line}\n" if (line := part_text(result)) else ""
-        _say(f"{of_part}{unseen(result.scores, result.class_names)}Saved in {folder}")
+        notes = "".join(f"{line}\n" for line in (gain_note(result.metrics, result.settings), part_text(result)) if line)
+        _say(f"{notes}{unseen(result.scores, result.class_names)}Saved in {folder}")
 
 
 @app.command()
@@ -335,16 +336,18 @@ def profile(
 
 @app.command()
 def show(saved: Saved) -> None:
-    """Print the kept units of each site of a saved model, and the metrics and coverage measured in its run."""
+    """Print the kept units of each site of a saved model, and the metrics, gain and coverage measured in its run."""
     header = read_header(saved)
     arch = header["arch"]
     name = arch["name"] if arch else "the architecture was not saved, so xprune.load needs model_fn"
     console.print(f"{saved}: {name}", highlight=False)
     console.print(sites_table(Plan.from_json(header["plan"])))
-    metrics = header["extra"].get("metrics")
+    metrics = {name: xprune.Metrics(**row) for name, row in (header["extra"].get("metrics") or {}).items()}
     if metrics:
         console.print(f"criterion: {header['extra'].get('criterion')}")
-        console.print(metrics_table({name: xprune.Metrics(**row) for name, row in metrics.items()}))
+        console.print(metrics_table(metrics))
+        if note := gain_note(metrics, header["extra"].get("settings")):
+            _say(note)
     # Files of older releases have no coverage.
     if header["extra"].get("coverage") is not None:
         _say(Coverage.from_json(header["extra"]["coverage"]).text)

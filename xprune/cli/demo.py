@@ -25,6 +25,7 @@ from xprune import report
 from xprune.artefact.files import check_file, check_folder, is_stamped
 from xprune.data import digits
 from xprune.pipeline import Run
+from xprune.report.gained import latency_text
 
 ARCH = "vit_tiny_patch16_224"
 KWARGS: dict[str, Any] = {
@@ -153,7 +154,7 @@ def _one_thread() -> Iterator[None]:
 def _costs(metrics: xprune.Metrics) -> tuple[str, str, str]:
     """Returns (MACs, parameters, latency) as texts for the table."""
     figures = asdict(metrics)
-    return f"{figures['macs'] / 1e6:.1f} M", f"{figures['params'] / 1e3:.0f} k", f"{figures['latency_ms']:.1f} ms"
+    return f"{figures['macs'] / 1e6:.1f} M", f"{figures['params'] / 1e3:.0f} k", latency_text(metrics)
 
 
 if __name__ == "__main__":

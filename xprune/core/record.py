@@ -12,7 +12,9 @@ from torch import nn
 from xprune.core.coverage import Coverage
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
+from xprune.core.target import Target
 from xprune.core.task import Task
+from xprune.core.times import Ratio
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Metrics:
             `xprune.RESOURCES`.
         higher_is_better: True if a larger metric is better, as with the accuracy. False if a smaller metric is better,
             as with an error.
+        speedup: How many times as fast as the dense model the model is, with the spread. Both models ran in turn on the
+            same inputs. None for the dense model, and if the time was not measured.
+        dense_ms: The median time of the dense model in the measurement of `speedup`, in milliseconds. None if `speedup`
+            is None.
+        target: Where and how the models ran when the time was measured. None if the time was not measured, or by an
+            older release, which did not save it.
 
     Example:
         >>> metrics = Metrics(metric=0.9, loss=0.3, samples=100).with_costs(macs=5e6, params=2e4)
@@ -45,6 +53,9 @@ class Metrics:
         0.9
         >>> metrics.costs
         {'macs': 5000000, 'params': 20000}
+        >>> pruned = replace(metrics, macs=2_500_000, speedup=Ratio(1.5, 1.4, 1.6))
+        >>> pruned.gain(metrics)  # half of the MACs, but only 1.5 times as fast
+        0.75
     """
 
     metric: float
@@ -59,11 +70,19 @@ class Metrics:
     by_class: tuple[tuple[float, int], ...] = ()
     resources: Mapping[str, float] = field(default_factory=dict)
     higher_is_better: bool = True
+    speedup: Ratio | None = None
+    dense_ms: float | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         # A JSON file may contain lists instead of tuples, and 1 instead of 1.0. The conversion makes metrics that were
         # read from a file equal to the saved ones.
         object.__setattr__(self, "by_class", tuple((float(metric), int(n)) for metric, n in self.by_class))
+        # In a JSON file, these two are dicts.
+        if isinstance(self.speedup, Mapping):
+            object.__setattr__(self, "speedup", Ratio(**{key: float(value) for key, value in self.speedup.items()}))
+        if isinstance(self.target, Mapping):
+            object.__setattr__(self, "target", Target(**self.target))
 
     @property
     def accuracy(self) -> float:
@@ -77,6 +96,21 @@ class Metrics:
         """The cost in each resource that was measured, by the name of the resource, such as {"macs": 5000000}."""
         fields = {"macs": self.macs, "params": self.params}
         return {**{name: cost for name, cost in fields.items() if cost is not None}, **self.resources}
+
+    def gain(self, dense: "Metrics") -> float | None:
+        """Returns the gain: the speed-up times the fraction of the MACs that the model still has.
+
+        The gain is 1 if the time falls as much as the MACs do: half of the MACs at twice the speed.
+
+        Args:
+            dense: The metrics of the dense model.
+
+        Returns:
+            The gain. None if the speed-up or the MACs of one of the models were not measured.
+        """
+        if self.speedup is None or not self.macs or not dense.macs:
+            return None
+        return self.speedup.median * self.macs / dense.macs
 
     def with_costs(
         self,

@@ -18,6 +18,7 @@ from xprune.core.unit_kind import kinds_of, unit_kind
 from xprune.report import charts, findings
 from xprune.report.classmap import CLASSES
 from xprune.report.collect import Facts, SiteFacts
+from xprune.report.gained import gain_note, gain_text, latency_text, milliseconds
 from xprune.report.pictures import Pictures
 from xprune.report.text import amount, measured
 
@@ -49,6 +50,9 @@ def render(facts: Facts) -> str:
         "rows": [_row(name, row, facts) for name, row in facts.metrics.items()],
         "resources": measured(facts.metrics),
         "kinds": {kind.name: kind for kind in kinds_of(facts.sites)},
+        "milliseconds": milliseconds,
+        "gains": any(row.speedup is not None for row in metrics),
+        "gain_note": gain_note(facts.metrics, facts.settings),
         "first": metrics[0],
         "last": metrics[-1],
         "stage": STAGES.get(list(facts.metrics)[-1], list(facts.metrics)[-1]),
@@ -90,7 +94,8 @@ def _row(name: str, metrics: Metrics, facts: Facts) -> dict[str, Any]:
             (resource.label, amount(metrics.costs, dense.costs, resource).replace("%", "\N{NO-BREAK SPACE}%"))
             for resource in measured(facts.metrics)
         ],
-        "latency": "-" if metrics.latency_ms is None else f"{metrics.latency_ms:.1f} ms",
+        "latency": latency_text(metrics),
+        "gain": gain_text(metrics, dense),
     }
 
 

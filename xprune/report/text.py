@@ -13,13 +13,17 @@ from xprune.core.resource import Resource
 from xprune.core.scores import Scores
 from xprune.core.site import Sites
 from xprune.core.unit_kind import unit_kind
+from xprune.report.gained import gain_text, latency_text
 
 
 def metrics_table(metrics: Mapping[str, Metrics], dense: Mapping[str, float] | None = None) -> Table:
-    """Makes a table with a row for each model: its metric, loss, costs and latency.
+    """Makes a table with a row for each model: its metric, loss, costs, latency and gain.
+
+    The column of the latency also says how many times as fast as the dense model a pruned model is. If no speed-up was
+    measured, there is no column for the gain.
 
     Args:
-        metrics: Mapping from the name of a model to its metrics.
+        metrics: Mapping from the name of a model to its metrics. The gain is relative to the first one.
         dense: Mapping from the name of a resource to the cost of the dense model. The table shows each cost also as a
             percentage of this cost. If a resource is missing here, the table shows no percentage. None: the costs of
             the first model in `metrics`.
@@ -31,6 +35,7 @@ def metrics_table(metrics: Mapping[str, Metrics], dense: Mapping[str, float] | N
         [['dense', 'pruned'], ['0.9000', '0.8000'], ['0.3100', '0.5400'], ['2 M (100.0%)', '1 M (50.0%)']]
     """
     first, resources = next(iter(metrics.values())), measured(metrics)
+    gains = any(row.speedup is not None for row in metrics.values())
     whole = first.costs if dense is None else dense
     table = Table(title=f"measured on {first.samples} {first.data} samples", title_justify="left")
     for heading in (
@@ -39,12 +44,13 @@ def metrics_table(metrics: Mapping[str, Metrics], dense: Mapping[str, float] | N
         "loss",
         *(resource.label for resource in resources),
         "latency" if first.latency_rows is None else f"latency (batch {first.latency_rows})",
+        *(["gain"] if gains else []),
     ):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, row in metrics.items():
         costs = [amount(row.costs, whole, resource) for resource in resources]
-        timed = "-" if row.latency_ms is None else f"{row.latency_ms:.1f} ms"
-        table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs, timed)
+        times = [latency_text(row), *([gain_text(row, first)] if gains else [])]
+        table.add_row(name, f"{row.metric:.4f}", f"{row.loss:.4f}", *costs, *times)
     return table
 
 
