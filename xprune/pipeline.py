@@ -16,6 +16,7 @@ from rich import get_console
 from torch import nn
 
 from xprune.core.budget import Budget
+from xprune.core.checkpoint import Checkpoint
 from xprune.core.costs import Costs
 from xprune.core.coverage import Coverage
 from xprune.core.interfaces import Context, Criterion, Selected, Selection
@@ -265,7 +266,7 @@ class Run:
         budget: Budget | None = None,
         *,
         seed: int = 0,
-        checkpoint_dir: Path | None = None,
+        checkpoint_dir: Path | Checkpoint | None = None,
     ) -> Scores:
         """Scores the units of all sites.
 
@@ -299,7 +300,7 @@ class Run:
         settings: Finetune | None = None,
         *,
         seed: int = 0,
-        checkpoint_dir: Path | None = None,
+        checkpoint_dir: Path | Checkpoint | None = None,
     ) -> Selected:
         """Selects the units that stay.
 
@@ -346,7 +347,7 @@ class Run:
         *,
         taken: int = 0,
         seed: int = 0,
-        checkpoint_dir: Path | None = None,
+        checkpoint_dir: Path | Checkpoint | None = None,
     ) -> nn.Module:
         """Fine-tunes a copy of a model on the training batches. See `xprune.finetune`.
 
@@ -398,12 +399,13 @@ class Run:
             costs |= dict(zip(_LATENCY, (latency(model, inputs), self.task.size(targets)), strict=True))
         return found.with_costs(**costs)
 
-    def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
+    def _context(self, seed: int, checkpoint_dir: Path | Checkpoint | None) -> Context:
         """Returns the context for a criterion or a selection: a copy of the model, the data and the costs."""
         # Gates and hooks are attached to this copy and not to the caller's model. The copy shares the caller's weights.
         copy = _copy_to_score(self.model)
-        context = Context(copy, self.example, self.task, self.train, seed, checkpoint_dir, batch=self.first)
-        return replace(context, costs=self.costs)
+        where = Checkpoint.of(checkpoint_dir)
+        context = Context(copy, self.example, self.task, self.train, seed, where and where.path, checkpoint=where)
+        return replace(context, batch=self.first, costs=self.costs)
 
 
 _LATENCY = ("latency_ms", "latency_rows")
@@ -418,7 +420,7 @@ def make_context(
     example_inputs: Any = None,
     task: Task | None = None,
     seed: int = 0,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | Checkpoint | None = None,
     budget: Budget | None = None,
     updates: int = 0,
 ) -> Context:
@@ -452,8 +454,9 @@ def make_context(
         # refused.
         check_loader(loader)
     copy = _copy_to_score(unwrap(model))
-    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
-    return Context(copy, example_inputs, task, loader, seed, folder, budget, updates, batch)
+    where = Checkpoint.of(checkpoint_dir)
+    folder = where and where.path
+    return Context(copy, example_inputs, task, loader, seed, folder, budget, updates, batch, checkpoint=where)
 
 
 def _copy_to_score(model: nn.Module) -> nn.Module:
@@ -480,7 +483,7 @@ def score(
     budget: Budget | None = None,
     task: Task | None = None,
     seed: int = 0,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | Checkpoint | None = None,
 ) -> Scores:
     """Scores the units of some sites with a criterion.
 
@@ -550,7 +553,7 @@ def select(
     loader: Iterable[Any] | None = None,
     task: Task | None = None,
     seed: int = 0,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | Checkpoint | None = None,
 ) -> Plan:
     """Selects the units that stay, so that the pruned model meets a budget.
 

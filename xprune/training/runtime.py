@@ -262,7 +262,7 @@ def _copied_sampler(sampler: Any) -> Any:
 
 
 def batches(
-    runner: Accelerator, loader: Iterable[Any], task: Task, what: str, limit: int | None = None
+    runner: Accelerator, loader: Iterable[Any], task: Task, what: str, limit: int | None = None, *, done: int = 0
 ) -> Iterator[tuple[Any, Any]]:
     """Yields the inputs and targets of each batch, and shows a progress bar in a terminal.
 
@@ -272,6 +272,7 @@ def batches(
         task: The task, which says how a batch is read.
         what: A text for the progress bar and for errors.
         limit: The largest number of batches to read. If None, all batches are read.
+        done: The number of batches that were skipped, and that the loader does not yield. The progress bar counts them.
 
     Raises:
         DataError: The loader yields no batch, or the first batch has no samples.
@@ -280,7 +281,14 @@ def batches(
     stream: Iterable[Any] = islice(loader, limit)
     if runner.is_main_process:
         total = total if limit is None or total is None else min(total, limit)
-        stream = track(stream, description=what, total=total, transient=True, disable=not get_console().is_terminal)
+        stream = track(
+            stream,
+            description=what,
+            total=None if total is None else done + total,
+            completed=done,
+            transient=True,
+            disable=not get_console().is_terminal,
+        )
     empty = True
     for batch in stream:
         inputs, targets = task.unpack(_on_device(batch, runner.device))
@@ -289,7 +297,7 @@ def batches(
         empty = False
         yield inputs, targets
     # With several processes, a process gets no batch if there are fewer samples than processes.
-    if empty and runner.num_processes == 1:
+    if empty and not done and runner.num_processes == 1:
         raise DataError(f"{what}: {_EMPTY}")
 
 

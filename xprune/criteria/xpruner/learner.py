@@ -87,6 +87,7 @@ class MaskSettings:
     rank: int | None = None
     sparse: bool | None = None
     warm_start: str | None = None
+    accumulate: int = 1
 
 
 class MaskLearner:
@@ -140,7 +141,8 @@ class MaskLearner:
         """
         context, settings = self.context, self.settings
         with seeded(context.seed):
-            loop = Loop(self.runner, context.task, context.data("xpruner"), "masks", settings.steps, context.seed)
+            data, accumulate = context.data("xpruner"), settings.accumulate
+            loop = Loop(self.runner, context.task, data, "masks", settings.steps, context.seed, accumulate)
             gated = Gated(context.model, self.sites, self.source, context.task.forward, context.task.rows)
             deviations = self.table.deviations
             dense = [p for p in self.table.parameters() if not (deviations.sparse and p is deviations.weight)]
@@ -152,10 +154,10 @@ class MaskLearner:
             parts: dict[str, Stateful] = {"table": Weights(self.table), "seen": Weights(self.seen)}
             parts |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(self.optimizers)}
             start = Weights(context.model).digest()
-            loop.keep(context.checkpoint_dir, parts, **asdict(settings), **self.source.costs.budget, start=start)
+            loop.keep(context.keeping, parts, **asdict(settings), **self.source.costs.budget, start=start)
             self.loop = loop
             with gated.gates.attached(context.model):
-                loop.run(self._step)
+                loop.run(self._step, self.model)
         return self
 
     @property
@@ -165,7 +167,7 @@ class MaskLearner:
         return (drawn == 0).nonzero().flatten().tolist() if self.classes else []
 
     def _step(self, inputs: Any, targets: Any) -> None:
-        """Makes one training step with a batch. The step trains either the shared row or rows of classes."""
+        """Trains with one batch of an update. The update trains either the shared row or rows of classes."""
         task, settings, step = self.context.task, self.settings, self.loop.step
         samples = task.size(targets)
         # Distributes the steps for the shared row evenly. With shared=2/3, these are two of every three steps.
@@ -184,10 +186,12 @@ class MaskLearner:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
+            if self.loop.first:
+                optimizer.zero_grad(set_to_none=True)
         self.loop.backward(loss + self.source.penalty())
-        for optimizer in self.optimizers:
-            optimizer.step()
+        if self.loop.last:
+            for optimizer in self.optimizers:
+                optimizer.step()
 
     def _draw(self, targets: Any) -> Tensor:
         """Chooses the class whose row gives the gates of each sample. Returns int64 (samples,)."""

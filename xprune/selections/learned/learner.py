@@ -36,6 +36,7 @@ class ThresholdSettings:
     slope: tuple[float, float] = (10.0, 50.0)
     anneal: float = 0.6
     penalty: float = 50.0
+    accumulate: int = 1
 
 
 class History:
@@ -110,7 +111,8 @@ class ThresholdLearner:
         """
         context, settings, model = self.context, self.settings, self.context.model
         with seeded(context.seed):
-            loop = Loop(self.runner, context.task, context.data("learned"), "thresholds", steps, context.seed)
+            data, accumulate = context.data("learned"), settings.accumulate
+            loop = Loop(self.runner, context.task, data, "thresholds", steps, context.seed, accumulate)
             gated = Gated(model, self.sites, self.source, context.task.forward, context.task.rows).to(
                 self.runner.device
             )
@@ -126,17 +128,17 @@ class ThresholdLearner:
             parts |= {"model": Weights(model)} if joint else {}
             parts |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(self.optimizers)}
             fingerprint = {**asdict(settings), **self.source.costs.budget, "joint": joint, "start": start}
-            loop.keep(context.checkpoint_dir, parts, **fingerprint)
+            loop.keep(context.keeping, parts, **fingerprint)
             self.loop = loop
             # If the weights are not trained, the model is in eval mode, without dropout. This is how it will be used.
             model.train(joint)
             with gated.gates.attached(model):
-                loop.run(self._step)
+                loop.run(self._step, self.model)
             model.eval()
         return self
 
     def _step(self, inputs: Any, targets: Any) -> None:
-        """Makes one training step with a batch. It changes the thresholds, and the weights if these are trained too."""
+        """Trains the thresholds with one batch of an update, and the weights if these are trained too."""
         task, loop, settings = self.context.task, self.loop, self.settings
         progress = (loop.step + 1) / loop.steps
         first, last = settings.slope
@@ -149,9 +151,12 @@ class ThresholdLearner:
         with self.runner.autocast():
             outputs = self.model(inputs, task.size(targets), slope, progress / settings.anneal)
         task.check(outputs, targets)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        if loop.first:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
         self.loop.backward(task.loss(outputs, targets) + self.source.lagrangian())
+        if not loop.last:
+            return
         if len(self.optimizers) > 1:
             self.runner.clip_grad_norm_(self.context.model.parameters(), 1.0)
         for optimizer in self.optimizers:
