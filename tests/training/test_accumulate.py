@@ -35,7 +35,7 @@ def test_batches_weigh_as_many_samples_as_count():
     tokens = torch.randint(9, (8, 5))
     labels = tokens.clone()
     labels[:3], labels[5, 2:] = -100, -100
-    task, settings = xprune.Tokens(causal=False), {"epochs": 3, "lr": 1e-2}
+    task, settings = xprune.TokenClassification(), {"epochs": 3, "lr": 1e-2}
     small = [(tokens[i : i + 4], labels[i : i + 4]) for i in (0, 4)]
     found = xprune.finetune(model, small, xprune.Finetune(**settings, accumulate=2), task=task)
     expected = xprune.finetune(model, [(tokens, labels)], xprune.Finetune(**settings), task=task)

@@ -91,12 +91,13 @@ def _contexts(norms: Sequence[nn.Module]) -> tuple[Any, Any]:
 @contextmanager
 def _without_statistics(norms: Sequence[Any]) -> Iterator[None]:
     """Leaves the running statistics of batch norms as they are. The first run of the block has updated them already."""
-    training = [norm for norm in norms if norm.training and norm.track_running_stats]
-    for norm in training:
-        # A batch norm in train mode then uses the statistics of the batch, as before, and stores none.
-        norm.track_running_stats = False
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms if norm.track_running_stats]
+    for norm, _, _ in before:
+        # Then the batch has no weight in the running statistics. Each operation stores the same tensors as before.
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in training:
-            norm.track_running_stats = True
+        for norm, momentum, batches in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
