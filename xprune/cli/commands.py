@@ -126,6 +126,14 @@ def prune(
         float, typer.Option(help="Weight of the distillation loss, 0 to 1. 0 for no distillation.")
     ] = 0.0,
     mixed_precision: Annotated[str | None, typer.Option(help="Precision of fine-tuning: no, fp16 or bf16.")] = None,
+    accumulate: Annotated[int, typer.Option(help="Number of batches for one update in fine-tuning.")] = 1,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(help="Factor of the learning rate from each layer to the one before it. Default: equal rates."),
+    ] = None,
+    recompute_activations: Annotated[
+        bool, typer.Option(help="Compute activations again in the backward pass of fine-tuning. Needs less memory.")
+    ] = False,
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
     model_arg: ModelArg = None,
@@ -135,6 +143,10 @@ def prune(
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Folder for the state of the run. A killed run continues from this state.")
     ] = None,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(help="Number of updates after which the state is written. Default: not counted.")
+    ] = None,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Number of minutes after which the state is written.")] = 10,
     latency: Annotated[bool, typer.Option(help="Measure the latency of the dense and of the pruned model.")] = True,
 ) -> None:
     """Prune a model to a budget, fine-tune it and save it."""
@@ -143,9 +155,20 @@ def prune(
     limits = dict(limited(text) for text in limit or ())
     macs = 0.5 if macs is None and params is None and not limits else macs
     budget = xprune.Budget(macs, params, min_units, round_to, limits, of=of)
-    settings = (
-        xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
-    )
+    settings = None
+    if epochs:
+        settings = xprune.Finetune(
+            epochs=epochs,
+            lr=lr,
+            distill=distill,
+            mixed_precision=mixed_precision,
+            accumulate=accumulate,
+            layer_decay=layer_decay,
+            recompute_activations=recompute_activations,
+        )
+    state = None
+    if checkpoint_dir is not None:
+        state = xprune.Checkpoint(checkpoint_dir, checkpoint_steps, checkpoint_minutes)
     chosen = named_task(task)
     dense, arch = named_model(model, model_arg, pretrained, checkpoint)
     loaded = named_data(data, dense, batch_size, workers, seed, chosen)
@@ -161,7 +184,7 @@ def prune(
         exclude=exclude or (),
         inside=inside or (),
         seed=seed,
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir=state,
         latency=latency,
     )
     result = pruner.run(loaded.train, loaded.val)
