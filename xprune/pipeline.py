@@ -466,7 +466,9 @@ def _copy_to_score(model: nn.Module) -> nn.Module:
     copy are float32, because gradients of float16 become 0 or infinite. bfloat16 has the range of float32, so a
     bfloat16 model stays as it is.
     """
-    copy = shared_copy(model, requires_grad=False).to(accelerator().device)
+    copy, runner = shared_copy(model, requires_grad=False), accelerator()
+    # With FSDP, a criterion that computes with the model moves it to the device in parts.
+    copy = copy if runner.is_fsdp2 else copy.to(runner.device)
     if torch.float16 in half_dtypes(copy).values():
         widen(copy)
         in_float32(copy)

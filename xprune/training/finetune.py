@@ -1,7 +1,7 @@
 """finetune: trains a pruned model, in one process or several. A run that was killed can be resumed."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
 from xprune.modules.recompute import recomputed
 from xprune.modules.refused import TRAIN, refuse, refuse_frozen
 from xprune.modules.removed import Removed
+from xprune.modules.digest import OPTIONAL
 from xprune.modules.undisturbed import seeded
 from xprune.tasks.classification import Classification
 from xprune.training.loop import Loop, Stateful, Weights, length, updates_of
 from xprune.training.master import Dtypes, narrow, precision_for, widen, widened
 from xprune.training.optim import Position, cosine, decayed
 from xprune.training.runtime import accelerator, check_loader, stage
+from xprune.training.sharding import ShardedOptimizer, gather_into, refuse_sharding
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class Finetune:
     temperature: float = 1.0
     ema: float | None = None
     steps: int | None = None
-    accumulate: int = 1
-    layer_decay: float | None = None
-    recompute_activations: bool = False
+    accumulate: int = field(default=1, metadata=OPTIONAL)
+    layer_decay: float | None = field(default=None, metadata=OPTIONAL)
+    recompute_activations: bool = field(default=False, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         checks = {
@@ -186,7 +188,7 @@ def finetune(
         )
     if settings.distill:
         check_distillation(task)
-    student = unshare(shared_copy(model), model)
+    student = _copied(model)
     # If a whole attention or MLP was removed, no layer reads the output of the norm layer in front of it. The weights
     # of this norm layer get no gradient, and DistributedDataParallel has to know that some weights get none.
     unused = any(isinstance(part, Removed) for part in student.modules())
@@ -195,10 +197,23 @@ def finetune(
     runner = accelerator(precision, even_batches=True, unused=unused)
     with seeded(seed):
         loop = Loop(runner, task, loader, what, steps, seed, settings.accumulate)
-        run = _Run(student.to(runner.device), settings, loop, teacher, Checkpoint.of(checkpoint_dir), dtypes)
+        # FSDP moves the weights to the device in parts.
+        placed = student if runner.is_fsdp2 else student.to(runner.device)
+        run = _Run(placed, settings, loop, teacher, Checkpoint.of(checkpoint_dir), dtypes)
         with recomputed(student, settings.recompute_activations):
             loop.run(run.step, run.model)
-    return narrow(run.result.to(reference_device(model)), dtypes).eval()
+    trained = run.result
+    if runner.is_fsdp2:
+        # The parts of a sharded model cannot be put together in place.
+        trained = _copied(model)
+        widen(trained)
+        gather_into(trained, student, runner)
+    return narrow(trained.to(reference_device(model)), dtypes).eval()
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model that shares no memory with it."""
+    return unshare(shared_copy(model), model)
 
 
 class _Run:
@@ -234,11 +249,13 @@ class _Run:
         )
         # This hash identifies the weights at the start of the run. It is computed before a checkpoint is loaded.
         start = Weights(student).digest()
+        if settings.ema:
+            refuse_sharding(self.runner, "Finetune(ema=...)", "Give ema=None, or train without FSDP.")
         self.model, self.optimizer = self.runner.prepare(student, optimizer)
         self.schedule = cosine(optimizer, loop.steps, settings.warmup)
         parts: dict[str, Stateful] = {
             "model": Weights(student),
-            "optimizer": self.optimizer,
+            "optimizer": ShardedOptimizer(self.optimizer) if self.runner.is_fsdp2 else self.optimizer,
             "schedule": Position(self.schedule),
         }
         if self.ema:

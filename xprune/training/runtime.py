@@ -17,6 +17,7 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    DistributedType,
     broadcast_object_list,
     send_to_device,
 )
@@ -63,11 +64,17 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
     """
     # Accelerate would keep the settings of the first Accelerator in the process. But the precision may differ from
     # function to function.
+    plugin = accelerate_state.callers_plugin()
     accelerate_state.forget()
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
     try:
-        return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading, kwargs_handlers=[parallel])
+        runner = Accelerator(
+            mixed_precision=mixed_precision,
+            dataloader_config=loading,
+            kwargs_handlers=[parallel],
+            fsdp_plugin=plugin,
+        )
     # Accelerate refuses float16 on the CPU, and bfloat16 on GPUs that cannot compute with it.
     except ValueError as error:
         wanted = os.environ.get("ACCELERATE_MIXED_PRECISION") if mixed_precision is None else mixed_precision
@@ -75,6 +82,24 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
             f"mixed_precision={wanted!r} is not possible on this device: {error} Give mixed_precision='no', which "
             "computes in float32, or run on another device."
         ) from error
+    accelerate_state.shard_on_cpu(runner, plugin)
+    _check_sharding(runner)
+    return runner
+
+
+def _check_sharding(runner: Accelerator) -> None:
+    """Raises TrainingError if `accelerate launch` asks for a way of sharding that xprune does not support."""
+    kind, plugin = runner.distributed_type, getattr(runner.state, "fsdp_plugin", None)
+    old = kind == DistributedType.FSDP and not runner.is_fsdp2
+    if old or kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        name = "version 1 of FSDP" if old else kind.value
+        raise TrainingError(
+            f"xprune does not work with {name}. Use version 2 of FSDP (accelerate launch --use_fsdp --fsdp_version 2), "
+            "or processes that each hold the whole model (accelerate launch --multi_gpu)."
+        )
+    if runner.is_fsdp2 and plugin is not None:
+        # Each process holds the weights of the model that it was given. So they need not be sent to it.
+        plugin.cpu_ram_efficient_loading = False
 
 
 def is_main_process() -> bool:
