@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,45 @@ from torch import Tensor, nn
 import xprune
 from tests.support.models import Killed, build, images, loader
 from xprune.criteria.xpruner import XPruner
+from xprune.pipeline import Run
 from xprune.training import loop
 from xprune.training.runtime import accelerator, stage
 
 TUNE = xprune.Finetune(epochs=2, lr=1e-3, accumulate=2, recompute_activations=True, layer_decay=0.8)
 
 
-def tuned() -> dict[str, Tensor]:
-    """Weights of a pruned model after fine-tuning on 28 samples: updates of two batches, and of one of 4 samples."""
+@cache
+def dense() -> tuple[nn.Module, xprune.Scores]:
+    """A ViT, and its scores by magnitude, which hold its sites."""
     model = build("vit")
-    scores = xprune.score(model, xprune.find_sites(model, images()), criterion="magnitude")
-    plan = xprune.select(model, scores, xprune.Budget(macs=0.6), example_inputs=images())
-    pruned = xprune.apply(model, plan, images())
-    trained = xprune.finetune(pruned, loader(28, 8, shuffle=True), TUNE, seed=1)
+    return model, xprune.score(model, xprune.find_sites(model, images()), criterion="magnitude")
+
+
+@cache
+def pruned() -> nn.Module:
+    """The same ViT with fewer units."""
+    model, scores = dense()
+    plan = xprune.select(model, scores, xprune.Budget(macs=0.6), "uniform", example_inputs=images())
+    return xprune.apply(model, plan, images())
+
+
+def tuned(where: xprune.Checkpoint | None = None) -> dict[str, Tensor]:
+    """Weights after fine-tuning on 28 samples: updates of two batches, and of one batch of 8 and one of 4 samples."""
+    trained = xprune.finetune(pruned(), loader(28, 8, shuffle=True), TUNE, seed=1, checkpoint_dir=where)
     return dict(trained.state_dict())
 
 
 def scored(criterion: Any) -> dict[str, Tensor]:
-    """Scores of a ViT, from 27 samples: one of two processes gets no part of the last batch."""
-    model = build("vit")
-    found = xprune.score(model, xprune.find_sites(model, images()), loader(27, 8), criterion)
+    """Scores of a ViT, from 25 samples: one of two processes gets no part of the last batch."""
+    model, scores = dense()
+    found = xprune.score(model, scores.sites, loader(25, 8), criterion)
     tables = {f"classes {site.name}": table for site, table in zip(found.sites, found.classwise or (), strict=False)}
     return {site.name: value for site, value in zip(found.sites, found.values, strict=True)} | tables
 
 
 def thresholds() -> dict[str, Tensor]:
     """Thresholds that were learned for a ViT whose weights do not change."""
-    model = build("vit")
-    scores = xprune.score(model, xprune.find_sites(model, images()), criterion="magnitude")
+    model, scores = dense()
     chosen = xprune.LearnedThresholds(weights="frozen", steps=4)
     plan = xprune.select(model, scores, xprune.Budget(macs=0.6), chosen, loader=loader(24, 8))
     return {"thresholds": torch.tensor(plan.info["thresholds"])}
@@ -56,7 +68,9 @@ PARTS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "masks": lambda: scored(XPruner(steps=6)),
     "thresholds": thresholds,
 }
-"""What is computed with FSDP2 and without it. Masks and thresholds use other random numbers in each process."""
+"""What is computed with FSDP2."""
+RANDOM = ("masks", "thresholds")
+"""The parts with other random numbers in each process. They are also computed by two processes with whole weights."""
 
 
 def killed_and_resumed(folder: Path) -> dict[str, Tensor]:
@@ -68,38 +82,31 @@ def killed_and_resumed(folder: Path) -> dict[str, Tensor]:
             raise Killed
         backward(self, loss)
 
-    finetune = xprune.finetune
-    try:
-        loop.Loop.backward = fails  # type: ignore[method-assign]
-        xprune.finetune = lambda *args, **given: finetune(*args, **given, checkpoint_dir=xprune.Checkpoint(folder, 1))
-        try:
-            tuned()
-        except Killed:
-            pass
-        loop.Loop.backward = backward  # type: ignore[method-assign]
-        PartialState().wait_for_everyone()
-        return tuned()
-    finally:
-        xprune.finetune, loop.Loop.backward = finetune, backward  # type: ignore[method-assign]
+    loop.Loop.backward = fails  # type: ignore[method-assign]
+    with suppress(Killed):
+        tuned(xprune.Checkpoint(folder, steps=1))
+    loop.Loop.backward = backward  # type: ignore[method-assign]
+    PartialState().wait_for_everyone()
+    assert list(folder.iterdir()), "the state of the killed run"
+    return tuned(xprune.Checkpoint(folder))
 
 
 def refusals() -> dict[str, str]:
     """The errors of what FSDP2 cannot do."""
-    model, data = build("vit"), loader(16, 8)
-    sites = xprune.find_sites(model, images())
+    (model, scores), data = dense(), loader(16, 8)
+    sites, budget = scores.sites, xprune.Budget(macs=0.6)
     tries: dict[str, Callable[[], Any]] = {
         "captum": lambda: xprune.score(model, sites, data, "captum:IntegratedGradients,n_steps=2"),
         "ema": lambda: xprune.finetune(model, data, xprune.Finetune(ema=0.9)),
-        "joint": lambda: xprune.Pruner(
-            model, "magnitude", selection="learned,weights=joint", finetune=xprune.Finetune(epochs=2), latency=False
-        ).run(data),
+        "joint": lambda: Run(model, data, sites=sites).select(
+            scores, budget, "learned,weights=joint", xprune.Finetune(epochs=2)
+        ),
         "too few samples": lambda: xprune.score(model, sites, loader(1, 8), "taylor"),
         "weights": lambda: xprune.score(*read_by_a_weight(), data, "taylor"),
         "version 1": version_1,
     }
     found = {}
     for name, attempt in tries.items():
-        print("refusal", name, flush=True)
         try:
             attempt()
         except xprune.XPruneError as error:
@@ -141,8 +148,9 @@ def main(out: Path) -> None:
         results["sharding"] = torch.tensor([runner.is_fsdp2, runner.num_processes == 2])
     for name, part in PARTS.items():
         results |= {f"sharded/{name}/{key}": value for key, value in part().items()}
-        with variables(ACCELERATE_USE_FSDP="false"):
-            results |= {f"whole/{name}/{key}": value for key, value in part().items()}
+        if name in RANDOM:
+            with variables(ACCELERATE_USE_FSDP="false"):
+                results |= {f"whole/{name}/{key}": value for key, value in part().items()}
     results |= {f"sharded/resumed/{key}": value for key, value in killed_and_resumed(out / "state").items()}
     errors = refusals()
     both = gather_object([{name: value.double().sum().item() for name, value in results.items()}])

@@ -82,9 +82,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 def test_a_selection_takes_updates_and_not_batches():
     tune = xprune.Finetune(epochs=2, accumulate=2)
     chosen = xprune.LearnedThresholds(accumulate=2)
-    result = xprune.Pruner(
-        build("vit"), "magnitude", xprune.Budget(macs=0.7), chosen, tune, latency=False
-    ).run(loader(24, 4))
+    result = xprune.Pruner(build("vit"), "magnitude", xprune.Budget(macs=0.7), chosen, tune, latency=False).run(
+        loader(24, 4)
+    )
     assert result.plan.info["updates"] == 3, "half of two epochs of three updates"
     assert result.plan.info["history"][-1]["step"] == 2
 

@@ -29,7 +29,9 @@ def test_models_of_timm_have_the_rates_of_timm(name):
     expected = {names[id(p)]: 0.1 * group["lr_scale"] for group in groups for p in group["params"]}
     found = rates(model, 0.7, lr=0.1)
     assert found == pytest.approx(expected)
-    assert found["head.fc.bias" if name == "swin" else "head.bias"] == pytest.approx(0.1) and len(set(found.values())) > 3
+    assert (
+        found["head.fc.bias" if name == "swin" else "head.bias"] == pytest.approx(0.1) and len(set(found.values())) > 3
+    )
 
 
 def test_other_models_have_the_rates_of_the_formula():

@@ -41,7 +41,9 @@ class Checkpoint:
         }
         for name, (in_range, allowed) in checks.items():
             if not in_range:
-                raise TrainingError(f"Checkpoint({name}={getattr(self, name)!r}) is out of range, allowed are {allowed}.")
+                raise TrainingError(
+                    f"Checkpoint({name}={getattr(self, name)!r}) is out of range, allowed are {allowed}."
+                )
         if self.steps is None and self.minutes is None:
             raise TrainingError(
                 "Checkpoint(steps=None, minutes=None) would never write a state. Give a number of steps or of minutes."

@@ -13,10 +13,10 @@ from xprune.core.checkpoint import Checkpoint
 from xprune.core.task import Task, check_distillation
 from xprune.errors import TrainingError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
+from xprune.modules.digest import OPTIONAL
 from xprune.modules.recompute import recomputed
 from xprune.modules.refused import TRAIN, refuse, refuse_frozen
 from xprune.modules.removed import Removed
-from xprune.modules.digest import OPTIONAL
 from xprune.modules.undisturbed import seeded
 from xprune.tasks.classification import Classification
 from xprune.training.loop import Loop, Stateful, Weights, length, updates_of
@@ -47,9 +47,9 @@ class Finetune:
         temperature: The temperature of the divergence, more than 0.
         ema: The decay of an exponential moving average of the weights, between 0 and 1. If it is given, `finetune`
             returns the averaged weights. If None, `finetune` returns the weights after the last step.
-        accumulate: The number of batches for one update of the weights, at least 1. Their gradients are added up, so the
-            update is that of one large batch, with the memory of a small one. Batches with fewer samples weigh less.
-            The last update of an epoch has the batches that are left.
+        accumulate: The number of batches for one update of the weights, at least 1. Their gradients are added up, so
+            the update is that of one large batch, with the memory of a small one. Batches with fewer samples weigh
+            less. The last update of an epoch has the batches that are left.
         layer_decay: The factor by which the learning rate falls from each layer to the layer before it, more than 0, at
             most 1. The head learns with `lr`, and the embedding slowest. See `xprune.training.optim.layer_scales`. If
             None, all layers learn with `lr`.

@@ -88,9 +88,7 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[int, float]:
             "it has no group_matcher as models of timm do. Give layer_decay=None."
         )
     numbers = {
-        id(parameter): number
-        for number, block in enumerate(blocks.values(), 1)
-        for parameter in block.parameters()
+        id(parameter): number for number, block in enumerate(blocks.values(), 1) for parameter in block.parameters()
     }
     scales, layer, seen = {}, 0, 0
     last = next(reversed(blocks.values()))

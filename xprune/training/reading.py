@@ -171,7 +171,7 @@ def _seed_batches(loader: Any, seed: Seed) -> _Seeds | None:
         return None
     seeds = _Seeds(inner.batch_sampler, seed)
     dataset = _Seeded(inner.dataset, inner.collate_fn)
-    # DataLoader.__setattr__ does not allow a change of the data set or the samplers, so the attributes are set directly.
+    # DataLoader.__setattr__ does not allow a change of the data set or of samplers, so the attributes are set directly.
     vars(inner).update(batch_sampler=seeds, dataset=dataset, collate_fn=_as_it_is)
     return seeds
 

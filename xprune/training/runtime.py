@@ -66,6 +66,7 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
     # function to function.
     plugin = accelerate_state.callers_plugin()
     accelerate_state.forget()
+    _refuse_version_1(plugin)
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
     try:
@@ -87,19 +88,34 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
     return runner
 
 
+def _refuse_version_1(plugin: Any) -> None:
+    """Raises TrainingError if several processes were started with version 1 of FSDP.
+
+    Args:
+        plugin: The FSDP plugin that the caller has given, or None. The environment then has the settings.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    version = int(os.environ.get("FSDP_VERSION", "1")) if plugin is None else plugin.fsdp_version
+    if asked and version == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise _unsupported("version 1 of FSDP")
+
+
 def _check_sharding(runner: Accelerator) -> None:
     """Raises TrainingError if `accelerate launch` asks for a way of sharding that xprune does not support."""
     kind, plugin = runner.distributed_type, getattr(runner.state, "fsdp_plugin", None)
-    old = kind == DistributedType.FSDP and not runner.is_fsdp2
-    if old or kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        name = "version 1 of FSDP" if old else kind.value
-        raise TrainingError(
-            f"xprune does not work with {name}. Use version 2 of FSDP (accelerate launch --use_fsdp --fsdp_version 2), "
-            "or processes that each hold the whole model (accelerate launch --multi_gpu)."
-        )
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise _unsupported(kind.value)
     if runner.is_fsdp2 and plugin is not None:
         # Each process holds the weights of the model that it was given. So they need not be sent to it.
         plugin.cpu_ram_efficient_loading = False
+
+
+def _unsupported(name: str) -> TrainingError:
+    """Returns the error for a way of sharding that xprune does not support."""
+    return TrainingError(
+        f"xprune does not work with {name}. Use version 2 of FSDP (accelerate launch --use_fsdp --fsdp_version 2), or "
+        "processes that each hold the whole model (accelerate launch --multi_gpu)."
+    )
 
 
 def is_main_process() -> bool:

@@ -129,18 +129,19 @@ class ShardedOptimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state with whole tensors."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        entries = {
-            index: {
-                key: like(value, parameters[index]) if getattr(value, "shape", None) == parameters[index].shape else value
-                for key, value in entry.items()
-            }
-            for index, entry in state["state"].items()
-        }
+        entries: dict[Any, dict[str, Any]] = {}
+        for index, entry in state["state"].items():
+            parameter = parameters[index]
+            # Some tensors have the shape of their parameter. Others are single numbers, such as the number of steps.
+            shaped = {key for key, value in entry.items() if getattr(value, "shape", None) == parameter.shape}
+            entries[index] = {key: like(value, parameter) if key in shaped else value for key, value in entry.items()}
         self.optimizer.load_state_dict({**state, "state": entries})
 
 
 def average_gradients(runner: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
-    """Takes the mean of gradients over all processes, for parameters that FSDP2 does not shard. Does nothing without it.
+    """Takes the mean of gradients over all processes, for parameters that FSDP2 does not shard.
+
+    Without FSDP2, nothing is done, because DistributedDataParallel takes the mean.
 
     Args:
         runner: The Accelerator.
