@@ -6,8 +6,10 @@ from torch.utils.data import DataLoader
 
 import xprune
 from tests.support.models import Killed, build, images, loader
+from tests.support.ordinary_models import net, pairs
 from xprune.criteria.xpruner import learner
 from xprune.modules.copies import tensors
+from xprune.pipeline import Run
 from xprune.training import loop
 
 
@@ -81,12 +83,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 
 def test_a_selection_takes_updates_and_not_batches():
     tune = xprune.Finetune(epochs=2, accumulate=2)
-    chosen = xprune.LearnedThresholds(accumulate=2)
-    result = xprune.Pruner(build("vit"), "magnitude", xprune.Budget(macs=0.7), chosen, tune, latency=False).run(
-        loader(24, 4)
-    )
-    assert result.plan.info["updates"] == 3, "half of two epochs of three updates"
-    assert result.plan.info["history"][-1]["step"] == 2
+    chosen, budget = xprune.LearnedThresholds(accumulate=2), xprune.Budget(params=0.8)
+    run = Run(net(), pairs(24, 4), latency=False)
+    selected = run.select(run.score("magnitude", budget), budget, chosen, tune)
+    assert selected.updates == 3, "half of two epochs of three updates"
+    assert selected.plan.info["history"][-1]["step"] == 2
 
 
 @pytest.mark.parametrize("plug_in", [xprune.LearnedThresholds, xprune.criteria.xpruner.XPruner])

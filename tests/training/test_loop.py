@@ -74,7 +74,7 @@ LEARNERS = {"fine-tuning": finetuned, "masks": masks, "thresholds": thresholds}
 def test_killed_at_any_step_it_goes_on_to_the_same_bits(learner, tmp_path):
     learn, whole = LEARNERS[learner], LEARNERS[learner](data())
     extra = BATCH if learner == "masks" else 0  # which look at a first batch
-    for killed in (2, STEPS - 1, STEPS, STEPS + 3):  # batches that were read; Accelerate reads one ahead
+    for killed in (STEPS - 1, STEPS):  # batches that were read; Accelerate reads one ahead
         folder = tmp_path / str(killed)
         torch.rand(7)  # another process would have another state
         with pytest.raises(Killed):
