@@ -404,7 +404,8 @@ class Run:
         # Gates and hooks are attached to this copy and not to the caller's model. The copy shares the caller's weights.
         copy = _copy_to_score(self.model)
         where = Checkpoint.of(checkpoint_dir)
-        context = Context(copy, self.example, self.task, self.train, seed, where and where.path, checkpoint=where)
+        folder = None if where is None else where.path
+        context = Context(copy, self.example, self.task, self.train, seed, folder, checkpoint=where)
         return replace(context, batch=self.first, costs=self.costs)
 
 
@@ -455,7 +456,7 @@ def make_context(
         check_loader(loader)
     copy = _copy_to_score(unwrap(model))
     where = Checkpoint.of(checkpoint_dir)
-    folder = where and where.path
+    folder = None if where is None else where.path
     return Context(copy, example_inputs, task, loader, seed, folder, budget, updates, batch, checkpoint=where)
 
 

@@ -48,7 +48,8 @@ def recomputed(model: nn.Module, wanted: bool = True) -> Iterator[None]:
             "Give recompute_activations=False, and a smaller batch with accumulate= if the memory is too small."
         )
     before = [(block, vars(block).get("forward")) for block in blocks.values()]
-    configs = {id(module.config): module.config for module in model.modules() if blocks and hasattr(module, "config")}
+    held = [getattr(module, "config", None) for module in model.modules()] if blocks else []
+    configs: dict[int, Any] = {id(config): config for config in held}
     cached = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
     try:
         for config in cached:

@@ -150,12 +150,13 @@ class Loop:
         Raises:
             TrainingError: The checkpoint is damaged or belongs to another run.
         """
-        if where is None:
+        kept = Checkpoint.of(where)
+        if kept is None:
             return
         warn_unless_ordered(self.given)
-        self.checkpoint, self.parts = Checkpoint.of(where), parts
+        self.checkpoint, self.parts = kept, parts
         self.fingerprint = {**fingerprint, "seed": self.seed, "steps": self.steps, "per_epoch": self.per_epoch}
-        state = checkpoint.read(self.checkpoint.path, self.fingerprint)
+        state = checkpoint.read(kept.path, self.fingerprint)
         if state is not None:
             self.epoch, self.step, self.seen = state["epoch"], state["step"], state["seen"]
             self.kept_step = self.step

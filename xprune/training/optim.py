@@ -35,7 +35,7 @@ def decayed(
         [(1, 0.05), (1, 0.0)]
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
@@ -77,7 +77,7 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[int, float]:
         [0.125, 0.5, 1.0]
     """
     if callable(getattr(model, "group_matcher", None)):
-        from timm.optim import param_groups_layer_decay
+        from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
         groups = param_groups_layer_decay(model, layer_decay=layer_decay)
         return {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
