@@ -19,6 +19,7 @@ from xprune.artefact.save_load import load, save
 from xprune.comparison.grid import Case, Grid, compare
 from xprune.comparison.table import Comparison
 from xprune.core.budget import Budget
+from xprune.core.checkpoint import Checkpoint
 from xprune.core.costs import Cost, Costs, LinearCost
 from xprune.core.coverage import Coverage
 from xprune.core.interfaces import Adapter, Context, Criterion, Selected, Selection
@@ -86,6 +87,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Case",
+    "Checkpoint",
     "Classification",
     "Comparison",
     "Context",

@@ -16,6 +16,7 @@ from rich import get_console
 from torch import nn
 
 from xprune.core.budget import Budget
+from xprune.core.checkpoint import Checkpoint
 from xprune.core.costs import Costs
 from xprune.core.coverage import Coverage
 from xprune.core.interfaces import Context, Criterion, Selected, Selection
@@ -281,7 +282,7 @@ class Run:
         budget: Budget | None = None,
         *,
         seed: int = 0,
-        checkpoint_dir: Path | None = None,
+        checkpoint_dir: Path | Checkpoint | None = None,
     ) -> Scores:
         """Scores the units of all sites.
 
@@ -315,7 +316,7 @@ class Run:
         settings: Finetune | None = None,
         *,
         seed: int = 0,
-        checkpoint_dir: Path | None = None,
+        checkpoint_dir: Path | Checkpoint | None = None,
     ) -> Selected:
         """Selects the units that stay.
 
@@ -362,7 +363,7 @@ class Run:
         *,
         taken: int = 0,
         seed: int = 0,
-        checkpoint_dir: Path | None = None,
+        checkpoint_dir: Path | Checkpoint | None = None,
     ) -> nn.Module:
         """Fine-tunes a copy of a model on the training batches. See `xprune.finetune`.
 
@@ -430,12 +431,14 @@ class Run:
         """Returns the number of samples in a forward pass on a target."""
         return target.batch or self.task.size(self.first[1])
 
-    def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
+    def _context(self, seed: int, checkpoint_dir: Path | Checkpoint | None) -> Context:
         """Returns the context for a criterion or a selection: a copy of the model, the data and the costs."""
         # Gates and hooks are attached to this copy and not to the caller's model. The copy shares the caller's weights.
         copy = _copy_to_score(self.model)
-        context = Context(copy, self.example, self.task, self.train, seed, checkpoint_dir, batch=self.first)
-        return replace(context, costs=self.costs)
+        where = Checkpoint.of(checkpoint_dir)
+        folder = None if where is None else where.path
+        context = Context(copy, self.example, self.task, self.train, seed, folder, checkpoint=where)
+        return replace(context, batch=self.first, costs=self.costs)
 
 
 _TIMES = ("latency_ms", "latency_rows", "speedup", "dense_ms", "target")
@@ -450,7 +453,7 @@ def make_context(
     example_inputs: Any = None,
     task: Task | None = None,
     seed: int = 0,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | Checkpoint | None = None,
     budget: Budget | None = None,
     updates: int = 0,
 ) -> Context:
@@ -484,8 +487,9 @@ def make_context(
         # refused.
         check_loader(loader)
     copy = _copy_to_score(unwrap(model))
-    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
-    return Context(copy, example_inputs, task, loader, seed, folder, budget, updates, batch)
+    where = Checkpoint.of(checkpoint_dir)
+    folder = None if where is None else where.path
+    return Context(copy, example_inputs, task, loader, seed, folder, budget, updates, batch, checkpoint=where)
 
 
 def _copy_to_score(model: nn.Module) -> nn.Module:
@@ -495,7 +499,9 @@ def _copy_to_score(model: nn.Module) -> nn.Module:
     copy are float32, because gradients of float16 become 0 or infinite. bfloat16 has the range of float32, so a
     bfloat16 model stays as it is.
     """
-    copy = shared_copy(model, requires_grad=False).to(accelerator().device)
+    copy, runner = shared_copy(model, requires_grad=False), accelerator()
+    # With FSDP, a criterion that computes with the model moves it to the device in parts.
+    copy = copy if runner.is_fsdp2 else copy.to(runner.device)
     if torch.float16 in half_dtypes(copy).values():
         widen(copy)
         in_float32(copy)
@@ -512,7 +518,7 @@ def score(
     budget: Budget | None = None,
     task: Task | None = None,
     seed: int = 0,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | Checkpoint | None = None,
 ) -> Scores:
     """Scores the units of some sites with a criterion.
 
@@ -582,7 +588,7 @@ def select(
     loader: Iterable[Any] | None = None,
     task: Task | None = None,
     seed: int = 0,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | Checkpoint | None = None,
 ) -> Plan:
     """Selects the units that stay, so that the pruned model meets a budget.
 

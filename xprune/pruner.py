@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from xprune.core.budget import Budget
+from xprune.core.checkpoint import Checkpoint
 from xprune.core.interfaces import Criterion, Selection
 from xprune.core.registry import resolve
 from xprune.core.site import Site
@@ -56,8 +57,8 @@ class Pruner:
             you give `sites`, do not give `inside`: the part is then the one that the sites were found in.
         seed: The seed of all random choices.
         checkpoint_dir: The folder where scoring, selection and fine-tuning save their progress. If the program was
-            killed, the next run with the same folder continues from there. None means that nothing is saved during the
-            run.
+            killed, the next run with the same folder continues from there. Progress is saved every ten minutes, or as
+            often as `xprune.Checkpoint` says. None means that nothing is saved during the run.
         latency: If True, the time of a forward pass is measured for the dense model and the pruned model, which run in
             turn on the first training batch. If False, the metrics contain no latency.
 
@@ -92,7 +93,7 @@ class Pruner:
         exclude: Sequence[str] = (),
         inside: str | Sequence[str] = (),
         seed: int = 0,
-        checkpoint_dir: str | Path | None = None,
+        checkpoint_dir: str | Path | Checkpoint | None = None,
         latency: bool = True,
     ) -> None:
         self.model = unwrap(model)
@@ -213,15 +214,16 @@ class Pruner:
 
     def _check_folder(self) -> None:
         """Raises TrainingError if `checkpoint_dir` is the name of a file. It is called before any work is done."""
-        folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
-        if folder is not None and folder.exists() and not folder.is_dir():
+        where = Checkpoint.of(self.checkpoint_dir)
+        if where is not None and where.path.exists() and not where.path.is_dir():
             raise TrainingError(
-                f"checkpoint_dir={str(folder)!r} is a file, wanted a folder. Give the name of a folder instead."
+                f"checkpoint_dir={str(where.path)!r} is a file, wanted a folder. Give the name of a folder instead."
             )
 
-    def _folder(self, stage: str) -> Path | None:
-        """Returns the folder in which a stage saves its progress. Returns None if there is no `checkpoint_dir`."""
-        return Path(self.checkpoint_dir) / stage if self.checkpoint_dir is not None else None
+    def _folder(self, stage: str) -> Checkpoint | None:
+        """Returns where a stage saves its progress, and how often. Returns None if there is no `checkpoint_dir`."""
+        where = Checkpoint.of(self.checkpoint_dir)
+        return where and where.inside(stage)
 
 
 def _plain(settings: Any) -> dict[str, Any]:

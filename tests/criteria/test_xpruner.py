@@ -205,10 +205,11 @@ def test_sparse_gradients_reach_the_rows_drawn_alone():
 
 def test_a_killed_run_goes_on_to_the_same_masks(tmp_path):
     model, settings = build("swin"), XPruner(steps=10)
+    every = xprune.Checkpoint(tmp_path, steps=4)
     sites = xprune.find_sites(model, images())
     whole = xprune.score(model, sites, fused(4), settings, seed=2)
     with pytest.raises(Killed):
-        xprune.score(model, sites, fused(4, after=4 + 16 + 9), settings, seed=2, checkpoint_dir=tmp_path)
+        xprune.score(model, sites, fused(4, after=4 + 16 + 9), settings, seed=2, checkpoint_dir=every)
     with pytest.raises(xprune.TrainingError, match="another run: allowed differ"):
         other = {"budget": xprune.Budget(macs=0.9), "seed": 2, "checkpoint_dir": tmp_path}
         xprune.score(model, sites, fused(4), settings, **other)

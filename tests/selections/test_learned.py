@@ -123,8 +123,8 @@ def test_a_killed_run_goes_on_to_the_same_thresholds(tmp_path):
     for chosen in (QUICK,):
         whole = xprune.select(model, scores, BUDGET, chosen, loader=fused(4), seed=3)
         with pytest.raises(Killed):
-            data = fused(4, after=4 + 16 + 9)
-            xprune.select(model, scores, BUDGET, chosen, loader=data, seed=3, checkpoint_dir=tmp_path)
+            data, every = fused(4, after=4 + 16 + 9), xprune.Checkpoint(tmp_path, steps=4)
+            xprune.select(model, scores, BUDGET, chosen, loader=data, seed=3, checkpoint_dir=every)
         resumed = xprune.select(model, scores, BUDGET, chosen, loader=fused(4), seed=3, checkpoint_dir=tmp_path)
         assert resumed == whole and resumed.info == whole.info
 

@@ -22,15 +22,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def launch(processes, out):
+def launch(processes, out, script=SCRIPT, options=("--multi_gpu",)):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes"]
     command += [str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
     # --cpu would start one process, or need MPI: the launcher of GPUs starts gloo where it is told of none
-    command += ["--multi_gpu", "--main_process_port", str(free_port())]
+    command += [*options, "--main_process_port", str(free_port())]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
     environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(SCRIPT), str(out)], capture_output=True, text=True, timeout=240, env=environment
+        [*command, str(script), str(out)], capture_output=True, text=True, timeout=240, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -33,11 +33,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(settings, tmp_path):
     model, data = build("swin"), loader(16).dataset
     teacher = build("swin") if settings.distill else None
     train = {"teacher": teacher, "seed": 5}
+    every = xprune.Checkpoint(tmp_path, steps=1)
     whole = xprune.finetune(model, DataLoader(data, 4, shuffle=True), settings, **train)
     # A new process would have another random state.
     torch.rand(7)
     with pytest.raises(Killed):
-        xprune.finetune(model, fused(4, after=16 + 9), settings, checkpoint_dir=tmp_path, **train)
+        xprune.finetune(model, fused(4, after=16 + 9), settings, checkpoint_dir=every, **train)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
     torch.rand(3)
     resumed = xprune.finetune(model, DataLoader(data, 4, shuffle=True), settings, checkpoint_dir=tmp_path, **train)
@@ -48,7 +49,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(settings, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     data = loader(16).dataset
     with pytest.raises(Killed):
-        xprune.finetune(build("vit"), fused(4, after=16 + 9), QUICK, checkpoint_dir=tmp_path)
+        every = xprune.Checkpoint(tmp_path, steps=1)
+        xprune.finetune(build("vit"), fused(4, after=16 + 9), QUICK, checkpoint_dir=every)
     other = DataLoader(data, 4, shuffle=True)
     with pytest.raises(xprune.TrainingError, match=r"another run: lr differ"):
         xprune.finetune(build("vit"), other, xprune.Finetune(epochs=3, lr=9e-4), checkpoint_dir=tmp_path)

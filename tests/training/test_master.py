@@ -8,7 +8,7 @@ import xprune
 from tests.support.models import Killed
 from tests.support.ordinary_models import labels, net, pairs, tokens
 from xprune.modules.copies import tensors
-from xprune.training import loop, runtime
+from xprune.training import runtime
 from xprune.training.master import narrow, precision_for, widen, widened
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -99,9 +99,7 @@ class Breaks(list):
             yield batch
 
 
-def test_a_killed_selection_goes_on_from_the_float32_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "KEPT_EVERY", 0.0)
-
+def test_a_killed_selection_goes_on_from_the_float32_weights(tmp_path):
     def run(data, folder=None):
         settings, budget = xprune.Finetune(steps=5, lr=5e-5), xprune.Budget(params=0.8)
         given = {"checkpoint_dir": folder, "latency": False}
@@ -113,20 +111,18 @@ def test_a_killed_selection_goes_on_from_the_float32_weights(tmp_path, monkeypat
     # One batch is read at the start and two are evaluated. So the selection is killed after three of its four steps.
     broken.left = 6
     with pytest.raises(Killed):
-        run(broken, tmp_path)
+        run(broken, xprune.Checkpoint(tmp_path, steps=1))
     assert (tmp_path / "select" / "checkpoint.safetensors").exists()
     assert moved(whole, run(in_dtype(BF16, pairs()), tmp_path)) == 0
 
 
-def test_a_killed_run_goes_on_from_the_float32_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "KEPT_EVERY", 0.0)
-
+def test_a_killed_run_goes_on_from_the_float32_weights(tmp_path):
     model, settings = net().to(BF16), xprune.Finetune(epochs=3, lr=5e-5)
     whole = xprune.finetune(model, in_dtype(BF16, pairs()), settings)
     broken = Breaks(in_dtype(BF16, pairs()))
     broken.left = 3
     with pytest.raises(Killed):
-        xprune.finetune(model, broken, settings, checkpoint_dir=tmp_path)
+        xprune.finetune(model, broken, settings, checkpoint_dir=xprune.Checkpoint(tmp_path, steps=1))
     resumed = xprune.finetune(model, in_dtype(BF16, pairs()), settings, checkpoint_dir=tmp_path)
     assert moved(whole, resumed) == 0
 

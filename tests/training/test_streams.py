@@ -7,7 +7,6 @@ from torch.utils.data import DataLoader, IterableDataset
 import xprune
 from tests.support.models import Killed
 from tests.support.ordinary_models import labels, net, pairs, tokens
-from xprune.training import loop
 
 ROWS, BATCH = 12, 6
 
@@ -119,8 +118,8 @@ def test_a_loader_with_fewer_batches_than_its_length_says_takes_all_steps():
         assert torch.equal(one, other)
 
 
-def test_a_killed_run_over_a_stream_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "KEPT_EVERY", 0.0)
+def test_a_killed_run_over_a_stream_goes_on_to_the_same_bits(tmp_path):
+    every = xprune.Checkpoint(tmp_path, steps=1)
 
     class Breaks(Batches):
         left = 3
@@ -134,7 +133,7 @@ def test_a_killed_run_over_a_stream_goes_on_to_the_same_bits(tmp_path, monkeypat
 
     settings, whole = xprune.Finetune(steps=5), tuned(Batches())
     with pytest.warns(UserWarning, match="not known to be seeded"), pytest.raises(Killed):
-        xprune.finetune(net(), Breaks(), settings, checkpoint_dir=tmp_path)
+        xprune.finetune(net(), Breaks(), settings, checkpoint_dir=every)
     with pytest.warns(UserWarning, match="not known to be seeded"):
         model = xprune.finetune(net(), Batches(), settings, checkpoint_dir=tmp_path)
     assert torch.equal(torch.cat([weight.flatten() for weight in model.parameters()]), whole)

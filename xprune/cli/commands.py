@@ -143,6 +143,14 @@ def prune(
         float, typer.Option(help="Weight of the distillation loss, 0 to 1. 0 for no distillation.")
     ] = 0.0,
     mixed_precision: Annotated[str | None, typer.Option(help="Precision of fine-tuning: no, fp16 or bf16.")] = None,
+    accumulate: Annotated[int, typer.Option(help="Number of batches for one update in fine-tuning.")] = 1,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(help="Factor of the learning rate from each layer to the one before it. Default: equal rates."),
+    ] = None,
+    recompute_activations: Annotated[
+        bool, typer.Option(help="Compute activations again in the backward pass of fine-tuning. Needs less memory.")
+    ] = False,
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
     model_arg: ModelArg = None,
@@ -152,6 +160,10 @@ def prune(
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Folder for the state of the run. A killed run continues from this state.")
     ] = None,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(help="Number of updates after which the state is written. Default: not counted.")
+    ] = None,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Number of minutes after which the state is written.")] = 10,
     timed: Annotated[
         bool,
         typer.Option("--measure-latency/--no-latency", help="Measure the latency of the dense and the pruned model."),
@@ -167,9 +179,20 @@ def prune(
     budget = xprune.Budget(
         macs, params, min_units, multiple, limits, of=of, latency=latency_share, latency_ms=latency_ms, target=target
     )
-    settings = (
-        xprune.Finetune(epochs=epochs, lr=lr, distill=distill, mixed_precision=mixed_precision) if epochs else None
-    )
+    settings = None
+    if epochs:
+        settings = xprune.Finetune(
+            epochs=epochs,
+            lr=lr,
+            distill=distill,
+            mixed_precision=mixed_precision,
+            accumulate=accumulate,
+            layer_decay=layer_decay,
+            recompute_activations=recompute_activations,
+        )
+    state = None
+    if checkpoint_dir is not None:
+        state = xprune.Checkpoint(checkpoint_dir, checkpoint_steps, checkpoint_minutes)
     chosen = named_task(task)
     dense, arch = named_model(model, model_arg, pretrained, checkpoint)
     loaded = named_data(data, dense, batch_size, workers, seed, chosen)
@@ -185,7 +208,7 @@ def prune(
         exclude=exclude or (),
         inside=inside or (),
         seed=seed,
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir=state,
         latency=timed,
     )
     result = pruner.run(loaded.train, loaded.val)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from xprune.core.budget import Budget
+from xprune.core.checkpoint import Checkpoint
 from xprune.core.costs import Costs
 from xprune.core.plan import Plan
 from xprune.core.scores import Scores
@@ -43,6 +44,7 @@ class Context:
             in both cases.
         costs: The measured costs of the sites. None if they were not measured yet. Call `measured` to get them only if
             they fit your sites.
+        checkpoint: How often progress is saved, and in which folder. None means every ten minutes in `checkpoint_dir`.
 
     Example:
         >>> import torch, xprune
@@ -63,6 +65,12 @@ class Context:
     updates: int = 0
     batch: tuple[Any, Any] | None = None
     costs: Costs | None = None
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def keeping(self) -> Checkpoint | None:
+        """Where and how often progress is saved. None means that nothing is saved."""
+        return self.checkpoint or Checkpoint.of(self.checkpoint_dir)
 
     def data(self, who: str) -> Iterable[Any]:
         """Returns the loader. A plug-in that needs data calls this method instead of reading `loader`.

@@ -18,6 +18,7 @@ from xprune.modules.paths import layer_path
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gates
 from xprune.training.runtime import accelerator, batches, prepared, reduced
+from xprune.training.sharding import in_step, shard
 
 KINDS = ("squared", "abs")
 
@@ -102,9 +103,13 @@ class Taylor(Criterion):
         # The same sums for each class, with one row for a class. The number of classes is known after the first batch.
         table: Tensor | None = None
         loader = prepared(runner, context.data(self.name))
+        shard(runner, context.model, sites)
         with seeded(context.seed), gates.attached(context.model):
-            for inputs, targets in batches(runner, loader, context.task, "scoring (taylor)", self.batches):
+            stream = batches(runner, loader, context.task, "scoring (taylor)", self.batches)
+            for (inputs, targets), counts in in_step(runner, stream):
                 gradients, classes, count = self._gradients(context, gates, inputs, targets)
+                if not counts:
+                    continue
                 dependent += torch.tensor([float(each is not None) for each in gradients], device=runner.device)
                 # If the loss does not depend on a site, autograd returns None for it. The line below replaces None by
                 # 0.

@@ -5,12 +5,16 @@ The names come from the source of accelerate 1.15.0. Accelerate keeps its settin
 other settings nor restore the settings of the first one.
 """
 
+import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 READ_FROM = "1.15.0"
 """The version of accelerate whose source these names were read from."""
@@ -23,6 +27,9 @@ def forget() -> None:
     """
     _shared(AcceleratorState).clear()
     _shared(GradientState).clear()
+    process = _shared(PartialState)
+    if process.get("distributed_type") in _SHARDING:
+        process["distributed_type"] = _without_sharding(process)
 
 
 @contextmanager
@@ -33,14 +40,58 @@ def kept() -> Iterator[None]:
     process group that the block opens stays open, and Accelerate still knows it.
     """
     before = {kind: _Snapshot(_shared(kind)) for kind in (AcceleratorState, GradientState)}
-    fresh = not _shared(PartialState)
+    process = _shared(PartialState)
+    fresh, kind = not process, process.get("distributed_type")
     try:
         yield
     finally:
         for snapshot in before.values():
             snapshot.put_back()
         if fresh and not torch.distributed.is_initialized():
-            _shared(PartialState).clear()
+            process.clear()
+        # Accelerate notes there that models are sharded, and then refuses to create another `Accelerator`.
+        if kind is not None:
+            process["distributed_type"] = kind
+        elif process.get("distributed_type") in _SHARDING:
+            process["distributed_type"] = _without_sharding(process)
+
+
+def callers_plugin() -> FullyShardedDataParallelPlugin | None:
+    """Returns a copy of the FSDP plugin that the caller has given to an `Accelerator`. Call it before `forget`.
+
+    Returns None if there is none, or if `accelerate launch` gives the settings of FSDP.
+    """
+    plugin = _shared(AcceleratorState).get("fsdp_plugin")
+    return None if plugin is None or "FSDP_VERSION" in os.environ else copy.copy(plugin)
+
+
+def shard_on_cpu(runner: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
+    """Turns FSDP on for processes on the CPU, if the caller asks for it.
+
+    torch can shard models on the CPU, but Accelerate ignores its settings of FSDP there.
+
+    Args:
+        runner: An Accelerator that was just created.
+        plugin: The plugin that the caller has given, or None.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and runner.distributed_type == DistributedType.MULTI_CPU:
+        plugin = plugin or FullyShardedDataParallelPlugin()
+        if runner.mixed_precision != "no":
+            plugin.set_mixed_precision(runner.mixed_precision)
+        runner.state.fsdp_plugin = plugin
+        for kind in (AcceleratorState, PartialState):
+            _shared(kind)["distributed_type"] = DistributedType.FSDP
+
+
+_SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+"""What Accelerate calls several processes whose models are sharded."""
+
+
+def _without_sharding(process: dict[str, Any]) -> DistributedType:
+    """Returns what Accelerate calls several processes on these devices if their models are not sharded."""
+    device = process["device"].type
+    return DistributedType("MULTI_GPU" if device == "cuda" else f"MULTI_{device.upper()}")
 
 
 class _Snapshot:

@@ -17,10 +17,10 @@ from xprune.errors import TrainingError
 from xprune.modules.digest import digest_of
 
 _NAME = "checkpoint.safetensors"
-FORMAT = 2
+FORMAT = 3
 """The version of the format. The header of a file of version 1 has no version.
 
-Those files were written after whole epochs only, and their runs used other random numbers.
+The runs that wrote files of the versions 1 and 2 read their batches with other random numbers.
 """
 
 

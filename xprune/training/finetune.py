@@ -1,7 +1,7 @@
 """finetune: trains a pruned model, in one process or several. A run that was killed can be resumed."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,21 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from xprune.core.checkpoint import Checkpoint
 from xprune.core.task import Task, check_distillation
 from xprune.errors import TrainingError
 from xprune.modules.copies import reference_device, shared_copy, unshare, unwrap
+from xprune.modules.digest import OPTIONAL
+from xprune.modules.recompute import recomputed
 from xprune.modules.refused import TRAIN, refuse, refuse_frozen
 from xprune.modules.removed import Removed
 from xprune.modules.undisturbed import seeded
 from xprune.tasks.classification import Classification
-from xprune.training.loop import Loop, Stateful, Weights, length
+from xprune.training.loop import Loop, Stateful, Weights, length, updates_of
 from xprune.training.master import Dtypes, narrow, precision_for, widen, widened
 from xprune.training.optim import Position, cosine, decayed
 from xprune.training.runtime import accelerator, check_loader, stage
+from xprune.training.sharding import ShardedOptimizer, gather_into, refuse_sharding
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,18 @@ class Finetune:
         temperature: The temperature of the divergence, more than 0.
         ema: The decay of an exponential moving average of the weights, between 0 and 1. If it is given, `finetune`
             returns the averaged weights. If None, `finetune` returns the weights after the last step.
+        accumulate: The number of batches for one update of the weights, at least 1. Their gradients are added up, so
+            the update is that of one large batch, with the memory of a small one. Batches with fewer samples weigh
+            less. The last update of an epoch has the batches that are left.
+        layer_decay: The factor by which the learning rate falls from each layer to the layer before it, more than 0, at
+            most 1. The head learns with `lr`, and the embedding slowest. See `xprune.training.optim.layer_scales`. If
+            None, all layers learn with `lr`.
+        recompute_activations: If True, the backward pass computes the activations of each block again, instead of
+            storing them. This is activation checkpointing: it needs less memory and more time, and the weights are
+            the same. If False, all activations are stored.
         steps: The number of updates of the weights, at least 1. The loader is read as often as this needs, and `epochs`
-            is ignored. It is needed for a loader without a length, such as a stream of data. If None, the number is
-            `epochs` times the number of batches.
+            is ignored. It is needed for a loader without a length, such as a stream of data. If None, the number
+            follows from `epochs`, the number of batches and `accumulate`.
 
     Raises:
         TrainingError: A value is out of range.
@@ -69,6 +82,9 @@ class Finetune:
     temperature: float = 1.0
     ema: float | None = None
     steps: int | None = None
+    accumulate: int = field(default=1, metadata=OPTIONAL)
+    layer_decay: float | None = field(default=None, metadata=OPTIONAL)
+    recompute_activations: bool = field(default=False, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         checks = {
@@ -82,6 +98,8 @@ class Finetune:
             "temperature": self.temperature > 0,
             "ema": self.ema is None or 0 < self.ema < 1,
             "steps": self.steps is None or self.steps >= 1,
+            "accumulate": self.accumulate >= 1,
+            "layer_decay": self.layer_decay is None or 0 < self.layer_decay <= 1,
         }
         for name in (name for name, fine in checks.items() if not fine):
             raise TrainingError(
@@ -89,7 +107,7 @@ class Finetune:
             )
 
     def updates(self, loader: Iterable[Any], what: str = "fine-tuning") -> int:
-        """Returns how many updates of the weights fine-tuning makes: one for each batch of each epoch, or `steps`.
+        """Returns how many updates of the weights fine-tuning makes: one for `accumulate` batches, or `steps`.
 
         Args:
             loader: The training batches.
@@ -98,7 +116,9 @@ class Finetune:
         Raises:
             DataError: The loader is empty, or it has no length and `steps` is None.
         """
-        return self.epochs * length(loader, what) if self.steps is None else self.steps
+        if self.steps is not None:
+            return self.steps
+        return self.epochs * updates_of(length(loader, what), self.accumulate)
 
 
 @stage()
@@ -110,7 +130,7 @@ def finetune(
     teacher: nn.Module | None = None,
     task: Task | None = None,
     seed: int = 0,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | Checkpoint | None = None,
     taken: int = 0,
     what: str = "fine-tuning",
 ) -> nn.Module:
@@ -128,9 +148,10 @@ def finetune(
         task: The task. It says how a batch is read and what the loss is. If None, it is `Classification()`, with
             batches (inputs, labels).
         seed: The seed for the order of batches, dropout and drop path.
-        checkpoint_dir: A folder for the state of the run, which is written after each epoch and every five minutes. If
-            the run is killed, the same call continues from there, and ends with the same weights as without the
-            interruption. A run that ends removes its checkpoint. If None, nothing is written.
+        checkpoint_dir: A folder for the state of the run, which is written every ten minutes. With
+            `xprune.Checkpoint`, it is written more or less often. If the run is killed, the same call continues from
+            there, and ends with the same weights as without the interruption. A run that ends removes its checkpoint.
+            If None, nothing is written.
         taken: The number of updates that the weights have had already, for example in the selection `learned`. The
             training is shorter by this number of steps.
         what: The name of the training in the progress bar and in errors.
@@ -144,7 +165,8 @@ def finetune(
             missing. Or a checkpoint is damaged or belongs to another run.
         DataError: The loader is empty, does not fit the task, or has no length and `settings.steps` is None. Or
             `settings.distill` is more than 0, and the task has no distillation.
-        ModelError: All weights are frozen, or a part of the model cannot be trained, such as a quantised layer.
+        ModelError: All weights are frozen, or a part of the model cannot be trained, such as a quantised layer. Or
+            `layer_decay` or `recompute_activations` is given, and no part of the model repeats.
 
     Example:
         >>> loader = [(torch.randn(8, 4), torch.arange(8) % 3)]
@@ -166,8 +188,7 @@ def finetune(
         )
     if settings.distill:
         check_distillation(task)
-    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
-    student = unshare(shared_copy(model), model)
+    student = _copied(model)
     # If a whole attention or MLP was removed, no layer reads the output of the norm layer in front of it. The weights
     # of this norm layer get no gradient, and DistributedDataParallel has to know that some weights get none.
     unused = any(isinstance(part, Removed) for part in student.modules())
@@ -175,10 +196,24 @@ def finetune(
     precision = precision_for(dtypes, settings.mixed_precision, accelerator().device)
     runner = accelerator(precision, even_batches=True, unused=unused)
     with seeded(seed):
-        loop = Loop(runner, task, loader, what, steps, seed)
-        run = _Run(student.to(runner.device), settings, loop, teacher, folder, dtypes)
-        loop.run(run.step)
-    return narrow(run.result.to(reference_device(model)), dtypes).eval()
+        loop = Loop(runner, task, loader, what, steps, seed, settings.accumulate)
+        # FSDP moves the weights to the device in parts.
+        placed = student if runner.is_fsdp2 else student.to(runner.device)
+        run = _Run(placed, settings, loop, teacher, Checkpoint.of(checkpoint_dir), dtypes)
+        with recomputed(student, settings.recompute_activations):
+            loop.run(run.step, run.model)
+    trained = run.result
+    if runner.is_fsdp2:
+        # The parts of a sharded model cannot be put together in place.
+        trained = _copied(model)
+        widen(trained)
+        gather_into(trained, student, runner)
+    return narrow(trained.to(reference_device(model)), dtypes).eval()
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model that shares no memory with it."""
+    return unshare(shared_copy(model), model)
 
 
 class _Run:
@@ -189,7 +224,7 @@ class _Run:
         settings: The settings.
         loop: The loop that calls `step`.
         teacher: The dense model, or None.
-        folder: The folder for checkpoints. If None, no checkpoint is written.
+        where: The folder for checkpoints, and how often they are written. If None, no checkpoint is written.
         dtypes: The half-precision dtypes that the tensors of the student had before they were converted to float32, by
             name.
     """
@@ -200,7 +235,7 @@ class _Run:
         settings: Finetune,
         loop: Loop,
         teacher: nn.Module | None,
-        folder: Path | None,
+        where: Checkpoint | None,
         dtypes: Dtypes,
     ) -> None:
         self.dtypes = dtypes
@@ -209,14 +244,18 @@ class _Run:
             shared_copy(unwrap(teacher)).to(self.runner.device) if teacher is not None and settings.distill else None
         )
         self.ema = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
-        optimizer = torch.optim.AdamW(decayed(student, settings.weight_decay), lr=settings.lr)
+        optimizer = torch.optim.AdamW(
+            decayed(student, settings.weight_decay, settings.lr, settings.layer_decay), lr=settings.lr
+        )
         # This hash identifies the weights at the start of the run. It is computed before a checkpoint is loaded.
         start = Weights(student).digest()
+        if settings.ema:
+            refuse_sharding(self.runner, "Finetune(ema=...)", "Give ema=None, or train without FSDP.")
         self.model, self.optimizer = self.runner.prepare(student, optimizer)
         self.schedule = cosine(optimizer, loop.steps, settings.warmup)
         parts: dict[str, Stateful] = {
             "model": Weights(student),
-            "optimizer": self.optimizer,
+            "optimizer": ShardedOptimizer(self.optimizer) if self.runner.is_fsdp2 else self.optimizer,
             "schedule": Position(self.schedule),
         }
         if self.ema:
@@ -225,7 +264,7 @@ class _Run:
             parts["scaler"] = self.runner.scaler
         # The precision of a half-precision model depends on the device. So a run must not continue on another device.
         precision = {"precision": str(self.runner.mixed_precision)} if dtypes else {}
-        loop.keep(folder, parts, **asdict(settings), **precision, start=start)
+        loop.keep(where, parts, **asdict(settings), **precision, start=start)
         self.model.train()
 
     @property
@@ -240,7 +279,7 @@ class _Run:
         return trained
 
     def step(self, inputs: Any, targets: Any) -> None:
-        """Updates the weights once, for a batch with these inputs and targets."""
+        """Computes the gradients of a batch, and updates the weights after the last batch of an update."""
         task, share = self.loop.task, self.settings.distill
         with self.runner.autocast():
             outputs = task.forward(self.model, widened(inputs) if self.dtypes else inputs)
@@ -251,8 +290,11 @@ class _Run:
             with torch.no_grad(), self.runner.autocast():
                 wanted = widened(task.forward(self.teacher, inputs))
             loss = (1 - share) * loss + share * task.distillation(outputs, wanted, self.settings.temperature)
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.loop.first:
+            self.optimizer.zero_grad(set_to_none=True)
         self.loop.backward(loss)
+        if not self.loop.last:
+            return
         if self.settings.clip is not None:
             self.runner.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()

@@ -5,7 +5,8 @@ Fine-tuning, the criterion `xpruner` and the selection `learned` use it.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +15,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from xprune.core.checkpoint import Checkpoint
 from xprune.core.task import Task
 from xprune.errors import DataError, TrainingError
 from xprune.modules.copies import tensors
 from xprune.modules.digest import values_digest
 from xprune.modules.undisturbed import seed_all, seeded
 from xprune.training import checkpoint
-from xprune.training.runtime import batches, known_length, prepared, reduced, warn_unless_ordered
+from xprune.training.reading import Reading
+from xprune.training.runtime import batches, known_length, reduced, warn_unless_ordered
+from xprune.training.sharding import like, whole_state
 
 
 class Stateful(Protocol):
@@ -62,7 +66,7 @@ class Weights:
         The tensors stay the same objects, since an optimizer may refer to them.
         """
         for name, tensor in tensors(self.module).items():
-            tensor.copy_(state[name])
+            tensor.copy_(like(state[name], tensor))
 
     def digest(self) -> str:
         """Returns a hash of all values.
@@ -72,31 +76,29 @@ class Weights:
         return values_digest(self.module)
 
 
-KEPT_EVERY = 300.0
-"""The time in seconds after which the next checkpoint is written, also within an epoch.
-
-A killed run loses at most the work of about this time.
-"""
-
-
 class Loop:
-    """Epochs over a loader, with one step for each batch.
+    """Epochs over a loader, with an update for each batch, or for each few batches.
 
-    Random numbers are seeded in two ways. For reading batches, they are seeded at the start of each epoch. For a step,
-    they are seeded before each step. So a resumed run uses the same random numbers in a step as a run that was never
-    killed, and a checkpoint needs no random state.
+    Random numbers are seeded in two ways. For reading, they are seeded for each epoch and for each batch, see
+    `Reading`. For an update, they are seeded before each update. So a resumed run uses the same random numbers as a run
+    that was never killed, and a checkpoint needs no random state.
 
     Args:
         runner: The Accelerator that splits batches over the processes.
         task: The task, which says how a batch is read.
         loader: The batches. If the loader has no length, an epoch ends when it yields no more batches.
         what: The name of the loop in the progress bar and in errors.
-        steps: The number of steps to take. There are as many epochs as this needs, and the last epoch may end early.
-        seed: The seed of all random numbers. It is combined with the number of the epoch or step, and of the process.
+        steps: The number of updates. There are as many epochs as this needs, and the last epoch may end early.
+        seed: The seed of all random numbers. It is combined with the number of the epoch, batch or update, and of the
+            process.
+        accumulate: The number of batches whose gradients are added up for one update. The last update of an epoch has
+            the batches that are left.
 
     Attributes:
-        step: The number of steps taken.
+        step: The number of updates made.
         epoch: The number of epochs completed.
+        first: True while `run` calls its function with the first batch of an update. Old gradients are deleted then.
+        last: True while `run` calls its function with the last batch of an update. The weights are changed then.
 
     Raises:
         DataError: The loader has no batch.
@@ -113,97 +115,150 @@ class Loop:
     """
 
     def __init__(
-        self, runner: Accelerator, task: Task, loader: Iterable[Any], what: str, steps: int, seed: int = 0
+        self,
+        runner: Accelerator,
+        task: Task,
+        loader: Iterable[Any],
+        what: str,
+        steps: int,
+        seed: int = 0,
+        accumulate: int = 1,
     ) -> None:
         self.runner, self.task, self.what, self.steps, self.seed = runner, task, what, steps, seed
+        self.accumulate = accumulate
         self.per_epoch = None if known_length(loader) is None else length(loader, what)
-        self.given, self.loader = loader, prepared(runner, loader)
-        # `seen` is the number of batches of the current epoch for which a step was taken.
+        self.given = loader
+        self.reading = Reading(runner, loader, lambda epoch, batch: self._seed("reading", epoch, batch))
+        # `seen` is the number of batches of the current epoch for which an update was made.
         self.epoch = self.step = self.seen = 0
-        self.folder: Path | None = None
+        self.first = self.last = True
+        self.checkpoint: Checkpoint | None = None
         self.parts: Mapping[str, Stateful] = {}
         self.fingerprint: Mapping[str, Any] = {}
         self.kept_step: int | None = None
+        self._weight: Tensor | None = None
         self._kept_at = time.monotonic()
 
-    def keep(self, folder: Path | None, parts: Mapping[str, Stateful], **fingerprint: Any) -> None:
+    def keep(self, where: Checkpoint | Path | None, parts: Mapping[str, Stateful], **fingerprint: Any) -> None:
         """Makes `run` write checkpoints to a folder. If the folder holds a checkpoint of the run, continues from it.
 
-        A checkpoint is written after each epoch, and after a step if the last checkpoint is more than `KEPT_EVERY`
-        seconds old.
-
         Args:
-            folder: The folder. If None, nothing is written.
-            parts: All objects that a step changes, by name, such as the model and the optimizer.
+            where: The folder, and how often a checkpoint is written. If None, nothing is written.
+            parts: All objects that an update changes, by name, such as the model and the optimizer.
             fingerprint: Plain values that identify the run. A checkpoint with other values is refused.
 
         Raises:
             TrainingError: The checkpoint is damaged or belongs to another run.
         """
-        if folder is None:
+        kept = Checkpoint.of(where)
+        if kept is None:
             return
         warn_unless_ordered(self.given)
-        self.folder, self.parts = folder, parts
+        self.checkpoint, self.parts = kept, parts
         self.fingerprint = {**fingerprint, "seed": self.seed, "steps": self.steps, "per_epoch": self.per_epoch}
-        state = checkpoint.read(folder, self.fingerprint)
+        state = checkpoint.read(kept.path, self.fingerprint)
         if state is not None:
             self.epoch, self.step, self.seen = state["epoch"], state["step"], state["seen"]
             self.kept_step = self.step
             for name, part in parts.items():
                 part.load_state_dict(state["parts"][name])
 
-    def run(self, step: Callable[[Any, Any], None]) -> None:
-        """Takes all remaining steps, and removes the checkpoint at the end.
+    def run(self, step: Callable[[Any, Any], None], model: nn.Module | None = None) -> None:
+        """Makes all remaining updates, and removes the checkpoint at the end.
 
         Args:
-            step: A function of (inputs, targets) that makes one step with a batch. It calls `backward` if it needs
-                gradients.
+            step: A function of (inputs, targets) that computes the gradients of one batch with `backward`, and changes
+                the weights if `last` is True.
+            model: The model as Accelerate has prepared it. With several processes, its gradients are then exchanged
+                only once for each update. None means that they are exchanged for each batch.
         """
         # The number of epochs, rounded up. It is not known for a loader without a length.
-        epochs = -(-self.steps // self.per_epoch) if self.per_epoch else None
+        epochs = -(-self.steps // updates_of(self.per_epoch, self.accumulate)) if self.per_epoch else None
         self._kept_at = time.monotonic()
         while self.step < self.steps:
-            epoch, before = self.epoch, self.step
+            epoch, before, seen = self.epoch, self.step, self.seen
             seed_all(self._seed("reading", epoch))
-            # Accelerate's samplers shuffle with a seed that depends on the epoch.
-            if hasattr(self.loader, "set_epoch"):
-                self.loader.set_epoch(epoch)
-            seen, most = self.seen, self.steps - self.step + self.seen
-            most = most if self.per_epoch is None else min(most, self.per_epoch)
+            loader, skip = self.reading.epoch(epoch, seen)
+            # The number of batches to use in this epoch, without those for which an update was made already.
+            most = (self.steps - self.step) * self.accumulate
+            most = most if self.per_epoch is None else min(most, self.per_epoch - seen)
             what = f"{self.what}, epoch {epoch + 1}" + (f"/{max(epochs, epoch + 1)}" if epochs else "")
-            stream = batches(self.runner, self.loader, self.task, what, most)
-            # Batches for which the killed run has taken a step are read and skipped, so that reading uses the same
-            # random numbers.
-            for inputs, targets in islice(stream, seen, None):
-                with seeded(self._seed("step", self.step)):
-                    step(inputs, targets)
-                self.step, self.seen = self.step + 1, self.seen + 1
-                if self.seen < most and time.monotonic() - self._kept_at >= KEPT_EVERY:
+            stream = batches(self.runner, loader, self.task, what, skip + most, done=seen - skip)
+            stream = islice(stream, skip, None)
+            while group := list(islice(stream, self.accumulate)):
+                self._update(group, step, model)
+                self.step, self.seen = self.step + 1, self.seen + len(group)
+                if self.step < self.steps and self._is_due():
                     self._keep()
             self.epoch, self.seen = epoch + 1, 0
             if self.step == before and not seen:
                 raise DataError(f"{what}: the loader gave no batch, after {self.step} of {self.steps} steps.")
-            if self.step < self.steps:
-                self._keep()
-        if self.folder is not None and self.runner.is_main_process:
-            checkpoint.clear(self.folder)
+        if self.checkpoint is not None and self.runner.is_main_process:
+            checkpoint.clear(self.checkpoint.path)
+
+    def _update(
+        self, group: Sequence[tuple[Any, Any]], step: Callable[[Any, Any], None], model: nn.Module | None
+    ) -> None:
+        """Calls a function with each batch of one update."""
+        weights = self._weights([targets for _, targets in group])
+        with seeded(self._seed("step", self.step)):
+            for index, ((inputs, targets), self._weight) in enumerate(zip(group, weights, strict=True)):
+                self.first, self.last = index == 0, index == len(group) - 1
+                alone = not self.last and model is not None
+                with self.runner.no_sync(model) if alone else nullcontext():
+                    step(inputs, targets)
+
+    def _weights(self, targets: Sequence[Any]) -> Sequence[Tensor | None]:
+        """Returns the factor of the loss of each batch of an update. None means 1.
+
+        A loss is the mean over the samples of a batch that count. With these factors, the gradients of an update are
+        those of the mean over all its samples, also if some batches or some processes have fewer samples.
+        """
+        if len(targets) == 1 and self.runner.num_processes == 1:
+            return [None]
+        counts = torch.tensor([float(self.task.counted(each)) for each in targets], device=self.runner.device)
+        # Accelerate takes the mean of the gradients of all processes, and not their sum.
+        factors = counts * self.runner.num_processes / reduced(self.runner, counts.sum())
+        return list(factors)
+
+    def _is_due(self) -> bool:
+        """Returns True if a checkpoint has to be written now, else False."""
+        if self.checkpoint is None:
+            return False
+        steps, minutes = self.checkpoint.steps, self.checkpoint.minutes
+        if steps is not None and self.step % steps == 0:
+            return True
+        if minutes is None:
+            return False
+        late = time.monotonic() - self._kept_at >= 60 * minutes
+        if not self.runner.is_fsdp2:
+            return late
+        # All processes gather the weights together, so they have to do it after the same update.
+        return bool(reduced(self.runner, torch.tensor([float(late)], device=self.runner.device)))
 
     def _keep(self) -> None:
-        """Writes a checkpoint from the main process, if `keep` was given a folder."""
-        if self.folder is not None and self.runner.is_main_process:
+        """Writes a checkpoint from the main process. With FSDP2, all processes take part."""
+        parts: dict[str, Any] = {}
+        if self.runner.is_main_process or self.runner.is_fsdp2:
             parts = {name: part.state_dict() for name, part in self.parts.items()}
-            state = {"epoch": self.epoch, "step": self.step, "seen": self.seen, "parts": parts}
-            checkpoint.write(self.folder, state, self.fingerprint)
+        if self.runner.is_fsdp2:
+            parts = whole_state(parts)
+        if self.checkpoint is not None and self.runner.is_main_process:
+            # After the last batch of an epoch, a resumed run has to begin with the next epoch.
+            ended = self.seen == self.per_epoch
+            epoch, seen = (self.epoch + 1, 0) if ended else (self.epoch, self.seen)
+            state = {"epoch": epoch, "step": self.step, "seen": seen, "parts": parts}
+            checkpoint.write(self.checkpoint.path, state, self.fingerprint)
         self.kept_step, self._kept_at = self.step, time.monotonic()
 
-    def _seed(self, stream: str, number: int) -> int:
-        """Returns a seed. It differs between reading and steps, between epochs or steps, and between processes.
+    def _seed(self, stream: str, *numbers: int) -> int:
+        """Returns a seed. It differs between reading and updates, between the numbers, and between processes.
 
         Args:
             stream: What the seed is for: "reading" or "step".
-            number: The number of the epoch, or of the step.
+            numbers: The number of the epoch, and of the batch in it. Or the number of the update.
         """
-        text = f"{stream} {self.seed} {number} {self.runner.process_index}"
+        text = f"{stream} {self.seed} {' '.join(map(str, numbers))} {self.runner.process_index}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
     def backward(self, loss: Tensor) -> None:
@@ -217,14 +272,24 @@ class Loop:
         # for another one.
         finite = torch.isfinite(reduced(self.runner, loss.detach().float()))
         if not bool(finite):
-            kept = f"the last good checkpoint is of step {self.kept_step} in {self.folder}"
-            if self.folder is None or self.kept_step is None:
+            kept = f"the last good checkpoint is of step {self.kept_step} in {self.checkpoint and self.checkpoint.path}"
+            if self.checkpoint is None or self.kept_step is None:
                 kept = "there is no checkpoint"
             raise TrainingError(
                 f"{self.what}: the loss is {loss.item()} at step {self.step} of {self.steps} "
                 f"(epoch {self.epoch + 1}); {kept}. Lower lr, clip gradients, or look for NaN in the batch."
             )
-        self.runner.backward(loss)
+        self.runner.backward(loss if self._weight is None else loss * self._weight)
+
+
+def updates_of(batches: int, accumulate: int) -> int:
+    """Returns the number of updates in an epoch. The last one may have fewer batches than the others.
+
+    Args:
+        batches: The number of batches in the epoch.
+        accumulate: The number of batches for one update.
+    """
+    return -(-batches // accumulate)
 
 
 def length(loader: Any, what: str) -> int:

@@ -17,6 +17,7 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    DistributedType,
     broadcast_object_list,
     send_to_device,
 )
@@ -63,11 +64,18 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
     """
     # Accelerate would keep the settings of the first Accelerator in the process. But the precision may differ from
     # function to function.
+    plugin = accelerate_state.callers_plugin()
     accelerate_state.forget()
+    _refuse_version_1(plugin)
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, even_batches=even_batches)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
     try:
-        return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading, kwargs_handlers=[parallel])
+        runner = Accelerator(
+            mixed_precision=mixed_precision,
+            dataloader_config=loading,
+            kwargs_handlers=[parallel],
+            fsdp_plugin=plugin,
+        )
     # Accelerate refuses float16 on the CPU, and bfloat16 on GPUs that cannot compute with it.
     except ValueError as error:
         wanted = os.environ.get("ACCELERATE_MIXED_PRECISION") if mixed_precision is None else mixed_precision
@@ -75,6 +83,39 @@ def accelerator(mixed_precision: str | None = None, *, even_batches: bool = Fals
             f"mixed_precision={wanted!r} is not possible on this device: {error} Give mixed_precision='no', which "
             "computes in float32, or run on another device."
         ) from error
+    accelerate_state.shard_on_cpu(runner, plugin)
+    _check_sharding(runner)
+    return runner
+
+
+def _refuse_version_1(plugin: Any) -> None:
+    """Raises TrainingError if several processes were started with version 1 of FSDP.
+
+    Args:
+        plugin: The FSDP plugin that the caller has given, or None. The environment then has the settings.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    version = int(os.environ.get("FSDP_VERSION", "1")) if plugin is None else plugin.fsdp_version
+    if asked and version == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise _unsupported("version 1 of FSDP")
+
+
+def _check_sharding(runner: Accelerator) -> None:
+    """Raises TrainingError if `accelerate launch` asks for a way of sharding that xprune does not support."""
+    kind, plugin = runner.distributed_type, getattr(runner.state, "fsdp_plugin", None)
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise _unsupported(kind.value)
+    if runner.is_fsdp2 and plugin is not None:
+        # Each process holds the weights of the model that it was given. So they need not be sent to it.
+        plugin.cpu_ram_efficient_loading = False
+
+
+def _unsupported(name: str) -> TrainingError:
+    """Returns the error for a way of sharding that xprune does not support."""
+    return TrainingError(
+        f"xprune does not work with {name}. Use version 2 of FSDP (accelerate launch --use_fsdp --fsdp_version 2), or "
+        "processes that each hold the whole model (accelerate launch --multi_gpu)."
+    )
 
 
 def is_main_process() -> bool:
@@ -262,7 +303,7 @@ def _copied_sampler(sampler: Any) -> Any:
 
 
 def batches(
-    runner: Accelerator, loader: Iterable[Any], task: Task, what: str, limit: int | None = None
+    runner: Accelerator, loader: Iterable[Any], task: Task, what: str, limit: int | None = None, *, done: int = 0
 ) -> Iterator[tuple[Any, Any]]:
     """Yields the inputs and targets of each batch, and shows a progress bar in a terminal.
 
@@ -272,6 +313,7 @@ def batches(
         task: The task, which says how a batch is read.
         what: A text for the progress bar and for errors.
         limit: The largest number of batches to read. If None, all batches are read.
+        done: The number of batches that were skipped, and that the loader does not yield. The progress bar counts them.
 
     Raises:
         DataError: The loader yields no batch, or the first batch has no samples.
@@ -280,7 +322,14 @@ def batches(
     stream: Iterable[Any] = islice(loader, limit)
     if runner.is_main_process:
         total = total if limit is None or total is None else min(total, limit)
-        stream = track(stream, description=what, total=total, transient=True, disable=not get_console().is_terminal)
+        stream = track(
+            stream,
+            description=what,
+            total=None if total is None else done + total,
+            completed=done,
+            transient=True,
+            disable=not get_console().is_terminal,
+        )
     empty = True
     for batch in stream:
         inputs, targets = task.unpack(_on_device(batch, runner.device))
@@ -289,7 +338,7 @@ def batches(
         empty = False
         yield inputs, targets
     # With several processes, a process gets no batch if there are fewer samples than processes.
-    if empty and runner.num_processes == 1:
+    if empty and not done and runner.num_processes == 1:
         raise DataError(f"{what}: {_EMPTY}")
 
 

@@ -20,6 +20,7 @@ from xprune.errors import DataError, PluginError
 from xprune.modules.calls import lengths, pick_samples, tensors_in
 from xprune.modules.undisturbed import seeded
 from xprune.training.runtime import accelerator, batches, known_length, prepared, reduced
+from xprune.training.sharding import refuse_sharding
 
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
 """Arguments of Captum's methods that are not settings of a criterion, because they change the form of the result."""
@@ -130,6 +131,7 @@ class CaptumMethod(Criterion):
             PluginError: Captum cannot run the method on this model, or all units of a site get the same score.
         """
         start, runner = time.perf_counter(), accelerator()
+        refuse_sharding(runner, self.name, "Score without FSDP, or with taylor, xpruner or magnitude.")
         sizes = [site.size for site in sites]
         # The shape is (classes, units + 2): for each class the sums of the attributions, the sum of the errors, and the
         # number of samples. If the task has no classes, all samples are in one row.

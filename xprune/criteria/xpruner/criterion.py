@@ -93,6 +93,7 @@ class XPruner(MaskSettings, Criterion):
             CUDA, else False.
         warm_start: The name of another criterion, such as "taylor". At the start, the shared row then has the same
             order of units as the scores of this criterion. None means that all units are equal at the start.
+        accumulate: The number of batches for one step. Their gradients are added up, as in `Finetune`.
         aggregate: How the logits become one score for each unit. "shared": the logit in the shared row. "mean" or
             "max": the mean or the maximum of the logits in the rows of all classes that were trained.
 
@@ -134,6 +135,7 @@ class XPruner(MaskSettings, Criterion):
                 "None and numbers of at least 0",
             ),
             "lambda_smooth": (self.lambda_smooth >= 0, "numbers of at least 0"),
+            "accumulate": (self.accumulate >= 1, "numbers of at least 1"),
             "rank": (self.rank is None or self.rank >= 1, "None and numbers of at least 1"),
         }
         for field, (in_range, what) in checks.items():

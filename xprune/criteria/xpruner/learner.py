@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ from xprune.costs.allocation import normalise
 from xprune.costs.expected import UnitCosts, hold_cost
 from xprune.costs.measure import measure_costs
 from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, from_scores, sampled, spread
+from xprune.modules.digest import OPTIONAL
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gated
 from xprune.training.loop import Loop, Stateful, Weights
 from xprune.training.runtime import accelerator, reduced
+from xprune.training.sharding import average_gradients, refuse_sharding, shard
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class MaskSettings:
     rank: int | None = None
     sparse: bool | None = None
     warm_start: str | None = None
+    accumulate: int = field(default=1, metadata=OPTIONAL)
 
 
 class MaskLearner:
@@ -111,18 +114,23 @@ class MaskLearner:
         self.objective = OBJECTIVES[settings.objective]
         # A step that trains the shared row gives no gradient to rows of classes. With several processes, torch has to
         # know that some parameters get no gradient.
-        self.runner = accelerator(unused=True)
+        # The last batch of an epoch is split evenly, so that all processes make the same updates.
+        self.runner = accelerator(even_batches=True, unused=True)
+        if start is not None:
+            refuse_sharding(self.runner, f"xpruner,warm_start={settings.warm_start}", "Give warm_start=None.")
+        asked = context.budget.limited if context.budget else ()
+        axis = batch_axis_of(context.task)
+        costs = context.measured(sites) or measure_costs(
+            context.model, sites, context.example_inputs, asked, batch_axis=axis
+        )
+        self._start = Weights(context.model).digest()
+        shard(self.runner, context.model, sites)
         device = self.runner.device
         self.classes, self._first_outputs = self._count_classes()
         units = sum(site.size for site in sites)
         with seeded(context.seed):
             table = MaskTable(max(self.classes, 1), units, settings.rank, self._is_sparse(), self.objective.gone)
             self.table = table.to(device)
-        asked = context.budget.limited if context.budget else ()
-        axis = batch_axis_of(context.task)
-        costs = context.measured(sites) or measure_costs(
-            context.model, sites, context.example_inputs, asked, batch_axis=axis
-        )
         # Without a budget, the target is halfway between the dense model's MACs and the smallest possible MACs.
         budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
         if start is not None:
@@ -140,7 +148,8 @@ class MaskLearner:
         """
         context, settings = self.context, self.settings
         with seeded(context.seed):
-            loop = Loop(self.runner, context.task, context.data("xpruner"), "masks", settings.steps, context.seed)
+            data, accumulate = context.data("xpruner"), settings.accumulate
+            loop = Loop(self.runner, context.task, data, "masks", settings.steps, context.seed, accumulate)
             gated = Gated(context.model, self.sites, self.source, context.task.forward, context.task.rows)
             deviations = self.table.deviations
             dense = [p for p in self.table.parameters() if not (deviations.sparse and p is deviations.weight)]
@@ -148,14 +157,18 @@ class MaskLearner:
             if deviations.sparse:
                 # Adam refuses sparse gradients, and SparseAdam refuses dense ones.
                 optimizers.append(torch.optim.SparseAdam([deviations.weight], lr=settings.lr, betas=(0.9, 0.99)))
-            self.model, *self.optimizers = self.runner.prepare(gated, *optimizers)
+            if self.runner.is_fsdp2:
+                # The model is sharded already. Each process holds all masks, because they are few.
+                self.model, self.optimizers = gated, [self.runner.prepare_optimizer(each) for each in optimizers]
+            else:
+                self.model, *self.optimizers = self.runner.prepare(gated, *optimizers)
             parts: dict[str, Stateful] = {"table": Weights(self.table), "seen": Weights(self.seen)}
             parts |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(self.optimizers)}
-            start = Weights(context.model).digest()
-            loop.keep(context.checkpoint_dir, parts, **asdict(settings), **self.source.costs.budget, start=start)
+            fingerprint = {**asdict(settings), **self.source.costs.budget, "start": self._start}
+            loop.keep(context.keeping, parts, **fingerprint)
             self.loop = loop
             with gated.gates.attached(context.model):
-                loop.run(self._step)
+                loop.run(self._step, None if self.runner.is_fsdp2 else self.model)
         return self
 
     @property
@@ -165,7 +178,7 @@ class MaskLearner:
         return (drawn == 0).nonzero().flatten().tolist() if self.classes else []
 
     def _step(self, inputs: Any, targets: Any) -> None:
-        """Makes one training step with a batch. The step trains either the shared row or rows of classes."""
+        """Trains with one batch of an update. The update trains either the shared row or rows of classes."""
         task, settings, step = self.context.task, self.settings, self.loop.step
         samples = task.size(targets)
         # Distributes the steps for the shared row evenly. With shared=2/3, these are two of every three steps.
@@ -184,10 +197,13 @@ class MaskLearner:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
+            if self.loop.first:
+                optimizer.zero_grad(set_to_none=True)
         self.loop.backward(loss + self.source.penalty())
-        for optimizer in self.optimizers:
-            optimizer.step()
+        if self.loop.last:
+            average_gradients(self.runner, self.table.parameters())
+            for optimizer in self.optimizers:
+                optimizer.step()
 
     def _draw(self, targets: Any) -> Tensor:
         """Chooses the class whose row gives the gates of each sample. Returns int64 (samples,)."""

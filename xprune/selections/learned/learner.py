@@ -5,7 +5,7 @@ The weights of the model are trained too, or do not change.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from xprune.core.budget import Budget
 from xprune.core.costs import Costs
 from xprune.core.interfaces import Context
 from xprune.costs.expected import UnitCosts
+from xprune.modules.digest import OPTIONAL
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gated
 from xprune.training.loop import Loop, Stateful, Weights
 from xprune.training.optim import decayed
 from xprune.training.runtime import accelerator
+from xprune.training.sharding import average_gradients, refuse_sharding, shard
 
 _RECORDS = 50
 """The approximate number of records that the history of a training contains."""
@@ -36,6 +38,7 @@ class ThresholdSettings:
     slope: tuple[float, float] = (10.0, 50.0)
     anneal: float = 0.6
     penalty: float = 50.0
+    accumulate: int = field(default=1, metadata=OPTIONAL)
 
 
 class History:
@@ -85,7 +88,8 @@ class ThresholdLearner:
     ) -> None:
         self.context, self.sites, self.settings, self.history = context, costs.sites, settings, History()
         # Weights that are not trained get no gradient. With several processes, torch has to know that.
-        self.runner = accelerator(unused=True)
+        # The last batch of an epoch is split evenly, so that all processes make the same updates.
+        self.runner = accelerator(even_batches=True, unused=True)
         self.source = _GateSource(ranks, UnitCosts.of(costs, budget, self.runner.device), settings, start)
 
     @property
@@ -109,34 +113,43 @@ class ThresholdLearner:
             The learner itself.
         """
         context, settings, model = self.context, self.settings, self.context.model
+        if joint:
+            refuse_sharding(self.runner, "learned,weights=joint", "Give weights='frozen', or train without FSDP.")
+        # The checkpoint contains this digest, so that a run with other weights, ranks or thresholds does not use the
+        # checkpoint.
+        start = Weights(model).digest()
+        shard(self.runner, model, self.sites)
         with seeded(context.seed):
-            loop = Loop(self.runner, context.task, context.data("learned"), "thresholds", steps, context.seed)
-            gated = Gated(model, self.sites, self.source, context.task.forward, context.task.rows).to(
-                self.runner.device
-            )
-            # The checkpoint contains this digest, so that a run with other weights, ranks or thresholds does not use
-            # the checkpoint.
-            start = Weights(model).digest() + Weights(self.source).digest()
+            data, accumulate = context.data("learned"), settings.accumulate
+            loop = Loop(self.runner, context.task, data, "thresholds", steps, context.seed, accumulate)
+            gated = Gated(model, self.sites, self.source, context.task.forward, context.task.rows)
+            if not self.runner.is_fsdp2:
+                gated = gated.to(self.runner.device)
+            start += Weights(self.source).digest()
             optimizers: list[torch.optim.Optimizer] = []
             optimizers.append(torch.optim.Adam([self.source.learned], lr=settings.lr))
             if joint:
                 optimizers.append(torch.optim.AdamW(decayed(model, 0.05), lr=settings.weights_lr))
-            self.model, *self.optimizers = self.runner.prepare(gated, *optimizers)
+            if self.runner.is_fsdp2:
+                # The model is sharded already. Each process holds all thresholds, because they are few.
+                self.model, self.optimizers = gated, [self.runner.prepare_optimizer(each) for each in optimizers]
+            else:
+                self.model, *self.optimizers = self.runner.prepare(gated, *optimizers)
             parts: dict[str, Stateful] = {"thresholds": Weights(self.source), "history": self.history}
             parts |= {"model": Weights(model)} if joint else {}
             parts |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(self.optimizers)}
             fingerprint = {**asdict(settings), **self.source.costs.budget, "joint": joint, "start": start}
-            loop.keep(context.checkpoint_dir, parts, **fingerprint)
+            loop.keep(context.keeping, parts, **fingerprint)
             self.loop = loop
             # If the weights are not trained, the model is in eval mode, without dropout. This is how it will be used.
             model.train(joint)
             with gated.gates.attached(model):
-                loop.run(self._step)
+                loop.run(self._step, None if self.runner.is_fsdp2 else self.model)
             model.eval()
         return self
 
     def _step(self, inputs: Any, targets: Any) -> None:
-        """Makes one training step with a batch. It changes the thresholds, and the weights if these are trained too."""
+        """Trains the thresholds with one batch of an update, and the weights if these are trained too."""
         task, loop, settings = self.context.task, self.loop, self.settings
         progress = (loop.step + 1) / loop.steps
         first, last = settings.slope
@@ -149,9 +162,13 @@ class ThresholdLearner:
         with self.runner.autocast():
             outputs = self.model(inputs, task.size(targets), slope, progress / settings.anneal)
         task.check(outputs, targets)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        if loop.first:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
         self.loop.backward(task.loss(outputs, targets) + self.source.lagrangian())
+        if not loop.last:
+            return
+        average_gradients(self.runner, self.source.parameters())
         if len(self.optimizers) > 1:
             self.runner.clip_grad_norm_(self.context.model.parameters(), 1.0)
         for optimizer in self.optimizers:

@@ -65,6 +65,7 @@ class LearnedThresholds(ThresholdSettings, Selection):
         anneal: The fraction of the steps after which the target has fallen to the budget.
         penalty: The weight of the squared difference between the cost and the target. It also sets how fast the
             multiplier changes.
+        accumulate: The number of batches for one step. Their gradients are added up, as in `Finetune`.
 
     Raises:
         PluginError: A setting is out of range.
@@ -94,6 +95,7 @@ class LearnedThresholds(ThresholdSettings, Selection):
             "slope": (len(self.slope) == 2 and min(self.slope) > 0, "two numbers above 0"),
             "anneal": (0 < self.anneal <= 1, "numbers above 0, up to 1"),
             "penalty": (self.penalty > 0, "numbers above 0"),
+            "accumulate": (self.accumulate >= 1, "numbers of at least 1"),
         }
         for field, (in_range, what) in checks.items():
             if not in_range:
