@@ -44,6 +44,7 @@ class Magnitude(Criterion):
 
     p: int = 2
     name: ClassVar[str] = "magnitude"
+    needs: ClassVar[str] = "weights"
 
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
