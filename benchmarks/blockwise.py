@@ -9,9 +9,10 @@ blocks of the dense model with gates of 0 on the removed units. As a control, th
 0 on one other neuron. It has to fail.
 
 Each step runs in a separate process. Its memory is the peak during the step minus the memory that the process holds
-after it has pruned a tiny model. There are two peaks. "anonymous" is what the process has allocated (RssAnon, read every
-5 ms). "resident" also counts pages of files that are mapped into memory (VmHWM), which the system can take back at any
-time. The goal: at most 3 blocks and the embeddings, in both. The result is docs/results/blockwise-llama-7b.json.
+after it has pruned a tiny model. There are two peaks. "anonymous" is what the process has allocated (RssAnon, read
+every 5 ms). "resident" also counts pages of files that are mapped into memory (VmHWM), which the system can take back
+at any time. The goal: at most 3 blocks and the embeddings, in both. "seconds" is the time without that in which the
+process was stopped. The result is docs/results/blockwise-llama-7b.json.
 
 It needs Linux, because it reads memory from /proc, and 30 GB of disk space. DIR/dense and DIR/pruned are removed at the
 end.
@@ -55,6 +56,8 @@ TINY = {
 STEPS = ("prune_folder", "reload and compare")
 EVERY = 0.005
 """The seconds between two readings of the anonymous memory."""
+STOPPED = 5.0
+"""If two readings are more seconds apart, the process was stopped in between, so that another program could measure."""
 
 
 def write_dense(folder: Path, **shape: int) -> None:
@@ -81,7 +84,8 @@ def write_dense(folder: Path, **shape: int) -> None:
 
 def _random(like: Tensor) -> Tensor:
     """Returns random weights: around 1 for a norm layer, and around 0 for anything else."""
-    made = torch.empty(like.shape, dtype=torch.bfloat16).normal_(std=0.02)
+    # Uniform numbers take a fraction of the time of normal ones. Their standard deviation is 0.02 too.
+    made = torch.empty(like.shape, dtype=torch.bfloat16).uniform_(-0.035, 0.035)
     return made + 1 if like.dim() == 1 else made
 
 
@@ -99,16 +103,20 @@ class Peaks:
         # Resets the peak that the kernel keeps.
         Path("/proc/self/clear_refs").write_text("5")
         self._before = {name: _status(name) for name in ("VmRSS", "RssAnon")}
-        self.anonymous, self.resident, self._ends = 0, 0, threading.Event()
+        self.anonymous, self.resident, self.stopped, self._ends = 0, 0, 0.0, threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         self._clocks = time.perf_counter(), time.process_time()
         return self
 
     def _watch(self) -> None:
-        """Reads the anonymous memory until the block ends."""
+        """Reads the anonymous memory until the block ends. Adds up the times in which the process was stopped."""
+        last = time.perf_counter()
         while not self._ends.wait(EVERY):
             self.anonymous = max(self.anonymous, _status("RssAnon") - self._before["RssAnon"])
+            now = time.perf_counter()
+            self.stopped += now - last if now - last > STOPPED else 0.0
+            last = now
 
     def __exit__(self, *_: object) -> None:
         self.seconds, self.cpu_seconds = (
@@ -123,7 +131,8 @@ class Peaks:
         return {
             "peak anonymous GB": self.anonymous / 1e9,
             "peak resident GB": self.resident / 1e9,
-            "seconds": self.seconds,
+            "seconds": self.seconds - self.stopped,
+            "seconds stopped": self.stopped,
             "CPU seconds": self.cpu_seconds,
         }
 
@@ -241,7 +250,8 @@ def main(
         return child(step, folder)
     shape = {**SHAPE, "num_hidden_layers": layers}
     began = time.perf_counter()
-    write_dense(folder / "dense", **shape)
+    if not (folder / "dense").exists():
+        write_dense(folder / "dense", **shape)
     print(f"written in {time.perf_counter() - began:.0f} s", flush=True)
     hidden, inner, heads = shape["hidden_size"], shape["intermediate_size"], shape["num_attention_heads"]
     width = hidden // heads

@@ -150,9 +150,7 @@ def _write(
 
 
 @undisturbed()
-def load(
-    directory: str | Path, model_fn: Callable[[], nn.Module] | None = None, *, offload: bool = False
-) -> nn.Module:
+def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None, *, offload: bool = False) -> nn.Module:
     """Loads a model that `save` wrote, in eval mode and on the CPU.
 
     `load` reads only the files of the artefact and downloads nothing. Before it reads any weights, it compares the

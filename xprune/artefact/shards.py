@@ -180,4 +180,6 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path} cannot be read: it is missing, truncated or no safetensors file ({error}).") from error
+        raise ArtefactError(
+            f"{path} cannot be read: it is missing, truncated or no safetensors file ({error})."
+        ) from error

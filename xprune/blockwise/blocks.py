@@ -150,8 +150,8 @@ def find_in_blocks(
     crossing = [name for name in units or () if name in UNIT_KINDS and UNIT_KINDS[name].crosses]
     if crossing:
         raise ModelError(
-            f"units={units!r}: units of the kind {crossing[0]} lie in all blocks at once, but one block is in memory at "
-            "a time. Leave this kind out, or load the whole model and prune it with xprune.Pruner."
+            f"units={units!r}: units of the kind {crossing[0]} lie in all blocks at once, but one block is in memory "
+            "at a time. Leave this kind out, or load the whole model and prune it with xprune.Pruner."
         )
     twin = _with_one_block(opened, blocks)
     samples = find_samples(twin, example_inputs)

@@ -150,8 +150,8 @@ def _fit(model: nn.Module, stored: Stored, directory: Path) -> None:
     if missing:
         rest = f" The files hold {_listed(more)}, which the model does not have." if more else ""
         raise ModelError(
-            f"{directory} does not hold the tensors of {type(model).__name__}: {_listed(missing)}.{rest} Load the model "
-            "with from_pretrained of transformers and write it again with save_pretrained, or give model_fn=, a "
+            f"{directory} does not hold the tensors of {type(model).__name__}: {_listed(missing)}.{rest} Load the "
+            "model with from_pretrained of transformers and write it again with save_pretrained, or give model_fn=, a "
             "function that builds the model whose tensors the files hold."
         )
     for name, old in ours.items():
@@ -179,7 +179,7 @@ def _fit(model: nn.Module, stored: Stored, directory: Path) -> None:
 
 
 def _not_stored(model: nn.Module) -> set[str]:
-    """Returns the names of the buffers whose values are computed when the model is built, so that no file holds them."""
+    """Returns the names of the buffers that no file holds, because the model computes their values when it is built."""
     held = set(model.state_dict())
     return {name for name, _ in model.named_buffers(remove_duplicate=False) if name not in held}
 

@@ -43,8 +43,11 @@ from xprune.surgery.exactness import verify
 from xprune.tasks import TASKS
 from xprune.training.runtime import check_loader, stage
 
-SAMPLES = 2
-"""The number of samples of random tokens. With two, the axis of the samples can be found."""
+SAMPLES, PROVED = 2, 16
+"""The number of samples of random tokens, and the largest length of the sequences for proofs.
+
+With two samples, the axis of the samples can be found. MACs may be counted for longer sequences.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,12 @@ def prune_folder(
             data.
         example_inputs: The inputs for the proof and for counting MACs: a tensor, a tuple of arguments, or a dict of
             keyword arguments. None means random tokens, for a model that reads `input_ids`.
-        tokens: The length of the sequences of random tokens. MACs are counted for this length.
+        tokens: The length of the sequences of random tokens. MACs are counted for this length. The proof uses at most
+            16 tokens of each sequence.
         loader: Batches for a criterion that runs the model. None means that there are no data.
         task: Reads the batches of the loader. An instance, or a name from `xprune.TASKS`. None means classification.
-        units: The unit kinds to find, such as ["neuron"]. None means the kinds that `find_sites` finds by default. Kinds
-            whose units lie in several blocks, such as "channel", are refused.
+        units: The unit kinds to find, such as ["neuron"]. None means the kinds that `find_sites` finds by default.
+            Kinds whose units lie in several blocks, such as "channel", are refused.
         exclude: Sites whose names match keep all units. One pattern or a list of patterns, such as "model.layers.0.*".
         blocks: The path of the list of blocks, such as "model.layers". None means that it is found.
         model_fn: A function without arguments that builds the dense model, for a model that is not part of
@@ -160,11 +164,14 @@ def prune_folder(
     opened = open_folder(directory, model_fn)
     _refuse(opened.model)
     listed = find_blocks(opened, blocks)
-    inputs = _random_tokens(opened.model, tokens, seed) if example_inputs is None else example_inputs
+    inputs = counted = example_inputs
+    if example_inputs is None:
+        counted = _random_tokens(opened.model, tokens, seed)
+        inputs = {name: tensor[:, :PROVED] for name, tensor in counted.items()}
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     found = find_in_blocks(opened, listed, inputs, None if units is None else list(units), patterns)
     gc.collect()
-    costs = _costs(opened.model, found.sites, inputs, budget, found.axis)
+    costs = _costs(opened.model, found.sites, counted, budget, found.axis)
     # An impossible budget is refused before the weights are read.
     costs.limits(budget)
     named: Task = resolve(task or "classification", TASKS, Task, "task")
@@ -175,8 +182,8 @@ def prune_folder(
     arch, why = proved_arch(pruned, plan, None)
     if arch is None:
         warnings.warn(
-            f"the architecture is not saved: {why.rstrip('.')}. load({str(out)!r}) will need model_fn=, a function that "
-            "builds the dense model.",
+            f"the architecture is not saved: {why.rstrip('.')}. load({str(out)!r}) will need model_fn=, a function "
+            "that builds the dense model.",
             stacklevel=3,
         )
     header: dict[str, Any] = {"arch": arch.to_json() if arch else None, "plan": plan.to_json(), "ties": opened.ties}
@@ -195,13 +202,13 @@ def prune_folder(
         scores,
         Coverage.of(costs, found.sites.left, found.sites.inside),
         {name: cost.total([site.size for site in found.sites]) for name, cost in costs.by_resource.items()},
-        dict(count_resources(pruned, inputs, budget.shares, batch_axis=found.axis)),
+        dict(count_resources(pruned, counted, budget.shares, batch_axis=found.axis)),
         tuple(errors),
     )
 
 
 def _refuse(model: nn.Module) -> None:
-    """Raises ModelError if a module is of a kind that cannot be cut or saved. The meta device is what is wanted here."""
+    """Raises ModelError if a module is of a kind that cannot be cut or saved. The meta device is wanted here."""
     for path, module in model.named_modules():
         for kind in KINDS:
             detail = kind.find(path, module) if kind.name != "meta" else ""
@@ -242,8 +249,12 @@ def _plan(context: Context, scores: Scores, costs: Costs, budget: Budget, select
     )
     try:
         found = checked_selection(
-            context.model, Context(context.model, context.example_inputs, context.task, costs=costs, seed=context.seed),
-            scores, costs, budget, selection,
+            context.model,
+            Context(context.model, context.example_inputs, context.task, costs=costs, seed=context.seed),
+            scores,
+            costs,
+            budget,
+            selection,
         )
     except DataError as error:
         raise PluginError(why) from error

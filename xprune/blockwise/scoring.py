@@ -36,8 +36,8 @@ def refuse_gradients(criterion: Criterion) -> None:
         )
     if criterion.needs not in ("nothing", "weights", "forward"):
         raise PluginError(
-            f"{criterion.name}: needs={criterion.needs!r} is not known. Criterion.needs has to be 'nothing', 'weights', "
-            "'forward' or 'gradients'."
+            f"{criterion.name}: needs={criterion.needs!r} is not known. Criterion.needs has to be 'nothing', "
+            "'weights', 'forward' or 'gradients'."
         )
 
 
