@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from safetensors.torch import save_file
@@ -67,7 +68,7 @@ def write_dense(folder: Path, **shape: int) -> None:
     config = LlamaConfig(**shape, dtype=torch.bfloat16, architectures=["LlamaForCausalLM"])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    torch.manual_seed(SEED)
+    generator = np.random.Generator(np.random.SFC64(SEED))
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     parts: dict[str, list[str]] = {}
@@ -77,15 +78,19 @@ def write_dense(folder: Path, **shape: int) -> None:
     index: dict[str, str] = {}
     for number, names in enumerate(parts.values(), 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        save_file({name: _random(model.get_parameter(name)) for name in names}, folder / file)
+        save_file({name: _random(model.get_parameter(name), generator) for name in names}, folder / file)
         index |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 
-def _random(like: Tensor) -> Tensor:
-    """Returns random weights: around 1 for a norm layer, and around 0 for anything else."""
-    # Uniform numbers take a fraction of the time of normal ones. Their standard deviation is 0.02 too.
-    made = torch.empty(like.shape, dtype=torch.bfloat16).uniform_(-0.035, 0.035)
+def _random(like: Tensor, generator: np.random.Generator) -> Tensor:
+    """Returns random weights: around 1 for a norm layer, and around 0 for anything else.
+
+    Their sign and fraction are random bits, and their exponent is -6. So their absolute value is from 1/64 to 1/32.
+    Bits take a tenth of the time of normal numbers.
+    """
+    bits = np.frombuffer(generator.bytes(2 * like.numel()), dtype=np.uint16) & np.uint16(0x807F) | np.uint16(0x3C80)
+    made = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).view(like.shape)
     return made + 1 if like.dim() == 1 else made
 
 

@@ -186,21 +186,30 @@ def prune_folder(
             "that builds the dense model.",
             stacklevel=3,
         )
+    coverage = Coverage.of(costs, found.sites.left, found.sites.inside)
     header: dict[str, Any] = {"arch": arch.to_json() if arch else None, "plan": plan.to_json(), "ties": opened.ties}
-    header["extra"] = {"criterion": chosen.name, "selection": selects.name, "budget": budget.name, "seed": seed}
     with files.new_artefact(out) as working:
         sizes = [_bytes(opened.model.get_submodule(listed.at(index))) for index in range(listed.count)]
         writer = ShardWriter(working, max(1, min(max_shard_size, max(sizes))))
         errors = _cut_and_write(opened, listed, plan, inputs, writer)
         for name, tensor in tensors(opened.model).items():
             if listed.index_of(name) is None and name not in opened.ties:
-                writer.add(name, opened.stored[name] if tensor.is_meta else tensor)
+                # Buffers may share memory with each other, which a file cannot hold.
+                writer.add(name, opened.stored[name] if tensor.is_meta else tensor.clone())
+        header["extra"] = {
+            "criterion": chosen.name,
+            "selection": selects.name,
+            "budget": budget.name,
+            "seed": seed,
+            "coverage": coverage.to_json(),
+            "errors": errors,
+        }
         files.write_header(working, header | writer.finish())
     return PrunedFolder(
         out,
         plan,
         scores,
-        Coverage.of(costs, found.sites.left, found.sites.inside),
+        coverage,
         {name: cost.total([site.size for site in found.sites]) for name, cost in costs.by_resource.items()},
         dict(count_resources(pruned, counted, budget.shares, batch_axis=found.axis)),
         tuple(errors),
@@ -284,7 +293,7 @@ def _cut_and_write(opened: Opened, blocks: Blocks, plan: Plan, inputs: Any, writ
             make_whole(alone)
         output = alone.block(**given)
         for name, tensor in tensors(alone).items():
-            writer.add(name, tensor)
+            writer.add(name, tensor if isinstance(tensor, nn.Parameter) else tensor.clone())
         empty(alone)
         # Otherwise the tensors of this block would be in memory together with the next one.
         if writer.held > writer.limit // 2:

@@ -34,7 +34,7 @@ class Turn(nn.Module):
     def __init__(self, block: nn.Module, run: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()
         # With nn.Module.__setattr__, the block would be a child, and its parameters would be those of this module.
-        object.__setattr__(self, "_held", block)
+        object.__setattr__(self, "block_in_turn", block)
         self._run = run
 
     def __getattr__(self, name: str) -> Any:
@@ -42,7 +42,7 @@ class Turn(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(object.__getattribute__(self, "_held"), name)
+            return getattr(object.__getattribute__(self, "block_in_turn"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Hands the call over."""
