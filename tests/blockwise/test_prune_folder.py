@@ -213,6 +213,7 @@ REFUSED = {
     "no list of that name": ({"blocks": "model.blocks"}, xprune.ModelError, "no nn.ModuleList"),
     "a pattern that matches nothing": ({"exclude": "blocks.*"}, xprune.ModelError, "matches no site"),
     "an impossible budget": ({"budget": xprune.Budget(macs=0.01)}, xprune.BudgetError, "cannot be reached"),
+    "a time": ({"budget": xprune.Budget(latency=0.9)}, xprune.BudgetError, "latency of a model"),
     "one sample": ({"example_inputs": {"input_ids": torch.zeros(1, 1).long()}}, xprune.ModelError, "two samples"),
     "inputs that do not fit": ({"example_inputs": torch.randn(2, 3, 4)}, xprune.ModelError, "forward fails"),
     "a mask whose values are read": (

@@ -3,7 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,15 @@ from xprune.core.task import Task
 from xprune.costs.count import count_resources
 from xprune.costs.measure import measure_costs
 from xprune.criteria import CRITERIA
-from xprune.errors import DataError, ModelError, PluginError, SurgeryError
+from xprune.errors import BudgetError, DataError, ModelError, PluginError, SurgeryError
 from xprune.modules.calls import call, map_tensors
 from xprune.modules.copies import shared_copy, tensors
 from xprune.modules.forward import error_text
 from xprune.modules.refused import KINDS
 from xprune.modules.sliced import fill as make_whole
 from xprune.modules.sliced import slice_of
-from xprune.pipeline import checked_selection
 from xprune.selections import SELECTIONS
+from xprune.selections.selecting import selected
 from xprune.surgery.cut import remove_units
 from xprune.surgery.exactness import verify
 from xprune.tasks import TASKS
@@ -111,7 +111,9 @@ def prune_folder(
     Args:
         directory: A folder that `save_pretrained` of transformers wrote: config.json and safetensors files.
         out: The folder for the pruned model: new, empty, or with an artefact, which is replaced.
-        budget: How much the pruned model may cost. None means half of the dense model's MACs.
+        budget: How much the pruned model may cost, in MACs, parameters or another resource that is counted. None means
+            half of the dense model's MACs. With round_to="auto", widths are not rounded, as on a CPU. Give a multiple
+            such as 64 for a GPU.
         criterion: A name from `xprune.CRITERIA`, which may be followed by settings, or an instance. It must not need
             gradients.
         selection: A name from `xprune.SELECTIONS`, which may be followed by settings, or an instance. It must need no
@@ -154,7 +156,7 @@ def prune_folder(
         >>> type(xprune.load("pruned")).__name__
         'LlamaForCausalLM'
     """
-    out, budget = Path(out), budget or Budget(macs=0.5)
+    out, budget = Path(out), _counted(budget or Budget(macs=0.5))
     chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
     selects: Selection = resolve(selection, SELECTIONS, Selection, "selection")
     refuse_gradients(chosen)
@@ -211,9 +213,23 @@ def prune_folder(
         scores,
         coverage,
         {name: cost.total([site.size for site in found.sites]) for name, cost in costs.by_resource.items()},
-        dict(count_resources(pruned, counted, budget.shares, batch_axis=found.axis)),
+        dict(count_resources(pruned, counted, budget.limited, batch_axis=found.axis)),
         tuple(errors),
     )
+
+
+def _counted(budget: Budget) -> Budget:
+    """Returns the budget with round_to=1 in place of "auto", as on a CPU.
+
+    Raises:
+        BudgetError: The budget limits the latency.
+    """
+    if "latency" in budget.limited:
+        raise BudgetError(
+            "the latency of a model that is not in memory as a whole cannot be measured. Give a budget with macs= or "
+            "params=."
+        )
+    return replace(budget, round_to=1) if budget.round_to == "auto" else budget
 
 
 def _refuse(model: nn.Module) -> None:
@@ -247,7 +263,7 @@ def _costs(model: nn.Module, sites: Any, inputs: Any, budget: Budget, axis: int)
             "forward reads the values of a tensor, perhaps those of attention_mask. Leave this input out of "
             "example_inputs if all its entries are 1."
         ) from problem
-    return measure_costs(model, sites, inputs, budget.shares, batch_axis=axis)
+    return measure_costs(model, sites, inputs, budget.limited, batch_axis=axis)
 
 
 def _plan(context: Context, scores: Scores, costs: Costs, budget: Budget, selection: Selection) -> Plan:
@@ -257,7 +273,7 @@ def _plan(context: Context, scores: Scores, costs: Costs, budget: Budget, select
         "selection='global' or 'uniform', or load the whole model and prune it with xprune.Pruner."
     )
     try:
-        found = checked_selection(
+        found = selected(
             context.model,
             Context(context.model, context.example_inputs, context.task, costs=costs, seed=context.seed),
             scores,
