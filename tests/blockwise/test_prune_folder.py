@@ -132,15 +132,16 @@ class Activations(xprune.Criterion):
             for place, site in enumerate(sites)
         ]
         with torch.no_grad():
-            for batch in context.data(self.name):
-                call(context.model, batch)
+            for inputs, _ in context.data(self.name):
+                call(context.model, inputs)
         for handle in handles:
             handle.remove()
         return xprune.Scores(tuple(sites), tuple(totals), self.name)
 
 
 def test_a_criterion_that_only_runs_the_model_gives_the_scores_of_the_whole_model(llama, tmp_path):
-    batches, inputs = [inputs_of("llama"), inputs_of("bert")], inputs_of("llama")
+    inputs, labels = inputs_of("llama"), torch.zeros(2).long()
+    batches = [(inputs, labels), ({"input_ids": inputs["input_ids"].flip(1)}, labels)]
     found = prune_folder(
         llama, tmp_path / "out", xprune.Budget(macs=0.7), Activations(), example_inputs=inputs, loader=batches
     )
