@@ -14,8 +14,8 @@ every 5 ms). "resident" also counts pages of files that are mapped into memory (
 at any time. The goal: at most 3 blocks and the embeddings, in both. "seconds" is the time without that in which the
 process was stopped. The result is docs/results/blockwise-llama-7b.json.
 
-It needs Linux, because it reads memory from /proc, and 30 GB of disk space. DIR/dense and DIR/pruned are removed at the
-end.
+It needs Linux, because it reads memory from /proc, and 30 GB of disk space. What was written is removed at the end.
+With --keep it stays, and the next call runs only the steps whose result is not in DIR.
 """
 
 import gc
@@ -233,21 +233,22 @@ def _other(plan: xprune.Plan) -> xprune.Plan:
 
 
 def child(step: str, folder: Path) -> None:
-    """Runs one step and prints its result as JSON. It is called in a separate process."""
+    """Runs one step and writes its result to DIR. It is called in a separate process."""
     with tempfile.TemporaryDirectory() as tiny:
         # Libraries load and allocate at the first use.
         write_dense(Path(tiny) / "dense", **TINY)
         xprune.prune_folder(Path(tiny) / "dense", Path(tiny) / "pruned", xprune.Budget(macs=0.9), tokens=8)
         with torch.no_grad():
             xprune.load(Path(tiny) / "pruned", offload=True)(input_ids=torch.zeros(1, 4, dtype=torch.long))
-    print(json.dumps(prune(folder) if step == STEPS[0] else compare(folder)))
+    found = prune(folder) if step == STEPS[0] else compare(folder)
+    (folder / f"{step}.json").write_text(json.dumps(found))
 
 
 def main(
     folder: Annotated[Path, typer.Option(help="folder for the dense and the pruned model")],
     layers: Annotated[int, typer.Option(help="number of blocks")] = 32,
     step: Annotated[str, typer.Option(help="internal: the step that a child process measures")] = "",
-    keep: Annotated[bool, typer.Option(help="keep the two models")] = False,
+    keep: Annotated[bool, typer.Option(help="keep the folder")] = False,
 ) -> None:
     """Writes the model, measures each step in a child process, and records the result."""
     torch.set_num_threads(1)
@@ -265,10 +266,11 @@ def main(
     rows = []
     try:
         for name in STEPS:
-            command = [sys.executable, "-m", "benchmarks.blockwise", "--folder", str(folder), "--step", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            # The numbers are last on stdout, after what libraries may have printed.
-            found = json.loads(done.stdout.strip().splitlines()[-1])
+            result = folder / f"{name}.json"
+            if not result.exists():
+                command = [sys.executable, "-m", "benchmarks.blockwise", "--folder", str(folder), "--step", name]
+                subprocess.run(command, check=True)
+            found = json.loads(result.read_text())
             peaks = {
                 f"{kind} in blocks beyond embeddings": (found[f"peak {kind} GB"] * 1e9 - embeddings) / block
                 for kind in ("anonymous", "resident")
@@ -277,8 +279,12 @@ def main(
             rows[-1]["what"] = found["what"]
             print(rows[-1], flush=True)
     finally:
-        for name in () if keep else ("dense", "pruned"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        if not keep:
+            # DIR may hold files of others.
+            for name in ("dense", "pruned"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in STEPS:
+                (folder / f"{name}.json").unlink(missing_ok=True)
     record(
         f"blockwise-llama-{'7b' if layers == 32 else f'{layers}-layers'}",
         rows,
