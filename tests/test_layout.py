@@ -22,7 +22,7 @@ FLOORS = (
     ("discovery", "costs", "artefact"),
     ("criteria", "selections"),
     ("pipeline",),
-    ("explain",),
+    ("explain", "blockwise"),
     ("comparison", "report"),
     ("result",),
     ("pruner",),

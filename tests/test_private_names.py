@@ -91,6 +91,10 @@ NAMES = {
     },
     transformers_private: {
         "transformers.PreTrainedConfig._attn_implementation": lambda: config()._attn_implementation,
+        # These are not documented.
+        "transformers.conversion_mapping.get_model_conversion_mapping": None,
+        "transformers.core_model_loading.WeightRenaming": None,
+        "transformers.core_model_loading.rename_source_key": None,
     },
 }
 """Module -> private name -> how it is read, None for what the dotted name itself stands for."""

@@ -16,6 +16,7 @@ from xprune.adapters import ADAPTERS
 from xprune.adapters.declarative import Units
 from xprune.artefact.portable import classes_of_xprune
 from xprune.artefact.save_load import load, save
+from xprune.blockwise.prune import PrunedFolder, prune_folder
 from xprune.comparison.grid import Case, Grid, compare
 from xprune.comparison.table import Comparison
 from xprune.core.budget import Budget
@@ -119,6 +120,7 @@ __all__ = [
     "PlanError",
     "PluginError",
     "PruneResult",
+    "PrunedFolder",
     "Pruner",
     "Ratio",
     "Regression",
@@ -155,6 +157,7 @@ __all__ = [
     "load",
     "measure_costs",
     "profile",
+    "prune_folder",
     "save",
     "score",
     "select",

@@ -305,7 +305,7 @@ class Run:
         if budget is not None:
             costs = self.costs_for(budget)
             context = replace(context, budget=rounded(budget, costs, self.model), costs=costs)
-        return _scored(chosen, context, self.sites)
+        return checked_scores(chosen, context, self.sites)
 
     @stage()
     def select(
@@ -556,10 +556,10 @@ def score(
     context = make_context(model, loader, task=task, seed=seed, checkpoint_dir=checkpoint_dir, budget=budget)
     # `select` reads from the sites of the scores which part of the model they were looked for in.
     sites = sites if isinstance(sites, Sites) else tuple(sites)
-    return replace(_scored(chosen, context, sites), sites=sites)
+    return replace(checked_scores(chosen, context, sites), sites=sites)
 
 
-def _scored(criterion: Criterion, context: Context, sites: Sequence[Site]) -> Scores:
+def checked_scores(criterion: Criterion, context: Context, sites: Sequence[Site]) -> Scores:
     """Calls a criterion and returns its scores. Raises PluginError if it does not return scores of these sites."""
     found: Any = criterion.score(context, sites)
     if not isinstance(found, Scores):

@@ -26,10 +26,12 @@ def small(value):
     return model
 
 
-def save(value, folder, beside=True):
+def save(value, folder, beside=True, shards=False):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the architecture is not saved")
-        return xprune.save(small(value), folder, tensors_beside={"t": torch.tensor([value])} if beside else None)
+        beside = {"t": torch.tensor([value])} if beside else None
+        # Of 10 bytes: each tensor has a file of its own.
+        return xprune.save(small(value), folder, tensors_beside=beside, max_shard_size=10 if shards else None)
 
 
 def read(folder):
@@ -308,3 +310,39 @@ def test_a_stamp_tells_whether_text_is_as_it_was_written(text, ours, tmp_path):
     assert not is_stamped(path) and not is_page(path)
     with pytest.raises(xprune.ArtefactError, match="is a folder"):
         check_file(tmp_path, is_stamped)
+
+
+CHANGES = [(old, new) for old, new in itertools.product([None, False, True], [False, True]) if old or new]
+"""(old, new): whether the old and the new artefact have their weights in several files. None for no old artefact."""
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES)
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_kill_leaves_one_of_the_two_if_the_weights_are_in_several_files(old, new, beside, tmp_path, monkeypatch):
+    whole = {value: (value, {"t": value} if beside else {}) for value in (1.0, 2.0)}
+    for step in itertools.count():
+        path = tmp_path / str(step)
+        if old is not None:
+            save(1.0, path, beside, shards=old)
+        killed = killed_at(step, monkeypatch, lambda path=path: save(2.0, path, beside, shards=new))
+        if old is not None or (path / "xprune.json").is_file():
+            found = read(path)
+            assert found == whole[found[0]]
+        # What the killed save has left is recognised and removed.
+        check_folder(path)
+        save(3.0, path, beside, shards=new)
+        assert read(path)[0] == 3.0
+        held = {entry.name for entry in path.iterdir()}
+        weights = {name for name in held if name.startswith("model")}
+        assert len(weights) == (2 if new else 1) and ("model.safetensors" in weights) is not new
+        assert held - weights == FULL - {"model.safetensors"} - (set() if beside else {"tensors.safetensors"})
+        if not killed:
+            break
+
+
+def test_shards_that_were_changed_are_not_replaced(tmp_path):
+    path = save(1.0, tmp_path / "out", shards=True)
+    shard = next(path.glob("model-0*.safetensors"))
+    shard.write_bytes(shard.read_bytes() + b" ")
+    with pytest.raises(xprune.ArtefactError, match=f"did not write: {shard.name}"):
+        save(2.0, path)

@@ -218,3 +218,79 @@ def test_nothing_saved_is_pickled(saved):
     with pytest.raises(xprune.ArtefactError, match="no saved model"):
         xprune.load(saved / "nowhere")
     assert isinstance(xprune.load(saved), nn.Module)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_weights_in_several_files_are_the_same_model(offload, tmp_path):
+    model = pruned()
+    xprune.save(model, tmp_path / "one", arch=ARCH)
+    xprune.save(model, tmp_path / "several", arch=ARCH, max_shard_size=50_000)
+    shards = sorted((tmp_path / "several").glob("model-*.safetensors"))
+    assert len(shards) > 3 and not (tmp_path / "several" / "model.safetensors").exists()
+    largest = max(tensor.nbytes for tensor in model.state_dict().values())
+    assert max(shard.stat().st_size for shard in shards) < max(50_000, largest) + 10_000
+    loaded = xprune.load(tmp_path / "several", offload=offload)
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), model(images()))
+        assert torch.equal(xprune.load(tmp_path / "one", offload=offload)(images()), model(images()))
+    assert all(parameter.is_meta is offload for parameter in loaded.parameters())
+
+
+def test_an_offloaded_model_is_neither_cut_nor_saved(tmp_path):
+    xprune.save(pruned(), tmp_path / "model", arch=ARCH)
+    loaded = xprune.load(tmp_path / "model", offload=True)
+    with pytest.raises(xprune.ModelError, match="Accelerate has offloaded"):
+        xprune.find_sites(loaded, images())
+    with pytest.raises(xprune.ModelError, match="Accelerate has offloaded"):
+        xprune.save(loaded, tmp_path / "again")
+
+
+def _lost(folder, header):
+    next(folder.glob("model-0*.safetensors")).unlink()
+
+
+def _truncated(folder, header):
+    shard = next(folder.glob("model-0*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-8])
+
+
+def _other_values(folder, header):
+    shard = next(folder.glob("model-0*.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in load_file(shard).items()}, shard)
+
+
+def _leads_out(folder, header):
+    header["shards"] = {f"../{name}": digest for name, digest in header["shards"].items()}
+
+
+def _names_few(folder, header):
+    header["shards"] = dict(list(header["shards"].items())[:1])
+
+
+def _not_a_dict(folder, header):
+    header["shards"] = ["model-00001-0123456789abcdef.safetensors"]
+
+
+def _of_format_1(folder, header):
+    header["format"] = 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_lost, "needs the files model-0"),
+        (_truncated, "cannot be read"),
+        (_other_values, "checksum differs"),
+        (_leads_out, "damaged or was changed by hand"),
+        (_names_few, "absent in the file"),
+        (_not_a_dict, "damaged or was changed by hand"),
+        (_of_format_1, "of format 1"),
+    ],
+)
+def test_spoiled_shards_are_refused(spoil, message, tmp_path):
+    folder = xprune.save(pruned(), tmp_path / "model", arch=ARCH, max_shard_size=50_000)
+    header = json.loads((folder / "xprune.json").read_text())
+    spoil(folder, header)
+    (folder / "xprune.json").write_text(json.dumps(header))
+    with pytest.raises(xprune.ArtefactError, match=message):
+        xprune.load(folder)

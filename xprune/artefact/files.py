@@ -11,21 +11,28 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from xprune.errors import ArtefactError
 
-FORMAT = 1
-"""The version of the format of an artefact. `load` refuses an artefact of any other version."""
+FORMAT, SHARDED = 1, 2
+"""The versions of the format of an artefact. `load` refuses an artefact of any other version.
+
+In format 1, one file holds the weights of the model. In format 2, several files hold them, the shards, and the header
+has their names and checksums. Releases that know only format 1 refuse format 2 by its number.
+"""
 
 MODEL, HEADER, TENSORS = "model.safetensors", "xprune.json", "tensors.safetensors"
 """The names of the files of an artefact: the weights, the header, and other tensors such as scores.
 
 The last file is missing if there are no other tensors.
 """
+
+UNNAMED = "model-"
+"""The names of shards begin with this text, also before their checksum is known."""
 
 REPORT = "report.html"
 """The name of the report of a run. It may lie in the folder of an artefact."""
@@ -37,6 +44,7 @@ FIELDS = {"format", "arch", "plan", "ties", "sha256", "extra"}
 """The keys that each header has."""
 
 _PENDING = re.compile(r"(model|tensors)-([0-9a-f]{16})\.safetensors")
+_SHARD = re.compile(r"(model-\d{5})-([0-9a-f]{16})\.safetensors")
 _OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")
 _STAMP = "<!-- written by xprune, sha256 of the text above: {} -->\n"
 
@@ -147,7 +155,7 @@ def _written_by_xprune(entry: Path, header: Mapping[str, Any] | None) -> bool:
         entry: The file or folder.
         header: The header of the artefact in the same folder, or None if there is none.
     """
-    name, pending = entry.name, _PENDING.fullmatch(entry.name)
+    name, pending = entry.name, _PENDING.fullmatch(entry.name) or _SHARD.fullmatch(entry.name)
     if name in _OF_THE_SYSTEM or name.startswith(WORKING):
         return True
     # A link may point to a file of the user, so it never counts as a file of xprune.
@@ -197,6 +205,87 @@ def stored_file(file: Path, digest: Any) -> Path:
     return pending if _PENDING.fullmatch(pending.name) and pending.is_file() else file
 
 
+def shard_name(number: int, digest: str) -> str:
+    """Returns the name of a shard: model-00001-0123456789abcdef.safetensors.
+
+    The name contains the first 16 digits of the checksum. So a shard of a new artefact never has the name of another
+    shard of the old one, and it keeps its name for good.
+
+    Args:
+        number: The number of the shard. The first is 1.
+        digest: The checksum of the file, hexadecimal.
+    """
+    return f"{Path(MODEL).stem}-{number:05d}-{digest[:16]}.safetensors"
+
+
+def weight_files(directory: Path, header: Mapping[str, Any]) -> dict[Path, str]:
+    """Returns the files that hold the weights of the model, each with its checksum.
+
+    Args:
+        directory: The folder of the artefact.
+        header: The header of the artefact.
+
+    Raises:
+        ArtefactError: The header names a file that cannot be a shard.
+    """
+    shards = header.get("shards")
+    if shards is None:
+        return {stored_file(directory / MODEL, header["sha256"]): header["sha256"]}
+    # A header may come from anybody. A name with slashes would lead out of the folder.
+    if not isinstance(shards, dict) or not shards or not all(_SHARD.fullmatch(name) for name in shards):
+        raise ArtefactError(f"{directory / HEADER} is damaged or was changed by hand: its shards are {shards!r}.")
+    return {directory / name: str(digest) for name, digest in shards.items()}
+
+
+@contextmanager
+def new_artefact(directory: Path) -> Iterator[Path]:
+    """Makes a working folder in a `with` block. After the block, its files become the artefact of a folder.
+
+    After an exception in the block, the folder is as it was before.
+
+    Args:
+        directory: The folder of the artefact. If it does not exist, it is made.
+
+    Yields:
+        The working folder. The block has to write the header, see `write_header`, and the weights into it.
+    """
+    undo = make_folder(directory)
+    try:
+        working = working_folder(directory)
+        try:
+            yield working
+            replace_artefact(working, directory)
+        finally:
+            remove_working(working)
+    # BaseException, because Ctrl-C is not an Exception.
+    except BaseException:
+        undo()
+        raise
+
+
+def write_header(working: Path, header: Mapping[str, Any]) -> None:
+    """Writes the header, and gives all files of a working folder the permissions of the header.
+
+    Args:
+        working: The folder. The other files have to be complete.
+        header: The header. Its entry "extra" comes from the user.
+
+    Raises:
+        ArtefactError: The header holds something that JSON cannot hold.
+    """
+    try:
+        (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"`extra` is not plain data, so it cannot be kept with the model: {error}. Give numbers, strings, "
+            "lists and dicts of these."
+        ) from error
+    # safetensors writes files that only their owner can read. So they get the permissions of the header, which are the
+    # usual ones.
+    for file in working.iterdir():
+        file.chmod((working / HEADER).stat().st_mode)
+
+
 def replace_artefact(working: Path, directory: Path) -> None:
     """Turns the finished files of a working folder into the artefact of a folder.
 
@@ -204,12 +293,18 @@ def replace_artefact(working: Path, directory: Path) -> None:
     contains their checksum. Then the header is replaced. Before this step, a reader finds the old artefact. After it, a
     reader finds the new one, with weights under their pending name. At last, the weights get their final name. So after
     a kill at any time, one of the two artefacts is complete. The next save removes the files that a kill leaves behind.
+    Shards have names that contain their checksum from the beginning, so they are never renamed in the folder.
 
     Args:
         working: A folder inside `directory` that holds the new header and weights.
         directory: The folder of the artefact.
     """
     header = json.loads((working / HEADER).read_text())
+    shards = header.get("shards") or {}
+    for name in shards:
+        (working / name).replace(directory / name)
+    if shards:
+        _set_aside(directory)
     held = [name for name in (TENSORS, MODEL) if (working / name).is_file()]
     for name in held:
         (working / name).replace(pending_file(directory / name, checksum(header, name)))
@@ -222,15 +317,30 @@ def replace_artefact(working: Path, directory: Path) -> None:
         pending_file(directory / name, checksum(header, name)).replace(directory / name)
     # Now the files are removed that killed saves have left behind.
     for entry in directory.iterdir():
-        if entry == working or not _written_by_xprune(entry, header):
+        # The shards of the new artefact are not read again, since that takes long.
+        if entry == working or entry.name in shards or not _written_by_xprune(entry, header):
             continue
-        if _PENDING.fullmatch(entry.name):
+        if _PENDING.fullmatch(entry.name) or _SHARD.fullmatch(entry.name):
             entry.unlink()
         elif entry.name.startswith(WORKING) and entry.is_dir() and not entry.is_symlink():
-            for name in (MODEL, HEADER, TENSORS):
-                (entry / name).unlink(missing_ok=True)
+            for file in (entry / HEADER, entry / MODEL, entry / TENSORS, *entry.glob(f"{UNNAMED}*.safetensors")):
+                file.unlink(missing_ok=True)
             with suppress(OSError):
                 entry.rmdir()
+
+
+def _set_aside(directory: Path) -> None:
+    """Gives the weights of an artefact in one file their pending name, before the header of a sharded one replaces it.
+
+    A reader of the old header still finds them. After a kill, the next save recognises them by their name and removes
+    them.
+    """
+    old = _header(directory)
+    for name in (TENSORS, MODEL):
+        digest = checksum(old, name) if old is not None else None
+        pending = pending_file(directory / name, digest)
+        if (directory / name).is_file() and _PENDING.fullmatch(pending.name):
+            (directory / name).replace(pending)
 
 
 def make_folder(directory: Path) -> Callable[[], None]:

@@ -6,22 +6,29 @@ Loading does not need torch-pruning. An artefact is a folder with two or three f
 - xprune.json: the header. It has the plan from the dense model to the pruned model, and the architecture of the dense
   model. It also has the names of tied tensors, checksums, and plain data of the user.
 - tensors.safetensors: other tensors to keep, such as scores. It is missing if there are none.
+
+The weights of a large model may lie in several files instead, the shards, such as model-00001-0123456789abcdef.
+safetensors. The header then has the name and the checksum of each shard.
 """
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import cpu_offload
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.artefact import files
-from xprune.artefact.files import FORMAT, HEADER, MODEL, REPORT, TENSORS, check_folder, stored_file
+from xprune.artefact.files import FORMAT, HEADER, MODEL, REPORT, SHARDED, TENSORS, check_folder, stored_file
 from xprune.artefact.rebuild import build, proved_arch
+from xprune.artefact.shards import ShardWriter, Stored
 from xprune.core.plan import Plan
 from xprune.core.provenance import Arch, provenance, record
 from xprune.errors import ArtefactError, PlanError
@@ -39,6 +46,7 @@ def save(
     arch: str | tuple[str, Mapping[str, Any]] | None = None,
     extra: Mapping[str, Any] | None = None,
     tensors_beside: Mapping[str, Tensor] | None = None,
+    max_shard_size: int | None = None,
 ) -> Path:
     """Writes a model to a folder, from which `load` reads it in another process.
 
@@ -57,6 +65,9 @@ def save(
             `model_fn`.
         extra: Plain data to keep with the model, such as metrics and settings.
         tensors_beside: Tensors to keep with the model, such as scores. `read_tensors` reads them.
+        max_shard_size: The largest size of a file of weights in bytes. The weights are then written to several files.
+            A tensor that is larger has a file of its own. None means one file. Releases before 0.2 read only artefacts
+            with one file.
 
     Returns:
         The folder.
@@ -96,7 +107,8 @@ def save(
     if frozen:
         header["frozen"] = frozen
     try:
-        _write(directory, tensors(model), {**header, "extra": dict(extra or {})}, tensors_beside)
+        header["extra"] = dict(extra or {})
+        _write(directory, tensors(model), header, tensors_beside, max_shard_size)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{directory} could not be written: {error}.") from error
     if (directory / REPORT).is_file():
@@ -107,7 +119,9 @@ def save(
     return directory
 
 
-def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any], beside: Any) -> None:
+def _write(
+    directory: Path, named: Mapping[str, Tensor], header: dict[str, Any], beside: Any, shard_size: int | None
+) -> None:
     """Writes all files of an artefact to a working folder, and moves them to their final place when they are complete.
 
     Args:
@@ -115,49 +129,41 @@ def _write(directory: Path, named: Mapping[str, Tensor], header: dict[str, Any],
         named: The tensors of the model, by name.
         header: The header. The names of tied tensors and the checksums are added to it.
         beside: Other tensors to keep, by their names, or None.
+        shard_size: The largest size of a file of weights in bytes, or None for one file.
     """
-    undo = files.make_folder(directory)
-    try:
-        working = files.working_folder(directory)
-        try:
-            unique, header["ties"] = _without_ties(named)
+    with files.new_artefact(directory) as working:
+        unique, header["ties"] = _without_ties(named)
+        if shard_size is None:
             save_file(unique, working / MODEL)
             header["sha256"] = files.sha256(working / MODEL)
-            if beside:
-                unique, ties = _without_ties(beside)
-                save_file(unique, working / TENSORS)
-                header["beside"] = {"ties": ties, "sha256": files.sha256(working / TENSORS)}
-            try:
-                (working / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False))
-            except (TypeError, ValueError) as error:
-                raise ArtefactError(
-                    f"`extra` is not plain data, so it cannot be kept with the model: {error}. Give numbers, strings, "
-                    "lists and dicts of these."
-                ) from error
-            # safetensors writes files that only their owner can read. So they get the permissions of the header, which
-            # are the usual ones.
-            for file in working.iterdir():
-                file.chmod((working / HEADER).stat().st_mode)
-            files.replace_artefact(working, directory)
-        finally:
-            files.remove_working(working)
-    # BaseException, because Ctrl-C is not an Exception.
-    except BaseException:
-        undo()
-        raise
+        else:
+            writer = ShardWriter(working, shard_size)
+            # A tensor is dropped from the dict when it is handed over, so that it is freed when its shard is written.
+            for name in list(unique):
+                writer.add(name, unique.pop(name))
+            header |= writer.finish()
+        if beside:
+            unique, ties = _without_ties(beside)
+            save_file(unique, working / TENSORS)
+            header["beside"] = {"ties": ties, "sha256": files.sha256(working / TENSORS)}
+        files.write_header(working, header)
 
 
 @undisturbed()
-def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None) -> nn.Module:
+def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None, *, offload: bool = False) -> nn.Module:
     """Loads a model that `save` wrote, in eval mode and on the CPU.
 
     `load` reads only the files of the artefact and downloads nothing. Before it reads any weights, it compares the
-    names and shapes of all tensors with those of the model that it has built.
+    names and shapes of all tensors with those of the model that it has built. If the weights lie in several files, one
+    file is read after another.
 
     Args:
         directory: The folder that `save` wrote.
         model_fn: A function without arguments that builds the dense model. It is needed if the artefact names no
             architecture. If the artefact names one, `model_fn` is used instead.
+        offload: If True, the weights stay in the files, for a model that does not fit into memory. Accelerate reads the
+            weights of a layer when the layer runs, and drops them afterwards. Such a model can be run, but not be
+            pruned, trained or saved, and the files have to stay where they are.
 
     Returns:
         The pruned model.
@@ -195,7 +201,12 @@ def load(directory: str | Path, model_fn: Callable[[], nn.Module] | None = None)
         model = remove_units(dense, plan, ADAPTERS)
     except PlanError as error:
         raise ArtefactError(f"{directory}: {error}") from error
-    _fill(model, stored_file(directory / MODEL, header["sha256"]), ties, header["sha256"], frozen)
+    weights = files.weight_files(directory, header)
+    _check_weights(model, weights, ties)
+    if offload:
+        _offload(model, list(weights), ties)
+    else:
+        _fill(model, list(weights), ties, frozen)
     record(model, plan, arch)
     return model.eval()
 
@@ -209,7 +220,7 @@ def read_header(directory: str | Path) -> dict[str, Any]:
     Returns:
         The header as plain data. Its keys are "format", "arch", "plan", "ties", "sha256" and "extra". If `save` was
         given tensors, there is also "beside". If the model has parameters with requires_grad=False, "frozen" has their
-        names.
+        names. If the weights lie in several files, "shards" has their names and checksums, and "sha256" is None.
 
     Raises:
         ArtefactError: The folder holds no artefact, or one of another version of the format.
@@ -229,13 +240,14 @@ def read_header(directory: str | Path) -> dict[str, Any]:
     lacking = files.FIELDS - set(header) if isinstance(header, dict) else files.FIELDS
     if lacking:
         raise ArtefactError(f"{file} was not written by xprune: it has no {', '.join(sorted(lacking))}.")
-    if header["format"] != FORMAT:
+    if header["format"] != (SHARDED if "shards" in header else FORMAT):
         raise ArtefactError(
-            f"{file} is of format {header['format']!r}, and this version of xprune reads format {FORMAT}. Read it with "
-            "the version that wrote it."
+            f"{file} is of format {header['format']!r}, and this version of xprune reads format {FORMAT}, and format "
+            f"{SHARDED} for weights in several files. Read it with the version that wrote it."
         )
-    if not stored_file(file.parent / MODEL, header["sha256"]).is_file():
-        raise ArtefactError(f"{directory} is no saved model: it needs the files {MODEL} and {HEADER}.")
+    for weights in files.weight_files(file.parent, header):
+        if not weights.is_file():
+            raise ArtefactError(f"{directory} is no saved model: it needs the files {weights.name} and {HEADER}.")
     return header
 
 
@@ -271,44 +283,90 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
         raise ArtefactError(f"{file} cannot be read: {error}.") from error
 
 
-def _fill(model: nn.Module, file: Path, ties: Mapping[str, str], sha256: str, frozen: Collection[str] = ()) -> None:
-    """Replaces the tensors of a model by those in a file, after the names and shapes were compared.
+def _check_weights(model: nn.Module, weights: Mapping[Path, str], ties: Mapping[str, str]) -> None:
+    """Checks that the files of the weights are those that were saved, and that they fit a model.
+
+    Args:
+        model: The pruned model. Its parameters may be on the meta device.
+        weights: The files, each with the checksum that it has to have.
+        ties: Name of a tied tensor -> the name under which a file holds it.
+
+    Raises:
+        ArtefactError: The files do not fit the model, are not those that were saved, or cannot be read.
+    """
+    ours, theirs, where = tensors(model), dict[str, tuple[int, ...]](), dict[str, Path]()
+    for file in weights:
+        with _reading(file) as opened:
+            # The shapes are at the beginning of the file, so nothing large is read yet.
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        theirs |= shapes
+        where |= dict.fromkeys(shapes, file)
+    for name in {**ours, **theirs, **ties}:
+        stored = theirs.get(ties.get(name, name))
+        if name not in ours or stored != tuple(ours[name].shape):
+            want = tuple(ours[name].shape) if name in ours else "absent"
+            file = where.get(ties.get(name, name), next(iter(weights)))
+            raise ArtefactError(
+                f"{file}: {name} is {stored or 'absent'} in the file, {want} in the architecture. The dense "
+                "model is not the one that was saved, or the file was changed."
+            )
+    for file, sha256 in weights.items():
+        if files.sha256(file) != sha256:
+            raise ArtefactError(f"{file} is not the file that was saved: its checksum differs.")
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Any]:
+    """Opens a safetensors file for a `with` block. An error that safetensors raises becomes an ArtefactError."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except SafetensorError as error:
+        raise ArtefactError(f"{file} cannot be read: it is truncated, or not a safetensors file ({error}).") from error
+
+
+def _fill(model: nn.Module, weights: Sequence[Path], ties: Mapping[str, str], frozen: Collection[str] = ()) -> None:
+    """Replaces the tensors of a model by those in its files, one file after another.
 
     Args:
         model: The pruned model, which is changed. Its parameters may be on the meta device.
-        file: The file of the weights.
-        ties: Name of a tied tensor -> the name under which the file holds it.
-        sha256: The checksum that the file has to have.
+        weights: The files. `_check_weights` has compared them with the model.
+        ties: Name of a tied tensor -> the name under which a file holds it.
         frozen: The names of the parameters that get requires_grad=False.
-
-    Raises:
-        ArtefactError: The file does not fit the model, is not the one that was saved, or cannot be read.
     """
-    ours = tensors(model)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            # The shapes are at the beginning of the file, so nothing large is read yet.
-            theirs = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            for name in {**ours, **theirs, **ties}:
-                stored = theirs.get(ties.get(name, name))
-                if name not in ours or stored != tuple(ours[name].shape):
-                    want = tuple(ours[name].shape) if name in ours else "absent"
-                    raise ArtefactError(
-                        f"{file}: {name} is {stored or 'absent'} in the file, {want} in the architecture. The dense "
-                        "model is not the one that was saved, or the file was changed."
-                    )
-            if files.sha256(file) != sha256:
-                raise ArtefactError(f"{file} is not the file that was saved: its checksum differs.")
-            # safetensors returns views of the file. With copies, the file can be replaced while the model is in use.
-            loaded = {name: opened.get_tensor(name).clone() for name in theirs}
-    except SafetensorError as error:
-        raise ArtefactError(f"{file} cannot be read: it is truncated, or not a safetensors file ({error}).") from error
-    # There is one parameter for each stored tensor, so that tied names share it.
-    parameters = {name: nn.Parameter(t, t.is_floating_point() and name not in frozen) for name, t in loaded.items()}
-    for name, old in ours.items():
-        source, (owner, _, attribute) = ties.get(name, name), name.rpartition(".")
-        value = parameters[source] if isinstance(old, nn.Parameter) else loaded[source]
+    ours, places = tensors(model), dict[str, list[str]]()
+    for name in ours:
+        places.setdefault(ties.get(name, name), []).append(name)
+    for file in weights:
+        with _reading(file) as opened:
+            for stored in opened.keys():  # noqa: SIM118 - it is no mapping
+                # safetensors returns views of the file. With copies, the file can be replaced while the model is in
+                # use.
+                tensor = opened.get_tensor(stored).clone()
+                # There is one parameter for each stored tensor, so that tied names share it.
+                parameter = nn.Parameter(tensor, tensor.is_floating_point() and stored not in frozen)
+                for name in places[stored]:
+                    value = parameter if isinstance(ours[name], nn.Parameter) else tensor
+                    owner, _, attribute = name.rpartition(".")
+                    setattr(model.get_submodule(owner), attribute, value)
+
+
+def _offload(model: nn.Module, weights: Sequence[Path], ties: Mapping[str, str]) -> None:
+    """Makes a model read its parameters from its files whenever a layer runs. Buffers are read now.
+
+    Args:
+        model: The pruned model, which is changed.
+        weights: The files. `_check_weights` has compared them with the model.
+        ties: Name of a tied tensor -> the name under which a file holds it.
+    """
+    stored = Stored.in_files(list(weights), ties)
+    empty = stored.empty()
+    for name, old in tensors(model).items():
+        owner, _, attribute = name.rpartition(".")
+        # The parameters need the dtype of the file, since Accelerate converts what it reads to the dtype that it finds.
+        value = nn.Parameter(empty[ties.get(name, name)], False) if isinstance(old, nn.Parameter) else stored[name]
         setattr(model.get_submodule(owner), attribute, value)
+    cpu_offload(model, torch.device("cpu"), state_dict=stored)
 
 
 def _without_ties(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

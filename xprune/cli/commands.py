@@ -1,4 +1,4 @@
-"""The commands of xprune: prune, compare, evaluate, sites, show, report, export, list and demo.
+"""The commands of xprune: prune, prune-folder, compare, evaluate, sites, show, report, export, list and demo.
 
 Options have the same names as the arguments of the Python functions. `xprune COMMAND --help` prints the docstring of
 the function and the help texts of its options.
@@ -217,6 +217,55 @@ def prune(
         console.print(sites_table(result.plan), metrics_table(result.metrics))
         notes = "".join(f"{line}\n" for line in (gain_note(result.metrics, result.settings), part_text(result)) if line)
         _say(f"{notes}{unseen(result.scores, result.class_names)}Saved in {folder}")
+
+
+@app.command()
+def prune_folder(
+    directory: Annotated[
+        Path, typer.Argument(help="Folder that save_pretrained of transformers wrote: config.json and safetensors.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pruned model: new or empty. A model that xprune saved is replaced.")
+    ],
+    criterion: Annotated[
+        str, typer.Option(help="Criterion that scores the units: magnitude or random. Settings follow: magnitude,p=1.")
+    ] = "magnitude",
+    selection: Annotated[str, typer.Option(help="Selection that makes the plan: global or uniform.")] = "global",
+    macs: Annotated[
+        float | None, typer.Option(help="Largest fraction of the MACs to keep. 0.5 if you give no limit.")
+    ] = None,
+    params: Annotated[float | None, typer.Option(help="Largest fraction of the parameters to keep.")] = None,
+    min_units: Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")] = 1,
+    round_to: Annotated[int, typer.Option(help="The number of kept features of a site is a multiple of this.")] = 1,
+    units: Annotated[
+        list[str] | None, typer.Option(help="Unit kind to prune. Can be repeated. Default: head and neuron.")
+    ] = None,
+    exclude: Exclude = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Path of the list of blocks, such as model.layers. Found if you give none.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Length of the sequences for the proof and for counting MACs.")] = 128,
+    shard_size: Annotated[float, typer.Option(help="Largest size of a file of weights, in GB.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+) -> None:
+    """Prune a language model that does not fit into memory, one block at a time, without fine-tuning."""
+    budget = xprune.Budget(0.5 if macs is None and params is None else macs, params, min_units, round_to)
+    found = xprune.prune_folder(
+        directory,
+        out,
+        budget,
+        criterion,
+        selection,
+        tokens=tokens,
+        units=units or None,
+        exclude=exclude or (),
+        blocks=blocks,
+        max_shard_size=round(shard_size * 1e9),
+        seed=seed,
+    )
+    console.print(sites_table(found.plan))
+    kept = ", ".join(f"{found.pruned[name] / cost:.1%} of the {name}" for name, cost in found.dense.items())
+    _say(f"{found.coverage.text}\nThe pruned model has {kept}.\nSaved in {found.directory}")
 
 
 @app.command()

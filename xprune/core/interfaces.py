@@ -141,6 +141,12 @@ class Criterion(ABC):
         name: The name of the criterion, as in `Pruner(criterion=name)`.
         at_budget: True if the scores depend on `context.budget`. `compare` then computes the scores again for each
             budget. False if the scores are the same for all budgets.
+        needs: What `score` needs of the model. `prune_folder` has one block of the model in memory at a time, and so
+            refuses a criterion that needs gradients. "nothing": only the sizes of the sites. "weights": only the
+            tensors that the sites cut, and the scores of a site do not depend on other sites. `score` is then called
+            once for each block. "forward": forwards of `context.model` without gradients. Hooks and gates work, but the
+            criterion must not copy the model or read weights, since a layer has its weights only while it runs.
+            "gradients": anything else. It is the default.
 
     Example:
         >>> import torch, xprune
@@ -159,6 +165,7 @@ class Criterion(ABC):
 
     name: ClassVar[str]
     at_budget: ClassVar[bool] = False
+    needs: ClassVar[str] = "gradients"
 
     @abstractmethod
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:

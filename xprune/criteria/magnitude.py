@@ -13,6 +13,9 @@ from xprune.core.site import Site
 from xprune.errors import PluginError
 from xprune.modules.paths import tensor_at
 
+PART = 2**20
+"""The largest number of weights that are converted to float64 at a time."""
+
 
 @dataclass(frozen=True)
 class Magnitude(Criterion):
@@ -44,6 +47,7 @@ class Magnitude(Criterion):
 
     p: int = 2
     name: ClassVar[str] = "magnitude"
+    needs: ClassVar[str] = "weights"
 
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
@@ -71,8 +75,13 @@ class Magnitude(Criterion):
             weight = tensor_at(model, cut.tensor)
             # Cuts also contain buffers, such as running statistics. These are not weights, so they are skipped.
             if isinstance(weight, nn.Parameter):
-                # The shape (entries, rest) becomes (units, entries of one unit, rest).
-                rows = weight.detach().movedim(cut.axis, 0).reshape(weight.shape[cut.axis], -1)
-                parts = rows[cut.units(site.size).to(rows.device)]
-                total += parts.to(torch.float64).abs().pow(self.p).sum((1, 2)).cpu()
+                index = cut.units(site.size).to(weight.device)
+                # Some units at a time, because float64 needs four times the memory of bfloat16.
+                few = max(1, PART * len(index) // max(1, weight.numel()))
+                for start in range(0, len(index), few):
+                    some = index[start : start + few]
+                    rows = weight.detach().index_select(cut.axis, some.flatten()).movedim(cut.axis, 0)
+                    # The shape (units * entries of one unit, rest) becomes (units, entries of one unit * rest).
+                    values = rows.reshape(len(some), -1).to(torch.float64)
+                    total[start : start + few] += values.abs_().pow_(self.p).sum(1).cpu()
         return total.pow(1 / self.p).float()

@@ -28,6 +28,7 @@ class Random(Criterion):
     """
 
     name: ClassVar[str] = "random"
+    needs: ClassVar[str] = "nothing"
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
         """Generates a random score for each unit.
