@@ -132,7 +132,7 @@ class Criterion(ABC):
     Attributes:
         name: The name of the criterion, as in `Pruner(criterion=name)`.
         at_budget: True if the scores depend on `context.budget`. `compare` then computes the scores again for each
-            budget. False if the scores are the same for all budgets.
+            budget. False if the scores are the same for all budgets. See `budget_key`.
 
     Example:
         >>> import torch, xprune
@@ -151,6 +151,15 @@ class Criterion(ABC):
 
     name: ClassVar[str]
     at_budget: ClassVar[bool] = False
+
+    def budget_key(self, budget: Budget) -> str:
+        """Returns what the scores read of a budget, as a text. Budgets with equal texts have equal scores.
+
+        `compare` and `frontier` compute the scores once for all budgets with the same text. This implementation returns
+        the name of the budget if `at_budget` is True, and "" if not. Override it if a setting decides whether the
+        scores depend on the budget.
+        """
+        return budget.name if self.at_budget else ""
 
     @abstractmethod
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:

@@ -17,7 +17,7 @@ from xprune.core.task import batch_axis_of
 from xprune.costs.allocation import normalise
 from xprune.costs.expected import UnitCosts, hold_cost
 from xprune.costs.measure import measure_costs
-from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, from_scores, sampled, spread
+from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, any_share, from_scores, sampled, spread
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gated
 from xprune.training.loop import Loop, Stateful, Weights
@@ -79,6 +79,7 @@ class MaskSettings:
     steps: int = 600
     lr: float = 0.1
     shared: float = 2 / 3
+    budgets: str = "one"
     anneal: float = 0.7
     sparsity: str = "cost"
     lambda_sparse: float | None = None
@@ -123,8 +124,12 @@ class MaskLearner:
         costs = context.measured(sites) or measure_costs(
             context.model, sites, context.example_inputs, asked, batch_axis=axis
         )
-        # Without a budget, the target is halfway between the dense model's MACs and the smallest possible MACs.
-        budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
+        if settings.budgets == "any":
+            # The budget says only which resource counts. Its fraction is drawn anew at each step.
+            budget = (context.budget or Budget(macs=1.0)).at(1.0)
+        else:
+            # Without a budget, the target is halfway between the dense model's MACs and the smallest possible MACs.
+            budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
         if start is not None:
             self.table.shared.data = from_scores(torch.cat(normalise(start, costs, budget))).to(device)
         self.source = _GateSource(self.table, UnitCosts.of(costs, budget, device), settings)
@@ -306,7 +311,11 @@ class _GateSource(nn.Module):
         if rows is not None and self.gone:
             # The class is added so that rows of different classes remove different fractions in the same step.
             return self.costs.at(TAKEN * spread(step + rows)).settle(logits)
-        return self.costs.settle(logits, (step + 1) / (self.settings.anneal * self.settings.steps))
+        progress = (step + 1) / (self.settings.anneal * self.settings.steps)
+        if self.settings.budgets == "any":
+            share = any_share(torch.tensor([step], device=logits.device), progress)
+            return self.costs.at(share.expand(len(logits)), empty=False).settle(logits)
+        return self.costs.settle(logits, progress)
 
     def penalty(self) -> Tensor:
         """Returns the sum of the sparsity and smoothness penalties for the last batch, which is added to the loss."""
