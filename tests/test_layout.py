@@ -24,7 +24,7 @@ FLOORS = (
     ("pipeline",),
     ("explain",),
     ("comparison", "report"),
-    ("result",),
+    ("result", "tradeoff"),
     ("pruner",),
     ("testing",),
     ("moved",),

@@ -70,6 +70,8 @@ from xprune.tasks.multi_label import MultiLabel
 from xprune.tasks.regression import Regression
 from xprune.tasks.segmentation import Segmentation
 from xprune.tasks.tokens import LanguageModel, TokenClassification
+from xprune.tradeoff.measure import frontier
+from xprune.tradeoff.points import Frontier, Point
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 
@@ -99,6 +101,7 @@ __all__ = [
     "Embeddings",
     "Finetune",
     "Found",
+    "Frontier",
     "GateError",
     "Gated",
     "Gates",
@@ -115,6 +118,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "PluginError",
+    "Point",
     "PruneResult",
     "Pruner",
     "Regression",
@@ -147,6 +151,7 @@ __all__ = [
     "explain",
     "find_sites",
     "finetune",
+    "frontier",
     "latency",
     "load",
     "measure_costs",

@@ -292,6 +292,20 @@ class Run:
         return _scored(chosen, context, self.sites)
 
     @stage()
+    def estimate(
+        self, criterion: str | Criterion = "xpruner", budget: Budget | None = None, *, seed: int = 0
+    ) -> float | None:
+        """Estimates how long `score` will take, in seconds, see `Criterion.estimate`. None if it is not known.
+
+        Args:
+            criterion: A name from `xprune.CRITERIA`, or an instance.
+            budget: The budget that the plan will have to meet.
+            seed: The seed of all random choices.
+        """
+        chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
+        return chosen.estimate(replace(self._context(seed, None), budget=budget), self.sites)
+
+    @stage()
     def select(
         self,
         scores: Scores,

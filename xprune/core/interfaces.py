@@ -161,6 +161,18 @@ class Criterion(ABC):
         """
         return budget.name if self.at_budget else ""
 
+    def estimate(self, context: Context, sites: Sequence[Site]) -> float | None:
+        """Estimates how long `score` will take, in seconds, without doing the work.
+
+        `frontier` prints the estimate before it starts. This implementation returns None: it is not known. Override it
+        if the work consists of many equal steps: measure a few of them.
+
+        Args:
+            context: The inputs that `score` will get.
+            sites: The sites that `score` will get.
+        """
+        return None
+
     @abstractmethod
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
         """Computes the scores of the units of all sites.

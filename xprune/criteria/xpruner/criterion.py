@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -21,6 +21,9 @@ AGGREGATES = ("shared", "mean", "max")
 """The allowed values of `XPruner.aggregate`, which says how the logits become one score for each unit."""
 BUDGETS = ("one", "any")
 """The allowed values of `XPruner.budgets`, which says for which budgets the masks are learned."""
+
+_TIMED = 4
+"""The number of steps that `XPruner.estimate` makes. The first one is not measured, as it allocates memory."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class XPruner(MaskSettings, Criterion):
                 raise PluginError(f"xpruner: {field}={getattr(self, field)!r}, allowed are {what}.")
         if self.budgets == "any" and self.lambda_sparse is not None:
             raise PluginError(
-                f'xpruner: budgets="any" draws a cost at each step and holds it, but lambda_sparse={self.lambda_sparse} '
+                f'xpruner: budgets="any" holds a cost at each step, but lambda_sparse={self.lambda_sparse} '
                 "makes masks small without a fixed cost. Leave lambda_sparse out, or learn for one budget."
             )
         if self.aggregate == "shared" and int(self.steps * self.shared) < 1:
@@ -175,6 +178,13 @@ class XPruner(MaskSettings, Criterion):
     def _warm_start_criterion(self) -> Criterion | None:
         """Returns the criterion that `warm_start` names. Returns None if `warm_start` is not set."""
         return resolve(self.warm_start, registered("criteria"), Criterion, "criterion") if self.warm_start else None
+
+    def estimate(self, context: Context, sites: Sequence[Site]) -> float:
+        """Estimates how long `score` will take, in seconds. It makes a few steps and measures them."""
+        few = replace(self, steps=_TIMED) if self.shared * _TIMED >= 1 else replace(self, steps=_TIMED, shared=1.0)
+        # Without a checkpoint folder, so that the few steps leave nothing behind.
+        learner = MaskLearner(replace(context, checkpoint_dir=None), sites, few).run()
+        return learner.step_seconds * self.steps
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
         """Learns the masks, and returns their logits as scores.

@@ -1,6 +1,7 @@
 """Trains the masks of X-Pruner by gradient descent on their logits. The weights of the model do not change."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -103,6 +104,7 @@ class MaskLearner:
     Attributes:
         table: The logits of the masks.
         classes: The number of classes. It is 0 if the task has no classes or only one.
+        step_seconds: The mean time of a step with the reading of its batch, in seconds. The first step does not count.
     """
 
     def __init__(
@@ -159,9 +161,16 @@ class MaskLearner:
             start = Weights(context.model).digest()
             loop.keep(context.checkpoint_dir, parts, **asdict(settings), **self.source.costs.budget, start=start)
             self.loop = loop
+            self._ends: list[float] = []
             with gated.gates.attached(context.model):
                 loop.run(self._step)
         return self
+
+    @property
+    def step_seconds(self) -> float:
+        """See the attributes of the class."""
+        ends = self._ends
+        return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else math.nan
 
     @property
     def undrawn(self) -> list[int]:
@@ -193,6 +202,7 @@ class MaskLearner:
         self.loop.backward(loss + self.source.penalty())
         for optimizer in self.optimizers:
             optimizer.step()
+        self._ends.append(time.perf_counter())
 
     def _draw(self, targets: Any) -> Tensor:
         """Chooses the class whose row gives the gates of each sample. Returns int64 (samples,)."""
