@@ -83,9 +83,9 @@ def frontier(
             default is a criterion whose scores serve all budgets. If the scores depend on the budget, as those of
             "xpruner" do, they are computed anew for each budget.
         selection: The selection. A name from `xprune.SELECTIONS`, which may be followed by settings, or an instance.
-        points: The budgets. A list of fractions of the dense model's cost in (0, 1], or how many budgets there are. They are
-            then spaced evenly, down to the least that can be reached. None means 0.9, 0.8 and so on down to 0.1, as far
-            as they can be reached.
+        points: The budgets. Either a list of fractions of the dense model's cost in (0, 1]. Or the number of budgets,
+            which are then spaced evenly down to the least that can be reached. None means 0.9, 0.8 and so on down to
+            0.1, as far as they can be reached.
         chance: If True, models with random scores are measured at the same budgets.
         task: Reads batches and computes the loss and the metric. An instance of `xprune.Task`, or a name from
             `xprune.TASKS`. None means classification of (inputs, labels).
