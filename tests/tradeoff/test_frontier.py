@@ -86,7 +86,7 @@ def test_the_default_budgets_are_those_that_can_be_reached(model):
     assert asked == [share for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1) if share >= least]
     assert all(found.share(point, "params") <= point.asked for point in found.points)
     spaced = xprune.frontier(model, loader(), points=3, **quick)
-    assert len(spaced.points) == 3 and spaced.points[-1].asked == pytest.approx(spaced.settings["least"], abs=1e-4)
+    assert len(spaced.points) == 3 and spaced.points[-1].asked == pytest.approx(spaced.settings["least"], abs=2e-4)
 
 
 def test_a_killed_scoring_is_not_shared_between_estimate_and_work(model, tmp_path):

@@ -127,6 +127,19 @@ class UnitCosts:
         return replace(self, allowed=self.base + shares[:, None] * (1 - self.base), least=least)
 
     @property
+    def least_share(self) -> float:
+        """The share of the cost of all units, as in `at`, that a model with as few units as possible spends.
+
+        It is the largest of the shares in all limits.
+        """
+        least = [
+            torch.arange(size, device=self.unit.device) < few for size, few in zip(self.sizes, self.least, strict=True)
+        ]
+        smallest = torch.cat(least)[None].to(self.unit.dtype)
+        cost = self._of_pairs(smallest) + smallest @ self.unit.T
+        return float((cost / (1 - self.base).clamp_min(torch.finfo(cost.dtype).tiny)).max())
+
+    @property
     def budget(self) -> dict[str, list[float]]:
         """The limits as plain data. They are part of the fingerprint of a checkpoint, see `Loop.keep`.
 

@@ -18,7 +18,16 @@ from xprune.core.task import batch_axis_of
 from xprune.costs.allocation import normalise
 from xprune.costs.expected import UnitCosts, hold_cost
 from xprune.costs.measure import measure_costs
-from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, any_share, from_scores, sampled, spread
+from xprune.criteria.xpruner.masks import (
+    LOWEST,
+    SMOOTHNESS,
+    SPARSITY,
+    MaskTable,
+    any_share,
+    from_scores,
+    sampled,
+    spread,
+)
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gated
 from xprune.training.loop import Loop, Stateful, Weights
@@ -256,6 +265,8 @@ class _GateSource(nn.Module):
         super().__init__()
         self.table, self.costs, self.settings = table, costs, settings
         self.gone = OBJECTIVES[settings.objective].gone
+        # Below the least, all masks that can change are 0, and there is nothing to learn.
+        self.lowest = max(LOWEST, costs.least_share)
         self._penalty: Tensor | None = None
 
     def forward(self, drawn: Tensor | None, samples: int, step: int) -> Tensor:
@@ -323,7 +334,7 @@ class _GateSource(nn.Module):
             return self.costs.at(TAKEN * spread(step + rows)).settle(logits)
         progress = (step + 1) / (self.settings.anneal * self.settings.steps)
         if self.settings.budgets == "any":
-            share = any_share(torch.tensor([step], device=logits.device), progress)
+            share = any_share(torch.tensor([step], device=logits.device), progress, self.lowest)
             return self.costs.at(share.expand(len(logits)), empty=False).settle(logits)
         return self.costs.settle(logits, progress)
 

@@ -133,24 +133,25 @@ def spread(index: Tensor) -> Tensor:
 
 
 LOWEST = 0.1
-"""The smallest share of the cost of all units that `any_share` returns."""
+"""The smallest share of the cost of all units that masks for any budget are learned for."""
 
 
-def any_share(step: Tensor, progress: float) -> Tensor:
+def any_share(step: Tensor, progress: float, lowest: float = LOWEST) -> Tensor:
     """Returns the share of the units' cost that masks for any budget may spend in a step.
 
     The shares of all steps cover the range of budgets evenly. The range begins at the dense model, and grows during
-    learning until it reaches down to `LOWEST`. At first, no unit is preferred. A small model is then a random one, and
+    learning until it reaches down to `lowest`. At first, no unit is preferred. A small model is then a random one, and
     its gradients say little.
 
     Args:
         step: The number of the step, int64, of any shape.
         progress: The part of the growth that is over, from 0 to 1. Larger values count as 1.
+        lowest: The smallest share.
 
     Returns:
-        Shares of the same shape, float32, from `LOWEST` to 1.
+        Shares of the same shape, float32, from `lowest` to 1.
     """
-    return 1 - (1 - LOWEST) * (1 - remaining(progress)) * spread(step)
+    return 1 - (1 - lowest) * (1 - remaining(progress)) * spread(step)
 
 
 def sampled(masks: Tensor) -> Tensor:
