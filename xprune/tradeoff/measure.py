@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -153,7 +154,7 @@ def frontier(
     watch = Stopwatch(target or Target(), run.model, run.first[0], batch_axis_of(run.task)) if latency else None
     folder = Path(checkpoint_dir) / "score" if checkpoint_dir is not None else None
     models = 1 + len(budgets) * (2 if chance else 1)
-    _announce(run, chosen, by, budgets, models, watch is not None, seed)
+    _announce(run, chosen, budgets, models, watch is not None, seed)
     start = time.perf_counter()
     work = _Work(run, by, resource, seed, Progress(models))
     dense = work.dense(watch)
@@ -238,8 +239,8 @@ class _Work:
                 own = None if folder is None else folder / key.replace(" ", "-") if key else folder
                 # Only the last scores are kept, as those of a large model with many classes need much memory.
                 scores = {key: self.run.score(criterion, budget, seed=self.seed, checkpoint_dir=own)}
-                self.score_seconds += time.perf_counter() - start
                 if not by:
+                    self.score_seconds += time.perf_counter() - start
                     say(f"Scored with {criterion.name} in {duration(time.perf_counter() - start)}.")
                     self.progress.restart()
             try:
@@ -318,23 +319,18 @@ def _budgets(run: Run, like: Budget, resource: str, points: int | Sequence[float
     return [like.at(share) for share in shares]
 
 
-def _announce(
-    run: Run,
-    criterion: Criterion,
-    selection: Selection,
-    budgets: Sequence[Budget],
-    models: int,
-    timed: bool,
-    seed: int,
-) -> None:
+def _announce(run: Run, criterion: Criterion, budgets: Sequence[Budget], models: int, timed: bool, seed: int) -> None:
     """Prints the estimated time of the scoring and of the measurements."""
     scorings = len({criterion.budget_key(budget) for budget in budgets})
     scoring = run.estimate(criterion, budgets[0], seed=seed)
     measuring = seconds_of_measuring(run)
-    # A model is cut from random scores, to see how long it takes. They cost nothing.
-    scores = run.score(CRITERIA["random"](), budgets[0], seed=seed)
+    # A model is cut from random scores, to see how long it takes. The scores cost nothing, and nor does the selection
+    # "global", while another one may train for minutes.
+    scores = run.score("random", budgets[0], seed=seed)
     start = time.perf_counter()
-    run.cut(run.select(scores, budgets[0], selection, seed=seed))
+    # If no plan is found for this budget, it is reported later, together with those of the other budgets.
+    with suppress(BudgetError):
+        run.cut(run.select(scores, budgets[0], seed=seed))
     cutting = time.perf_counter() - start
     each = None if measuring is None else measuring + cutting + _SECONDS * timed
     announce(None if scoring is None else scoring * scorings, each, models)
