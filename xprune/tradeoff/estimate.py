@@ -100,9 +100,15 @@ class Progress:
         """Starts the clock again, after work that is not that of a model."""
         self._start, self._before = time.perf_counter(), self._done
 
-    def done(self, what: str) -> None:
-        """Prints that a model is done."""
+    def done(self, what: str, rest_known: bool = True) -> None:
+        """Prints that a model is done.
+
+        Args:
+            what: The text to print.
+            rest_known: False if the other models will take another time than this one. The time that is left is then
+                not printed.
+        """
         self._done += 1
-        left = self._models - self._done
+        left = (self._models - self._done) * rest_known
         rest = (time.perf_counter() - self._start) / (self._done - self._before) * left
         say(f"{self._done} of {self._models}: {what}" + (f" ({duration(rest)} left)" if left else ""))

@@ -21,6 +21,7 @@ from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.target import Target
 from xprune.core.task import Task, batch_axis_of
+from xprune.costs.count import count_resources
 from xprune.costs.stopwatch import Stopwatch
 from xprune.criteria import CRITERIA
 from xprune.environment import hardware, versions
@@ -124,7 +125,7 @@ def frontier(
         ... # doctest: +ELLIPSIS
         Units cover 96 % of the model's MACs (2 sites). No module was left alone.
         Estimated time: not known in full (scoring: not known, 3 models ... s).
-        1 of 3: dense: accuracy ... left)
+        1 of 3: dense: accuracy ...
         2 of 3: 80 %: accuracy ... left)
         3 of 3: 60 %: accuracy ...
         >>> [point.metrics.macs <= point.asked * found.dense.macs for point in found.points]
@@ -206,7 +207,8 @@ class _Work:
         metrics = self.run.dense
         if watch is not None:
             metrics = self._timed(metrics, watch, watch.alone(_SECONDS).median(0))
-        self.progress.done(f"dense: {_text(metrics)}")
+        # The scoring comes next, so this model does not tell the time that is left.
+        self.progress.done(f"dense: {_text(metrics)}", rest_known=False)
         return metrics
 
     def cut(
@@ -330,7 +332,8 @@ def _announce(run: Run, criterion: Criterion, budgets: Sequence[Budget], models:
     start = time.perf_counter()
     # If no plan is found for this budget, it is reported later, together with those of the other budgets.
     with suppress(BudgetError):
-        run.cut(run.select(scores, budgets[0], seed=seed))
+        model = run.cut(run.select(scores, budgets[0], seed=seed))
+        count_resources(model, run.example, batch_axis=batch_axis_of(run.task))
     cutting = time.perf_counter() - start
     each = None if measuring is None else measuring + cutting + _SECONDS * timed
     announce(None if scoring is None else scoring * scorings, each, models)

@@ -159,11 +159,14 @@ class Frontier:
     def notes(self) -> list[str]:
         """Sentences that say which budget to ask for."""
         shown, lines = Measure.of(self.dense), []
-        steps = (0.01, 0.03) if shown.factor == 100 else ()
-        for within in steps:
+        # A line that says the same as the one before is left out.
+        said: Point | None = None
+        for within in (0.01, 0.03) if shown.factor == 100 else ():
             found, points = self.least(within), f"{100 * within:.0f} point" + "s" * (within > 0.01)
             text = f"the smallest budget is {name_of(found)}" if found else "no budget of the table is large enough"
-            lines.append(f"For at most {points} of {shown.name} less than dense, {text}.")
+            if found is None or found != said:
+                lines.append(f"For at most {points} of {shown.name} less than dense, {text}.")
+            said = found
         least = self.settings.get("least")
         if least is not None:
             lines.append(f"The least that can be reached is {least:.1%} of the {self._label(self.resource)}.")
