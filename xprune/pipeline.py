@@ -285,11 +285,7 @@ class Run:
             PluginError: The criterion is unknown, or does not return scores of exactly these sites.
         """
         chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
-        context = self._context(seed, checkpoint_dir)
-        if budget is not None:
-            costs = self.costs_for(budget)
-            context = replace(context, budget=rounded(budget, costs, self.model), costs=costs)
-        return _scored(chosen, context, self.sites)
+        return _scored(chosen, self._context_at(budget, seed, checkpoint_dir), self.sites)
 
     @stage()
     def estimate(
@@ -303,7 +299,7 @@ class Run:
             seed: The seed of all random choices.
         """
         chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
-        return chosen.estimate(replace(self._context(seed, None), budget=budget), self.sites)
+        return chosen.estimate(self._context_at(budget, seed, None), self.sites)
 
     @stage()
     def select(
@@ -412,6 +408,14 @@ class Run:
             inputs, targets = self.first
             costs |= dict(zip(_LATENCY, (latency(model, inputs), self.task.size(targets)), strict=True))
         return found.with_costs(**costs)
+
+    def _context_at(self, budget: Budget | None, seed: int, checkpoint_dir: Path | None) -> Context:
+        """Returns the context for a criterion that may learn for a budget, with the costs that the budget needs."""
+        context = self._context(seed, checkpoint_dir)
+        if budget is None:
+            return context
+        costs = self.costs_for(budget)
+        return replace(context, budget=rounded(budget, costs, self.model), costs=costs)
 
     def _context(self, seed: int, checkpoint_dir: Path | None) -> Context:
         """Returns the context for a criterion or a selection: a copy of the model, the data and the costs."""

@@ -211,7 +211,10 @@ def frontier(
     ] = None,
     chance: Annotated[bool, typer.Option(help="Measure models with random scores too.")] = True,
     min_units: Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")] = 1,
-    round_to: Annotated[int, typer.Option(help="The number of kept features of a site is a multiple of this.")] = 1,
+    round_to: Annotated[
+        str,
+        typer.Option(help="The number of kept features of a site is a multiple of this. auto: as the device likes."),
+    ] = "auto",
     units: Annotated[
         list[str] | None,
         typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
@@ -229,9 +232,13 @@ def frontier(
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Folder for the state of the scoring. A killed run continues from this state.")
     ] = None,
-    latency: Annotated[
-        bool, typer.Option(help="Measure the latency of the dense model and of each pruned one.")
+    timed: Annotated[
+        bool,
+        typer.Option(
+            "--measure-latency/--no-latency", help="Measure the latency of the dense model and of each pruned one."
+        ),
     ] = True,
+    target: TargetText = None,
 ) -> None:
     """Measure the accuracy of a model at many budgets, before you choose one.
 
@@ -260,11 +267,12 @@ def frontier(
         exclude=exclude or (),
         inside=inside or (),
         min_units=min_units,
-        round_to=round_to,
+        round_to=int(round_to) if round_to.isdecimal() else round_to,
         of=of,
         seed=seed,
         checkpoint_dir=checkpoint_dir,
-        latency=latency,
+        latency=timed,
+        target=target,
     )
     if _is_main_process():
         console.print(found.table())

@@ -23,6 +23,7 @@ from xprune.core.target import Target
 from xprune.core.task import Task, batch_axis_of
 from xprune.costs.count import count_resources
 from xprune.costs.stopwatch import Stopwatch
+from xprune.costs.widths import rounded
 from xprune.criteria import CRITERIA
 from xprune.environment import hardware, versions
 from xprune.errors import BudgetError
@@ -31,7 +32,7 @@ from xprune.report.collect import Measure
 from xprune.selections import SELECTIONS
 from xprune.tasks import TASKS
 from xprune.tradeoff.estimate import Progress, announce, duration, say, seconds_of_measuring
-from xprune.tradeoff.points import Frontier, Point, name_of, number
+from xprune.tradeoff.points import LATENCY, Frontier, Point, name_of, number
 from xprune.training.runtime import stage
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -59,12 +60,12 @@ def frontier(
     exclude: Sequence[str] = (),
     inside: str | Sequence[str] = (),
     min_units: int = 1,
-    round_to: int = 1,
+    round_to: int | str = "auto",
     of: str = "model",
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
     latency: bool = True,
-    target: Target | None = None,
+    target: Target | str | None = None,
 ) -> Frontier:
     """Measures the accuracy of a model against its cost, so that you see the trade before you choose a budget.
 
@@ -79,7 +80,7 @@ def frontier(
         train: Training batches. The criterion uses them. Nothing else is learned from data.
         val: Batches on which the loss and the metric are measured. Give other batches than those of the final test, if
             you choose the budget by the result. None means that the metric is measured on the training batches.
-        resource: The name of the resource that the budgets limit: "macs", "params", or another name from
+        resource: The name of the resource that the budgets limit: "macs", "params", "latency", or another name from
             `xprune.RESOURCES`.
         criterion: The criterion. A name from `xprune.CRITERIA`, which may be followed by settings, or an instance. The
             default is a criterion whose scores serve all budgets. If the scores depend on the budget, as those of
@@ -97,14 +98,14 @@ def frontier(
         exclude: Patterns of the names of sites that keep all units. This argument is used only if `sites` is None.
         inside: Patterns of the part of the model to prune, see `find_sites`.
         min_units: The smallest number of units that a site may keep, see `Budget`.
-        round_to: The number of features that a site keeps is a multiple of this number, see `Budget`.
+        round_to: The number of features that a site keeps is a multiple of this number, or "auto", see `Budget`.
         of: What the fractions are fractions of, see `Budget`.
         seed: The seed of all random choices.
         checkpoint_dir: The folder where the criterion saves its progress. If the program was killed, the next call with
             the same folder continues from there. None means that nothing is saved.
         latency: If True, the time of a forward pass is measured for the dense model and each pruned model, in turn.
-        target: The device, the dtype and the batch on which times are measured. None means the device and the dtype of
-            the model, and the first training batch.
+        target: The device, the dtype and the batch on which times are measured, as a `Target` or a text such as
+            "batch=1,threads=2". None means the device and the dtype of the model, and the first training batch.
 
     Returns:
         The frontier: a point for each budget.
@@ -133,7 +134,15 @@ def frontier(
     """
     chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
     by: Selection = resolve(selection, SELECTIONS, Selection, "selection")
-    like = Budget(resources={resource: 1.0}, min_units=min_units, round_to=round_to, of=of)
+    where = Target.of(target) if isinstance(target, str) else target
+    like = Budget(
+        resources={resource: 1.0},
+        min_units=min_units,
+        round_to=round_to,
+        of=of,
+        # A budget has a target only if it limits the time. Times are measured on the target in any case.
+        target=where if resource == LATENCY else None,
+    )
     # Wrong fractions are an error now, before any batch is read.
     _ = [like.at(share) for share in _listed(points)]
     run = Run(
@@ -152,7 +161,7 @@ def frontier(
     run.tell_coverage()
     budgets = _budgets(run, like, resource, points)
     run.check(budgets[0], by)
-    watch = Stopwatch(target or Target(), run.model, run.first[0], batch_axis_of(run.task)) if latency else None
+    watch = Stopwatch(where or Target(), run.model, run.first[0], batch_axis_of(run.task)) if latency else None
     folder = Path(checkpoint_dir) / "score" if checkpoint_dir is not None else None
     models = 1 + len(budgets) * (2 if chance else 1)
     _announce(run, chosen, budgets, models, watch is not None, seed)
@@ -164,9 +173,14 @@ def frontier(
     settings = {
         "criterion": _plain(chosen),
         "selection": _plain(by),
-        "budget": {"min_units": min_units, "round_to": round_to, "of": of},
+        "budget": {
+            "min_units": min_units,
+            "round_to": round_to,
+            "of": of,
+            "target": where.name if where is not None and like.target is not None else None,
+        },
         "inside": list(run.inside),
-        "least": run.costs.least(like, resource),
+        "least": _least(run, like, resource),
         "refused": work.refused,
         "coverage": run.coverage.text,
         "task": run.task.name,
@@ -265,7 +279,7 @@ class _Work:
             times = watch.compare(model, _SECONDS)
             relative = times.relative(1)
             metrics = self._timed(metrics, watch, times.median(1))
-        predicted = self.run.costs.fraction(budget, selected.plan.counts, self.resource)
+        predicted = self.run.costs_for(budget).fraction(budget, selected.plan.counts, self.resource)
         share = budget.shares[self.resource]
         return Point(share, predicted, selected.plan.counts, metrics, relative), selected.plan
 
@@ -309,16 +323,22 @@ def _budgets(run: Run, like: Budget, resource: str, points: int | Sequence[float
     if listed:
         budgets = [like.at(share) for share in sorted(set(listed), reverse=True)]
         # Raises BudgetError for a budget that cannot be reached. The smallest one is the first to fail.
-        run.costs.limits(budgets[-1])
+        run.check(budgets[-1])
         return budgets
     # Rounded up, so that the least can be reached.
-    least = math.ceil(run.costs.least(like, resource) * 1e4) / 1e4
+    least = math.ceil(_least(run, like, resource) * 1e4) / 1e4
     if points is None:
         shares = [share for share in SHARES if share >= least] or [least]
     else:
         shares = [1 - (1 - least) * step / int(points) for step in range(1, int(points) + 1)]  # type: ignore[call-overload]
         shares = [max(least, math.ceil(share * 1e4) / 1e4) for share in shares]
     return [like.at(share) for share in shares]
+
+
+def _least(run: Run, like: Budget, resource: str) -> float:
+    """Returns the smallest fraction that can be reached."""
+    costs = run.costs_for(like)
+    return costs.least(rounded(like, costs, run.model), resource)
 
 
 def _announce(run: Run, criterion: Criterion, budgets: Sequence[Budget], models: int, timed: bool, seed: int) -> None:

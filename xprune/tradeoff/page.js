@@ -60,9 +60,9 @@ function curve() {
 // Returns the Python code that prunes to the budget of a point.
 function code(point) {
   const settings = [`resources={"${data.resource}": ${point.asked}}`];
-  if (data.resource === "macs" || data.resource === "params") settings[0] = `${data.resource}=${point.asked}`;
+  if (["macs", "params", "latency"].includes(data.resource)) settings[0] = `${data.resource}=${point.asked}`;
   for (const [name, value] of Object.entries(data.more)) settings.push(`${name}=${JSON.stringify(value)}`);
-  return `budget = xprune.Budget(${settings.join(", ")})\nresult = xprune.Pruner(model, budget=budget).run(train, val)`;
+  return `budget = xprune.Budget(${settings.join(", ")})\nresult = xprune.Pruner(model, ${JSON.stringify(data.criterion)}, budget).run(train, val)`;
 }
 
 // Explains the point with this index, and marks it in the picture and in the table.

@@ -139,7 +139,7 @@ def _data(frontier: Frontier) -> dict[str, Any]:
     }
 
 
-_USUAL = {"min_units": 1, "round_to": 1, "of": "model"}
+_USUAL = {"min_units": 1, "round_to": "auto", "of": "model", "target": None}
 """The settings of a budget that the code on the page leaves out, because they are the default."""
 
 

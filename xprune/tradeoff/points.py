@@ -77,8 +77,8 @@ class Frontier:
         >>> found = Frontier("macs", dense, points)
         >>> found.least(within=0.02).asked
         0.5
-        >>> found.budget(found.points[1])
-        Budget(macs=0.3, params=None, min_units=1, round_to=1, resources=(), of='model')
+        >>> found.budget(found.points[1]).name
+        'macs 0.3'
     """
 
     resource: str
@@ -106,7 +106,7 @@ class Frontier:
     def budget(self, point: Point) -> Budget:
         """Returns the budget that gives the model of a point. `Pruner` and `xprune.select` take it."""
         given = self.settings.get("budget", {})
-        more = {name: given[name] for name in ("min_units", "round_to", "of") if name in given}
+        more = {name: given[name] for name in ("min_units", "round_to", "of", "target") if given.get(name) is not None}
         return Budget(resources={self.resource: point.asked}, **more)
 
     @property
