@@ -135,6 +135,8 @@ def frontier(
     chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
     by: Selection = resolve(selection, SELECTIONS, Selection, "selection")
     where = Target.of(target) if isinstance(target, str) else target
+    # An empty target says the same as none.
+    where = None if where == Target() else where
     like = Budget(
         resources={resource: 1.0},
         min_units=min_units,
