@@ -65,6 +65,17 @@ def test_a_plan_for_another_budget_comes_from_the_same_scores(model, found):
     assert plan.keeps == found.plans[1].keeps
 
 
+def test_budgets_of_the_latency(model):
+    found = xprune.frontier(
+        model, loader(), resource="latency", criterion="magnitude", points=[0.9], chance=False, target="batch=4"
+    )
+    assert found.measures == ["macs", "params", "latency"] and found.plot().get_xlabel() == "measured latency, % of dense"
+    if found.points:  # a busy computer may refuse a plan, which is then among the notes
+        assert found.budget(found.points[0]).target.batch == 4 and found.points[0].metrics.latency_rows == 4
+    else:
+        assert any("was left out" in note for note in found.notes)
+
+
 def test_scores_are_computed_once_unless_they_depend_on_the_budget(model, capsys):
     SCORED.clear()
     settings = {"points": [0.8, 0.6, 0.5], "latency": False, "chance": False}

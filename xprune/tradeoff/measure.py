@@ -103,7 +103,8 @@ def frontier(
         seed: The seed of all random choices.
         checkpoint_dir: The folder where the criterion saves its progress. If the program was killed, the next call with
             the same folder continues from there. None means that nothing is saved.
-        latency: If True, the time of a forward pass is measured for the dense model and each pruned model, in turn.
+        latency: If True, the time of a forward pass is measured for the dense model and each pruned model, in turn. With
+            `resource="latency"`, it is always measured.
         target: The device, the dtype and the batch on which times are measured, as a `Target` or a text such as
             "batch=1,threads=2". None means the device and the dtype of the model, and the first training batch.
 
@@ -127,6 +128,7 @@ def frontier(
         Units cover 96 % of the model's MACs (2 sites). No module was left alone.
         Estimated time: not known in full (scoring: not known, 3 models ... s).
         1 of 3: dense: accuracy ...
+        Scored with taylor in ... s.
         2 of 3: 80 %: accuracy ... left)
         3 of 3: 60 %: accuracy ...
         >>> [point.metrics.macs <= point.asked * found.dense.macs for point in found.points]
@@ -163,7 +165,10 @@ def frontier(
     run.tell_coverage()
     budgets = _budgets(run, like, resource, points)
     run.check(budgets[0], by)
-    watch = Stopwatch(where or Target(), run.model, run.first[0], batch_axis_of(run.task)) if latency else None
+    watch: Stopwatch | None = None
+    # If the budgets limit the time, it is measured in any case.
+    if latency or resource == LATENCY:
+        watch = Stopwatch(where or Target(), run.model, run.first[0], batch_axis_of(run.task))
     folder = Path(checkpoint_dir) / "score" if checkpoint_dir is not None else None
     models = 1 + len(budgets) * (2 if chance else 1)
     _announce(run, chosen, budgets, models, watch is not None, seed)

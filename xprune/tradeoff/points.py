@@ -113,7 +113,7 @@ class Frontier:
     def measures(self) -> list[str]:
         """The names of what each model costs: the measured resources, and "latency" if times were measured."""
         timed = any(point.time is not None for point in self.points)
-        return [kind.name for kind in self._resources()] + [LATENCY] * (timed and self.resource != LATENCY)
+        return [kind.name for kind in self._resources()] + [LATENCY] * timed
 
     def share(self, point: Point, name: str) -> float:
         """Returns a measured cost of a point as a fraction of the dense model's cost.
