@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -103,8 +103,8 @@ def frontier(
         seed: The seed of all random choices.
         checkpoint_dir: The folder where the criterion saves its progress. If the program was killed, the next call with
             the same folder continues from there. None means that nothing is saved.
-        latency: If True, the time of a forward pass is measured for the dense model and each pruned model, in turn. With
-            `resource="latency"`, it is always measured.
+        latency: If True, the time of a forward pass is measured for the dense model and each pruned model, in turn.
+            With `resource="latency"`, it is always measured.
         target: The device, the dtype and the batch on which times are measured, as a `Target` or a text such as
             "batch=1,threads=2". None means the device and the dtype of the model, and the first training batch.
 
@@ -337,7 +337,9 @@ def _budgets(run: Run, like: Budget, resource: str, points: int | Sequence[float
     if points is None:
         shares = [share for share in SHARES if share >= least] or [least]
     else:
-        shares = [1 - (1 - least) * step / int(points) for step in range(1, int(points) + 1)]  # type: ignore[call-overload]
+        # `_listed` has seen that it is a number.
+        count = cast(int, points)
+        shares = [1 - (1 - least) * step / count for step in range(1, count + 1)]
         shares = [max(least, math.ceil(share * 1e4) / 1e4) for share in shares]
     return [like.at(share) for share in shares]
 
