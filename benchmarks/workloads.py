@@ -100,6 +100,7 @@ VIT = {"embed_dim": 96, "depth": 4, "num_heads": 3}
 SWIN = {"embed_dim": 64, "depths": (2, 4), "num_heads": (4, 8), "window_size": 4}
 DIGITS = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 10}
 TRAIN = xprune.Finetune(epochs=8, lr=2e-3, weight_decay=0.05, label_smoothing=0.1)
+SHORT = xprune.Finetune(epochs=3, lr=2e-3, weight_decay=0.05)
 TUNE = xprune.Finetune(epochs=1, lr=5e-4)
 
 WORKLOADS = {
@@ -113,6 +114,24 @@ WORKLOADS = {
     "cifar10-vit": Workload("cifar10", _vit(**_images(32, 10, 4), **VIT), TRAIN, TUNE),
     "cifar10-swin": Workload("cifar10", _swin(**_images(32, 10, 4), **SWIN), TRAIN, TUNE),
     "tinyimagenet-vit": Workload("tinyimagenet", _vit(**_images(64, 50, 8), **VIT), TRAIN, TUNE),
+    # Smaller models, for benchmarks that learn masks many times.
+    "digits-vit-small": Workload(
+        "digits",
+        _vit(**DIGITS, embed_dim=48, depth=4, num_heads=4),
+        xprune.Finetune(epochs=40, lr=2e-3),
+        xprune.Finetune(epochs=10, lr=5e-4),
+        batch=64,
+    ),
+    "cifar10-vit-small": Workload(
+        "cifar10", _vit(**_images(32, 10, 8), embed_dim=64, depth=4, num_heads=4), SHORT, TUNE, batch=64
+    ),
+    "cifar10-swin-small": Workload(
+        "cifar10",
+        _swin(**_images(32, 10, 4), embed_dim=32, depths=(2, 2), num_heads=(2, 4), window_size=4),
+        SHORT,
+        TUNE,
+        batch=64,
+    ),
 }
 
 

@@ -24,7 +24,7 @@ FLOORS = (
     ("pipeline",),
     ("explain", "blockwise"),
     ("comparison", "report"),
-    ("result",),
+    ("result", "tradeoff"),
     ("pruner",),
     ("testing",),
     ("moved",),

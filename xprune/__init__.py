@@ -73,6 +73,8 @@ from xprune.tasks.multi_label import MultiLabel
 from xprune.tasks.regression import Regression
 from xprune.tasks.segmentation import Segmentation
 from xprune.tasks.tokens import LanguageModel, TokenClassification
+from xprune.tradeoff.measure import frontier
+from xprune.tradeoff.points import Frontier, Point
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 
@@ -103,6 +105,7 @@ __all__ = [
     "Embeddings",
     "Finetune",
     "Found",
+    "Frontier",
     "GateError",
     "Gated",
     "Gates",
@@ -119,6 +122,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "PluginError",
+    "Point",
     "PruneResult",
     "PrunedFolder",
     "Pruner",
@@ -153,6 +157,7 @@ __all__ = [
     "explain",
     "find_sites",
     "finetune",
+    "frontier",
     "latency",
     "load",
     "measure_costs",

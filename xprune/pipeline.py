@@ -301,11 +301,21 @@ class Run:
             PluginError: The criterion is unknown, or does not return scores of exactly these sites.
         """
         chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
-        context = self._context(seed, checkpoint_dir)
-        if budget is not None:
-            costs = self.costs_for(budget)
-            context = replace(context, budget=rounded(budget, costs, self.model), costs=costs)
-        return checked_scores(chosen, context, self.sites)
+        return checked_scores(chosen, self._context_at(budget, seed, checkpoint_dir), self.sites)
+
+    @stage()
+    def estimate(
+        self, criterion: str | Criterion = "xpruner", budget: Budget | None = None, *, seed: int = 0
+    ) -> float | None:
+        """Estimates how long `score` will take, in seconds, see `Criterion.estimate`. None if it is not known.
+
+        Args:
+            criterion: A name from `xprune.CRITERIA`, or an instance.
+            budget: The budget that the plan will have to meet.
+            seed: The seed of all random choices.
+        """
+        chosen: Criterion = resolve(criterion, CRITERIA, Criterion, "criterion")
+        return chosen.estimate(self._context_at(budget, seed, None), self.sites)
 
     @stage()
     def select(
@@ -430,6 +440,14 @@ class Run:
     def _rows(self, target: Target) -> int:
         """Returns the number of samples in a forward pass on a target."""
         return target.batch or self.task.size(self.first[1])
+
+    def _context_at(self, budget: Budget | None, seed: int, checkpoint_dir: Path | Checkpoint | None) -> Context:
+        """Returns the context for a criterion that may learn for a budget, with the costs that the budget needs."""
+        context = self._context(seed, checkpoint_dir)
+        if budget is None:
+            return context
+        costs = self.costs_for(budget)
+        return replace(context, budget=rounded(budget, costs, self.model), costs=costs)
 
     def _context(self, seed: int, checkpoint_dir: Path | Checkpoint | None) -> Context:
         """Returns the context for a criterion or a selection: a copy of the model, the data and the costs."""

@@ -1,5 +1,7 @@
 """Tests the masks of X-Pruner: how they keep to the budget, what they read, and what they learn."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from tests.support.models import CLASSES, Killed, build, fused, images, loader
 from xprune.core.scores import LowRank
 from xprune.costs.expected import UnitCosts, hold_cost
 from xprune.criteria.xpruner.criterion import XPruner
-from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, sampled, spread
+from xprune.criteria.xpruner.masks import LOWEST, SMOOTHNESS, SPARSITY, MaskTable, sampled, spread
 from xprune.tasks.classification import Classification
 
 
@@ -260,3 +262,51 @@ def test_masks_find_what_the_model_needs():
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(xprune.PluginError, match=next(iter(bad))):
         XPruner(**bad)
+
+
+def test_masks_for_any_budget_cost_what_was_drawn(monkeypatch):
+    drawn = []
+    settle = UnitCosts.settle
+
+    def watched(self, logits, progress=1.0):
+        masks, cost = settle(self, logits, progress)
+        excess = self.excess(masks).detach()
+        drawn.append((float(self.allowed[0, 0]), float(excess.abs().max())))
+        return masks, cost
+
+    monkeypatch.setattr(UnitCosts, "settle", watched)
+    model, sites = build("vit"), xprune.find_sites(build("vit"), images())
+    criterion = XPruner(steps=30, shared=1.0, budgets="any", anneal=0.3)
+    xprune.score(model, sites, loader(), criterion, budget=xprune.Budget(macs=0.5))
+    units, costs = unit_costs()
+    base = float(units.base[0])
+    shares = [(allowed - base) / (1 - base) for allowed, _ in drawn]
+    # The smallest model keeps one unit at each site.
+    least = costs.macs.total([1] * len(sites)) / costs.macs.total([site.size for site in sites])
+    assert units.least_share == pytest.approx((least - base) / (1 - base), abs=0.02)
+    assert len(shares) == 30 and max(error for _, error in drawn) < 1e-3
+    # The range grows: the first budgets are near the dense cost, the later ones cover the whole range.
+    assert shares[0] > 0.7 and min(shares) >= max(LOWEST, units.least_share) - 1e-6
+    late = sorted(shares[9:])
+    assert late[0] < units.least_share + 0.1 and late[-1] > 0.9 and max(b - a for a, b in pairwise(late)) < 0.12
+
+
+def test_scores_for_any_budget_do_not_depend_on_the_fraction():
+    model, sites = build("vit"), xprune.find_sites(build("vit"), images())
+    criterion = XPruner(steps=4, budgets="any")
+    asked = [xprune.Budget(macs=0.9), xprune.Budget(macs=0.4), None]
+    found = [xprune.score(model, sites, loader(), criterion, budget=budget) for budget in asked]
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0].values, other.values, strict=True))
+    keys = {criterion.budget_key(budget) for budget in asked[:2]}
+    assert len(keys) == 1 and keys != {criterion.budget_key(xprune.Budget(params=0.4))}
+    one = XPruner(steps=4)
+    assert one.budget_key(asked[0]) != one.budget_key(asked[1])
+    assert xprune.CRITERIA["taylor"]().budget_key(asked[0]) == ""
+
+
+def test_masks_for_any_budget_refuse_a_fixed_penalty():
+    with pytest.raises(xprune.PluginError, match="Leave lambda_sparse out"):
+        XPruner(budgets="any", lambda_sparse=0.1)
+    with pytest.raises(xprune.PluginError, match="allowed are one, any"):
+        XPruner(budgets="some")

@@ -1,4 +1,4 @@
-"""The commands of xprune: prune, prune-folder, compare, evaluate, sites, show, report, export, list and demo.
+"""The commands of xprune: prune, prune-folder, frontier, compare, evaluate, sites, show, report, export, list and demo.
 
 Options have the same names as the arguments of the Python functions. `xprune COMMAND --help` prints the docstring of
 the function and the help texts of its options.
@@ -42,6 +42,8 @@ from xprune.errors import ArtefactError, PlanError, XPruneError
 from xprune.report.gained import gain_note
 from xprune.report.text import found_tables, metrics_table, part_text, sites_table, unseen
 from xprune.surgery.cut import check_fit
+from xprune.tradeoff.measure import ELASTIC
+from xprune.tradeoff.points import is_frontier
 
 app = typer.Typer(
     help="Removes attention heads, MLP neurons and channels from transformers, and proves each removal.",
@@ -266,6 +268,91 @@ def prune_folder(
     console.print(sites_table(found.plan))
     kept = ", ".join(f"{found.pruned[name] / cost:.1%} of the {name}" for name, cost in found.dense.items())
     _say(f"{found.coverage.text}\nThe pruned model has {kept}.\nSaved in {found.directory}")
+
+
+@app.command()
+def frontier(
+    model: ModelName,
+    data: DataName,
+    out: Annotated[Path, typer.Option(help="Folder for frontier.json and frontier.html.")],
+    resource: Annotated[str, typer.Option(help="Resource that the budgets limit, see `xprune list`.")] = "macs",
+    criterion: Annotated[str, typer.Option(help=CRITERION)] = ELASTIC,
+    selection: Annotated[str, typer.Option(help="Selection that makes the plans, see `xprune list`.")] = "global",
+    share: Annotated[
+        list[float] | None,
+        typer.Option(help="Budget: a fraction of the dense model's cost. Can be repeated. Default: 0.9, 0.8 to 0.1."),
+    ] = None,
+    chance: Annotated[bool, typer.Option(help="Measure models with random scores too.")] = True,
+    min_units: Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")] = 1,
+    round_to: Annotated[
+        str,
+        typer.Option(help="The number of kept features of a site is a multiple of this. auto: as the device likes."),
+    ] = "auto",
+    units: Annotated[
+        list[str] | None,
+        typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
+    ] = None,
+    exclude: Exclude = None,
+    inside: Inside = None,
+    of: Of = "model",
+    task: TaskName = "classification",
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    model_arg: ModelArg = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+    checkpoint_dir: Annotated[
+        Path | None, typer.Option(help="Folder for the state of the scoring. A killed run continues from this state.")
+    ] = None,
+    timed: Annotated[
+        bool,
+        typer.Option(
+            "--measure-latency/--no-latency", help="Measure the latency of the dense model and of each pruned one."
+        ),
+    ] = True,
+    target: TargetText = None,
+) -> None:
+    """Measure the accuracy of a model at many budgets, before you choose one.
+
+    Scores the model once, then cuts it at each budget and measures it, without fine-tuning. Writes a table, a JSON file
+    and an HTML page with an interactive picture.
+    """
+    table, page = out / "frontier.json", out / "frontier.html"
+    # Files that xprune did not write are refused before the work, and not after it.
+    check_file(table, is_frontier)
+    check_file(page, is_stamped)
+    chosen = named_task(task)
+    dense, _ = named_model(model, model_arg, pretrained, checkpoint)
+    loaded = named_data(data, dense, batch_size, workers, seed, chosen)
+    _say(loaded.note)
+    found = xprune.frontier(
+        dense,
+        loaded.train,
+        loaded.val,
+        resource=resource,
+        criterion=criterion,
+        selection=selection,
+        points=share or None,
+        chance=chance,
+        task=chosen,
+        units=units or None,
+        exclude=exclude or (),
+        inside=inside or (),
+        min_units=min_units,
+        round_to=int(round_to) if round_to.isdecimal() else round_to,
+        of=of,
+        seed=seed,
+        checkpoint_dir=checkpoint_dir,
+        latency=timed,
+        target=target,
+    )
+    if _is_main_process():
+        console.print(found.table())
+        for note in found.notes:
+            _say(note)
+        found.save(table)
+        _say(f"The measured values are in {table}, the picture is in {found.report(page)}")
 
 
 @app.command()

@@ -389,7 +389,7 @@ class _Seed:
             folder: The folder for checkpoints.
         """
         chosen: Criterion = resolve(self.grid.criteria[criterion], CRITERIA, Criterion, "criterion")
-        key = criterion, budget if chosen.at_budget else ""
+        key = criterion, chosen.budget_key(self.budgets[budget])
         if key not in self.scores:
             # All cells share the measured costs. So they are measured before the time of this criterion starts.
             _ = self.run.costs

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -149,6 +149,20 @@ class Budget:
         if isinstance(self.round_to, int):
             parts.append(f"round_to {self.round_to}")
         return ", ".join(parts)
+
+    def at(self, share: float) -> "Budget":
+        """Returns a budget that limits the same resources to another fraction. Everything else stays.
+
+        Args:
+            share: The fraction of the dense model's cost in each resource, in (0, 1].
+
+        Example:
+            >>> Budget(0.5, params=0.7, min_units=2).at(0.3).name
+            'macs 0.3, params 0.3, min_units 2'
+        """
+        fields = {name: share for name in _FIELDS if name in self.limited}
+        # A time in milliseconds becomes a fraction too, since the budget may have only one of the two.
+        return replace(self, **fields, latency_ms=None, resources={name: share for name, _ in self.resources})
 
     def step(self, site: Site) -> int:
         """Returns the step in which a site may lose units, so that its kept features are a multiple of `round_to`.

@@ -140,7 +140,7 @@ class Criterion(ABC):
     Attributes:
         name: The name of the criterion, as in `Pruner(criterion=name)`.
         at_budget: True if the scores depend on `context.budget`. `compare` then computes the scores again for each
-            budget. False if the scores are the same for all budgets.
+            budget. False if the scores are the same for all budgets. See `budget_key`.
         needs: What `score` needs of the model. `prune_folder` has one block of the model in memory at a time, and so
             refuses a criterion that needs gradients. "nothing": only the sizes of the sites. "weights": only the
             tensors that the sites cut, and the scores of a site do not depend on other sites. `score` is then called
@@ -166,6 +166,27 @@ class Criterion(ABC):
     name: ClassVar[str]
     at_budget: ClassVar[bool] = False
     needs: ClassVar[str] = "gradients"
+
+    def budget_key(self, budget: Budget) -> str:
+        """Returns what the scores read of a budget, as a text. Budgets with equal texts have equal scores.
+
+        `compare` and `frontier` compute the scores once for all budgets with the same text. This implementation returns
+        the name of the budget if `at_budget` is True, and "" if not. Override it if a setting decides whether the
+        scores depend on the budget.
+        """
+        return budget.name if self.at_budget else ""
+
+    def estimate(self, context: Context, sites: Sequence[Site]) -> float | None:
+        """Estimates how long `score` will take, in seconds, without doing the work.
+
+        `frontier` prints the estimate before it starts. This implementation returns None: it is not known. Override it
+        if the work consists of many equal steps: measure a few of them.
+
+        Args:
+            context: The inputs that `score` will get.
+            sites: The sites that `score` will get.
+        """
+        return None
 
     @abstractmethod
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:

@@ -111,17 +111,33 @@ class UnitCosts:
             pairs,
         )
 
-    def at(self, shares: Tensor) -> "UnitCosts":
-        """Returns the same costs, where each row of masks has its own limit. A site may then lose all its units.
+    def at(self, shares: Tensor, *, empty: bool = True) -> "UnitCosts":
+        """Returns the same costs, where each row of masks has its own limit.
 
         The limit of a row is the cost of the model without units, plus a fraction of the cost of all units. The
         criterion `xpruner` learns, for each class, a mask that says which units to remove. The number of units to
-        remove differs from step to step, so each of these masks needs its own limit.
+        remove differs from step to step, so each of these masks needs its own limit. The same is true for the masks of
+        all classes, if they are learned for any budget.
 
         Args:
             shares: The fraction for each row, (rows,).
+            empty: If True, a site may lose all its units. If False, each site keeps as many units as before.
         """
-        return replace(self, allowed=self.base + shares[:, None] * (1 - self.base), least=(0,) * len(self.sizes))
+        least = (0,) * len(self.sizes) if empty else self.least
+        return replace(self, allowed=self.base + shares[:, None] * (1 - self.base), least=least)
+
+    @property
+    def least_share(self) -> float:
+        """The share of the cost of all units, as in `at`, that a model with as few units as possible spends.
+
+        It is the largest of the shares in all limits.
+        """
+        least = [
+            torch.arange(size, device=self.unit.device) < few for size, few in zip(self.sizes, self.least, strict=True)
+        ]
+        smallest = torch.cat(least)[None].to(self.unit.dtype)
+        cost = self._of_pairs(smallest) + smallest @ self.unit.T
+        return float((cost / (1 - self.base).clamp_min(torch.finfo(cost.dtype).tiny)).max())
 
     @property
     def budget(self) -> dict[str, list[float]]:

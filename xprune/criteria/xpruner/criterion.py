@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from xprune.core.budget import Budget
 from xprune.core.interfaces import Context, Criterion
 from xprune.core.registry import registered, resolve
 from xprune.core.scores import LowRank, Scores
@@ -18,6 +19,11 @@ from xprune.errors import PluginError
 
 AGGREGATES = ("shared", "mean", "max")
 """The allowed values of `XPruner.aggregate`, which says how the logits become one score for each unit."""
+BUDGETS = ("one", "any")
+"""The allowed values of `XPruner.budgets`, which says for which budgets the masks are learned."""
+
+_TIMED = 4
+"""The number of steps that `XPruner.estimate` makes. The first one is not measured, as it allocates memory."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,12 @@ class XPruner(MaskSettings, Criterion):
     a user gives a budget, and need not tune the weight of a penalty. If `xprune.score` is called without a budget, the
     allowed cost falls to the middle between the dense model's MACs and the smallest possible MACs.
 
+    **Any budget.** With `budgets="any"`, one learning serves all budgets. The allowed cost is drawn anew at each step,
+    evenly from a range of costs. The range grows during learning, from the dense model's cost down to a tenth of the
+    cost of all units. So the logits learn an order of the units that is good at each cost, and `select` makes a plan
+    from it for any budget. The scores depend on which resources the budget limits, but not on the fractions. The idea
+    of one scoring for all budgets is that of SnapViT (arXiv 2510.17700).
+
     **Deviations from the paper.** We deviate where the paper leaves something open, and where its method failed in our
     trials. A setting in parentheses selects the paper's method. The thresholds of section 3.3 of the paper are a
     selection, called `LearnedThresholds`.
@@ -78,7 +90,9 @@ class XPruner(MaskSettings, Criterion):
         lr: The learning rate of Adam. It falls to 0 along a cosine.
         shared: The fraction of the steps that train the shared row. The other steps train rows of classes. If the task
             has no classes, all steps train the shared row. With 0, no step trains the shared row, as in the paper.
-        anneal: The fraction of the steps after which the allowed cost has fallen to the budget.
+        budgets: "one": the masks are learned for the budget of the run. "any": they are learned for all budgets.
+        anneal: The fraction of the steps after which the allowed cost has fallen to the budget. With `budgets="any"`,
+            the fraction of the steps after which the range of costs has its full size.
         sparsity: The penalty for large masks: "cost" (the expected cost), "l1", or "l2" (equation 7).
         lambda_sparse: The weight of this penalty in the loss. None means that there is no fixed weight. The logits are
             then shifted as described under Budget, and only as much of the penalty's gradient is added as keeps the
@@ -120,7 +134,13 @@ class XPruner(MaskSettings, Criterion):
     def __post_init__(self) -> None:
         # If the name of the criterion is unknown, this line raises the error now and not after hours of other work.
         self._warm_start_criterion()
-        choices = {"objective": OBJECTIVES, "sparsity": SPARSITY, "smoothness": SMOOTHNESS, "aggregate": AGGREGATES}
+        choices = {
+            "objective": OBJECTIVES,
+            "sparsity": SPARSITY,
+            "smoothness": SMOOTHNESS,
+            "aggregate": AGGREGATES,
+            "budgets": BUDGETS,
+        }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise PluginError(f"xpruner: {field}={getattr(self, field)!r}, allowed are {', '.join(allowed)}.")
@@ -141,6 +161,11 @@ class XPruner(MaskSettings, Criterion):
         for field, (in_range, what) in checks.items():
             if not in_range:
                 raise PluginError(f"xpruner: {field}={getattr(self, field)!r}, allowed are {what}.")
+        if self.budgets == "any" and self.lambda_sparse is not None:
+            raise PluginError(
+                f'xpruner: budgets="any" holds a cost at each step, but lambda_sparse={self.lambda_sparse} '
+                "makes masks small without a fixed cost. Leave lambda_sparse out, or learn for one budget."
+            )
         if self.aggregate == "shared" and int(self.steps * self.shared) < 1:
             raise PluginError(
                 'xpruner: aggregate="shared" scores units by the row that all classes share, but no step trains it: '
@@ -148,9 +173,20 @@ class XPruner(MaskSettings, Criterion):
                 'aggregate="mean" or "max".'
             )
 
+    def budget_key(self, budget: Budget) -> str:
+        """Returns what the scores read of a budget. With `budgets="any"`, they do not read its fractions."""
+        return budget.at(1.0).name if self.budgets == "any" else super().budget_key(budget)
+
     def _warm_start_criterion(self) -> Criterion | None:
         """Returns the criterion that `warm_start` names. Returns None if `warm_start` is not set."""
         return resolve(self.warm_start, registered("criteria"), Criterion, "criterion") if self.warm_start else None
+
+    def estimate(self, context: Context, sites: Sequence[Site]) -> float:
+        """Estimates how long `score` will take, in seconds. It makes a few steps and measures them."""
+        few = replace(self, steps=_TIMED) if self.shared * _TIMED >= 1 else replace(self, steps=_TIMED, shared=1.0)
+        # Without a checkpoint folder, so that the few steps leave nothing behind.
+        learner = MaskLearner(replace(context, checkpoint_dir=None), sites, few).run()
+        return learner.step_seconds * self.steps
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:
         """Learns the masks, and returns their logits as scores.

@@ -1,6 +1,7 @@
 """Trains the masks of X-Pruner by gradient descent on their logits. The weights of the model do not change."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +18,16 @@ from xprune.core.task import batch_axis_of
 from xprune.costs.allocation import normalise
 from xprune.costs.expected import UnitCosts, hold_cost
 from xprune.costs.measure import measure_costs
-from xprune.criteria.xpruner.masks import SMOOTHNESS, SPARSITY, MaskTable, from_scores, sampled, spread
+from xprune.criteria.xpruner.masks import (
+    LOWEST,
+    SMOOTHNESS,
+    SPARSITY,
+    MaskTable,
+    any_share,
+    from_scores,
+    sampled,
+    spread,
+)
 from xprune.modules.digest import OPTIONAL
 from xprune.modules.undisturbed import seeded
 from xprune.surgery.gates import Gated
@@ -81,6 +91,7 @@ class MaskSettings:
     steps: int = 600
     lr: float = 0.1
     shared: float = 2 / 3
+    budgets: str = "one"
     anneal: float = 0.7
     sparsity: str = "cost"
     lambda_sparse: float | None = None
@@ -105,6 +116,7 @@ class MaskLearner:
     Attributes:
         table: The logits of the masks.
         classes: The number of classes. It is 0 if the task has no classes or only one.
+        step_seconds: The mean time of a step with the reading of its batch, in seconds. The first step does not count.
     """
 
     def __init__(
@@ -131,8 +143,12 @@ class MaskLearner:
         with seeded(context.seed):
             table = MaskTable(max(self.classes, 1), units, settings.rank, self._is_sparse(), self.objective.gone)
             self.table = table.to(device)
-        # Without a budget, the target is halfway between the dense model's MACs and the smallest possible MACs.
-        budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
+        if settings.budgets == "any":
+            # The budget says only which resource counts. Its fraction is drawn anew at each step.
+            budget = (context.budget or Budget(macs=1.0)).at(1.0)
+        else:
+            # Without a budget, the target is halfway between the dense model's MACs and the smallest possible MACs.
+            budget = context.budget or Budget(macs=(1 + costs.least(Budget(macs=1.0))) / 2)
         if start is not None:
             self.table.shared.data = from_scores(torch.cat(normalise(start, costs, budget))).to(device)
         self.source = _GateSource(self.table, UnitCosts.of(costs, budget, device), settings)
@@ -167,9 +183,16 @@ class MaskLearner:
             fingerprint = {**asdict(settings), **self.source.costs.budget, "start": self._start}
             loop.keep(context.keeping, parts, **fingerprint)
             self.loop = loop
+            self._ends: list[float] = []
             with gated.gates.attached(context.model):
                 loop.run(self._step, None if self.runner.is_fsdp2 else self.model)
         return self
+
+    @property
+    def step_seconds(self) -> float:
+        """See the attributes of the class."""
+        ends = self._ends
+        return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else math.nan
 
     @property
     def undrawn(self) -> list[int]:
@@ -204,6 +227,7 @@ class MaskLearner:
             average_gradients(self.runner, self.table.parameters())
             for optimizer in self.optimizers:
                 optimizer.step()
+        self._ends.append(time.perf_counter())
 
     def _draw(self, targets: Any) -> Tensor:
         """Chooses the class whose row gives the gates of each sample. Returns int64 (samples,)."""
@@ -257,6 +281,8 @@ class _GateSource(nn.Module):
         super().__init__()
         self.table, self.costs, self.settings = table, costs, settings
         self.gone = OBJECTIVES[settings.objective].gone
+        # Below the least, all masks that can change are 0, and there is nothing to learn.
+        self.lowest = max(LOWEST, costs.least_share)
         self._penalty: Tensor | None = None
 
     def forward(self, drawn: Tensor | None, samples: int, step: int) -> Tensor:
@@ -322,7 +348,11 @@ class _GateSource(nn.Module):
         if rows is not None and self.gone:
             # The class is added so that rows of different classes remove different fractions in the same step.
             return self.costs.at(TAKEN * spread(step + rows)).settle(logits)
-        return self.costs.settle(logits, (step + 1) / (self.settings.anneal * self.settings.steps))
+        progress = (step + 1) / (self.settings.anneal * self.settings.steps)
+        if self.settings.budgets == "any":
+            share = any_share(torch.tensor([step], device=logits.device), progress, self.lowest)
+            return self.costs.at(share.expand(len(logits)), empty=False).settle(logits)
+        return self.costs.settle(logits, progress)
 
     def penalty(self) -> Tensor:
         """Returns the sum of the sparsity and smoothness penalties for the last batch, which is added to the loss."""

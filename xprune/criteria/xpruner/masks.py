@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from xprune.costs.expected import TEMPERATURE
+from xprune.costs.expected import TEMPERATURE, remaining
 
 _STEEPNESS = 2.0
 """How steeply the masks rise with the rank of a unit at a warm start, see `from_scores`."""
@@ -130,6 +130,28 @@ def spread(index: Tensor) -> Tensor:
     """
     # 2654435769 is 2^32 divided by the golden ratio. Integers are exact, and MPS has no float64.
     return (index * 2_654_435_769 % 2**32).float() / 2**32
+
+
+LOWEST = 0.1
+"""The smallest share of the cost of all units that masks for any budget are learned for."""
+
+
+def any_share(step: Tensor, progress: float, lowest: float = LOWEST) -> Tensor:
+    """Returns the share of the units' cost that masks for any budget may spend in a step.
+
+    The shares of all steps cover the range of budgets evenly. The range begins at the dense model, and grows during
+    learning until it reaches down to `lowest`. At first, no unit is preferred. A small model is then a random one, and
+    its gradients say little.
+
+    Args:
+        step: The number of the step, int64, of any shape.
+        progress: The part of the growth that is over, from 0 to 1. Larger values count as 1.
+        lowest: The smallest share.
+
+    Returns:
+        Shares of the same shape, float32, from `lowest` to 1.
+    """
+    return 1 - (1 - lowest) * (1 - remaining(progress)) * spread(step)
 
 
 def sampled(masks: Tensor) -> Tensor:
