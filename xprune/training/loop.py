@@ -4,8 +4,9 @@ Fine-tuning, the criterion `xpruner` and the selection `learned` use it.
 """
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +15,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from xprune.core.late_check import LateCheck
 from xprune.core.task import Task
 from xprune.errors import DataError, TrainingError
 from xprune.modules.copies import tensors
 from xprune.modules.digest import values_digest
 from xprune.modules.undisturbed import seed_all, seeded
 from xprune.training import checkpoint
-from xprune.training.runtime import batches, known_length, prepared, reduced, warn_unless_ordered
+from xprune.training.checks import Checks, read_every
+from xprune.training.runtime import batches, known_length, prepared, warn_unless_ordered
 
 
 class Stateful(Protocol):
@@ -86,6 +89,11 @@ class Loop:
     they are seeded before each step. So a resumed run uses the same random numbers in a step as a run that was never
     killed, and a checkpoint needs no random state.
 
+    Whether losses are finite and batches fit the task is checked for each step. On an accelerator, the results of these
+    checks are read every `READ_EVERY` steps, at the end of an epoch, and before a checkpoint is written, because the
+    reading waits for the device. So an error may come some steps late. It still names the step that caused it, and no
+    weights from after this step are ever handed out or written.
+
     Args:
         runner: The Accelerator that splits batches over the processes.
         task: The task, which says how a batch is read.
@@ -124,6 +132,7 @@ class Loop:
         self.parts: Mapping[str, Stateful] = {}
         self.fingerprint: Mapping[str, Any] = {}
         self.kept_step: int | None = None
+        self.checks, self.read_every = Checks(runner, what, steps), read_every(runner.device)
         self._kept_at = time.monotonic()
 
     def keep(self, folder: Path | None, parts: Mapping[str, Stateful], **fingerprint: Any) -> None:
@@ -178,8 +187,13 @@ class Loop:
                 with seeded(self._seed("step", self.step)):
                     step(inputs, targets)
                 self.step, self.seen = self.step + 1, self.seen + 1
+                # All processes read at the same steps. Only then may a checkpoint be written.
+                if self.step % self.read_every:
+                    continue
+                self.checks.read()
                 if self.seen < most and time.monotonic() - self._kept_at >= KEPT_EVERY:
                     self._keep()
+            self.checks.read()
             self.epoch, self.seen = epoch + 1, 0
             if self.step == before and not seen:
                 raise DataError(f"{what}: the loader gave no batch, after {self.step} of {self.steps} steps.")
@@ -206,24 +220,37 @@ class Loop:
         text = f"{stream} {self.seed} {number} {self.runner.process_index}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
-    def backward(self, loss: Tensor) -> None:
-        """Computes the gradients of a loss with respect to the weights, after a check that the loss is finite.
+    def check(self, outputs: Any, targets: Any) -> None:
+        """Checks that a batch fits the task, see `Task.check`. The result may be read some steps later.
 
         Raises:
-            TrainingError: The loss is not finite on one of the processes. The message names the step and the last
-                checkpoint.
+            DataError: The batch does not fit, and the check was made at once.
         """
-        # This is the sum over all processes. If one loss is NaN, all processes raise the error, and no process waits
-        # for another one.
-        finite = torch.isfinite(reduced(self.runner, loss.detach().float()))
-        if not bool(finite):
+        self.checks.add_task(self.step, self.task, outputs, targets)
+
+    def backward(self, loss: Tensor) -> None:
+        """Computes the gradients of a loss with respect to the weights, and checks that the loss is finite.
+
+        The check may be read some steps later. It then raises TrainingError, whose message names the step and the last
+        checkpoint.
+        """
+        epoch = self.epoch + 1
+
+        def judge(losses: Sequence[float]) -> Exception | None:
+            if math.isfinite(losses[0]):
+                return None
             kept = f"the last good checkpoint is of step {self.kept_step} in {self.folder}"
             if self.folder is None or self.kept_step is None:
                 kept = "there is no checkpoint"
-            raise TrainingError(
-                f"{self.what}: the loss is {loss.item()} at step {self.step} of {self.steps} "
-                f"(epoch {self.epoch + 1}); {kept}. Lower lr, clip gradients, or look for NaN in the batch."
+            return TrainingError(
+                f"the loss is {losses[0]} (epoch {epoch}); {kept}. Lower lr, clip gradients, or look for NaN in the "
+                "batch."
             )
+
+        self.checks.add(self.step, LateCheck(loss.detach().float().reshape(1), judge))
+        # Where nothing is queued, the error comes before the gradients of this loss are computed.
+        if self.read_every == 1:
+            self.checks.read()
         self.runner.backward(loss)
 
 
