@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +68,7 @@ class Stamped:
     def seconds(self, end: float) -> list[float]:
         """Returns the time of each step but the first one, which warms up. `end` is the time after the last step."""
         stamps = [*self.stamps[: self.steps], end]
-        return [after - before for before, after in zip(stamps[1:], stamps[2:], strict=False)]
+        return [after - before for before, after in pairwise(stamps[1:])]
 
 
 def synchronize(device: torch.device) -> None:
@@ -119,7 +120,7 @@ def mask_block(model: nn.Module, data: Stamped, sites: Any, rank: int | None) ->
     xprune.score(model, sites, data, XPruner(steps=data.steps, rank=rank), budget=xprune.Budget(macs=0.5))
     # The last stamp is the one before the last step.
     shared, classes = [], []
-    for step, (before, after) in enumerate(zip(data.stamps, data.stamps[1:], strict=False)):
+    for step, (before, after) in enumerate(pairwise(data.stamps)):
         trains_shared = int((step + 1) * SHARED) > int(step * SHARED)
         # The first three steps warm up both kinds of rows.
         if step >= 3:
@@ -249,7 +250,9 @@ def main(
         rows += table
         show(profiles[str(count)], f"{count} classes: the operations of a mask step that take the most time")
     seconds = attributions(model, given, where, batches) if batches else {}
-    ratios = {"integrated gradients / taylor": seconds["captum:IntegratedGradients"] / seconds["taylor"]} if batches else {}
+    ratios = (
+        {"integrated gradients / taylor": seconds["captum:IntegratedGradients"] / seconds["taylor"]} if batches else {}
+    )
     about = f"{model}, batch {batch}, {dtype} on {where.type}: mask steps and plain training steps"
     goals = {"masks, mean, of dense": 0.8, "integrated gradients / taylor": 5}
     settings = {"threads": torch.get_num_threads(), "rounds": rounds, "steps": steps, "batches": batches}

@@ -1,5 +1,7 @@
 """Tests that checks which are read late name their step, stop a run in time, and cost no waiting for the device."""
 
+import copy
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -26,7 +28,7 @@ class Waits(TorchDispatchMode):
         self.counts = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.removeprefix("aten::")
+        name = func.name().removeprefix("aten::").partition(".")[0]
         # Boolean masks as an index make a tensor whose size the device has to tell.
         masked = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
         # Adam counts its steps in numbers on the CPU, also if the weights are on an accelerator.
@@ -94,11 +96,11 @@ def test_a_row_for_each_sample_learns_what_a_row_for_each_class_learns(monkeypat
     many = xprune.score(model, sites, loader(28, 7), settings)
     for name in ("values", "classwise"):
         for a, b in zip(getattr(few, name), getattr(many, name), strict=True):
-            a, b = (t if isinstance(t, torch.Tensor) else t.deviations @ t.basis for t in (a, b))
+            a, b = (t if isinstance(t, torch.Tensor) else t[:] for t in (a, b))
             assert (a - b).nan_to_num().abs().max() < 1e-3
 
 
-def spoilt(at, steps=30):
+def spoilt(at, steps=23):
     """Batches of which one has a pixel that is not a number."""
     batches = [(images(4), torch.arange(4) % CLASSES) for _ in range(steps)]
     batches[at] = (batches[at][0] * float("nan"), batches[at][1])
@@ -106,13 +108,13 @@ def spoilt(at, steps=30):
 
 
 @pytest.mark.parametrize("every", [1, 20])
-@pytest.mark.parametrize("at", [0, 7, 19, 20, 29])
+@pytest.mark.parametrize("at", [0, 19, 22])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(monkeypatch, every, at, tmp_path):
     monkeypatch.setattr(loop, "read_every", lambda device: every)
     monkeypatch.setattr(loop, "KEPT_EVERY", 0.0)
     written = []
-    monkeypatch.setattr(checkpoint, "write", lambda folder, state, fingerprint: written.append(state))
-    with pytest.raises(TrainingError, match=rf"fine-tuning, step {at} of 30: the loss is nan \(epoch 1\)"):
+    monkeypatch.setattr(checkpoint, "write", lambda folder, state, fingerprint: written.append(copy.deepcopy(state)))
+    with pytest.raises(TrainingError, match=rf"fine-tuning, step {at} of 23: the loss is nan \(epoch 1\)"):
         xprune.finetune(build("vit"), spoilt(at), xprune.Finetune(epochs=1), checkpoint_dir=tmp_path)
     assert all(state["step"] <= at for state in written), "no state from after the step is written"
     for state in written:
@@ -187,15 +189,14 @@ def test_numbers_of_all_kinds_are_read_together():
     def judge(numbers):
         read.append(numbers)
 
+    values = [torch.tensor([1, 2**40]), torch.tensor([0.5]), torch.tensor([True]), torch.tensor([3, 4, 5])]
     with stage():
         found = checks.Checks(accelerator(), "counting", 9)
-    values = [torch.tensor([1, 2**40]), torch.tensor([0.5]), torch.tensor([True]), torch.tensor([3, 4, 5])]
-    for step, value in enumerate(values):
-        found.add(step, LateCheck(value, judge))
-    found.read()
-    assert read == [value.tolist() for value in values]
-    found.read()
-    assert len(read) == 4, "each check is read once"
+        for step, value in enumerate(values):
+            found.add(step, LateCheck(value, judge))
+        found.read()
+        found.read()
+    assert read == [value.tolist() for value in values], "each check is read once"
 
 
 def test_a_run_over_a_data_loader_ends_with_the_same_weights_however_often_checks_are_read(monkeypatch):

@@ -19,7 +19,7 @@ def points_and_rounds(device: torch.device) -> tuple[int, int]:
     """Returns at how many shifts the cost is evaluated at once, and how often, on a device.
 
     Both choices find the shift about equally well. A CPU computes for as long as there are evaluations, so it takes the
-    choice with fewer of them. An accelerator waits for Python most of the time, so it takes the choice with fewer calls.
+    choice with fewer of them. An accelerator often waits for Python, so it takes the choice with fewer calls.
     """
     return (4, 7) if device.type == "cpu" else (32, 3)
 
@@ -62,11 +62,12 @@ def solve_shift(
         its units or none.
 
     Example:
-        >>> logits, unit = torch.tensor([[0.0, 0.0], [0.0, 8.0]]), torch.tensor([[0.5, 0.5]])  # two units cost half each
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, 8.0]])
+        >>> unit = torch.tensor([[0.5, 0.5]])  # each of the two units costs one half
         >>> def cost(masks):
         ...     return masks @ unit.T
         >>> allowed, least, most = torch.tensor([[0.5]]), torch.zeros(2, 1), torch.ones(1)
-        >>> shift = solve_shift(logits, cost, allowed, least, most, points=4, rounds=6)
+        >>> shift = solve_shift(logits, cost, allowed, least, most, points=4, rounds=7)
         >>> (shift.round(decimals=3) + 0.0).flatten().tolist()
         [0.0, 4.0]
     """
@@ -94,4 +95,3 @@ def solve_shift(
     before, after = over.gather(1, place), over.gather(1, place + 1)
     part = (before / (before - after).clamp_min(_TINY)).clamp(0, 1)
     return torch.lerp(low, high, part)
-

@@ -44,9 +44,9 @@ class Checks:
         >>> from xprune.training.runtime import accelerator, stage
         >>> with stage():
         ...     checks = Checks(accelerator(), "counting", steps=9)
-        >>> checks.add(3, LateCheck(torch.tensor([0.5]), lambda numbers: None))
-        >>> checks.add(4, LateCheck(torch.tensor([7.0]), lambda numbers: DataError("seven is not allowed.")))
-        >>> checks.read()
+        ...     checks.add(3, LateCheck(torch.tensor([0.5]), lambda numbers: None))
+        ...     checks.add(4, LateCheck(torch.tensor([7.0]), lambda numbers: DataError("seven is not allowed.")))
+        ...     checks.read()
         Traceback (most recent call last):
         ...
         xprune.errors.DataError: counting, step 4 of 9: seven is not allowed.

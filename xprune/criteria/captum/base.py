@@ -55,11 +55,11 @@ class CaptumMethod(Criterion):
     `Task.sample_scores`, and there are no class-wise scores. The fields of the criterion are `batches` and the
     arguments of the Captum class with a simple default, such as `n_steps`.
 
-    **Which batches are used.** A method with `n_steps`, such as `captum:IntegratedGradients`, runs the model forward and
-    backward for each step of a path, which takes long. So it has one more field, `every`: of each 4 consecutive batches,
-    it uses one, and the seed says which one. With `every=1`, it uses all batches. The other methods use all batches.
-    With `every=4`, the loader should be shuffled. If it is sorted by class, a class may get no batch, and its class-wise
-    scores are then NaN.
+    **Which batches are used.** A method with `n_steps`, such as `captum:IntegratedGradients`, runs the model forward
+    and backward for each step of a path, which takes long. So it has one more field, `every`: of each 4 consecutive
+    batches, it uses one, and the seed says which one. With `every=1`, it uses all batches. The other methods use all
+    batches. With `every=4`, the loader should be shuffled. If it is sorted by class, a class may get no batch, and its
+    class-wise scores are then NaN.
 
     Args:
         batches: The number of batches to use. None means that the whole loader is read.
@@ -115,7 +115,8 @@ class CaptumMethod(Criterion):
     def passes(self, sites: Sequence[Site]) -> int:
         """Returns the number of forward passes for one batch. Scoring tells the user before it starts, if it is slow.
 
-        A backward pass counts as two. 0 if the number is small, and nothing is told then. This implementation returns 0.
+        A backward pass counts as two. The number is 0 if it is small, and nothing is told then. This implementation
+        returns 0.
         """
         return 0
 
