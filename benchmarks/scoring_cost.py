@@ -147,13 +147,23 @@ def top(profiler: profile, device: torch.device, steps: int, count: int = 12) ->
     ]
 
 
-def profiled(model: nn.Module, batch: Any, sites: Any, rank: int | None, device: torch.device) -> list[dict[str, Any]]:
-    """Returns the profile of three consecutive mask steps: two of the shared row, and one of classes' rows."""
+def profiled(run: Callable[[Stamped], object], batch: Any, device: torch.device) -> tuple[list[dict[str, Any]], float]:
+    """Profiles three consecutive steps. In mask learning, two train the shared row, and one trains rows of classes.
+
+    Args:
+        run: A function that makes steps with a loader.
+        batch: The batch.
+        device: The device.
+
+    Returns:
+        (the table of `top`, the number of calls of operations in a step). A GPU that waits for Python is as slow as
+        there are calls, so their number also says something where there is no GPU.
+    """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     profiler = profile(activities=activities)
-    data = Stamped(batch, 8, device, {3: profiler.start, 6: profiler.stop})
-    mask_block(model, data, sites, rank)
-    return top(profiler, device, 3)
+    run(Stamped(batch, 8, device, {3: profiler.start, 6: profiler.stop}))
+    calls = sum(event.count for event in profiler.key_averages() if event.key.startswith("aten::"))
+    return top(profiler, device, 3), calls / 3
 
 
 def measured(
@@ -183,6 +193,9 @@ def measured(
         ratios.append(mean / statistics.median(plain))
         for name, found in zip(times, (plain, shared, rows), strict=True):
             times[name] += found
+    _, dense_calls = profiled(lambda data: dense_block(dense.train(), optimizer, data, dtype), batch, device)
+    rank = RANKS[classes]
+    table_of_masks, mask_calls = profiled(lambda data: mask_block(dense.eval(), data, sites, rank), batch, device)
     base = statistics.median(times["dense"])
     mean = SHARED * statistics.median(times["shared row"]) + (1 - SHARED) * statistics.median(times["classes' rows"])
     table = [
@@ -194,13 +207,15 @@ def measured(
             "of dense": statistics.median(found) / base,
             "range of rounds": "",
             "peak GB": memory["dense" if name == "dense" else "masks"],
+            "calls": round(dense_calls) if name == "dense" else "",
         }
         for name, found in times.items()
     ]
     across = f"{min(ratios):.2f} to {max(ratios):.2f}"
     both = {"ms": 1e3 * mean, "range in ms": "", "of dense": mean / base, "range of rounds": across}
-    table.append({"classes": classes, "step": "masks, mean", **both, "peak GB": memory["masks"]})
-    return table, profiled(dense, batch, sites, RANKS[classes], device)
+    both |= {"peak GB": memory["masks"], "calls": round(mask_calls)}
+    table.append({"classes": classes, "step": "masks, mean", **both})
+    return table, table_of_masks
 
 
 def attributions(model: str, batch: Any, device: torch.device, batches: int) -> dict[str, float]:

@@ -520,5 +520,8 @@ class Gated(nn.Module):
 
     def forward(self, inputs: Any, *args: Any) -> Any:
         """Returns the model's output for the inputs, with the gates that `source(*args)` computes."""
-        self.gates.join(self.source(*args))
+        # Autocast would round the costs that gates depend on to a few digits, and the budget would be missed.
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            gates = self.source(*args)
+        self.gates.join(gates)
         return self.call(self.model, inputs)
