@@ -161,7 +161,7 @@ def profiled(run: Callable[[Stamped], object], batch: Any, device: torch.device)
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     profiler = profile(activities=activities)
-    run(Stamped(batch, 8, device, {3: profiler.start, 6: profiler.stop}))
+    run(Stamped(batch, 7, device, {3: profiler.start, 6: profiler.stop}))
     calls = sum(event.count for event in profiler.key_averages() if event.key.startswith("aten::"))
     return top(profiler, device, 3), calls / 3
 
@@ -193,7 +193,9 @@ def measured(
         ratios.append(mean / statistics.median(plain))
         for name, found in zip(times, (plain, shared, rows), strict=True):
             times[name] += found
-    _, dense_calls = profiled(lambda data: dense_block(dense.train(), optimizer, data, dtype), batch, device)
+    # The number of calls does not depend on the size of the batch.
+    one = (batch[0][:1], batch[1][:1])
+    _, dense_calls = profiled(lambda data: dense_block(dense.train(), optimizer, data, dtype), one, device)
     rank = RANKS[classes]
     table_of_masks, mask_calls = profiled(lambda data: mask_block(dense.eval(), data, sites, rank), batch, device)
     base = statistics.median(times["dense"])
@@ -263,6 +265,7 @@ def main(
     for count in classes or RANKS:
         table, profiles[str(count)] = measured(model, count, given, where, dtype, rounds, steps)
         rows += table
+        show(table, f"{count} classes")
         show(profiles[str(count)], f"{count} classes: the operations of a mask step that take the most time")
     seconds = attributions(model, given, where, batches) if batches else {}
     ratios = (

@@ -158,11 +158,11 @@ class Half(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.half, self.autocast = nn.Parameter(torch.full((6,), 0.5)), None
+        self.value, self.autocast = nn.Parameter(torch.full((6,), 0.5)), None
 
     def forward(self):
         self.autocast = torch.is_autocast_enabled("cpu")
-        return self.half
+        return self.value
 
 
 def test_gates_are_computed_in_full_precision_and_applied_in_that_of_the_model():
@@ -171,7 +171,7 @@ def test_gates_are_computed_in_full_precision_and_applied_in_that_of_the_model()
     gated = Gated(model, sites, source)
     with gated.gates.attached(model), torch.autocast("cpu", torch.bfloat16):
         gated(torch.randn(2, 4)).sum().backward()
-    assert source.autocast is False and source.half.grad is not None
+    assert source.autocast is False and source.value.grad is not None
 
 
 @pytest.mark.parametrize("name", THREE)
