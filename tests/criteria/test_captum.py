@@ -10,6 +10,7 @@ import xprune
 from tests.support import reference
 from tests.support.models import CLASSES, THREE, build, images, loader
 from xprune.core.registry import resolve
+from xprune.criteria.captum.base import one_of_every
 from xprune.criteria.captum.methods import REFUSED, member, served
 from xprune.testing import assert_untouched, check_criterion, snapshot
 
@@ -116,14 +117,52 @@ def test_gradient_times_activation_at_the_layer_is_that_of_the_gate(name):
 def test_integrated_gradients_are_complete_and_the_batches_do_not_matter():
     model = build("vit")
     sites = xprune.find_sites(model, images())
-    few, many = (xprune.score(model, sites, loader(8, size), "captum:IntegratedGradients") for size in (8, 4))
+    few, many = (xprune.score(model, sites, loader(8, size), "captum:IntegratedGradients,every=1") for size in (8, 4))
     assert few.info["completeness_error"] < 1e-3
     for a, b in zip(few.values, many.values, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_the_cost_is_printed_before_it_is_paid(capsys):
+def test_of_each_few_batches_one_is_used_and_the_seed_says_which():
+    model, batches = build("vit"), list(loader(40, 4))
+    sites = xprune.find_sites(model, images())
+    default = member("captum:IntegratedGradients")()
+    assert default.every == 4
+    scores = xprune.score(model, sites, batches, default, seed=3)
+    # 10 batches are two groups of 4, and 2 that are left over.
+    chosen = list(one_of_every(batches, 4, seed=3))
+    assert scores.info["samples"] == 12 and len(chosen) == 3
+    places = [next(i for i, batch in enumerate(batches) if batch[0] is each[0]) for each in chosen]
+    assert [place // 4 for place in places] == [0, 1, 2]
+    alone = xprune.score(model, sites, chosen, "captum:IntegratedGradients,every=1", seed=3)
+    for a, b in zip(scores.values, alone.values, strict=True):
+        torch.testing.assert_close(a, b)
+    assert xprune.score(model, sites, batches, "captum:IntegratedGradients,batches=2").info["samples"] == 8
+    assert xprune.score(model, sites, batches[:1], default).info["samples"] == 4, "at least one batch is used"
+    assert not hasattr(member("captum:InputXGradient")(), "every"), "methods without a path use all batches"
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9, 10])
+def test_each_batch_of_a_group_is_equally_likely(count):
+    drawn = [one_of_every(range(count), 4, seed) for seed in range(3000)]
+    times = torch.bincount(torch.tensor([place for each in drawn for place in each]), minlength=count) / 3000
+    sizes = [min(4, count - place // 4 * 4) for place in range(count)]
+    torch.testing.assert_close(times, 1 / torch.tensor(sizes), atol=0.04, rtol=0)
+
+
+def test_a_short_scoring_is_not_announced(capsys):
     model = build("vit")
+    xprune.score(model, xprune.find_sites(model, images()), loader(4, 4), "captum:IntegratedGradients")
+    assert not capsys.readouterr().out
+
+
+def test_the_cost_is_printed_before_it_is_paid(capsys, monkeypatch):
+    monkeypatch.setattr("xprune.criteria.captum.base.SHORT", 0.0)
+    model = build("vit")
+    xprune.score(model, xprune.find_sites(model, images()), loader(20, 4), "captum:IntegratedGradients")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "captum:IntegratedGradients: 48 forward passes a batch, 2 batches: about" in printed
+    assert "(of 5, every=4)" in printed
     sites = xprune.find_sites(model, images(), units=("head",))
     everything = xprune.find_sites(model, images())
     xprune.score(model, sites, loader(8, 4), "captum:FeatureAblation")

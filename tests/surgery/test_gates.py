@@ -10,6 +10,7 @@ from tests.support import reference
 from tests.support.models import THREE, assert_gated_apart, build, images
 from xprune.modules.copies import shared_copy
 from xprune.modules.norms import weighted_norm
+from xprune.surgery.gates import Gated
 from xprune.testing import assert_untouched, snapshot
 
 
@@ -150,3 +151,42 @@ def test_wrappers_are_unwrapped_or_refused():
         xprune.find_sites(_Peft(model), inputs)
     with pytest.raises(xprune.ModelError, match=r"torch\.nn\.Module"):
         xprune.Pruner(lambda x: x)
+
+
+class Half(nn.Module):
+    """Gates of one half for each of 6 units. It notes whether it runs under autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.autocast = nn.Parameter(torch.full((6,), 0.5)), None
+
+    def forward(self):
+        self.autocast = torch.is_autocast_enabled("cpu")
+        return self.value
+
+
+def test_gates_are_computed_in_full_precision_and_applied_in_that_of_the_model():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), nn.Linear(4, 2))
+    sites, source = xprune.find_sites(model, torch.randn(2, 4)), Half()
+    gated = Gated(model, sites, source)
+    with gated.gates.attached(model), torch.autocast("cpu", torch.bfloat16):
+        gated(torch.randn(2, 4)).sum().backward()
+    assert source.autocast is False and source.value.grad is not None
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_gates_in_one_tensor_are_those_of_each_site(name):
+    """Also with the gradients, and in a forward without gradients before one with gradients."""
+    model, inputs = build(name), images(3)
+    sites = xprune.find_sites(model, inputs)
+    together = torch.rand(3, sum(site.size for site in sites), requires_grad=True)
+    apart = [part.detach().requires_grad_() for part in together.split([site.size for site in sites], 1)]
+    gates = xprune.Gates(sites, apart)
+    with gates.attached(model):
+        expected = model(inputs)
+        expected.square().sum().backward()
+        gates.join(together)
+        with torch.no_grad():
+            assert torch.equal(model(inputs), expected)
+        model(inputs).square().sum().backward()
+    torch.testing.assert_close(together.grad, torch.cat([part.grad for part in apart], 1))

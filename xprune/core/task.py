@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xprune.core.late_check import LateCheck
 from xprune.core.site import Site
 from xprune.errors import DataError
 from xprune.modules.calls import (
@@ -189,8 +190,35 @@ class Task(ABC):
         """
         return logits(call(model, inputs))
 
-    def check(self, outputs: Any, targets: Any) -> None:  # noqa: B027 - a task without checks is allowed
-        """Raises DataError if the targets do not fit the outputs. It is called for every batch before the loss."""
+    def check(self, outputs: Any, targets: Any) -> None:
+        """Raises DataError if the targets do not fit the outputs. It is called for every batch before the loss.
+
+        This implementation makes the check of `late_check` at once.
+        """
+        check = self.late_check(outputs, targets)
+        if check is not None:
+            check.now()
+
+    def late_check(self, outputs: Any, targets: Any) -> LateCheck | None:
+        """Returns the check of a batch in a form that can be read later. Training then rarely waits for the device.
+
+        A task that implements this method need not implement `check`. What can be told without reading numbers from the
+        device, such as shapes, is checked at once. The loss and the other methods of the task run before the check is
+        read, so they have to bear wrong labels: some devices stop for good at an index out of range. Training uses this
+        method only if the class of the task implements it itself. For a subclass that does not, it calls `check` for
+        every batch.
+
+        Args:
+            outputs: The result of `forward` for the batch.
+            targets: The targets of the batch, as `unpack` returned them.
+
+        Returns:
+            The check, or None if nothing is left to check, as in this implementation.
+
+        Raises:
+            DataError: The targets do not fit the outputs, and this is known already.
+        """
+        return None
 
     def size(self, targets: Any) -> int:
         """Returns the number of samples in a batch. `targets` are the targets of this batch."""

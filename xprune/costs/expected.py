@@ -13,13 +13,10 @@ from torch import Tensor
 from xprune.core.budget import Budget
 from xprune.core.costs import Cost, Costs, LinearCost
 from xprune.core.table_cost import TableCost
+from xprune.costs.shift import points_and_rounds, solve_shift
 
 TEMPERATURE = 0.5
 """The temperature of the sigmoid that turns logits into masks. The learning rates of logits are chosen to fit it."""
-
-
-_HALVINGS = 24
-"""The number of steps of the bisection in `UnitCosts.settle`. Each step halves the error of the result."""
 
 
 _OPEN = 4.0
@@ -42,6 +39,39 @@ def remaining(progress: float) -> float:
 
 
 @dataclass(frozen=True)
+class _Tables:
+    """Values that every step needs and that do not change. They are computed once, on the device of the masks.
+
+    Attributes:
+        site: The index of the site of each unit, int64 (units,).
+        places: The indices of the units of each site, int64 (sites, units of the largest site). A smaller site has the
+            number of all units in the entries that are left over.
+        stays: True for the first entries of each site, as many as it has to keep, bool (sites, largest number to keep).
+        paired: True if units have costs in pairs, see `UnitCosts.pairs`.
+        full: The cost if all units stay, (limits,).
+    """
+
+    site: Tensor
+    places: Tensor
+    stays: Tensor
+    paired: bool
+    full: Tensor
+
+    @staticmethod
+    def of(unit: Tensor, base: Tensor, pairs: Tensor, sizes: Sequence[int], least: Sequence[int]) -> "_Tables":
+        """Computes the values from those of `UnitCosts` with the same names."""
+        site = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        places = torch.full((len(sizes), max(sizes)), sum(sizes))
+        for row, part in zip(places, torch.arange(sum(sizes)).split(list(sizes)), strict=True):
+            row[: len(part)] = part
+        stays = torch.arange(max(least)) < torch.tensor(least)[:, None]
+        counts = torch.tensor(sizes, dtype=unit.dtype, device=unit.device)
+        full = base + unit.sum(1) + torch.einsum("i,lij,j->l", counts, pairs, counts)
+        device = unit.device
+        return _Tables(site.to(device), places.to(device), stays.to(device), bool(pairs.any()), full)
+
+
+@dataclass(frozen=True)
 class UnitCosts:
     """The costs of all units of a model, as fractions of the dense model's cost, for each limit of a budget.
 
@@ -58,6 +88,7 @@ class UnitCosts:
         least: The number of units that each site has to keep.
         pairs: The cost of one unit of a site together with one unit of another site, (limits, sites, sites). The entry
             [limit, i, j] holds one half of this cost, and [limit, j, i] the other half.
+        tables: Values that are computed from the others, once.
 
     Example:
         >>> from xprune import Site
@@ -74,6 +105,7 @@ class UnitCosts:
     sizes: tuple[int, ...]
     least: tuple[int, ...]
     pairs: Tensor
+    tables: _Tables
 
     @staticmethod
     def of(costs: Costs, budget: Budget, device: torch.device) -> "UnitCosts":
@@ -102,14 +134,12 @@ class UnitCosts:
                 # once.
                 for a, b in ((i, j), (j, i)):
                     pairs[limit, a, b] += each / 2 / cost.total(full)
-        return UnitCosts(
-            torch.stack([shares(cost) for _, cost, _ in limits]).to(device),
-            torch.tensor([cost.base / cost.total(full) for _, cost, _ in limits], device=device),
-            torch.tensor([allowed / cost.total(full) for _, cost, allowed in limits], device=device),
-            tuple(full),
-            tuple(budget.floor(site) for site in costs.sites),
-            pairs,
-        )
+        unit = torch.stack([shares(cost) for _, cost, _ in limits]).to(device)
+        base = torch.tensor([cost.base / cost.total(full) for _, cost, _ in limits], device=device)
+        allowed = torch.tensor([allowed / cost.total(full) for _, cost, allowed in limits], device=device)
+        least = tuple(budget.floor(site) for site in costs.sites)
+        tables = _Tables.of(unit, base, pairs, full, least)
+        return UnitCosts(unit, base, allowed, tuple(full), least, pairs, tables)
 
     def at(self, shares: Tensor, *, empty: bool = True) -> "UnitCosts":
         """Returns the same costs, where each row of masks has its own limit.
@@ -158,34 +188,47 @@ class UnitCosts:
         Returns:
             (rows, limits), as fractions of the dense model's cost. Negative if the cost is below the limit.
         """
-        allowed = self.allowed + (1 - self.allowed) * remaining(progress)
-        return self.base + self._of_pairs(masks) + masks @ self.unit.T - allowed
+        return self._cost(masks) - self._allowed(progress)
 
-    def _of_pairs(self, masks: Tensor) -> Tensor:
-        """Returns the expected cost of all pairs of units, (rows, limits).
+    def _allowed(self, progress: float) -> Tensor:
+        """Returns the allowed cost at this time of the run, (limits,) or (rows, limits)."""
+        return self.allowed + (1 - self.allowed) * remaining(progress)
 
-        It treats the numbers of kept units of two sites as independent.
+    def _cost(self, masks: Tensor) -> Tensor:
+        """Returns the expected cost of masks: from (..., units) to (..., limits).
+
+        The numbers of kept units of two sites are treated as independent.
         """
-        if not self.pairs.any():
-            return masks.new_zeros(())
+        cost = self.base + masks @ self.unit.T
+        if not self.tables.paired:
+            return cost
         kept = self._kept_units(masks)
-        return torch.einsum("ri,lij,rj->rl", kept, self.pairs, kept)
+        return cost + torch.einsum("...i,lij,...j->...l", kept, self.pairs, kept)
+
+    def _of_sites(self, values: Tensor, padding: float) -> Tensor:
+        """Returns the values (..., units) of each site, (..., sites, units of the largest site), padded at the end."""
+        padded = torch.cat([values, values.new_full((*values.shape[:-1], 1), padding)], dim=-1)
+        return padded[..., self.tables.places]
 
     def _kept_units(self, masks: Tensor) -> Tensor:
-        """Returns the expected number of units kept at each site, (rows, sites)."""
-        return torch.stack([part.sum(1) for part in masks.split(self.sizes, 1)], dim=1)
+        """Returns the expected number of units kept at each site: from (..., units) to (..., sites)."""
+        return self._of_sites(masks, 0.0).sum(-1)
 
     @torch.no_grad()
-    def _cost_of_one_more(self, masks: Tensor, limit: Tensor) -> Tensor:
+    def _cost_of_one_more(self, masks: Tensor, limit: Tensor | int) -> Tensor:
         """Returns the cost of one more unit, in addition to the units that a row keeps, (rows, units).
 
         Args:
             masks: The probability that each unit is kept, (rows, units).
-            limit: For each row, the index of the limit whose cost is meant, (rows,).
+            limit: The index of the limit whose cost is meant: one number for all rows, or one for each row, (rows,).
         """
+        cost = self.unit[limit].expand_as(masks)
+        if not self.tables.paired:
+            return cost
         # The derivative of kept @ pairs @ kept is twice the product.
-        shared = 2 * torch.einsum("rij,rj->ri", self.pairs[limit], self._kept_units(masks))  # (rows, sites)
-        return self.unit[limit] + shared.repeat_interleave(torch.tensor(self.sizes, device=masks.device), dim=1)
+        pairs = self.pairs[limit].expand(len(masks), -1, -1)
+        shared = 2 * torch.einsum("rij,rj->ri", pairs, self._kept_units(masks))  # (rows, sites)
+        return cost + shared[:, self.tables.site]
 
     def free(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Turns logits into masks without a budget. The caller adds a penalty to the loss, which makes masks small.
@@ -198,14 +241,13 @@ class UnitCosts:
             budget limits.
         """
         masks = torch.sigmoid(logits / TEMPERATURE + _OPEN)
-        first_limit = torch.zeros(len(masks), dtype=torch.long, device=masks.device)
-        return masks, self._cost_of_one_more(masks, first_limit)
+        return masks, self._cost_of_one_more(masks, 0)
 
     def settle(self, logits: Tensor, progress: float = 1.0) -> tuple[Tensor, Tensor]:
         """Turns logits into masks whose expected cost is the cost that is allowed at this time of the run.
 
-        masks = sigmoid((logits - shift) / TEMPERATURE). Bisection finds the shift of each row. Without the shift, the
-        weight of a sparsity penalty would have to be tuned until the cost is right.
+        masks = sigmoid((logits - shift) / TEMPERATURE). `solve_shift` finds the shift of each row. Without the shift,
+        the weight of a sparsity penalty would have to be tuned until the cost is right.
 
         Args:
             logits: The learned scores of the units, (rows, units).
@@ -218,33 +260,34 @@ class UnitCosts:
         """
         kept = self._always_kept(logits)
         with torch.no_grad():
-            low, high = logits.min(1, keepdim=True).values - 10, logits.max(1, keepdim=True).values + 10
-            for _ in range(_HALVINGS):
-                middle = (low + high) / 2
-                over = self.excess(self._shifted(logits, middle, kept), progress).amax(1, keepdim=True) > 0
-                low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-            # `high` is the end of the interval that meets the limits.
-            binding = self.excess(self._shifted(logits, high, kept), progress).argmax(1)
-        masks = self._shifted(logits, high, kept)
+            scaled, least = logits / TEMPERATURE, self.base.expand(len(logits), -1)
+            if kept is not None:
+                scaled, least = scaled.masked_fill(kept, torch.inf), self._cost(kept.to(logits.dtype))
+            allowed = self._allowed(progress).reshape(-1, len(self.unit))
+            points, rounds = points_and_rounds(logits.device)
+            shift = solve_shift(scaled, self._cost, allowed, least, self.tables.full, points, rounds)
+        masks = torch.sigmoid(logits / TEMPERATURE - shift)
+        if kept is not None:
+            masks = masks.masked_fill(kept, 1.0)
+        with torch.no_grad():
+            binding = self.excess(masks, progress).argmax(1) if len(self.unit) > 1 else 0
         return masks, self._cost_of_one_more(masks, binding)
 
-    def _shifted(self, logits: Tensor, shift: Tensor, kept: Tensor) -> Tensor:
-        """Returns the masks of logits after the shift of each row is subtracted. Units that always stay get 1."""
-        return torch.sigmoid((logits - shift) / TEMPERATURE).masked_fill(kept, 1.0)
-
     @torch.no_grad()
-    def _always_kept(self, logits: Tensor) -> Tensor:
-        """Returns True for units that always stay, bool (rows, units).
+    def _always_kept(self, logits: Tensor) -> Tensor | None:
+        """Returns True for units that always stay, bool (rows, units). None if no site has to keep a unit.
 
         These are the best units of each site, as many as the site has to keep (`least`).
         """
-        kept = torch.zeros_like(logits, dtype=torch.bool)
-        for part, of_site, least in zip(
-            logits.split(self.sizes, 1), kept.split(self.sizes, 1), self.least, strict=True
-        ):
-            # `split` returns views, so this writes into `kept`.
-            of_site.scatter_(1, part.topk(least, dim=1).indices, True)
-        return kept
+        if not any(self.least):
+            return None
+        best = self._of_sites(logits, -torch.inf).topk(self.tables.stays.shape[1]).indices  # (rows, sites, most)
+        units = self.tables.places.expand(len(logits), -1, -1).gather(2, best)
+        # One more column takes what does not have to stay. It is cut off again.
+        rows, count = logits.shape
+        units = units.where(self.tables.stays, count).flatten(1)
+        kept = torch.zeros(rows, count + 1, dtype=torch.bool, device=logits.device)
+        return kept.scatter_(1, units, True)[:, :count]
 
 
 def _linear(cost: Cost, full: Sequence[int], allowed: float) -> LinearCost:
@@ -278,13 +321,19 @@ def hold_cost(logits: Tensor, masks: Tensor, cost: Tensor, sparsity: Callable[[T
 
     Args:
         logits: The logits, (rows, units). They get a hook that changes their gradient in the next backward pass.
-        masks: The masks that were computed from these logits, (rows, units). If they need no gradient, nothing happens.
+        masks: The masks that `UnitCosts.settle` computed from these logits, (rows, units). If they need no gradient,
+            nothing happens.
         cost: The cost of one more unit, (rows, units).
         sparsity: A function of (masks, cost) that returns the sparsity term.
     """
     if not masks.requires_grad:
         return
-    a = torch.autograd.grad((masks * cost).sum(), logits, retain_graph=True)[0]
-    r = torch.autograd.grad(sparsity(masks, cost).sum(), logits, retain_graph=True)[0]
+    fixed = masks.detach()
+    # The derivative of a mask with respect to its logit, at a shift that does not change. It is 0 for a mask of 1.
+    slope = (fixed - fixed * fixed) / TEMPERATURE
+    a = cost * slope
+    with torch.enable_grad():
+        leaf = fixed.clone().requires_grad_()
+        r = torch.autograd.grad(sparsity(leaf, cost).sum(), leaf)[0] * slope
     scale = (r * a).sum(1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
     logits.register_hook(lambda g: g - (g * a).sum(1, keepdim=True) / scale * r)

@@ -69,15 +69,36 @@ class Gates:
 
     def __init__(self, sites: Sequence[Site], values: Sequence[Tensor] | None = None, rows: Rows | None = None) -> None:
         self.sites = tuple(sites)
-        self.values: Sequence[Tensor] = values if values is not None else [torch.ones(s.size) for s in self.sites]
+        self._values: Sequence[Tensor] = values if values is not None else [torch.ones(s.size) for s in self.sites]
         self.rows = rows
         # `Task.rows` of tasks that were written for xprune before version 0.2 takes three arguments.
         self.average = False
         self._rows_take_given = rows is not None and takes(rows, 4)
         self._given = Given((), {})
+        # Gates of all sites in one tensor, and the same tensor in other dtypes, see `join`.
+        self._joined: Tensor | None = None
+        self._cast: dict[Any, Sequence[Tensor]] = {}
+        self._orders: dict[tuple[int, str, int], tuple[int, int]] = {}
         self._fired: set[str] = set()
         # (site, path of a module that has a gate of this site).
         self._gated: list[tuple[Site, str]] = []
+
+    @property
+    def values(self) -> Sequence[Tensor]:
+        """The gates of each site, see `Gates`."""
+        return self._values
+
+    @values.setter
+    def values(self, values: Sequence[Tensor]) -> None:
+        self._values, self._joined, self._cast = values, None, {}
+
+    def join(self, gates: Tensor) -> None:
+        """Assigns the gates of all sites at once: (units of all sites,) or (samples, units of all sites).
+
+        It has the same effect as assigning the parts of the tensor to `values`, in less time.
+        """
+        self.values = gates.split([site.size for site in self.sites], dim=-1)
+        self._joined = gates
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -114,8 +135,9 @@ class Gates:
                 handle.remove()
             for module, kind in changed:
                 module.__class__ = kind
-            # Otherwise the inputs of the last batch would stay in memory.
+            # Otherwise the inputs and the gates of the last batch would stay in memory.
             self._given = Given((), {})
+            self._cast = {}
 
     def _begin(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes the inputs of a forward pass when it begins, because `Task.rows` may need them. A forward pre-hook."""
@@ -128,14 +150,14 @@ class Gates:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._fired.add(path)
             if args:
-                gated = args[0] * self._factor(index, args[0], path, axis)
+                gated = self._gated_units(index, args[0], path, axis)
                 # The same tensor may be passed several times, for example as query, key and value. All of these
                 # arguments are gated.
                 return tuple(gated if arg is args[0] else arg for arg in args), kwargs
             name = next(iter(kwargs), "")
             if not isinstance(kwargs.get(name), Tensor):
                 raise GateError(f"{path} was called without an input tensor, so its units cannot be gated.")
-            return args, {**kwargs, name: kwargs[name] * self._factor(index, kwargs[name], path, axis)}
+            return args, {**kwargs, name: self._gated_units(index, kwargs[name], path, axis)}
 
         return hook
 
@@ -145,7 +167,7 @@ class Gates:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             self._fired.add(path)
             first = tensors_in(output)[0]
-            gated = first * self._factor(index, first, path, axis)
+            gated = self._gated_units(index, first, path, axis)
             return map_tensors(output, lambda tensor: gated if tensor is first else tensor)
 
         return hook
@@ -191,7 +213,75 @@ class Gates:
 
         return hook
 
-    def _factor(self, index: int, x: Tensor, path: str, axis: int, value: Tensor | None = None) -> Tensor:
+    def _gated_units(self, index: int, x: Tensor, path: str, axis: int) -> Tensor:
+        """Returns the input of a layer, in which each unit is multiplied by its gate.
+
+        The features of `x` are seen as (groups, units, width), and its rows as (samples, rows of a sample). So a gate
+        multiplies all its features at once, and no tensor of repeated gates is built.
+
+        Args:
+            index: The index of the site.
+            x: The input of the layer.
+            path: The path of the layer.
+            axis: The feature axis of `x`.
+
+        Returns:
+            A tensor of the shape and dtype of `x`.
+        """
+        site, axis = self.sites[index], axis % x.dim()
+        value = self._value(index, x)
+        sample_axis = max(site.batch, 0)
+        rows = self._rows_of_task(site, x, len(value)) if value.dim() == 2 else None
+        if rows is not None:
+            # The rows of a sample may lie anywhere, so the gates of each row are looked up.
+            return x * self._factor(index, x, path, axis, rows=rows)
+        groups, width = self._order(index, path, x.shape[axis])
+        # The shape that `x` is seen in, and the shape of the gates in it, which has 1 where all entries share a gate.
+        seen, shape = list(x.shape), [1] * x.dim()
+        seen[axis : axis + 1], shape[axis : axis + 1] = [groups, site.size, width], [1, site.size, 1]
+        if value.dim() == 2:
+            # Where features come before samples, the sample axis has moved.
+            place = sample_axis if sample_axis < axis else sample_axis + 2
+            count = self._rows_of_each(site, x, len(value))
+            seen[place : place + 1], shape[place : place + 1] = [len(value), count], [len(value), 1]
+            value = value if sample_axis < axis else value.T
+        # Axes are only split, which needs no copy.
+        gated: Tensor = x.view(seen) * value.view(shape)
+        return gated.reshape(x.shape)
+
+    def _value(self, index: int, x: Tensor, value: Tensor | None = None) -> Tensor:
+        """Returns the gates of a site in the dtype and on the device of `x`: (units,) or (samples, units)."""
+        site = self.sites[index]
+        if value is None and self._joined is not None:
+            key = (x.dtype, x.device, torch.is_grad_enabled())
+            # All gates are cast at once, and once for each forward pass.
+            if key not in self._cast:
+                self._cast[key] = self._joined.to(x).split([each.size for each in self.sites], dim=-1)
+            return self._cast[key][index]
+        value = self.values[index] if value is None else value
+        if value.shape[-1] != site.size or value.dim() not in (1, 2):
+            raise GateError(
+                f"{site.name}: its gates have the shape {tuple(value.shape)}. Give the shape (units,) or "
+                f"(samples, units), with {site.size} units."
+            )
+        return value.to(x)
+
+    def _order(self, index: int, path: str, features: int) -> tuple[int, int]:
+        """Returns the order of a layer's input features, see `_order`. It is looked up once for each layer."""
+        key = (index, path, features)
+        if key not in self._orders:
+            self._orders[key] = _order(self.sites[index], path, features)
+        return self._orders[key]
+
+    def _factor(
+        self,
+        index: int,
+        x: Tensor,
+        path: str,
+        axis: int,
+        value: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Returns the gates of one site as a tensor that the input of a layer can be multiplied by.
 
         Args:
@@ -200,55 +290,67 @@ class Gates:
             path: The path of the layer.
             axis: The feature axis of `x`.
             value: The gates. None means `values[index]`.
+            rows: The sample of each row of `x`, as `Task.rows` returned it. None means that it is not known yet.
 
         Returns:
             A tensor that broadcasts to `x`, in the dtype of `x`.
         """
-        site = self.sites[index]
-        value = (self.values[index] if value is None else value).to(x.device)
-        axis = axis % x.dim()
-        groups, width = _order(site, path, x.shape[axis])
-        if value.shape[-1] != site.size or value.dim() not in (1, 2):
-            raise GateError(
-                f"{site.name}: its gates have the shape {tuple(value.shape)}. Give the shape (units,) or "
-                f"(samples, units), with {site.size} units."
-            )
+        site, axis = self.sites[index], axis % x.dim()
+        groups, width = self._order(index, path, x.shape[axis])
+        value = self._value(index, x, value)
         # Each gate is repeated, so that there is one for each feature, in the order (groups, units, width).
-        value = value.repeat_interleave(width, -1).repeat(*[1] * (value.dim() - 1), groups)
+        if groups * width > 1:
+            value = value[..., None, :, None].expand(*value.shape[:-1], groups, site.size, width).flatten(-3)
         shape = [1] * x.dim()
         shape[axis] = -1
         if value.dim() == 2:
-            value = value[self._rows(site, x, len(value))]  # (rows, features)
+            value = value[self._rows(site, x, len(value), rows)]  # (rows, features)
             # If `site.batch` is -1, only the task knows the samples. Then the rows lie along the first axis.
             sample_axis = max(site.batch, 0)
             shape[sample_axis] = len(value)
             value = value if sample_axis < axis else value.T
-        return value.view(shape).to(x.dtype)
+        return value.view(shape)
 
-    def _rows(self, site: Site, x: Tensor, samples: int) -> Tensor:
-        """Returns the sample of each row of a layer's input, int64 (rows,).
+    def _rows_of_each(self, site: Site, x: Tensor, samples: int) -> int:
+        """Returns the number of rows of each sample in a layer's input, where they are next to each other.
 
         Raises:
-            GateError: The sample of a row is unknown, or `rows` returned another number of rows.
+            GateError: The sample of a row is unknown, or the samples do not have equal numbers of rows.
         """
-        rows = self._rows_of_task(site, x, samples)
-        if rows is None and site.batch < 0:
+        if site.batch < 0:
             raise GateError(
                 f"{site.name}: it is unknown which row of the input of {site.consumers[0]} belongs to which sample. "
                 "Give the axis of the samples in find_sites(..., batch_axis=), or return the sample of each row from "
                 "Task.rows."
             )
+        length = x.shape[site.batch]
+        # Some models split an image into windows and put the windows along the sample axis. So each sample may have
+        # several neighbouring rows.
+        if length % samples:
+            raise GateError(
+                f"{site.name}: the input of {site.consumers[0]} has {length} rows for {samples} samples. Give "
+                "the axis of the samples in find_sites(..., batch_axis=), or return the sample of each row from "
+                "Task.rows."
+            )
+        return length // samples
+
+    def _rows(self, site: Site, x: Tensor, samples: int, rows: Tensor | None = None) -> Tensor:
+        """Returns the sample of each row of a layer's input, int64 (rows,).
+
+        Args:
+            site: The site.
+            x: The input of the layer.
+            samples: The number of samples.
+            rows: The result, if `Task.rows` has returned it already. It is only checked then.
+
+        Raises:
+            GateError: The sample of a row is unknown, or `rows` returned another number of rows.
+        """
+        rows = self._rows_of_task(site, x, samples) if rows is None else rows
         length = x.shape[max(site.batch, 0)]
         if rows is None:
-            # Some models split an image into windows and put the windows along the sample axis. So each sample may have
-            # several neighbouring rows.
-            if length % samples:
-                raise GateError(
-                    f"{site.name}: the input of {site.consumers[0]} has {length} rows for {samples} samples. Give "
-                    "the axis of the samples in find_sites(..., batch_axis=), or return the sample of each row from "
-                    "Task.rows."
-                )
-            rows = torch.arange(samples, device=x.device).repeat_interleave(length // samples)
+            each = self._rows_of_each(site, x, samples)
+            rows = torch.arange(length, device=x.device) // each
         if len(rows) != length:
             raise GateError(
                 f"{site.name}: Task.rows returned the shape {tuple(rows.shape)}, but the input of "
@@ -418,5 +520,8 @@ class Gated(nn.Module):
 
     def forward(self, inputs: Any, *args: Any) -> Any:
         """Returns the model's output for the inputs, with the gates that `source(*args)` computes."""
-        self.gates.values = self.source(*args).split([site.size for site in self.gates.sites], dim=-1)
+        # Autocast would round the costs that gates depend on to a few digits, and the budget would be missed.
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            gates = self.source(*args)
+        self.gates.join(gates)
         return self.call(self.model, inputs)

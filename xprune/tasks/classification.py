@@ -1,10 +1,13 @@
 """The task of classification: one label for each sample."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xprune.core.late_check import LateCheck
 from xprune.core.task import Task, check_class_count, softmax_divergence, unpacked
 from xprune.errors import DataError
 
@@ -45,24 +48,33 @@ class Classification(Task):
             )
         return inputs, labels.long()
 
-    def check(self, outputs: Any, targets: Any) -> None:
-        """Raises DataError if the outputs are not (batch, classes), or if a label is not a class. See Task.check."""
+    def late_check(self, outputs: Any, targets: Any) -> LateCheck | None:
+        """Checks that the outputs are (batch, classes), and returns a check that each label is a class.
+
+        See Task.late_check. Raises DataError if the outputs have another shape.
+        """
         if not isinstance(outputs, Tensor) or outputs.dim() != 2:
             raise DataError(
                 "the model does not return logits of shape (batch, classes). Give task=, an instance of a subclass of "
                 "xprune.Task that reads the outputs of this model."
             )
-        check_class_count(self, outputs.shape[1])
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= outputs.shape[1]:
-            raise DataError(
-                f"labels go from {low} to {high}, but the model's head has {outputs.shape[1]} classes: "
-                f"0 to {outputs.shape[1] - 1}. Remap the labels, or give the model a head of the right size."
+        classes = outputs.shape[1]
+        check_class_count(self, classes)
+
+        def judge(ends: Sequence[float]) -> DataError | None:
+            low, high = ends
+            if low >= 0 and high < classes:
+                return None
+            return DataError(
+                f"labels go from {low} to {high}, but the model's head has {classes} classes: 0 to {classes - 1}. "
+                "Remap the labels, or give the model a head of the right size."
             )
+
+        return LateCheck(torch.stack(targets.aminmax()), judge)
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
         """Returns the mean cross-entropy of the samples, in float32. See Task.loss."""
-        return F.cross_entropy(outputs.float(), targets, label_smoothing=label_smoothing)
+        return F.cross_entropy(outputs.float(), _bounded(targets, outputs), label_smoothing=label_smoothing)
 
     def metric(self, outputs: Any, targets: Any) -> Tensor:
         """Returns 1 for each sample whose largest logit is that of its label, else 0, float (batch,).
@@ -83,8 +95,17 @@ class Classification(Task):
 
     def classes(self, outputs: Any, targets: Any) -> tuple[Tensor, int] | None:
         """Returns (labels, number of classes that the model has logits for). See Task.classes."""
-        return targets, outputs.shape[-1]
+        return _bounded(targets, outputs), outputs.shape[-1]
 
     def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
         """Returns the divergence of the softmaxes, see `softmax_divergence`. See Task.distillation."""
         return softmax_divergence(outputs, teacher, temperature)
+
+
+def _bounded(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Returns the labels, where labels that are no classes are replaced by the nearest class.
+
+    `late_check` reports such labels. Until its result is read, they must not be used as an index: a GPU would stop the
+    whole process.
+    """
+    return labels.clamp(0, outputs.shape[-1] - 1)

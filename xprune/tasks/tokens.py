@@ -1,12 +1,13 @@
 """The tasks of models that return logits for each token: token classification and language models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xprune.core.late_check import LateCheck
 from xprune.core.task import Task, softmax_divergence, unpacked
 from xprune.errors import DataError
 
@@ -65,23 +66,30 @@ class TokenClassification(Task):
         has_axis = isinstance(outputs, Tensor) and outputs.dim() > self.batch_axis
         return outputs.movedim(self.batch_axis, 0) if has_axis else outputs
 
-    def check(self, outputs: Any, targets: Any) -> None:
-        """Raises DataError if outputs are not (batch, tokens, classes), or labels do not fit. See Task.check.
+    def late_check(self, outputs: Any, targets: Any) -> LateCheck | None:
+        """Checks that the outputs are (batch, tokens, classes), and returns a check that each label is a class.
 
-        Labels do not fit if one of them is not a class. A sample may have no labelled token.
+        A sample may have no labelled token. See Task.late_check. Raises DataError if the outputs have another shape.
         """
         if not isinstance(outputs, Tensor) or outputs.dim() != 3 or outputs.shape[:2] != targets.shape:
             raise DataError(
                 f"the model does not return logits of shape {(*targets.shape, 'classes')}, one row for each label. "
                 "Give task=, an instance of a subclass of xprune.Task that reads the outputs of this model."
             )
-        labels = targets[:, self.shift :]
-        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= outputs.shape[2]))
-        if bool(wrong.any()):
-            raise DataError(
-                f"the label {int(labels[wrong][0])} is out of range: the model has {outputs.shape[2]} classes, "
-                f"0 to {outputs.shape[2] - 1}. Use {IGNORED} for tokens that do not count."
+        labels, classes = targets[:, self.shift :], outputs.shape[2]
+
+        def judge(ends: Sequence[float]) -> DataError | None:
+            wrong = [label for label in ends if not 0 <= label < classes]
+            if not wrong:
+                return None
+            return DataError(
+                f"the label {wrong[0]} is out of range: the model has {classes} classes, 0 to {classes - 1}. Use "
+                f"{IGNORED} for tokens that do not count."
             )
+
+        # A token that does not count is read as class 0, which is never out of range. So is an empty batch of tokens.
+        counted = F.pad(labels.where(labels != IGNORED, 0), (0, 1))
+        return LateCheck(torch.stack(counted.aminmax()), judge)
 
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
         """Returns the cross-entropy in float32: the mean over a sample's labelled tokens, then over samples.
@@ -92,11 +100,15 @@ class TokenClassification(Task):
         losses = self._losses(outputs, targets, label_smoothing)
         # The loss of a sample without labels is 0, so it adds nothing to the sum. With no sample at all, the sum is 0,
         # and it still has gradients, which are 0 too.
-        return losses.sum() / max(self.counted(targets), 1)
+        return losses.sum() / self._has_labels(targets).sum().clamp_min(1)
 
     def counted(self, targets: Any) -> int:
         """Returns the number of samples with at least one labelled token. See Task.counted."""
-        return int((targets[:, self.shift :] != IGNORED).any(1).sum())
+        return int(self._has_labels(targets).sum())
+
+    def _has_labels(self, targets: Tensor) -> Tensor:
+        """Returns True for each sample with at least one labelled token, bool (batch,)."""
+        return (targets[:, self.shift :] != IGNORED).any(1)
 
     def sample_scores(self, outputs: Any, targets: Any, dense: Any) -> Tensor | None:
         """Returns the mean log probability of the labels of each sample, (batch,). See Task.sample_scores."""
@@ -107,7 +119,8 @@ class TokenClassification(Task):
         logits, labels = self._aligned(outputs, targets)
         of_tokens = F.cross_entropy(
             logits.float().transpose(1, 2),  # cross_entropy wants (batch, classes, tokens)
-            labels,
+            # Until `late_check` is read, a label out of range must not be used as an index.
+            labels.clamp(0, logits.shape[2] - 1).where(labels != IGNORED, IGNORED),
             ignore_index=IGNORED,
             label_smoothing=label_smoothing,
             reduction="none",
@@ -128,7 +141,7 @@ class TokenClassification(Task):
         # A subclass may have another metric of the whole data set. It gets the outputs as they are.
         if values is None or type(self).new_metric is not Task.new_metric:
             return super().update(metric, outputs, targets)
-        return metric.update(values[(targets[:, self.shift :] != IGNORED).any(1)])
+        return metric.update(values[self._has_labels(targets)])
 
     def distillation(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
         """Returns the mean divergence from the teacher over all tokens, also those without a label.
@@ -166,6 +179,11 @@ class LanguageModel(TokenClassification):
 
     name: ClassVar[str] = "language-model"
     shift: ClassVar[int] = 1
+
+    def late_check(self, outputs: Any, targets: Any) -> LateCheck | None:
+        """Returns the check of `TokenClassification`, see there."""
+        # Training looks for this method in the class itself, see Task.late_check.
+        return super().late_check(outputs, targets)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """Returns (inputs, labels int64 (batch, tokens)).

@@ -283,7 +283,7 @@ class _Run:
         task, share = self.loop.task, self.settings.distill
         with self.runner.autocast():
             outputs = task.forward(self.model, widened(inputs) if self.dtypes else inputs)
-        task.check(outputs, targets)
+        self.loop.check(outputs, targets)
         loss = task.loss(outputs, targets, self.settings.label_smoothing)
         if self.teacher is not None:
             # The teacher keeps its dtype, which saves memory. So it gets the inputs as the loader gives them.

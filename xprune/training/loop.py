@@ -4,6 +4,7 @@ Fine-tuning, the criterion `xpruner` and the selection `learned` use it.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,12 +17,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from xprune.core.checkpoint import Checkpoint
+from xprune.core.late_check import LateCheck
 from xprune.core.task import Task
 from xprune.errors import DataError, TrainingError
 from xprune.modules.copies import tensors
 from xprune.modules.digest import values_digest
 from xprune.modules.undisturbed import seed_all, seeded
 from xprune.training import checkpoint
+from xprune.training.checks import Checks, read_every
 from xprune.training.reading import Reading
 from xprune.training.runtime import batches, known_length, reduced, warn_unless_ordered
 from xprune.training.sharding import like, whole_state
@@ -83,6 +86,11 @@ class Loop:
     `Reading`. For an update, they are seeded before each update. So a resumed run uses the same random numbers as a run
     that was never killed, and a checkpoint needs no random state.
 
+    Whether losses are finite and batches fit the task is checked for each step. On an accelerator, the results of these
+    checks are read every `READ_EVERY` steps, at the end of an epoch, and before a checkpoint is written, because the
+    reading waits for the device. So an error may come some steps late. It still names the step that caused it, and no
+    weights from after this step are ever handed out or written.
+
     Args:
         runner: The Accelerator that splits batches over the processes.
         task: The task, which says how a batch is read.
@@ -137,6 +145,7 @@ class Loop:
         self.fingerprint: Mapping[str, Any] = {}
         self.kept_step: int | None = None
         self._weight: Tensor | None = None
+        self.checks, self.read_every = Checks(runner, what, steps), read_every(runner.device)
         self._kept_at = time.monotonic()
 
     def keep(self, where: Checkpoint | Path | None, parts: Mapping[str, Stateful], **fingerprint: Any) -> None:
@@ -188,8 +197,13 @@ class Loop:
             while group := list(islice(stream, self.accumulate)):
                 self._update(group, step, model)
                 self.step, self.seen = self.step + 1, self.seen + len(group)
+                # All processes read at the same updates. Only then may a checkpoint be written.
+                if self.step % self.read_every and not self._counted_due():
+                    continue
+                self.checks.read()
                 if self.step < self.steps and self._is_due():
                     self._keep()
+            self.checks.read()
             self.epoch, self.seen = epoch + 1, 0
             if self.step == before and not seen:
                 raise DataError(f"{what}: the loader gave no batch, after {self.step} of {self.steps} steps.")
@@ -221,12 +235,17 @@ class Loop:
         factors = counts * self.runner.num_processes / reduced(self.runner, counts.sum())
         return list(factors)
 
+    def _counted_due(self) -> bool:
+        """Returns True if a checkpoint has to be written after this number of updates. All processes agree."""
+        steps = None if self.checkpoint is None else self.checkpoint.steps
+        return steps is not None and self.step % steps == 0
+
     def _is_due(self) -> bool:
         """Returns True if a checkpoint has to be written now, else False."""
         if self.checkpoint is None:
             return False
-        steps, minutes = self.checkpoint.steps, self.checkpoint.minutes
-        if steps is not None and self.step % steps == 0:
+        minutes = self.checkpoint.minutes
+        if self._counted_due():
             return True
         if minutes is None:
             return False
@@ -261,24 +280,37 @@ class Loop:
         text = f"{stream} {self.seed} {' '.join(map(str, numbers))} {self.runner.process_index}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
-    def backward(self, loss: Tensor) -> None:
-        """Computes the gradients of a loss with respect to the weights, after a check that the loss is finite.
+    def check(self, outputs: Any, targets: Any) -> None:
+        """Checks that a batch fits the task, see `Task.check`. The result may be read some steps later.
 
         Raises:
-            TrainingError: The loss is not finite on one of the processes. The message names the step and the last
-                checkpoint.
+            DataError: The batch does not fit, and the check was made at once.
         """
-        # This is the sum over all processes. If one loss is NaN, all processes raise the error, and no process waits
-        # for another one.
-        finite = torch.isfinite(reduced(self.runner, loss.detach().float()))
-        if not bool(finite):
+        self.checks.add_task(self.step, self.task, outputs, targets)
+
+    def backward(self, loss: Tensor) -> None:
+        """Computes the gradients of a loss with respect to the weights, and checks that the loss is finite.
+
+        The check may be read some steps later. It then raises TrainingError, whose message names the step and the last
+        checkpoint.
+        """
+        epoch = self.epoch + 1
+
+        def judge(losses: Sequence[float]) -> Exception | None:
+            if math.isfinite(losses[0]):
+                return None
             kept = f"the last good checkpoint is of step {self.kept_step} in {self.checkpoint and self.checkpoint.path}"
             if self.checkpoint is None or self.kept_step is None:
                 kept = "there is no checkpoint"
-            raise TrainingError(
-                f"{self.what}: the loss is {loss.item()} at step {self.step} of {self.steps} "
-                f"(epoch {self.epoch + 1}); {kept}. Lower lr, clip gradients, or look for NaN in the batch."
+            return TrainingError(
+                f"the loss is {losses[0]} (epoch {epoch}); {kept}. Lower lr, clip gradients, or look for NaN in the "
+                "batch."
             )
+
+        self.checks.add(self.step, LateCheck(loss.detach().float().reshape(1), judge))
+        # Where nothing is queued, the error comes before the gradients of this loss are computed.
+        if self.read_every == 1:
+            self.checks.read()
         self.runner.backward(loss if self._weight is None else loss * self._weight)
 
 

@@ -2,12 +2,13 @@
 
 import inspect
 import math
+import random
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from rich import get_console
@@ -21,6 +22,11 @@ from xprune.modules.calls import lengths, pick_samples, tensors_in
 from xprune.modules.undisturbed import seeded
 from xprune.training.runtime import accelerator, batches, known_length, prepared, reduced
 from xprune.training.sharding import refuse_sharding
+
+SHORT = 3.0
+"""The number of seconds that a user waits without being told. For longer scoring, an estimate is printed before."""
+
+_Batch = TypeVar("_Batch")
 
 OURS = ("return_convergence_delta", "return_input_shape", "show_progress", "attribute_to_layer_input")
 """Arguments of Captum's methods that are not settings of a criterion, because they change the form of the result."""
@@ -50,8 +56,14 @@ class CaptumMethod(Criterion):
     `Task.sample_scores`, and there are no class-wise scores. The fields of the criterion are `batches` and the
     arguments of the Captum class with a simple default, such as `n_steps`.
 
+    **Which batches are used.** A method with `n_steps`, such as `captum:IntegratedGradients`, runs the model forward
+    and backward for each step of a path, which takes long. So it has one more field, `every`: of each 4 consecutive
+    batches, it uses one, and the seed says which one. With `every=1`, it uses all batches. The other methods use all
+    batches. With `every=4`, the loader should be shuffled. If it is sorted by class, a class may get no batch, and its
+    class-wise scores are then NaN.
+
     Args:
-        batches: The number of batches of the loader to use. None means all batches.
+        batches: The number of batches to use. None means that the whole loader is read.
 
     Raises:
         PluginError: A setting is out of range or of the wrong type.
@@ -102,9 +114,10 @@ class CaptumMethod(Criterion):
         """
 
     def passes(self, sites: Sequence[Site]) -> int:
-        """Returns the number of forward passes for one batch. Scoring shows it to the user before it starts.
+        """Returns the number of forward passes for one batch. Scoring tells the user before it starts, if it is slow.
 
-        It is 0 if the number is small, and is then not shown. This implementation returns 0.
+        A backward pass counts as two. The number is 0 if it is small, and nothing is told then. This implementation
+        returns 0.
         """
         return 0
 
@@ -138,11 +151,13 @@ class CaptumMethod(Criterion):
         table: Tensor | None = None
         has_classes = False
         loader, passes = prepared(runner, context.data(self.name)), self.passes(sites)
+        limit = None if self.batches is None else self.batches * self._every
         with seeded(context.seed):
-            for inputs, targets in batches(runner, loader, context.task, f"scoring ({self.name})", self.batches):
+            stream = batches(runner, loader, context.task, f"scoring ({self.name})", limit)
+            for inputs, targets in one_of_every(stream, self._every, context.seed):
                 batch = Batch(context, inputs, targets)
                 if table is None and passes and runner.is_main_process:
-                    self._announce(passes, batch.seconds, context)
+                    self._announce(passes, batch.seconds(), context)
                 found, error = self._attributed(batch, sites)
                 columns = torch.cat([found.float(), error[:, None].float(), torch.ones_like(error[:, None])], dim=1)
                 table = torch.zeros(batch.count, columns.shape[1], device=runner.device) if table is None else table
@@ -185,21 +200,60 @@ class CaptumMethod(Criterion):
                 "Use another method, for example captum:InputXGradient or captum:IntegratedGradients."
             ) from failure
 
+    @property
+    def _every(self) -> int:
+        """Of this number of consecutive batches, one is used."""
+        found: int = getattr(self, "every", 1)
+        return found
+
     def _announce(self, passes: int, seconds: float, context: Context) -> None:
-        """Prints how long scoring will take. It is estimated from the time of one forward pass.
+        """Prints how long scoring will take, if this is more than `SHORT`. It is estimated from one forward pass.
 
         Args:
             passes: The number of forward passes for a batch.
             seconds: The measured seconds of one forward pass.
             context: The context, whose loader may say the number of batches.
         """
-        loader = context.data(self.name)
-        total = known_length(loader)
-        count = min(total, self.batches) if total and self.batches else total or self.batches
+        total = known_length(context.data(self.name))
+        available = None if total is None else math.ceil(total / self._every)
+        count = min(available, self.batches) if available and self.batches else available or self.batches
+        if count and passes * seconds * count < SHORT:
+            return
         time_ = (
             f"{count} batches: about {passes * seconds * count:.0f} s" if count else f"{passes * seconds:.1f} s each"
         )
-        get_console().print(f"{self.name}: {passes} forward passes a batch, {time_}", highlight=False)
+        of_all = f" (of {total}, every={self._every})" if self._every > 1 and total else ""
+        get_console().print(f"{self.name}: {passes} forward passes a batch, {time_}{of_all}", highlight=False)
+
+
+def one_of_every(stream: Iterable[_Batch], every: int, seed: int) -> Iterator[_Batch]:
+    """Yields one of each `every` consecutive batches, chosen at random. Each of them is as likely as the others.
+
+    If batches are left over at the end, one of these is yielded too. So there is at least one batch.
+
+    Args:
+        stream: The batches.
+        every: The number of consecutive batches.
+        seed: The seed of the choice. All processes that read parts of the same batches choose the same ones.
+
+    Example:
+        >>> list(one_of_every(range(10), every=4, seed=0))
+        [2, 5, 9]
+        >>> list(one_of_every(range(3), every=1, seed=0))
+        [0, 1, 2]
+    """
+    chance, place = random.Random(seed), 0
+    chosen: list[_Batch] = []
+    for batch in stream:
+        place += 1
+        # The k-th batch takes the place of the one chosen before with the probability 1/k. So each has the same chance
+        # in the end, also if it is not known how many there are.
+        if chance.random() * place < 1:
+            chosen = [batch]
+        if place == every:
+            yield from chosen
+            chosen, place = [], 0
+    yield from chosen
 
 
 class Batch:
@@ -217,7 +271,6 @@ class Batch:
         count: The number of classes. 1 if the task has no classes.
         has_classes: True if the task has classes.
         index: The indices of the samples, 0 to samples - 1.
-        seconds: The time of one forward pass.
 
     Raises:
         DataError: The targets do not fit the model's outputs, or the task has neither classes nor
@@ -226,10 +279,8 @@ class Batch:
 
     def __init__(self, context: Context, inputs: Any, targets: Any) -> None:
         self.context, self.task, self.inputs, self.targets = context, context.task, inputs, targets
-        start = time.perf_counter()
         with torch.no_grad():
             outputs = self.task.forward(context.model, inputs)
-        self.seconds = time.perf_counter() - start
         self.task.check(outputs, targets)
         samples, self.dense = self.task.size(targets), outputs
         found = self.task.classes(outputs, targets)
@@ -244,6 +295,15 @@ class Batch:
             found = torch.zeros(samples, dtype=torch.long, device=device), 1
         self.classes, self.count = found
         self.index = torch.arange(samples, device=self.classes.device)
+
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """Returns the time of one forward pass. The model has run before, so the time to start is not counted."""
+        start = time.perf_counter()
+        outputs = self.task.forward(self.context.model, self.inputs)
+        # An accelerator may still be at work when the forward returns. Reading a number waits for it.
+        next(iter(tensors_in(outputs))).flatten()[:1].tolist()
+        return time.perf_counter() - start
 
     def scores(self, index: Tensor) -> Tensor:
         """Computes the number to explain for some samples of the batch, such as the log probability of the own class.

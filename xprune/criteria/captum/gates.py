@@ -48,14 +48,18 @@ class GateMethod(CaptumMethod):
     """
 
     def passes(self, sites: Sequence[Site]) -> int:
-        """Returns the number of forward passes for one batch of a perturbation method. Returns 0 for other methods.
+        """Returns the number of forward passes for one batch, of a perturbation method or of a method with `n_steps`.
+
+        It is 0 for other methods.
 
         Raises:
             PluginError: The number is larger than `MOST`. Or the method is KernelShap, and the number is too small for
                 its linear model.
         """
         features = sum(self._counts([site.size for site in sites]))
-        passes = FORWARDS.get(self.attribution.__name__, lambda features, own: 0)(features, self)
+        # Each step of a path is a forward and a backward pass, which takes as long as two forward passes.
+        of_path = 3 * getattr(self, "n_steps", 0)
+        passes = FORWARDS.get(self.attribution.__name__, lambda features, own: of_path)(features, self)
         # KernelShap fits a linear model with a coefficient for each feature, so it needs more samples than features.
         few = self.attribution is captum.attr.KernelShap and passes < features + 2
         if few or passes > MOST:

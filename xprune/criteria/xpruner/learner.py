@@ -169,7 +169,10 @@ class MaskLearner:
             gated = Gated(context.model, self.sites, self.source, context.task.forward, context.task.rows)
             deviations = self.table.deviations
             dense = [p for p in self.table.parameters() if not (deviations.sparse and p is deviations.weight)]
-            optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, lr=settings.lr, betas=(0.9, 0.99))]
+            # One call for all numbers of the table. torch has it on these devices.
+            fused = self.runner.device.type in ("cpu", "cuda")
+            adam = torch.optim.Adam(dense, lr=settings.lr, betas=(0.9, 0.99), fused=fused)
+            optimizers: list[torch.optim.Optimizer] = [adam]
             if deviations.sparse:
                 # Adam refuses sparse gradients, and SparseAdam refuses dense ones.
                 optimizers.append(torch.optim.SparseAdam([deviations.weight], lr=settings.lr, betas=(0.9, 0.99)))
@@ -209,7 +212,7 @@ class MaskLearner:
         drawn = None if trains_shared or not self.classes else self._draw(targets)
         with self.runner.autocast():
             outputs = self.model(inputs, drawn, samples, step)
-        task.check(outputs, targets)
+        self.loop.check(outputs, targets)
         if drawn is not None and self.objective.one_vs_rest:
             loss = task.one_vs_rest(outputs, targets, drawn, self.objective.gone)
         else:
@@ -238,7 +241,7 @@ class MaskLearner:
         assert found is not None  # `_count_classes` has seen that the task has classes
         own = found[0]
         drawn = self.objective.draw(own, lambda: task.other(targets, own, classes), classes)
-        self.seen.get_buffer("classes")[drawn] = 1
+        self.seen.get_buffer("classes").index_fill_(0, drawn, 1.0)
         return drawn
 
     def _count_classes(self) -> tuple[int, Any]:
@@ -298,9 +301,8 @@ class _GateSource(nn.Module):
             Gates (samples, units) of 0 and 1.
         """
         sparsity = SPARSITY[self.settings.sparsity]
-        # Each row is computed only once, even if several samples use it. `inverse` holds the position of each sample's
-        # row.
-        rows, inverse = (None, None) if drawn is None else drawn.unique(return_inverse=True)
+        # `inverse` holds the position of each sample's row. It is None if samples and rows are in the same order.
+        rows, inverse = self._rows(drawn)
         logits = self.table(rows)  # (rows, units)
         masks, cost = self._masks(logits, step, rows)
         if self.settings.lambda_sparse is None:
@@ -312,10 +314,26 @@ class _GateSource(nn.Module):
             common = self._common_masks(logits, step, rows)
             penalty = penalty + self.settings.lambda_smooth * SMOOTHNESS[self.settings.smoothness](masks, common)
         self._penalty = penalty
-        if inverse is None:
+        if rows is None:
             return sampled(masks.expand(samples, -1))
-        gates = sampled(masks[inverse])
+        gates = sampled(masks if inverse is None else masks[inverse])
         return 1 - gates if self.gone else gates
+
+    def _rows(self, drawn: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the classes of the rows to compute, and the position of each sample's row among them.
+
+        Args:
+            drawn: The class whose row gives the gates of each sample, int64 (samples,), or None for the shared row.
+        """
+        if drawn is None:
+            return None, None
+        # An accelerator would have to tell Python how many different classes there are, and Python would wait for it.
+        # So there, a row is computed for each sample, also if another sample has the same row. Their gradients add up
+        # to the same. Penalties with a fixed weight are means over different rows, so they need these.
+        penalised = self.settings.lambda_sparse is not None or self.settings.lambda_smooth
+        if drawn.device.type != "cpu" and not penalised:
+            return drawn, None
+        return drawn.unique(return_inverse=True)
 
     def _common_masks(self, logits: Tensor, step: int, rows: Tensor | None) -> Tensor:
         """Computes the masks that the smoothness penalty "classes" compares the rows of classes with.

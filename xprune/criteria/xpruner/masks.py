@@ -1,6 +1,7 @@
 """The table of masks, the sampling of gates from masks, and the penalties that can be added to the loss."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,9 +169,22 @@ def sampled(masks: Tensor) -> Tensor:
     Returns:
         Gates of the same shape and dtype.
     """
-    gates = (torch.rand_like(masks) < masks).to(masks.dtype)
-    # The sum has the value of `gates` and the gradient of `masks`.
-    return gates + masks - masks.detach()
+    gates: Tensor = _StraightThrough.apply(masks)
+    return gates
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Samples gates of 0 and 1 in the forward pass, and passes gradients on unchanged in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, masks: Tensor) -> Tensor:
+        """Returns gates of the shape and dtype of `masks`."""
+        return (torch.rand_like(masks) < masks).to(masks.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Returns the gradient of the gates as that of the masks."""
+        return gradient
 
 
 SPARSITY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -161,7 +161,7 @@ class ThresholdLearner:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
         with self.runner.autocast():
             outputs = self.model(inputs, task.size(targets), slope, progress / settings.anneal)
-        task.check(outputs, targets)
+        loop.check(outputs, targets)
         if loop.first:
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
