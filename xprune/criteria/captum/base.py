@@ -238,7 +238,7 @@ def one_of_every(stream: Iterable[_Batch], every: int, seed: int) -> Iterator[_B
 
     Example:
         >>> list(one_of_every(range(10), every=4, seed=0))
-        [2, 5, 9]
+        [0, 5, 8]
         >>> list(one_of_every(range(3), every=1, seed=0))
         [0, 1, 2]
     """
