@@ -160,9 +160,9 @@ class Budget:
             >>> Budget(0.5, params=0.7, min_units=2).at(0.3).name
             'macs 0.3, params 0.3, min_units 2'
         """
-        fields = {name: share for name in _FIELDS if name in self.limited}
+        fields: dict[str, Any] = {name: share for name in _FIELDS if name in self.limited}
         # A time in milliseconds becomes a fraction too, since the budget may have only one of the two.
-        return replace(self, **fields, latency_ms=None, resources={name: share for name, _ in self.resources})
+        return replace(self, **fields, latency_ms=None, resources=dict.fromkeys(dict(self.resources), share))
 
     def step(self, site: Site) -> int:
         """Returns the step in which a site may lose units, so that its kept features are a multiple of `round_to`.

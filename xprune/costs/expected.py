@@ -166,7 +166,7 @@ class UnitCosts:
             torch.arange(size, device=self.unit.device) < few for size, few in zip(self.sizes, self.least, strict=True)
         ]
         smallest = torch.cat(least)[None].to(self.unit.dtype)
-        cost = self._of_pairs(smallest) + smallest @ self.unit.T
+        cost = self._cost(smallest) - self.base
         return float((cost / (1 - self.base).clamp_min(torch.finfo(cost.dtype).tiny)).max())
 
     @property

@@ -304,7 +304,7 @@ def _listed(points: int | Sequence[float] | None) -> Sequence[float]:
     """
     if points is None:
         return ()
-    if isinstance(points, Integral) and not isinstance(points, bool) and points >= 1:
+    if isinstance(points, Integral) and not isinstance(points, bool) and int(points) >= 1:
         return ()
     if isinstance(points, (Integral, str)) or not isinstance(points, Iterable) or not list(points):
         raise BudgetError(
