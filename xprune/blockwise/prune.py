@@ -63,6 +63,12 @@ class PrunedFolder:
         pruned: The cost of the pruned model.
         errors: For each block, how far its output is from that of the gated dense block: the largest absolute
             difference, in float32. It is 0 for a block without sites.
+
+    Example:
+        >>> coverage, scores = Coverage(0.9, 0), Scores((), (), "magnitude")
+        >>> found = PrunedFolder(Path("pruned"), Plan((), ()), scores, coverage, {"macs": 10.0}, {"macs": 8.0}, (0.0,))
+        >>> found.pruned["macs"] / found.dense["macs"]
+        0.8
     """
 
     directory: Path
