@@ -112,7 +112,7 @@ def prune_folder(
        cut, and it is proved that it computes what the gated dense block computes, on the inputs that it has in the
        pruned model. Then it computes the inputs of the next block, and is written and dropped.
 
-    Fine-tuning is not possible in this way. Memory is needed for about one and a half blocks, and for the embeddings.
+    Fine-tuning is not possible in this way. Memory is needed for about two blocks and the embeddings.
 
     Args:
         directory: A folder that `save_pretrained` of transformers wrote: config.json and safetensors files.
