@@ -172,7 +172,7 @@ def test_command_lines_are_ones_that_the_programs_take(page):
 
 def sections(page: Path) -> dict[str, str]:
     """Returns the text of each section `## xprune NAME`, by the name."""
-    parts = re.split(r"^## `xprune (\w+)`.*$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = re.split(r"^## `xprune ([\w-]+)`.*$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 

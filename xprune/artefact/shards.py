@@ -31,10 +31,10 @@ class ShardWriter:
             shard of its own.
 
     Example:
-        >>> writer = ShardWriter(Path("."), limit=100)
+        >>> shards = ShardWriter(Path("."), limit=100)
         >>> for name in ("a", "b", "c"):
-        ...     writer.add(name, torch.zeros(10))  # 40 bytes
-        >>> header = writer.finish()
+        ...     shards.add(name, torch.zeros(10))  # 40 bytes
+        >>> header = shards.finish()
         >>> len(header["shards"])
         2
     """

@@ -63,6 +63,12 @@ class PrunedFolder:
         pruned: The cost of the pruned model.
         errors: For each block, how far its output is from that of the gated dense block: the largest absolute
             difference, in float32. It is 0 for a block without sites.
+
+    Example:
+        >>> coverage, scores = Coverage(0.9, 0), Scores((), (), "magnitude")
+        >>> found = PrunedFolder(Path("pruned"), Plan((), ()), scores, coverage, {"macs": 10.0}, {"macs": 8.0}, (0.0,))
+        >>> found.pruned["macs"] / found.dense["macs"]
+        0.8
     """
 
     directory: Path
@@ -106,7 +112,7 @@ def prune_folder(
        cut, and it is proved that it computes what the gated dense block computes, on the inputs that it has in the
        pruned model. Then it computes the inputs of the next block, and is written and dropped.
 
-    Fine-tuning is not possible in this way. Memory is needed for about one and a half blocks, and for the embeddings.
+    Fine-tuning is not possible in this way. Memory is needed for about two blocks and the embeddings.
 
     Args:
         directory: A folder that `save_pretrained` of transformers wrote: config.json and safetensors files.
