@@ -185,7 +185,7 @@ class XPruner(MaskSettings, Criterion):
         """Estimates how long `score` will take, in seconds. It makes a few steps and measures them."""
         few = replace(self, steps=_TIMED) if self.shared * _TIMED >= 1 else replace(self, steps=_TIMED, shared=1.0)
         # Without a checkpoint folder, so that the few steps leave nothing behind.
-        learner = MaskLearner(replace(context, checkpoint_dir=None), sites, few).run()
+        learner = MaskLearner(replace(context, checkpoint_dir=None, checkpoint=None), sites, few).run()
         return learner.step_seconds * self.steps
 
     def score(self, context: Context, sites: Sequence[Site]) -> Scores:

@@ -91,7 +91,7 @@ class MaskSettings:
     steps: int = 600
     lr: float = 0.1
     shared: float = 2 / 3
-    budgets: str = "one"
+    budgets: str = field(default="one", metadata=OPTIONAL)
     anneal: float = 0.7
     sparsity: str = "cost"
     lambda_sparse: float | None = None
@@ -230,7 +230,7 @@ class MaskLearner:
             average_gradients(self.runner, self.table.parameters())
             for optimizer in self.optimizers:
                 optimizer.step()
-        self._ends.append(time.perf_counter())
+            self._ends.append(time.perf_counter())
 
     def _draw(self, targets: Any) -> Tensor:
         """Chooses the class whose row gives the gates of each sample. Returns int64 (samples,)."""
