@@ -9,7 +9,8 @@ from xprune.core.record import Record
 from xprune.core.unit_kind import kinds_of, unit_kind
 from xprune.errors import ModelError
 from xprune.report.classmap import maps
-from xprune.report.collect import Measure, by_class, history, names_of, short
+from xprune.report.collect import by_class, history, names_of, short
+from xprune.report.measure import Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

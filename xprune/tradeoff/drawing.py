@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from xprune.core.resource import resource
 from xprune.errors import ModelError
-from xprune.report.collect import Measure
+from xprune.report.measure import Measure
 from xprune.tradeoff.points import LATENCY, Frontier, Point
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from xprune.criteria import CRITERIA
 from xprune.environment import hardware, versions
 from xprune.errors import BudgetError
 from xprune.pipeline import Run
-from xprune.report.collect import Measure
+from xprune.report.measure import Measure
 from xprune.selections import SELECTIONS
 from xprune.tasks import TASKS
 from xprune.tradeoff.estimate import Progress, announce, duration, say, seconds_of_measuring

@@ -9,7 +9,7 @@ from xprune.artefact.files import check_file, is_stamped, stamped
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import ModelError
 from xprune.report import NEEDED
-from xprune.report.collect import Measure
+from xprune.report.measure import Measure
 from xprune.report.text import amount, measured
 from xprune.tradeoff.drawing import label_of
 from xprune.tradeoff.points import Frontier, Point, name_of, number

@@ -16,7 +16,7 @@ from xprune.core.record import Metrics
 from xprune.core.registry import registered
 from xprune.core.scores import Scores
 from xprune.errors import ArtefactError, BudgetError
-from xprune.report.collect import Measure
+from xprune.report.measure import Measure
 from xprune.report.text import amount, measured, render
 
 if TYPE_CHECKING:
