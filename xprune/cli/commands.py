@@ -217,7 +217,11 @@ def prune(
     if _is_main_process():
         folder = _save(result, out, arch)
         console.print(sites_table(result.plan), metrics_table(result.metrics))
-        notes = "".join(f"{line}\n" for line in (gain_note(result.metrics, result.settings), part_text(result)) if line)
+        notes = "".join(
+            f"{line}\n"
+            for line in (gain_note(result.metrics, result.settings), part_text(result), latency_text(result.plan))
+            if line
+        )
         _say(f"{notes}{unseen(result.scores, result.class_names)}Saved in {folder}")
 
 

@@ -98,11 +98,12 @@ def found_tables(sites: Sites) -> tuple[Table, ...]:
 
 
 def coverage_text(record: Record) -> str:
-    """Returns a line about what the units cover and what was left alone, and a line about the part that was pruned.
+    """Returns lines about what the units cover and what was left alone, the part that was pruned, and the allowed time.
 
-    The second line is there only if a part of the model was pruned. "" if the coverage is not known.
+    The second line is there only if a part of the model was pruned, and the third one only if the budget limits the
+    latency.
     """
-    lines = [record.coverage.text if record.coverage else "", part_text(record)]
+    lines = [record.coverage.text if record.coverage else "", part_text(record), allowed_time_text(record.plan)]
     return "".join(f"{line}\n" for line in lines if line)
 
 
@@ -121,6 +122,23 @@ def part_text(record: Record) -> str:
     if info.get("of") == "part":
         return f"The budget is that of the part {', '.join(inside)}: the plan keeps {kept} of this part."
     return f"The budget is that of the whole model: the plan keeps {kept}."
+
+
+def allowed_time_text(plan: Plan) -> str:
+    """Returns which time a plan has for a budget of the latency, and which time was measured. "" for other budgets.
+
+    Example:
+        >>> note = {"asked": 0.5, "realised": 0.492, "target": "device=cpu, batch=16"}
+        >>> print(allowed_time_text(Plan((), (), {"latency": note})))
+        The budget allows 50 % of the dense model's time, and the pruned model takes 49.2 % (device=cpu, batch=16).
+    """
+    note = plan.info.get("latency")
+    if not isinstance(note, Mapping):
+        return ""
+    asked = f"The budget allows {note['asked'] * 100:.3g} % of the dense model's time"
+    if note.get("realised") is None:
+        return f"{asked}. The plan follows the table ({note['target']}), and its model was not measured there."
+    return f"{asked}, and the pruned model takes {note['realised'] * 100:.3g} % ({note['target']})."
 
 
 def unseen(scores: Scores, names: Sequence[str] | None = None) -> str:
