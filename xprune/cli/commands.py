@@ -40,7 +40,7 @@ from xprune.core.plan import Plan
 from xprune.data import class_names
 from xprune.errors import ArtefactError, PlanError, XPruneError
 from xprune.report.gained import gain_note
-from xprune.report.text import found_tables, metrics_table, part_text, sites_table, unseen
+from xprune.report.text import allowed_time_text, found_tables, metrics_table, part_text, sites_table, unseen
 from xprune.surgery.cut import check_fit
 from xprune.tradeoff.measure import ELASTIC
 from xprune.tradeoff.points import is_frontier
@@ -217,11 +217,8 @@ def prune(
     if _is_main_process():
         folder = _save(result, out, arch)
         console.print(sites_table(result.plan), metrics_table(result.metrics))
-        notes = "".join(
-            f"{line}\n"
-            for line in (gain_note(result.metrics, result.settings), part_text(result), latency_text(result.plan))
-            if line
-        )
+        lines = (gain_note(result.metrics, result.settings), part_text(result), allowed_time_text(result.plan))
+        notes = "".join(f"{line}\n" for line in lines if line)
         _say(f"{notes}{unseen(result.scores, result.class_names)}Saved in {folder}")
 
 
