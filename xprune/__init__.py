@@ -73,8 +73,9 @@ from xprune.tasks.multi_label import MultiLabel
 from xprune.tasks.regression import Regression
 from xprune.tasks.segmentation import Segmentation
 from xprune.tasks.tokens import LanguageModel, TokenClassification
+from xprune.tradeoff.frontier import Frontier
 from xprune.tradeoff.measure import frontier
-from xprune.tradeoff.points import Frontier, Point
+from xprune.tradeoff.points import Point
 from xprune.training.evaluate import evaluate
 from xprune.training.finetune import Finetune, finetune
 

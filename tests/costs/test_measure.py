@@ -198,7 +198,7 @@ def test_a_resource_is_measured_always_or_where_a_budget_asks(monkeypatch):
     monkeypatch.setitem(xprune.RESOURCES, "tiles", Tiles())
     assert set(xprune.count_resources(build("vit"), images())) == {"macs", "params", "tiles"}
     assert set(xprune.count_resources(build("vit"), images(), ["written"])) == {"macs", "params", "written", "tiles"}
-    with pytest.raises(xprune.BudgetError, match="unknown resource 'joules'; known: macs, params, written"):
+    with pytest.raises(xprune.BudgetError, match="unknown resource 'joules'; known: macs, params, latency, written"):
         xprune.measure_costs(build("vit"), (), images(), ["joules"])
 
 

@@ -111,11 +111,11 @@ def spoilt(at, steps=23):
 @pytest.mark.parametrize("at", [0, 19, 22])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(monkeypatch, every, at, tmp_path):
     monkeypatch.setattr(loop, "read_every", lambda device: every)
-    monkeypatch.setattr(loop, "KEPT_EVERY", 0.0)
+    kept = xprune.Checkpoint(tmp_path, steps=1)
     written = []
     monkeypatch.setattr(checkpoint, "write", lambda folder, state, fingerprint: written.append(copy.deepcopy(state)))
     with pytest.raises(TrainingError, match=rf"fine-tuning, step {at} of 23: the loss is nan \(epoch 1\)"):
-        xprune.finetune(build("vit"), spoilt(at), xprune.Finetune(epochs=1), checkpoint_dir=tmp_path)
+        xprune.finetune(build("vit"), spoilt(at), xprune.Finetune(epochs=1), checkpoint_dir=kept)
     assert all(state["step"] <= at for state in written), "no state from after the step is written"
     for state in written:
         assert all(torch.isfinite(tensor).all() for tensor in state["parts"]["model"].values())

@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path):
     x, y = images(12), torch.zeros(12, dtype=torch.long)
     x[9] = float("nan")
     batches = DataLoader(TensorDataset(x, y), 4)
-    with pytest.raises(xprune.TrainingError, match=r"nan at step 2 of 9 \(epoch 1\); there is no checkpoint"):
+    with pytest.raises(xprune.TrainingError, match=r"step 2 of 9: the loss is nan \(epoch 1\); there is no checkpoint"):
         xprune.finetune(build("vit"), batches, QUICK, checkpoint_dir=tmp_path)
 
 

@@ -74,8 +74,12 @@ def corrected(
 
         >>> tried = corrected(lambda share: share, lambda plan: plan + 0.05, asked=0.5, least=0.1, counts=str)
         >>> [round(each.realised, 3) for each in tried]
-        [0.543, 0.492]
+        [0.54, 0.495]
     """
+    if asked >= 1:
+        # The dense model itself meets the budget, so nothing is removed for it.
+        whole = choose(1.0)
+        return [Tried(whole, 1.0, measure(whole))]
     tried: list[Tried[Chosen]] = []
     share = max(least, AIM * asked)
     while True:

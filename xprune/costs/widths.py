@@ -39,14 +39,14 @@ def rounded(budget: Budget, costs: Costs, model: nn.Module) -> Budget:
         model: The dense model. Its device counts if the budget has no target.
 
     Returns:
-        The budget, in which `round_to` holds pairs (name of a site, multiple). If `round_to` is not "auto", the budget
-        as it is.
+        The budget, in which `round_to` holds pairs (name of a site, multiple). A site without a pair has the multiple
+        1. If `round_to` is not "auto", the budget as it is.
     """
     if budget.round_to != "auto":
         return budget
     kind = _device_kind(budget, model)
     if kind == "cpu":
-        return replace(budget, round_to=1)
+        return replace(budget, round_to=())
     name = budget.limited[0]
     cost, full = costs.of(name), [site.size for site in costs.sites]
     each = cost.linear(full).units(full)

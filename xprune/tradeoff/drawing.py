@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from xprune.core.resource import resource
 from xprune.errors import ModelError
 from xprune.report.measure import Measure
-from xprune.tradeoff.points import LATENCY, Frontier, Point
+from xprune.tradeoff.points import LATENCY, FrontierRecord, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ def label_of(cost: str) -> str:
     return "measured latency" if cost == LATENCY else resource(cost).label
 
 
-def draw(frontier: Frontier, ax: "Axes | None", cost: str) -> "Axes":
+def draw(frontier: FrontierRecord, ax: "Axes | None", cost: str) -> "Axes":
     """Draws the metric against a cost. See `Frontier.plot`."""
     if ax is None:
         try:

@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> duration(4.2), duration(130), duration(7300)
-        ('4 s', '2 min 10 s', '2 h 2 min')
+        ('4 s', '2 min 10 s', '2 h 1 min')
     """
     whole = max(1, round(seconds))
     if whole < 60:

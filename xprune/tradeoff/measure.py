@@ -32,7 +32,8 @@ from xprune.report.measure import Measure
 from xprune.selections import SELECTIONS
 from xprune.tasks import TASKS
 from xprune.tradeoff.estimate import Progress, announce, duration, say, seconds_of_measuring
-from xprune.tradeoff.points import LATENCY, Frontier, Point, name_of, number
+from xprune.tradeoff.frontier import Frontier
+from xprune.tradeoff.points import LATENCY, Point, name_of, number
 from xprune.training.runtime import stage
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)

@@ -12,10 +12,10 @@ from xprune.report import NEEDED
 from xprune.report.measure import Measure
 from xprune.report.text import amount, measured
 from xprune.tradeoff.drawing import label_of
-from xprune.tradeoff.points import Frontier, Point, name_of, number
+from xprune.tradeoff.points import FrontierRecord, Point, name_of, number
 
 
-def write(frontier: Frontier, path: str | Path) -> Path:
+def write(frontier: FrontierRecord, path: str | Path) -> Path:
     """Writes the page to a file. See `Frontier.report`."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -29,7 +29,7 @@ def write(frontier: Frontier, path: str | Path) -> Path:
     return path
 
 
-def render(frontier: Frontier) -> str:
+def render(frontier: FrontierRecord) -> str:
     """Returns the HTML of the page. The HTML contains all data and scripts, including plotly.js."""
     # Both packages belong to the extra `report`, and `xprune.report.charts` needs them too.
     import jinja2
@@ -65,7 +65,7 @@ def render(frontier: Frontier) -> str:
     return environment.get_template("tradeoff/page.html.jinja").render(context)
 
 
-def title(frontier: Frontier) -> str:
+def title(frontier: FrontierRecord) -> str:
     """Returns the finding in one line, such as "30 % of the MACs keep the accuracy within 1 point of dense"."""
     shown, resource = Measure.of(frontier.dense), label_of(frontier.resource)
     if shown.factor == 100:
@@ -76,7 +76,7 @@ def title(frontier: Frontier) -> str:
     return f"{shown.title} against {resource}"
 
 
-def _headings(frontier: Frontier) -> list[str]:
+def _headings(frontier: FrontierRecord) -> list[str]:
     """Returns the headings of the table, without that of the first column."""
     costs = [kind.label for kind in measured({"dense": frontier.dense})]
     timed = ["latency"] * (frontier.dense.latency_ms is not None)
@@ -84,7 +84,7 @@ def _headings(frontier: Frontier) -> list[str]:
     return [*costs, *timed, shown.name + shown.unit, "change", *["chance"] * bool(frontier.chance)]
 
 
-def _rows(frontier: Frontier) -> list[tuple[str, list[str]]]:
+def _rows(frontier: FrontierRecord) -> list[tuple[str, list[str]]]:
     """Returns the rows of the table: the name of a model and its cells, in the order of the headings."""
     dense, shown = frontier.dense, Measure.of(frontier.dense)
     kinds, timed = measured({"dense": dense}), dense.latency_ms is not None
@@ -106,7 +106,7 @@ def _rows(frontier: Frontier) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _data(frontier: Frontier) -> dict[str, Any]:
+def _data(frontier: FrontierRecord) -> dict[str, Any]:
     """Returns the data that the script of the page reads."""
     shown, dense = Measure.of(frontier.dense), frontier.dense
 
@@ -143,7 +143,7 @@ _USUAL = {"min_units": 1, "round_to": "auto", "of": "model", "target": None}
 """The settings of a budget that the code on the page leaves out, because they are the default."""
 
 
-def _settings(frontier: Frontier) -> list[tuple[str, str]]:
+def _settings(frontier: FrontierRecord) -> list[tuple[str, str]]:
     """Returns the rows (name, value) of the section Provenance. Rows without a value are left out."""
     rows = []
     for name, value in frontier.settings.items():

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.table import Table
 
@@ -20,7 +20,7 @@ from xprune.report.measure import Measure
 from xprune.report.text import amount, measured, render
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 KIND = "xprune frontier"
 """The entry "kind" of a saved frontier. It shows that xprune wrote the file."""
@@ -52,34 +52,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Frontier:
-    """The accuracy of a model against its cost: one pruned model at each of several budgets, from one scoring.
-
-    `xprune.frontier` returns an object of this class.
-
-    Attributes:
-        resource: The name of the resource that the budgets limited, such as "macs".
-        dense: The metrics of the dense model.
-        points: The pruned models, the largest budget first.
-        chance: The same budgets with random scores instead. Empty if they were not measured.
-        sites: The names, unit kinds and numbers of units of the sites, as dicts with the keys "name", "kind" and
-            "size".
-        settings: The criterion, the selection, the least fraction that can be reached, seconds, the hardware and the
-            versions. They are a dict that JSON can hold.
-        scores: The scores from which all plans were made. `xprune.select` makes a plan for any other budget from them.
-            None if the frontier was loaded from a file.
-        plans: The plan of each point. Empty if the frontier was loaded from a file.
-
-    Example:
-        >>> dense = Metrics(0.95, 0.2, 1000, macs=100, params=100)
-        >>> cut = [Metrics(0.94, 0.2, 1000, macs=50, params=60), Metrics(0.71, 0.9, 1000, macs=30, params=40)]
-        >>> points = (Point(0.5, 0.5, (4,), cut[0]), Point(0.3, 0.3, (2,), cut[1]))
-        >>> found = Frontier("macs", dense, points)
-        >>> found.least(within=0.02).asked
-        0.5
-        >>> found.budget(found.points[1]).name
-        'macs 0.3'
-    """
+class FrontierRecord:
+    """The values of a frontier. `Frontier`, which describes its attributes, can also draw itself."""
 
     resource: str
     dense: Metrics
@@ -175,47 +149,11 @@ class Frontier:
             lines.append("The metric was measured on training data, because there are no validation data.")
         return lines
 
-    def plot(self, ax: "Axes | None" = None, cost: str | None = None) -> "Axes":
-        """Draws the metric against a cost with matplotlib.
-
-        Args:
-            ax: The matplotlib axes to draw on. None means new axes on a new figure.
-            cost: The name of a resource that was measured, or "latency". None means the resource of the frontier.
-
-        Returns:
-            The axes. To write the picture to a file, call `axes.figure.savefig(...)`.
-
-        Raises:
-            ModelError: matplotlib is not installed.
-            BudgetError: This cost was not measured.
-        """
-        from xprune.tradeoff.drawing import draw
-
-        return draw(self, ax, self.checked(cost or self.resource))
-
     def checked(self, cost: str) -> str:
         """Returns the name of a cost. Raises BudgetError if it was not measured."""
         if cost not in self.measures:
             raise BudgetError(f"{cost!r} was not measured, only {', '.join(self.measures)}. Give one of these.")
         return cost
-
-    def report(self, path: str | Path) -> Path:
-        """Writes an HTML page with an interactive picture. The page needs no internet connection.
-
-        Args:
-            path: The file to write. If xprune wrote a page with this name before, that page is replaced. Any other
-                existing file is refused.
-
-        Returns:
-            The path of the page.
-
-        Raises:
-            ModelError: The packages of `pip install 'xprune[report]'` are missing.
-            ArtefactError: `path` is a file that xprune did not write.
-        """
-        from xprune.tradeoff.page import write
-
-        return write(self, path)
 
     def save(self, path: str | Path) -> Path:
         """Writes the frontier to a JSON file, without the scores and the plans.
@@ -241,8 +179,8 @@ class Frontier:
             "settings": dict(self.settings),
         }
 
-    @staticmethod
-    def load(path: str | Path) -> "Frontier":
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
         """Reads a frontier that `save` wrote.
 
         Raises:
@@ -255,7 +193,7 @@ class Frontier:
             chance = tuple(_from_json(each) for each in data["chance"])
             points = tuple(_from_json(each) for each in data["points"])
             dense, sites = Metrics(**data["dense"]), tuple(data["sites"])
-            return Frontier(data["resource"], dense, points, chance, sites, data["settings"])
+            return cls(data["resource"], dense, points, chance, sites, data["settings"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtefactError(
                 f"{path} does not hold a frontier ({type(error).__name__}: {error}). Give a file that Frontier.save or "
@@ -281,7 +219,7 @@ class Frontier:
 def is_frontier(path: Path) -> bool:
     """Returns True if a file holds a saved frontier, else False."""
     try:
-        Frontier.load(path)
+        FrontierRecord.load(path)
     except ArtefactError:
         return False
     return True

@@ -131,6 +131,8 @@ class LearnedThresholds(ThresholdSettings, Selection):
             number of updates. `plan.info` contains the thresholds, the number of updates, and the history of the
             training.
         """
+        # Without data, the error comes before any work.
+        context.data(self.name)
         updates = self.updates(context.updates)
         ranks = [within_site(values) for values in scores.values]
         # Raises BudgetError if the budget is impossible, before the training starts.
