@@ -1,9 +1,9 @@
-"""Scores and fine-tunes with FSDP2 and without it, for tests/training/test_sharding.py."""
+"""Scores with FSDP2 and without it, for tests/training/test_sharding.py."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import xprune
-from tests.support.models import Killed, build, images, loader
+from tests.support.models import build, images, loader
 from xprune.criteria.xpruner import XPruner
 from xprune.pipeline import Run
-from xprune.training import loop
 from xprune.training.runtime import accelerator, stage
-
-TUNE = xprune.Finetune(epochs=2, lr=1e-3, accumulate=2, recompute_activations=True, layer_decay=0.8)
 
 
 @cache
@@ -29,20 +26,6 @@ def dense() -> tuple[nn.Module, xprune.Scores]:
     """A ViT, and its scores by magnitude, which hold its sites."""
     model = build("vit")
     return model, xprune.score(model, xprune.find_sites(model, images()), criterion="magnitude")
-
-
-@cache
-def pruned() -> nn.Module:
-    """The same ViT with fewer units."""
-    model, scores = dense()
-    plan = xprune.select(model, scores, xprune.Budget(macs=0.6), "uniform", example_inputs=images())
-    return xprune.apply(model, plan, images())
-
-
-def tuned(where: xprune.Checkpoint | None = None) -> dict[str, Tensor]:
-    """Weights after fine-tuning on 28 samples: updates of two batches, and of one batch of 8 and one of 4 samples."""
-    trained = xprune.finetune(pruned(), loader(28, 8, shuffle=True), TUNE, seed=1, checkpoint_dir=where)
-    return dict(trained.state_dict())
 
 
 def scored(criterion: Any) -> dict[str, Tensor]:
@@ -62,7 +45,6 @@ def thresholds() -> dict[str, Tensor]:
 
 
 PARTS: dict[str, Callable[[], dict[str, Tensor]]] = {
-    "fine-tuning": tuned,
     "taylor": lambda: scored("taylor"),
     "magnitude": lambda: scored("magnitude"),
     "masks": lambda: scored(XPruner(steps=6)),
@@ -73,31 +55,13 @@ RANDOM = ("masks", "thresholds")
 """The parts with other random numbers in each process. They are also computed by two processes with whole weights."""
 
 
-def killed_and_resumed(folder: Path) -> dict[str, Tensor]:
-    """The same weights as `tuned`, of a run that was killed in its fourth update."""
-    backward = loop.Loop.backward
-
-    def fails(self: loop.Loop, loss: Tensor) -> None:
-        if self.step == 3:
-            raise Killed
-        backward(self, loss)
-
-    loop.Loop.backward = fails  # type: ignore[method-assign]
-    with suppress(Killed):
-        tuned(xprune.Checkpoint(folder, steps=1))
-    loop.Loop.backward = backward  # type: ignore[method-assign]
-    PartialState().wait_for_everyone()
-    assert list(folder.iterdir()), "the state of the killed run"
-    return tuned(xprune.Checkpoint(folder))
-
-
 def refusals() -> dict[str, str]:
     """The errors of what FSDP2 cannot do."""
     (model, scores), data = dense(), loader(16, 8)
     sites, budget = scores.sites, xprune.Budget(macs=0.6)
     tries: dict[str, Callable[[], Any]] = {
         "captum": lambda: xprune.score(model, sites, data, "captum:IntegratedGradients,n_steps=2"),
-        "ema": lambda: xprune.finetune(model, data, xprune.Finetune(ema=0.9)),
+        "fine-tuning": lambda: xprune.finetune(model, data),
         "joint": lambda: Run(model, data, sites=sites).select(
             scores, budget, "learned,weights=joint", xprune.Finetune(epochs=2)
         ),
@@ -151,7 +115,6 @@ def main(out: Path) -> None:
         if name in RANDOM:
             with variables(ACCELERATE_USE_FSDP="false"):
                 results |= {f"whole/{name}/{key}": value for key, value in part().items()}
-    results |= {f"sharded/resumed/{key}": value for key, value in killed_and_resumed(out / "state").items()}
     errors = refusals()
     both = gather_object([{name: value.double().sum().item() for name, value in results.items()}])
     if PartialState().is_main_process:

@@ -69,6 +69,12 @@ Both errors are of the same output. float64 has 29 more bits than float32, so ro
 1000 leaves room. Some outputs are nothing but rounding, for example the difference of two equal numbers. The size of
 such an output says nothing about the error that is allowed in it.
 """
+OF_ZERO = 64 * 2.0**-52
+"""The largest error that is accepted as rounding in an output that is exactly 0 in the dense model.
+
+It is 64 times the rounding of float64 at 1. Such an output has no size, for example the sum of probabilities minus 1 in
+a float64 model. In other dtypes, errors are compared with rounding, see NOISE.
+"""
 
 
 class Difference(NamedTuple):
@@ -98,7 +104,7 @@ class Difference(NamedTuple):
     @property
     def exact(self) -> bool:
         """True if the error is within TOLERANCE. False if it is larger or NaN."""
-        return self.error <= TOLERANCE * self.scale
+        return self.error <= TOLERANCE * self.scale or (self.scale == 0 and self.error <= OF_ZERO)
 
     @property
     def relative(self) -> float:

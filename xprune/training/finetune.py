@@ -249,8 +249,8 @@ class _Run:
         )
         # This hash identifies the weights at the start of the run. It is computed before a checkpoint is loaded.
         start = Weights(student).digest()
-        if settings.ema:
-            refuse_sharding(self.runner, "Finetune(ema=...)", "Give ema=None, or train without FSDP.")
+        # In our tests, two processes with sharded weights ended with other weights than one process.
+        refuse_sharding(self.runner, "Fine-tuning", "Train without FSDP, for example with DistributedDataParallel.")
         self.model, self.optimizer = self.runner.prepare(student, optimizer)
         self.schedule = cosine(optimizer, loop.steps, settings.warmup)
         parts: dict[str, Stateful] = {
