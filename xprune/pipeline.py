@@ -203,13 +203,9 @@ class Run:
         Raises:
             TargetError: The target of the budget cannot be used.
         """
-        return self._on_target(budget).costs(self.costs) if "latency" in budget.limited else self.costs
+        return self.on_target(_target_of(budget)).costs(self.costs) if "latency" in budget.limited else self.costs
 
-    def _on_target(self, budget: Budget) -> OnTarget:
-        """Returns what measures the latency on the target of a budget."""
-        return self._timing(_target_of(budget))
-
-    def _timing(self, target: Target) -> OnTarget:
+    def on_target(self, target: Target) -> OnTarget:
         """Returns what measures times on a target. Each target has its own, which is made once."""
         if target not in self._targets:
             # The time is measured for the whole first batch. `example` has too few samples for that.
@@ -351,7 +347,7 @@ class Run:
         chosen: Selection = resolve(selection, SELECTIONS, Selection, "selection")
         costs = self.costs_for(budget)
         context = replace(self._context(seed, checkpoint_dir), updates=self.updates(settings), costs=costs)
-        on_target = self._on_target(budget) if "latency" in budget.limited else None
+        on_target = self.on_target(_target_of(budget)) if "latency" in budget.limited else None
         return selected(self.model, context, scores, costs, rounded(budget, costs, self.model), chosen, on_target)
 
     def cut(self, selected: Selected) -> nn.Module:
@@ -429,7 +425,7 @@ class Run:
         Returns:
             The values of the fields `_TIMES` of `Metrics`, by name.
         """
-        timing = self._timing(replace(self.target, table=None))
+        timing = self.on_target(replace(self.target, table=None))
         if unwrap(model) is self.model:
             target, times = from_main(lambda: (timing.watch.target, timing.watch.alone()))
             return {"latency_ms": times.median(0), "latency_rows": self._rows(target), "target": target}

@@ -4,10 +4,9 @@
 collects their results.
 """
 
-import json
 import time
 from collections.abc import Iterable, Sequence, Sized
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from xprune.core.budget import Budget
 from xprune.core.checkpoint import Checkpoint
 from xprune.core.interfaces import Criterion, Selection
-from xprune.core.registry import resolve
+from xprune.core.registry import plain_settings, resolve
 from xprune.core.site import Site
 from xprune.core.target import Target
 from xprune.core.task import Task
@@ -199,7 +198,7 @@ class Pruner:
         dataset = getattr(loader, "dataset", None)
         chosen = {"selection": self.selection, "budget": self.budget, "finetune": self.finetune}
         return {
-            **{name: _plain(kind) for name, kind in chosen.items() if kind},
+            **{name: plain_settings(kind) for name, kind in chosen.items() if kind},
             **({"inside": list(inside)} if inside else {}),
             "task": self.task.name or type(self.task).__name__,
             # Reports and pictures show these names, also after the result was saved and loaded.
@@ -224,15 +223,3 @@ class Pruner:
         """Returns where a stage saves its progress, and how often. Returns None if there is no `checkpoint_dir`."""
         where = Checkpoint.of(self.checkpoint_dir)
         return where and where.inside(stage)
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """Returns the fields of a plug-in, a budget or the settings of fine-tuning as a dict that JSON can hold.
-
-    If the object has a name, the dict contains the name too.
-    """
-    fields: dict[str, Any] = {}
-    if is_dataclass(settings) and not isinstance(settings, type):
-        # The conversion to JSON and back turns tuples into lists, and values that JSON cannot hold into text.
-        fields = json.loads(json.dumps(asdict(settings), default=str))
-    return {"name": settings.name, **fields} if hasattr(settings, "name") else fields

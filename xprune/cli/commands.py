@@ -29,6 +29,7 @@ from xprune.cli.inputs import (
     example_images,
     limited,
     measured_data,
+    multiple,
     named_data,
     named_model,
     named_task,
@@ -94,6 +95,15 @@ Inside = Annotated[
 Of = Annotated[
     str, typer.Option(help="What the fractions are fractions of: model, or part for the part that --inside names.")
 ]
+UnitKinds = Annotated[
+    list[str] | None,
+    typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
+]
+MinUnits = Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")]
+RoundTo = Annotated[
+    str, typer.Option(help="The number of kept features of a site is a multiple of this. auto: as the device likes.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of all random choices.")]
 TargetText = Annotated[
     str | None,
     typer.Option(
@@ -126,15 +136,9 @@ def prune(
         list[str] | None,
         typer.Option(help="Largest fraction of a resource, RESOURCE=FRACTION, see `xprune list`. Can be repeated."),
     ] = None,
-    min_units: Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")] = 1,
-    round_to: Annotated[
-        str,
-        typer.Option(help="The number of kept features of a site is a multiple of this. auto: as the device likes."),
-    ] = "auto",
-    units: Annotated[
-        list[str] | None,
-        typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
-    ] = None,
+    min_units: MinUnits = 1,
+    round_to: RoundTo = "auto",
+    units: UnitKinds = None,
     exclude: Exclude = None,
     inside: Inside = None,
     of: Of = "model",
@@ -158,7 +162,7 @@ def prune(
     model_arg: ModelArg = None,
     batch_size: Batch = 64,
     workers: Workers = 0,
-    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+    seed: Seed = 0,
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Folder for the state of the run. A killed run continues from this state.")
     ] = None,
@@ -177,9 +181,16 @@ def prune(
     limits = dict(limited(text) for text in limit or ())
     if (macs, params, latency_share, latency_ms) == (None, None, None, None) and not limits:
         macs = 0.5
-    multiple: int | str = int(round_to) if round_to.isdecimal() else round_to
     budget = xprune.Budget(
-        macs, params, min_units, multiple, limits, of=of, latency=latency_share, latency_ms=latency_ms, target=target
+        macs,
+        params,
+        min_units,
+        multiple(round_to),
+        limits,
+        of=of,
+        latency=latency_share,
+        latency_ms=latency_ms,
+        target=target,
     )
     settings = None
     if epochs:
@@ -238,7 +249,7 @@ def prune_folder(
         float | None, typer.Option(help="Largest fraction of the MACs to keep. 0.5 if you give no limit.")
     ] = None,
     params: Annotated[float | None, typer.Option(help="Largest fraction of the parameters to keep.")] = None,
-    min_units: Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")] = 1,
+    min_units: MinUnits = 1,
     round_to: Annotated[int, typer.Option(help="The number of kept features of a site is a multiple of this.")] = 1,
     units: Annotated[
         list[str] | None, typer.Option(help="Unit kind to prune. Can be repeated. Default: head and neuron.")
@@ -249,7 +260,7 @@ def prune_folder(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Length of the sequences for the proof and for counting MACs.")] = 128,
     shard_size: Annotated[float, typer.Option(help="Largest size of a file of weights, in GB.")] = 2.0,
-    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Prune a language model that does not fit into memory, one block at a time, without fine-tuning."""
     budget = xprune.Budget(0.5 if macs is None and params is None else macs, params, min_units, round_to)
@@ -284,15 +295,9 @@ def frontier(
         typer.Option(help="Budget: a fraction of the dense model's cost. Can be repeated. Default: 0.9, 0.8 to 0.1."),
     ] = None,
     chance: Annotated[bool, typer.Option(help="Measure models with random scores too.")] = True,
-    min_units: Annotated[int, typer.Option(help="Smallest number of units that each site keeps.")] = 1,
-    round_to: Annotated[
-        str,
-        typer.Option(help="The number of kept features of a site is a multiple of this. auto: as the device likes."),
-    ] = "auto",
-    units: Annotated[
-        list[str] | None,
-        typer.Option(help="Unit kind to prune, see `xprune list`. Can be repeated. Default: head and neuron."),
-    ] = None,
+    min_units: MinUnits = 1,
+    round_to: RoundTo = "auto",
+    units: UnitKinds = None,
     exclude: Exclude = None,
     inside: Inside = None,
     of: Of = "model",
@@ -302,7 +307,7 @@ def frontier(
     model_arg: ModelArg = None,
     batch_size: Batch = 64,
     workers: Workers = 0,
-    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+    seed: Seed = 0,
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Folder for the state of the scoring. A killed run continues from this state.")
     ] = None,
@@ -341,7 +346,7 @@ def frontier(
         exclude=exclude or (),
         inside=inside or (),
         min_units=min_units,
-        round_to=int(round_to) if round_to.isdecimal() else round_to,
+        round_to=multiple(round_to),
         of=of,
         seed=seed,
         checkpoint_dir=checkpoint_dir,

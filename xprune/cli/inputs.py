@@ -162,6 +162,16 @@ def limited(text: str) -> tuple[str, float]:
         raise BudgetError(f"--limit {text!r} is not of the form RESOURCE=FRACTION. An example: params=0.5.") from error
 
 
+def multiple(text: str) -> int | str:
+    """Returns the value of --round-to as `Budget` takes it: a number if the text is one, else the text.
+
+    Example:
+        >>> multiple("8"), multiple("auto")
+        (8, 'auto')
+    """
+    return int(text) if text.isdecimal() else text
+
+
 def named_task(name: str) -> Task:
     """Returns the task that the command line names, such as "regression,measure=RMSE".
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections import UserDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
@@ -247,3 +247,15 @@ def _setting(text: str) -> tuple[str, Any]:
         found = {"None": None, "True": True, "False": False}.get(value, value)
     # A list becomes a tuple, because settings are fields of frozen dataclasses and have to be hashable.
     return key.strip(), tuple(found) if isinstance(found, list) else found
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """Returns the fields of a plug-in, a budget or the settings of fine-tuning as a dict that JSON can hold.
+
+    If the object has a name, the dict contains the name too.
+    """
+    fields: dict[str, Any] = {}
+    if is_dataclass(settings) and not isinstance(settings, type):
+        # The conversion to JSON and back turns tuples into lists, and values that JSON cannot hold into text.
+        fields = json.loads(json.dumps(asdict(settings), default=str))
+    return {"name": settings.name, **fields} if hasattr(settings, "name") else fields

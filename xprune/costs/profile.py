@@ -152,7 +152,9 @@ def _places(model: nn.Module, sites: Sequence[Site], watch: Stopwatch, where: st
     wanted = [(index, path) for index, site in enumerate(sites) for path in _owners(model, site)]
     # A forward may compute a module without calling it. Then the nearest module around it that is called is measured.
     around = {path: [path, *_parents(path)] for _, path in wanted}
-    given = watch.capture(model, sorted({each for paths in around.values() for each in paths}))
+    every = sorted({each for paths in around.values() for each in paths})
+    # The inputs of all modules together would need much memory.
+    given = watch.capture(model, every, shapes_only=True)
     called = {path: next(each for each in paths if each in given) for path, paths in around.items()}
     seen: set[tuple[int, str]] = set()
     places = []

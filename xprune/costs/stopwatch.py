@@ -125,23 +125,30 @@ class Stopwatch:
         """Measures the times of the dense model alone."""
         return self.times([self._dense], seconds, least_rounds)
 
-    def capture(self, model: nn.Module, paths: Sequence[str]) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    def capture(
+        self, model: nn.Module, paths: Sequence[str], *, shapes_only: bool = False
+    ) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         """Returns the arguments that modules get in the first call within a forward pass on the target.
 
         Args:
             model: The dense model. It is not changed.
             paths: The paths of the modules. The path "" is the model itself.
+            shapes_only: If True, the tensors of the result are on the meta device and take no memory.
 
         Returns:
             Path of a module -> (args, kwargs). A module that the forward does not call is missing.
         """
         copy = shared_copy(model, requires_grad=False).to(self.device, self._dtype)
         found: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to("meta") if shapes_only else tensor.clone()
+
         for path in paths:
 
             def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
                 # A module may write into its inputs later, so they are copied.
-                found.setdefault(path, map_tensors((args, kwargs), lambda tensor: tensor.clone()))
+                found.setdefault(path, map_tensors((args, kwargs), copied))
 
             copy.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
         # A decoder of Hugging Face keeps keys and values of each call. A module that runs alone many times would then

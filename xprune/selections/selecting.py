@@ -62,10 +62,7 @@ def selected(
             return first[0]
         # Only the first call may train weights.
         plan = chosen.again(replace(context, updates=0), scores, costs, now, first[0].plan)
-        _check_budget(chosen, plan, costs, now)
-        check_allocation(
-            context.model, plan, costs, now, context.example_inputs, batch_axis=batch_axis_of(context.task)
-        )
+        _check(chosen, plan, context.model, context, costs, now)
         return replace(first[0], plan=plan)
 
     def measure(selected: Selected) -> float:
@@ -134,9 +131,7 @@ def _once(
         # A selection for an older release returns only the plan, even if it trained weights. Its method `updates` says
         # how many updates it used.
         found = Selected(found, context.model if updates else None, updates)
-    _check_budget(chosen, found.plan, costs, budget)
-    axis = batch_axis_of(context.task)
-    check_allocation(dense, found.plan, costs, budget, context.example_inputs, batch_axis=axis)
+    _check(chosen, found.plan, dense, context, costs, budget)
     if found.model is None:
         return found
     if converts is not None:
@@ -144,11 +139,12 @@ def _once(
     return replace(found, model=narrow(found.model, dtypes).to(reference_device(model)))
 
 
-def _check_budget(selection: Selection, plan: Plan, costs: Costs, budget: Budget) -> None:
-    """Checks the plan of a selection.
+def _check(selection: Selection, plan: Plan, dense: nn.Module, context: Context, costs: Costs, budget: Budget) -> None:
+    """Checks the plan of a selection: by its predicted cost, and by counting where the prediction may be wrong.
 
     Raises:
-        PluginError: The plan has other sites than the scores, or costs more than the budget allows.
+        PluginError: The plan has other sites than the scores, or is predicted to cost more than the budget allows.
+        BudgetError: The pruned model costs more than the budget allows.
     """
     if plan.sites != costs.sites:
         raise PluginError(
@@ -163,3 +159,5 @@ def _check_budget(selection: Selection, plan: Plan, costs: Costs, budget: Budget
                 f"{selection.name}: the plan costs {spent:.0f} {name}, and the budget allows {allowed:.0f}. A "
                 "selection has to meet the budget: xprune.testing.check_selection tests it."
             )
+    axis = batch_axis_of(context.task)
+    check_allocation(dense, plan, costs, budget, context.example_inputs, batch_axis=axis)

@@ -1,11 +1,10 @@
 """frontier: scores a model once, cuts it at many budgets, and measures accuracy and cost of each pruned model."""
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,7 @@ from xprune.core.budget import Budget
 from xprune.core.interfaces import Criterion, Selection
 from xprune.core.plan import Plan
 from xprune.core.record import Metrics
-from xprune.core.registry import resolve
+from xprune.core.registry import plain_settings, resolve
 from xprune.core.scores import Scores
 from xprune.core.site import Site
 from xprune.core.target import Target
@@ -169,7 +168,7 @@ def frontier(
     watch: Stopwatch | None = None
     # If the budgets limit the time, it is measured in any case.
     if latency or resource == LATENCY:
-        watch = Stopwatch(where or Target(), run.model, run.first[0], batch_axis_of(run.task))
+        watch = run.on_target(where or Target()).watch
     folder = Path(checkpoint_dir) / "score" if checkpoint_dir is not None else None
     models = 1 + len(budgets) * (2 if chance else 1)
     _announce(run, chosen, budgets, models, watch is not None, seed)
@@ -179,8 +178,8 @@ def frontier(
     points_found, plans, scores = work.cut(chosen, budgets, watch, folder)
     by_chance = work.cut(CRITERIA["random"](), budgets, None, None, "chance, ")[0] if chance else ()
     settings = {
-        "criterion": _plain(chosen),
-        "selection": _plain(by),
+        "criterion": plain_settings(chosen),
+        "selection": plain_settings(by),
         "budget": {
             "min_units": min_units,
             "round_to": round_to,
@@ -374,9 +373,3 @@ def _text(metrics: Metrics) -> str:
     shown = Measure.of(metrics)
     timed = "" if metrics.latency_ms is None else f", {metrics.latency_ms:.1f} ms"
     return f"{shown.name} {number(metrics.metric, shown)}{' %' * (shown.factor == 100)}{timed}"
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """Returns the name and the fields of a plug-in as a dict that JSON can hold."""
-    fields = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {}
-    return {"name": settings.name, **json.loads(json.dumps(fields, default=str))}

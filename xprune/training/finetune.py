@@ -23,7 +23,7 @@ from xprune.training.loop import Loop, Stateful, Weights, length, updates_of
 from xprune.training.master import Dtypes, narrow, precision_for, widen, widened
 from xprune.training.optim import Position, cosine, decayed
 from xprune.training.runtime import accelerator, check_loader, stage
-from xprune.training.sharding import ShardedOptimizer, gather_into, refuse_sharding
+from xprune.training.sharding import refuse_sharding
 
 
 @dataclass(frozen=True)
@@ -188,32 +188,21 @@ def finetune(
         )
     if settings.distill:
         check_distillation(task)
-    student = _copied(model)
+    student = unshare(shared_copy(model), model)
     # If a whole attention or MLP was removed, no layer reads the output of the norm layer in front of it. The weights
     # of this norm layer get no gradient, and DistributedDataParallel has to know that some weights get none.
     unused = any(isinstance(part, Removed) for part in student.modules())
     dtypes = widen(student)
     precision = precision_for(dtypes, settings.mixed_precision, accelerator().device)
     runner = accelerator(precision, even_batches=True, unused=unused)
+    # In our tests, two processes with sharded weights ended with other weights than one process.
+    refuse_sharding(runner, "Fine-tuning", "Train without FSDP, for example with DistributedDataParallel.")
     with seeded(seed):
         loop = Loop(runner, task, loader, what, steps, seed, settings.accumulate)
-        # FSDP moves the weights to the device in parts.
-        placed = student if runner.is_fsdp2 else student.to(runner.device)
-        run = _Run(placed, settings, loop, teacher, Checkpoint.of(checkpoint_dir), dtypes)
+        run = _Run(student.to(runner.device), settings, loop, teacher, Checkpoint.of(checkpoint_dir), dtypes)
         with recomputed(student, settings.recompute_activations):
             loop.run(run.step, run.model)
-    trained = run.result
-    if runner.is_fsdp2:
-        # The parts of a sharded model cannot be put together in place.
-        trained = _copied(model)
-        widen(trained)
-        gather_into(trained, student, runner)
-    return narrow(trained.to(reference_device(model)), dtypes).eval()
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model that shares no memory with it."""
-    return unshare(shared_copy(model), model)
+    return narrow(run.result.to(reference_device(model)), dtypes).eval()
 
 
 class _Run:
@@ -249,13 +238,11 @@ class _Run:
         )
         # This hash identifies the weights at the start of the run. It is computed before a checkpoint is loaded.
         start = Weights(student).digest()
-        # In our tests, two processes with sharded weights ended with other weights than one process.
-        refuse_sharding(self.runner, "Fine-tuning", "Train without FSDP, for example with DistributedDataParallel.")
         self.model, self.optimizer = self.runner.prepare(student, optimizer)
         self.schedule = cosine(optimizer, loop.steps, settings.warmup)
         parts: dict[str, Stateful] = {
             "model": Weights(student),
-            "optimizer": ShardedOptimizer(self.optimizer) if self.runner.is_fsdp2 else self.optimizer,
+            "optimizer": self.optimizer,
             "schedule": Position(self.schedule),
         }
         if self.ema:

@@ -27,7 +27,6 @@ from xprune.training import checkpoint
 from xprune.training.checks import Checks, read_every
 from xprune.training.reading import Reading
 from xprune.training.runtime import batches, known_length, reduced, warn_unless_ordered
-from xprune.training.sharding import like, whole_state
 
 
 class Stateful(Protocol):
@@ -69,7 +68,7 @@ class Weights:
         The tensors stay the same objects, since an optimizer may refer to them.
         """
         for name, tensor in tensors(self.module).items():
-            tensor.copy_(like(state[name], tensor))
+            tensor.copy_(state[name])
 
     def digest(self) -> str:
         """Returns a hash of all values.
@@ -249,20 +248,12 @@ class Loop:
             return True
         if minutes is None:
             return False
-        late = time.monotonic() - self._kept_at >= 60 * minutes
-        if not self.runner.is_fsdp2:
-            return late
-        # All processes gather the weights together, so they have to do it after the same update.
-        return bool(reduced(self.runner, torch.tensor([float(late)], device=self.runner.device)))
+        return time.monotonic() - self._kept_at >= 60 * minutes
 
     def _keep(self) -> None:
-        """Writes a checkpoint from the main process. With FSDP2, all processes take part."""
-        parts: dict[str, Any] = {}
-        if self.runner.is_main_process or self.runner.is_fsdp2:
-            parts = {name: part.state_dict() for name, part in self.parts.items()}
-        if self.runner.is_fsdp2:
-            parts = whole_state(parts)
+        """Writes a checkpoint from the main process."""
         if self.checkpoint is not None and self.runner.is_main_process:
+            parts = {name: part.state_dict() for name, part in self.parts.items()}
             # After the last batch of an epoch, a resumed run has to begin with the next epoch.
             ended = self.seen == self.per_epoch
             epoch, seen = (self.epoch + 1, 0) if ended else (self.epoch, self.seen)

@@ -1,20 +1,19 @@
 """FSDP2: each process holds a part of each weight, and gets the whole weights of a block only while it computes it.
 
 `accelerate launch` with an FSDP configuration turns it on. Sites are found, and units are cut, in whole models: xprune
-shards copies for scoring and for fine-tuning, and gathers the weights afterwards.
+shards a copy for scoring only.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, fsdp2_prepare_model
-from torch import Tensor, nn
+from accelerate.utils import fsdp2_prepare_model
+from torch import nn
 
 from xprune.core.site import Site
 from xprune.errors import DataError, ModelError, TrainingError
-from xprune.modules.copies import tensors
 from xprune.modules.paths import layer_path
 from xprune.training.runtime import reduced
 
@@ -60,82 +59,6 @@ def refuse_sharding(runner: Accelerator, who: str, do: str) -> None:
     """
     if runner.is_fsdp2:
         raise TrainingError(f"{who} needs the whole weights of the model, which FSDP shards. {do}")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Returns a tensor with all its parts. Every process has to call it for a sharded tensor."""
-    gather = getattr(tensor, "full_tensor", None)
-    found: Any = tensor if gather is None else gather()
-    # torch gathers in the background, and returns a tensor that is not filled yet.
-    return found.wait() if hasattr(found, "wait") else found
-
-
-def whole_state(state: Any) -> Any:
-    """Returns a state in which each sharded tensor is whole: dicts, lists, tensors and plain values."""
-    if isinstance(state, Tensor):
-        return whole(state)
-    if isinstance(state, Mapping):
-        return {name: whole_state(item) for name, item in state.items()}
-    return [whole_state(item) for item in state] if isinstance(state, (list, tuple)) else state
-
-
-def like(full: Tensor, tensor: Tensor) -> Tensor:
-    """Returns a whole tensor as it has to be beside another tensor: sharded in the same way, or as it is."""
-    if not hasattr(tensor, "full_tensor"):
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    sharded: Any = tensor
-    return distribute_tensor(full.to(sharded.device), sharded.device_mesh, sharded.placements)
-
-
-@torch.no_grad()
-def gather_into(model: nn.Module, sharded: nn.Module, runner: Accelerator) -> nn.Module:
-    """Copies the tensors of a sharded model into a whole model with the same names. Every process has to call it.
-
-    Buffers are those of the first process, as in DistributedDataParallel.
-
-    Args:
-        model: The whole model. It is changed.
-        sharded: The sharded model.
-        runner: The Accelerator.
-
-    Returns:
-        `model`.
-    """
-    source = tensors(sharded)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    for name, tensor in tensors(model).items():
-        found = whole(source[name])
-        tensor.copy_(found if name in parameters else broadcast(found.clone()))
-    return model
-
-
-class ShardedOptimizer:
-    """The state of an optimizer for a checkpoint, if its parameters are sharded. Tensors in the state are whole.
-
-    Args:
-        optimizer: The optimizer.
-    """
-
-    def __init__(self, optimizer: Any) -> None:
-        self.optimizer = optimizer
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the optimizer. Its tensors may be sharded."""
-        state: dict[str, Any] = self.optimizer.state_dict()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state with whole tensors."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        entries: dict[Any, dict[str, Any]] = {}
-        for index, entry in state["state"].items():
-            parameter = parameters[index]
-            # Some tensors have the shape of their parameter. Others are single numbers, such as the number of steps.
-            shaped = {key for key, value in entry.items() if getattr(value, "shape", None) == parameter.shape}
-            entries[index] = {key: like(value, parameter) if key in shaped else value for key, value in entry.items()}
-        self.optimizer.load_state_dict({**state, "state": entries})
 
 
 def average_gradients(runner: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
