@@ -27,11 +27,13 @@ ROOT = Path(xprune.__file__).parent
 def at(name):
     """What a dotted name stands for, the longest part that is a module imported."""
     parts = name.split(".")
-    found, start = import_module(parts[0]), 1
-    for part in parts[1:]:
+    found = import_module(parts[0])
+    for end, part in enumerate(parts[1:], 2):
         if not hasattr(found, part) and inspect.ismodule(found):
-            import_module(".".join(parts[: start + 1]))
-        found, start = getattr(found, part), start + 1
+            # Not read from the parent: a test that took the parent out of sys.modules leaves it without the part.
+            found = import_module(".".join(parts[:end]))
+        else:
+            found = getattr(found, part)
     return found
 
 

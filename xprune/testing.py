@@ -26,7 +26,8 @@ from xprune.modules.copies import shared_copy, tables_of, tensors
 from xprune.pipeline import score, select
 from xprune.surgery.apply import apply
 from xprune.surgery.cut import remove_units
-from xprune.surgery.exactness import effect, prove
+from xprune.surgery.exactness import effect_with, prove_with
+from xprune.surgery.outputs import Runs
 from xprune.tasks.classification import Classification
 from xprune.training.runtime import task_and_first_batch
 
@@ -130,15 +131,20 @@ def check_exact(model: nn.Module, plan: Plan, example_inputs: Any) -> float:
         AssertionError: The outputs of the two models differ. Or the gates do not change the output, so that equal
             outputs would prove nothing.
     """
+    return _checked(Runs(model, example_inputs, twice=True), plan)[0]
+
+
+def _checked(runs: Runs, plan: Plan) -> tuple[float, nn.Module]:
+    """Makes the checks of `check_exact`. Returns the largest difference and the pruned model."""
     # `apply` would prove the cut too, but it does not return the measured difference.
-    pruned = remove_units(shared_copy(model), plan, ADAPTERS)
-    found = prove(model, pruned, plan, example_inputs, twice=True)
+    pruned = remove_units(shared_copy(runs.model), plan, ADAPTERS)
+    found = prove_with(runs, pruned, plan)
     assert not found.problem, f"{found.problem}: {plan.counts}"
     if plan.removed:
-        moved = effect(model, plan, example_inputs).relative
+        moved = effect_with(runs, plan).relative
         # The removed units must change the output by much more than rounding errors do.
         assert moved > 10 * found.difference.relative, "the gated output does not differ from the dense one"
-    return found.difference.error
+    return found.difference.error, pruned
 
 
 def check_adapter(
@@ -182,12 +188,13 @@ def check_adapter(
         assert adapter in {site.adapter for site in sites}, f"no site of adapter {adapter!r}: {sites}"
     for site in sites:
         assert Site.from_json(site.to_json()) == site, f"{site.name} does not survive JSON"
+    runs = Runs(model, example_inputs, twice=True)
     for seed in seeds:
         plan = random_plan(sites, seed)
-        check_exact(model, plan, example_inputs)
+        _, pruned = _checked(runs, plan)
         assert Plan.from_json(plan.to_json()) == plan, "the plan does not survive JSON"
         # `load` rebuilds a saved model on the meta device, without weights. The cut has to give the same shapes there.
-        shapes = {n: t.shape for n, t in tensors(apply(model, plan, example_inputs)).items()}
+        shapes = {n: t.shape for n, t in tensors(pruned).items()}
         rebuilt = {
             n: t.shape for n, t in tensors(remove_units(shared_copy(model, device="meta"), plan, ADAPTERS)).items()
         }
@@ -197,7 +204,7 @@ def check_adapter(
         one_unit = (site.size - 1,)
         for keep in (one_unit, ()) if site.module else (one_unit,):
             if len(keep) < site.size:
-                check_exact(model, Plan((sites[index],), (keep,)), example_inputs)
+                _checked(runs, Plan((sites[index],), (keep,)))
     assert_untouched(model, before)
     return sites
 

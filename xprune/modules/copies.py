@@ -2,6 +2,8 @@
 
 import copy
 from collections import OrderedDict
+from functools import cache
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -14,6 +16,10 @@ from xprune.modules.norms import BATCH_NORMS
 
 _TABLES = (OrderedDict, dict, set)
 """The classes of the containers that a module holds for its hooks, parameters and names."""
+EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
+"""The names of the attributes that torch gives to every module."""
+_FIXED = frozenset({type(None), bool, int, float, complex, str, bytes, type, FunctionType, BuiltinFunctionType})
+"""Types whose objects cannot change, so that a copy holds the same objects."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -83,12 +89,10 @@ def shared_copy(model: nn.Module, *, requires_grad: bool | None = None, device: 
         elif id(tensor) not in memo:
             # If a buffer has moved to another device, `data` is a copy already.
             memo[id(tensor)] = data.clone() if data.data_ptr() == tensor.data_ptr() else data
-    for module in model.modules():
-        for value in vars(module).values():
-            # A module holds about twelve empty containers, mostly for hooks. deepcopy would need most of its time for
-            # them.
-            if type(value) in _TABLES and not value:
-                memo[id(value)] = type(value)()
+    modules = list(model.modules())
+    for module in modules:
+        for name, value in vars(module).items():
+            if type(value) in _FIXED or name in EVERY_MODULE_HAS:
                 continue
             # A forward may have stored tensors as plain attributes. They are cloned here for two reasons. deepcopy
             # refuses a tensor that is part of an autograd graph. And the next forward of the copy may write into such a
@@ -97,12 +101,56 @@ def shared_copy(model: nn.Module, *, requires_grad: bool | None = None, device: 
                 if id(tensor) not in memo:
                     memo[id(tensor)] = tensor.detach().clone()
     try:
+        _copy_modules(modules, memo)
         return copy.deepcopy(model, memo).eval()
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied: {error}. It holds something that has no copy, such as a lock, "
             "an open file or a generator: take it off the model, or give its class a __deepcopy__."
         ) from error
+
+
+def _copy_modules(modules: list[nn.Module], memo: dict[int, object]) -> None:
+    """Copies modules as deepcopy does, several times as fast, and adds the copies to `memo`.
+
+    deepcopy needs most of its time for the numbers, names and empty containers that each module holds. Modules whose
+    classes have a way of their own to be copied are left to deepcopy.
+
+    Args:
+        modules: The modules. Parents come before their children.
+        memo: The memo of deepcopy. It already holds the copies of all tensors.
+    """
+    plain = [module for module in modules if _copied_by_default(type(module))]
+    for module in plain:
+        memo[id(module)] = type(module).__new__(type(module))
+    # Children come first, so that a parent whose class reads its children in `__setstate__` finds them complete.
+    for module in reversed(plain):
+        state: dict[str, Any] = {}
+        for name, value in module.__getstate__().items():
+            if type(value) in _FIXED:
+                state[name] = value
+            elif name in EVERY_MODULE_HAS and type(value) in _TABLES:
+                # A module holds about a dozen tables, mostly of hooks, and nearly all of them are empty.
+                state[name] = _copied_table(value, memo) if value else type(value)()
+            else:
+                state[name] = copy.deepcopy(value, memo)
+        memo[id(module)].__setstate__(state)  # type: ignore[attr-defined]
+
+
+def _copied_table(table: Any, memo: dict[int, object]) -> Any:
+    """Returns a copy of a dict or set. Its keys are names or numbers. Its values are copied with `memo`."""
+    if isinstance(table, set):
+        return set(table)
+    return type(table)((key, memo[id(v)] if id(v) in memo else copy.deepcopy(v, memo)) for key, v in table.items())
+
+
+@cache
+def _copied_by_default(kind: type[nn.Module]) -> bool:
+    """Returns True if deepcopy copies a module of this class attribute by attribute, else False."""
+    ways = ("__reduce_ex__", "__reduce__", "__getstate__")
+    by_attribute = all(getattr(kind, way) is getattr(nn.Module, way) for way in ways)
+    slots = any(each.__dict__.get("__slots__") for each in kind.__mro__)
+    return by_attribute and not slots and not hasattr(kind, "__deepcopy__") and kind.__new__ is object.__new__
 
 
 @torch.no_grad()
@@ -173,10 +221,6 @@ def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     """
     named = module.named_parameters(recurse=False, remove_duplicate=False)
     return [*named, *module.named_buffers(recurse=False, remove_duplicate=False)]
-
-
-EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
-"""The names of the attributes that torch gives to every module."""
 
 
 def tables_of(module: nn.Module) -> list[dict[Any, Any]]:

@@ -87,7 +87,11 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     # numpy accepts only seeds of 32 bits.
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if _devices() is None:
+        # Without an accelerator, torch.manual_seed needs milliseconds: it keeps a stack trace for each kind of device.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from xprune.adapters import ADAPTERS
 from xprune.core.plan import Plan
+from xprune.core.site import Site
 from xprune.core.unit_kind import unit_kind
 from xprune.errors import SurgeryError, XPruneError
 from xprune.modules.copies import shared_copy, tensors
@@ -183,7 +184,18 @@ def prove(
         >>> prove(model, pruned, plan, x).difference.exact
         False
     """
-    runs = Runs(model, example_inputs, twice=twice, own=own)
+    return prove_with(Runs(model, example_inputs, twice=twice, own=own), pruned, plan, thorough)
+
+
+def prove_with(runs: Runs, pruned: nn.Module, plan: Plan, thorough: bool = True) -> Finding:
+    """Does the same as `prove` with the forwards of a dense model that the caller keeps for several plans.
+
+    Args:
+        runs: The forwards of the dense model.
+        pruned: The model from which the plan removed units.
+        plan: The units that stayed.
+        thorough: See `prove`.
+    """
     found = _compare(runs, pruned, plan)
     if not found.problem or not thorough:
         return found
@@ -301,12 +313,12 @@ def effect(model: nn.Module, plan: Plan, example_inputs: Any) -> Difference:
         The difference of the output that changes most in proportion to its size. An error of 0 means that the units
         have no effect on the outputs.
     """
-    return _effect(Runs(model, example_inputs), plan)
+    return effect_with(Runs(model, example_inputs), plan)
 
 
-def _effect(runs: Runs, plan: Plan) -> Difference:
-    """Returns the result of `effect`, computed in the dtype of these runs."""
-    full = Plan.full(plan.sites)
+def effect_with(runs: Runs, plan: Plan) -> Difference:
+    """Does the same as `effect` with the forwards of a dense model that the caller keeps for several plans."""
+    full = Plan.full(_swapped(plan))
     return _worst(*_with_same_calls(lambda twice: runs.gated(full, twice), lambda twice: runs.gated(plan, twice)))
 
 
@@ -318,7 +330,7 @@ def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
     """
     # A change may be smaller than the rounding of float32. So float64 is tried too.
     for dtype, rounding in ((None, 1e-5), (torch.float64, 1e-10)):
-        if _effect(Runs(model, example_inputs, dtype), plan).relative > rounding:
+        if effect_with(Runs(model, example_inputs, dtype), plan).relative > rounding:
             return True
     return False
 
@@ -364,11 +376,15 @@ def _comparisons(runs: Runs, pruned: nn.Module, plan: Plan) -> Iterator[tuple[st
     gated = run("the model's forward with gates on it", lambda twice: runs.gated(plan, twice))
     cut = run("the pruned forward", lambda twice: runs.pruned(pruned, twice))
     yield "the pruned model", *_with_same_calls(gated, cut)
-    swapped = tuple(s for s in plan.sites if s.adapter in ADAPTERS and ADAPTERS[s.adapter].gated)
-    if swapped:
+    if swapped := _swapped(plan):
         dense = run("the model's forward", lambda twice: runs.dense(SEED, twice))
         whole = run("the model's forward with gates on it", lambda twice: runs.gated(Plan.full(swapped), twice))
         yield "the dense model with gates of 1", *_with_same_calls(dense, whole)
+
+
+def _swapped(plan: Plan) -> tuple[Site, ...]:
+    """Returns the sites whose adapter gives the gated model another class, see `Adapter.gated`."""
+    return tuple(site for site in plan.sites if site.adapter in ADAPTERS and ADAPTERS[site.adapter].gated)
 
 
 def _with_same_calls(first: Callable[[bool], Outputs], second: Callable[[bool], Outputs]) -> tuple[Outputs, Outputs]:

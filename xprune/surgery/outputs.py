@@ -82,6 +82,7 @@ class Runs:
         dtypes = {t.dtype for t in tensors(model).values() if t.is_floating_point()}
         self.dtype = dtype or (torch.float64 if dtypes == {torch.float64} else torch.float32)
         self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in dtypes) or dtype is not None
+        self._gated: dict[tuple[Any, ...], Outputs] = {}
         # It becomes True if the operations of the model cannot compute in the wider dtype, see `lifted`. Then whole
         # copies are converted to it.
         self.copies = False
@@ -100,9 +101,12 @@ class Runs:
     def gated(self, plan: Plan, twice: bool = False) -> Outputs:
         """Returns the outputs of the dense model with gates of 0 on the units that the plan removes.
 
-        For `twice`, see `dense`.
+        The outputs are kept, and are returned again for the same plan. For `twice`, see `dense`.
         """
-        return self._run_dense(plan, SEED, twice)
+        key = plan, twice, self.copies
+        if key not in self._gated:
+            self._gated[key] = self._run_dense(plan, SEED, twice)
+        return self._gated[key]
 
     def pruned(self, model: nn.Module, twice: bool = False) -> Outputs:
         """Returns the outputs of a pruned model. For `twice`, see `dense`.

@@ -32,6 +32,7 @@ class Frontier(FrontierRecord):
         plans: The plan of each point. Empty if the frontier was loaded from a file.
 
     Example:
+        >>> from xprune import Metrics, Point
         >>> dense = Metrics(0.95, 0.2, 1000, macs=100, params=100)
         >>> cut = [Metrics(0.94, 0.2, 1000, macs=50, params=60), Metrics(0.71, 0.9, 1000, macs=30, params=40)]
         >>> points = (Point(0.5, 0.5, (4,), cut[0]), Point(0.3, 0.3, (2,), cut[1]))
