@@ -20,7 +20,7 @@ from xprune.core.unit_kind import unit_kind
 from xprune.costs.count import by_module, count_resources, number_of_samples
 from xprune.errors import BudgetError, ModelError, XPruneError
 from xprune.modules.copies import shared_copy, unwrap
-from xprune.modules.forward import error_text, try_forward
+from xprune.modules.forward import devices_for_shapes, error_text, try_forward
 from xprune.modules.part import Part
 from xprune.modules.paths import tensor_at
 from xprune.modules.undisturbed import undisturbed
@@ -48,7 +48,8 @@ def measure_costs(
     - for each residual stream, the models above except the smallest one, with one channel less of this stream;
     - the model with two thirds of all units. The costs that were found have to predict this count.
 
-    Models are counted on the meta device if the forward runs there. This takes little time and memory.
+    Models are counted on the meta device if the forward runs there, which takes little time and memory. Small models
+    are counted on their own device, which is faster.
 
     Args:
         model: The model. It is not changed.
@@ -84,15 +85,16 @@ def measure_costs(
     inside = getattr(sites, "inside", ()) if inside is None else inside
     part = Part.of(model, inside) if inside else None
     asked, samples = measured_resources(tuple(resources)), number_of_samples(model, example_inputs, batch_axis)
+    first, second = devices_for_shapes(model, example_inputs)
     try:
-        return _measured(model, sites, example_inputs, samples, asked, part, "meta")
+        return _measured(model, sites, example_inputs, samples, asked, part, first)
     except XPruneError:
         raise
     # A forward whose control flow depends on values of tensors does not run on the meta device.
     except Exception:
         try_forward(model, example_inputs)
     try:
-        return _measured(model, sites, example_inputs, samples, asked, part, None)
+        return _measured(model, sites, example_inputs, samples, asked, part, second)
     except XPruneError:
         raise
     except Exception as problem:

@@ -35,7 +35,7 @@ from xprune.discovery.torch_pruning_private import Graph, as_index
 from xprune.errors import ModelError
 from xprune.modules.calls import call, map_tensors, tensors_in
 from xprune.modules.copies import shared_copy
-from xprune.modules.forward import error_text, try_forward
+from xprune.modules.forward import devices_for_shapes, error_text, try_forward
 from xprune.modules.paths import is_linear
 
 _ENDS = {
@@ -115,14 +115,14 @@ def trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site]) -> t
         CannotTraceError: The forward runs but cannot be traced.
         ModelError: The forward fails.
     """
-    # The graph needs shapes only. On the meta device, tensors have shapes and no values, so the forward costs nothing.
+    first, second = devices_for_shapes(model, example_inputs)
     try:
-        return _trace(model, example_inputs, known, "meta")
+        return _trace(model, example_inputs, known, first)
     except Exception:
         # The control flow of the forward depends on values of tensors, or the forward fails on any device. In the
         # second case, `try_forward` raises a ModelError.
         try_forward(model, example_inputs)
-        return _trace(model, example_inputs, known, None)
+        return _trace(model, example_inputs, known, second)
 
 
 def _trace(model: nn.Module, example_inputs: Any, known: Mapping[str, Site], device: str | None) -> tuple[Any, Any]:

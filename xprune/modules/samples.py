@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xprune.modules.calls import call, lengths, map_tensors, pick_samples, shareable, slow_path, tensors_in
 from xprune.modules.copies import reference_device, shared_copy, with_noise
+from xprune.modules.forward import devices_for_shapes
 
 SAME = 1e-6
 """Two outputs are considered equal if they differ by at most this fraction of the largest output."""
@@ -97,9 +98,8 @@ def find_samples(
         >>> find_samples(model, torch.randn(5, 3, 8), ["linear1"])
         Samples(axis=1, count=3, other_first=False, shared=None, layers={'linear1': 1})
     """
-    # Only shapes are needed, and the meta device computes them without any arithmetic. A forward that reads values
-    # fails on the meta device. Then the model's own device is tried.
-    for device in ("meta", None):
+    # A forward that reads values fails on the meta device. Then the model's own device is tried.
+    for device in devices_for_shapes(model, inputs):
         try:
             runner = _Runner(model, inputs, layers, prepare, device)
         # The error is not raised here. The caller runs the model too, and reports why it fails.
