@@ -106,6 +106,67 @@ def test_what_a_forward_has_cached_can_hang_on_a_graph():
     assert not shared_copy(model).cache[0].requires_grad
 
 
+class Counted(nn.Linear):
+    """A layer with a way of its own to be copied. It also refers to a list that holds a layer."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.copies, self.held = 0, [nn.Linear(3, 3)]
+
+    def __deepcopy__(self, memo):
+        twin = Counted()
+        twin.copies = self.copies + 1
+        return twin
+
+
+class Restored(nn.Module):
+    """A layer that reads a child while it is restored, and leaves out a part of its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.lock = nn.Linear(3, 3), "a lock"
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.lock = f"a lock for {self.inner.in_features} features"
+
+
+def circle():
+    """A model whose part refers to the whole in a plain attribute, and to its sibling by a method."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    model[1].whole, model[1].apply_first = [model], model[0].forward
+    return model
+
+
+def hooked():
+    model = nn.Sequential(nn.Linear(3, 3))
+    model[0].register_forward_hook(lambda module, args, output: output + 1)
+    return model
+
+
+@pytest.mark.parametrize("make", [*MODELS.values(), Counted, Restored, circle, hooked])
+def test_a_copy_holds_what_deepcopy_gives(make):
+    model = make()
+    twin, expected = shared_copy(model), copy.deepcopy(model).eval()
+    for ours, theirs in zip(twin.modules(), expected.modules(), strict=True):
+        assert type(ours) is type(theirs) and list(vars(ours)) == list(vars(theirs))
+        for mine, other in zip(vars(ours).values(), vars(theirs).values(), strict=True):
+            assert type(mine) is type(other)
+            assert not isinstance(other, (bool, int, float, str, tuple)) or mine == other
+    originals = {id(module) for module in model.modules()}
+    assert not originals & {id(module) for module in twin.modules()}
+
+
+def test_references_inside_a_copy_stay_inside():
+    twin = shared_copy(circle())
+    assert twin[1].whole[0] is twin and twin[1].apply_first.__self__ is twin[0]
+    assert shared_copy(Counted()).copies == 1 and shared_copy(nn.Sequential(Counted()))[0].copies == 1
+    assert shared_copy(Restored()).lock == "a lock for 3 features"
+
+
 def test_a_lazy_layer_is_refused_by_its_name():
     with pytest.raises(xprune.ModelError, match=r"0\.weight is not initialised"):
         shared_copy(nn.Sequential(nn.LazyLinear(3)))

@@ -1,11 +1,9 @@
 """Tests pruning of graph attentions, and the tasks of nodes and of graphs."""
 
 import copy
-import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -279,11 +277,3 @@ def test_the_package_works_without_pyg(new_process):
 
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
-
-
-def test_the_page_on_tasks_runs(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
-    space = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "tasks.md", "exec"), space)
-    assert "mIoU" in capsys.readouterr().out

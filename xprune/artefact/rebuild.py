@@ -8,8 +8,8 @@ is saved. It checks this on the meta device, so the check needs no memory for we
 
 import ast
 import inspect
-import textwrap
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -197,23 +197,55 @@ def set_in_methods(kind: Any) -> frozenset[str]:
         if base in (nn.Module, object):
             continue
         found |= {name for name, value in vars(base).items() if isinstance(value, cached_property)}
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for method in ast.walk(tree):
-            if not isinstance(method, ast.FunctionDef) or method.name == "__init__" or not method.args.args:
-                continue
-            me = method.args.args[0].arg
-            found |= {
-                node.attr
-                for node in ast.walk(method)
-                if isinstance(node, ast.Attribute)
-                and isinstance(node.ctx, ast.Store)
-                and isinstance(node.value, ast.Name)
-                and node.value.id == me
-            }
+        for tree in _classes_of(base.__module__).get(base.__qualname__, ()):
+            found |= _set_in(tree)
     return frozenset(found)
+
+
+@cache
+def _classes_of(module: str) -> Mapping[str, Sequence[ast.ClassDef]]:
+    """Returns the definitions of the classes in a module, by their qualified names. Empty without the source.
+
+    `inspect.getsource` of a class reads the whole file anew for each class.
+    """
+    found: dict[str, list[ast.ClassDef]] = {}
+
+    def collect(node: ast.AST, name: str) -> None:
+        """Adds the classes inside a node. `name` is the qualified name of the node, with a dot at the end."""
+        for child in ast.iter_child_nodes(node):
+            inside = name
+            if isinstance(child, ast.ClassDef):
+                found.setdefault(name + child.name, []).append(child)
+                inside = f"{name}{child.name}."
+            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                inside = f"{name}{child.name}.<locals>."
+            # Only statements hold classes.
+            if isinstance(child, (ast.stmt, ast.excepthandler)):
+                collect(child, inside)
+
+    try:
+        collect(ast.parse(inspect.getsource(sys.modules[module])), "")
+    except (KeyError, OSError, TypeError, SyntaxError):
+        return {}
+    return found
+
+
+def _set_in(tree: ast.ClassDef) -> set[str]:
+    """Returns the names of the attributes that the methods of a class set, except `__init__`."""
+    found = set[str]()
+    for method in ast.walk(tree):
+        if not isinstance(method, ast.FunctionDef) or method.name == "__init__" or not method.args.args:
+            continue
+        me = method.args.args[0].arg
+        found |= {
+            node.attr
+            for node in ast.walk(method)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == me
+        }
+    return found
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

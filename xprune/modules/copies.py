@@ -2,7 +2,6 @@
 
 import copy
 from collections import OrderedDict
-from functools import cache
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -90,10 +89,13 @@ def shared_copy(model: nn.Module, *, requires_grad: bool | None = None, device: 
             # If a buffer has moved to another device, `data` is a copy already.
             memo[id(tensor)] = data.clone() if data.data_ptr() == tensor.data_ptr() else data
     modules = list(model.modules())
+    # Many modules hold the same config. It is searched once.
+    seen = set[int]()
     for module in modules:
         for name, value in vars(module).items():
-            if type(value) in _FIXED or name in EVERY_MODULE_HAS:
+            if type(value) in _FIXED or name in EVERY_MODULE_HAS or id(value) in seen:
                 continue
+            seen.add(id(value))
             # A forward may have stored tensors as plain attributes. They are cloned here for two reasons. deepcopy
             # refuses a tensor that is part of an autograd graph. And the next forward of the copy may write into such a
             # tensor.
@@ -120,7 +122,8 @@ def _copy_modules(modules: list[nn.Module], memo: dict[int, object]) -> None:
         modules: The modules. Parents come before their children.
         memo: The memo of deepcopy. It already holds the copies of all tensors.
     """
-    plain = [module for module in modules if _copied_by_default(type(module))]
+    kinds = {kind for kind in {type(module) for module in modules} if _copied_by_default(kind)}
+    plain = [module for module in modules if type(module) in kinds and "__deepcopy__" not in vars(module)]
     for module in plain:
         memo[id(module)] = type(module).__new__(type(module))
     # Children come first, so that a parent whose class reads its children in `__setstate__` finds them complete.
@@ -144,7 +147,6 @@ def _copied_table(table: Any, memo: dict[int, object]) -> Any:
     return type(table)((key, memo[id(v)] if id(v) in memo else copy.deepcopy(v, memo)) for key, v in table.items())
 
 
-@cache
 def _copied_by_default(kind: type[nn.Module]) -> bool:
     """Returns True if deepcopy copies a module of this class attribute by attribute, else False."""
     ways = ("__reduce_ex__", "__reduce__", "__getstate__")
