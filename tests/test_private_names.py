@@ -210,6 +210,7 @@ def foreign(kind):
     return [b for b in kind.__mro__ if b.__module__.split(".")[0] not in {"xprune", *sys.stdlib_module_names}]
 
 
+@cache
 def named_in(kind):
     """The private names in the source of a class, and those that it has if it is written in C."""
     try:

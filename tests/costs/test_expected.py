@@ -68,8 +68,7 @@ def bisected(units, logits, progress):
 @pytest.mark.parametrize("name", LOGITS)
 @pytest.mark.parametrize("choice", [(4, 7), (32, 3)], ids=["cpu", "accelerator"])
 @pytest.mark.parametrize("pairs", [False, True], ids=["", "pairs"])
-@pytest.mark.parametrize("limits", [1, 2])
-@pytest.mark.parametrize("min_units", [0, 3])
+@pytest.mark.parametrize(("limits", "min_units"), [(1, 0), (2, 3)])
 def test_masks_settle_where_bisection_settles_them(name, choice, pairs, limits, min_units, monkeypatch):
     monkeypatch.setattr("xprune.costs.expected.points_and_rounds", lambda device: choice)
     units = random_costs(1, limits=limits, pairs=pairs, min_units=min_units)

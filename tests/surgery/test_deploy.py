@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import xprune
-from tests.support.models import THREE, build, images
+from tests.support.models import build, images
 from xprune.artefact.onnx import export_onnx
 from xprune.modules.removed import Removed
 from xprune.testing import random_plan
@@ -23,8 +23,8 @@ def pruned(name: str, *, empty: bool = False) -> torch.nn.Module:
     return xprune.apply(model, xprune.Plan(sites, tuple(keeps)), images())
 
 
-# What stands in for a module that is gone is the same in every model, and the other sites of these models are cut.
-@pytest.fixture(params=[("vit", False), *((name, True) for name in THREE)], ids=str)
+# What stands in for a module that is gone is the same in every model. swinv2 has all that a swin has, and more.
+@pytest.fixture(params=[("vit", False), ("vit", True), ("swinv2", True)], ids=str)
 def model(request):
     name, empty = request.param
     return pruned(name, empty=empty)
@@ -49,7 +49,7 @@ def test_compile(model):
     torch.testing.assert_close(compiled(images()), model(images()), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize("name", ["vit", "swinv2"])
 def test_onnx(name, tmp_path):
     error = export_onnx(pruned(name, empty=True), images(), tmp_path / "out" / "model.onnx")
     assert error < 1e-4
