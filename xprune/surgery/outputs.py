@@ -83,6 +83,8 @@ class Runs:
         self.dtype = dtype or (torch.float64 if dtypes == {torch.float64} else torch.float32)
         self.lifts = any(kind.itemsize < self.dtype.itemsize for kind in dtypes) or dtype is not None
         self._gated: dict[tuple[Any, ...], Outputs] = {}
+        # A copy of the dense model that is as it was made.
+        self._clean: nn.Module | None = None
         # It becomes True if the operations of the model cannot compute in the wider dtype, see `lifted`. Then whole
         # copies are converted to it.
         self.copies = False
@@ -142,11 +144,7 @@ class Runs:
         Raises:
             SurgeryError: The model returns no tensor.
         """
-        # A forward may write into its buffers. Tensors that are made in inference mode do not allow that.
-        with torch.inference_mode(False):
-            copy = model.eval() if self.own else shared_copy(model)
-        if self.copies:
-            copy = fill(copy).to(self.dtype)
+        copy = self._copy_of(model)
         values = []
         for site, keep in zip(plan.sites, plan.keeps, strict=True):
             value = torch.zeros(site.size, device="cpu")
@@ -160,17 +158,34 @@ class Runs:
             before = _traces(copy)
             with self._lifting():
                 found = dict(_named(self._call(copy)))
+            after = _traces(copy)
             # A forward may leave features of units in the model, for example in a cache. The next call uses them, so
             # the outputs of a second call are compared too.
-            if twice or self.twice or _traces(copy) != before:
+            if twice or self.twice or after != before:
                 with self._lifting():
                     found |= {f"{name}{SECOND}".strip(): t for name, t in _named(self._call(copy))}
+                after = _traces(copy)
+        # Gates are off again. If the forward changed nothing in the copy, it serves the next run.
+        if model is self.model and not self.copies and after == before:
+            self._clean = copy
         if not found:
             raise SurgeryError(
                 "the model returns no tensor that could be compared. Change its forward so that it returns tensors. "
                 "They may be inside tuples, lists, mappings and objects."
             )
         return found
+
+    def _copy_of(self, model: nn.Module) -> nn.Module:
+        """Returns a copy of a model for one run, or the model itself if it may be used up."""
+        if self.own:
+            return model.eval()
+        if model is self.model and self._clean is not None:
+            clean, self._clean = self._clean, None
+            return clean
+        # A forward may write into its buffers. Tensors that are made in inference mode do not allow that.
+        with torch.inference_mode(False):
+            copy = shared_copy(model)
+        return fill(copy).to(self.dtype) if self.copies else copy
 
     def _call(self, model: nn.Module) -> Any:
         """Calls a model with a fresh copy of the inputs, since a forward may write into them. Returns its output."""
