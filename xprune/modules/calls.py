@@ -100,6 +100,9 @@ def _tensors_in(value: Any, inside: tuple[int, ...]) -> list[Tensor]:
     """Returns all tensors in a value. `inside` has the ids of the dataclasses around it, which may be circular."""
     if isinstance(value, Tensor):
         return [value]
+    # The checks below take long, and most values are plain ones.
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return []
     if _is_record(value):
         if id(value) in inside:
             return []
