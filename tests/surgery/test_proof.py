@@ -101,9 +101,13 @@ def test_each_output_has_its_own_size():
 
 
 def test_a_model_whose_gates_change_nothing_is_told():
-    assert not exactness.changes(proof_models.build(lambda m, x, h, y: 0 * y + x), PLAN, inputs())
-    assert exactness.changes(proof_models.build(HONEST["tiny"]), PLAN, inputs())
-    assert exactness.changes(proof_models.build(lambda m, x, h, y: x + 1e-8 * y), PLAN, inputs())
+    assert not exactness.changes(
+        outputs_of_models.Runs(proof_models.build(lambda m, x, h, y: 0 * y + x), inputs()), PLAN
+    )
+    assert exactness.changes(outputs_of_models.Runs(proof_models.build(HONEST["tiny"]), inputs()), PLAN)
+    assert exactness.changes(
+        outputs_of_models.Runs(proof_models.build(lambda m, x, h, y: x + 1e-8 * y), inputs()), PLAN
+    )
 
 
 def rounded(tensor):

@@ -42,6 +42,7 @@ from xprune.modules.norms import BATCH_NORMS, is_feature_norm
 from xprune.modules.paths import input_axis, part_at, weight_axes
 from xprune.surgery import exactness
 from xprune.surgery.cut import remove_units
+from xprune.surgery.outputs import Runs
 
 BLOCKS = (8, 4)
 """Numbers of neighbouring neurons in one unit, if single neurons cannot be removed.
@@ -171,6 +172,7 @@ class _Search:
         self.inputs = self._noisy_if_possible(inputs)
         self.closed = False
         self.problems = list[str]()
+        self._runs: Runs | None = None
         # The site with the likeliest attributes, if an argument of the call has an entry for each unit.
         self.handed_on: Site | None = None
         # True if no later layer can be the consumer. True if all features of the values use the same scores.
@@ -427,14 +429,18 @@ class _Search:
     def _disproof(self, site: Site) -> str | None:
         """Returns the reason why a site is wrong, or None if its cuts are exact and its gates have an effect."""
         called = self.candidate.called
+        # All sites that are proposed are compared with the same dense module. A search may change the inputs.
+        if self._runs is None or self._runs.example_inputs is not self.inputs:
+            self._runs = Runs(self.alone, self.inputs)
+        runs = self._runs
         for plan in trial_plans(site):
             try:
                 pruned = remove_units(shared_copy(self.alone), plan, ADAPTERS)
-                problem = exactness.problem(self.alone, pruned, plan, self.inputs, thorough=False)
+                problem = exactness.problem_with(runs, pruned, plan, thorough=False)
                 if problem:
                     why = f"with {plan.counts[0]} of {site.size} {called} kept, {problem.splitlines()[0]}"
                 # If a gate has no effect, the comparison proves nothing: a cut of any unused features would pass.
-                elif len(plan.keeps[0]) == site.size - 1 and not exactness.changes(self.alone, plan, self.inputs):
+                elif len(plan.keeps[0]) == site.size - 1 and not exactness.changes(runs, plan):
                     why = f"a gate on the input of {site.consumers[0].partition('.')[2]} does not change the output"
                 else:
                     continue

@@ -260,8 +260,13 @@ def problem(
         own: If True, both models are run directly, and the caller must not use them afterwards. If False, copies of
             them are run.
     """
+    return problem_with(Runs(model, example_inputs, own=own), pruned, plan, thorough=thorough)
+
+
+def problem_with(runs: Runs, pruned: nn.Module, plan: Plan, *, thorough: bool = True) -> str | None:
+    """Does the same as `problem` with the forwards of a dense model that the caller keeps for several plans."""
     try:
-        return prove(model, pruned, plan, example_inputs, thorough, own=own).problem or None
+        return prove_with(runs, pruned, plan, thorough).problem or None
     except XPruneError as refused:
         return str(refused)
 
@@ -322,17 +327,20 @@ def effect_with(runs: Runs, plan: Plan) -> Difference:
     return _worst(*_with_same_calls(lambda twice: runs.gated(full, twice), lambda twice: runs.gated(plan, twice)))
 
 
-def changes(model: nn.Module, plan: Plan, example_inputs: Any) -> bool:
+def changes(runs: Runs, plan: Plan) -> bool:
     """Returns True if gates of 0 on the removed units change an output by more than rounding, else False.
 
     Discovery asks this about a proposed site. If the units have no effect on the outputs, any cut of them gives the
     same outputs, and a proof would prove nothing.
+
+    Args:
+        runs: The forwards of the dense model.
+        plan: The units that stay.
     """
-    # A change may be smaller than the rounding of float32. So float64 is tried too.
-    for dtype, rounding in ((None, 1e-5), (torch.float64, 1e-10)):
-        if effect_with(Runs(model, example_inputs, dtype), plan).relative > rounding:
-            return True
-    return False
+    if effect_with(runs, plan).relative > 1e-5:
+        return True
+    # The change may be smaller than the rounding of float32.
+    return effect_with(Runs(runs.model, runs.example_inputs, torch.float64), plan).relative > 1e-10
 
 
 def randomness(model: nn.Module, example_inputs: Any) -> str:

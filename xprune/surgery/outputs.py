@@ -34,6 +34,10 @@ SECOND = " of the second call"
 """The end of the name of an output that comes from the second call of a model."""
 
 
+KEPT = 4
+"""The outputs of this many plans are kept. Outputs may be large."""
+
+
 Outputs = dict[str, Tensor]
 """The tensors that a model returns. A key is the place of a tensor in the returned value: "['logits']", "[0].mean".
 
@@ -103,12 +107,16 @@ class Runs:
     def gated(self, plan: Plan, twice: bool = False) -> Outputs:
         """Returns the outputs of the dense model with gates of 0 on the units that the plan removes.
 
-        The outputs are kept, and are returned again for the same plan. For `twice`, see `dense`.
+        The outputs of the last plans are kept, and are returned again for the same plan. For `twice`, see `dense`.
         """
         key = plan, twice, self.copies
-        if key not in self._gated:
-            self._gated[key] = self._run_dense(plan, SEED, twice)
-        return self._gated[key]
+        found = self._gated.pop(key, None)
+        if found is None:
+            found = self._run_dense(plan, SEED, twice)
+        self._gated[key] = found  # the last one used comes last
+        if len(self._gated) > KEPT:
+            del self._gated[next(iter(self._gated))]
+        return found
 
     def pruned(self, model: nn.Module, twice: bool = False) -> Outputs:
         """Returns the outputs of a pruned model. For `twice`, see `dense`.
