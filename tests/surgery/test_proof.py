@@ -242,3 +242,40 @@ def test_low_precision_models_that_cannot_be_lifted_are_converted():
     assert_untouched(model, before)
     assert pruned.fc1.weight.dtype == torch.bfloat16
     assert problem(model, x) is None
+
+
+class Remembers(nn.Module):
+    """A layer whose output grows with each call, as that of a decoder with a cache does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), []
+
+    def forward(self, x):
+        self.calls.append(None)
+        return self.layer(x) * len(self.calls)
+
+
+def test_each_forward_of_a_model_that_remembers_starts_anew():
+    model, x = Remembers(), torch.randn(2, 4)
+    runs = outputs_of_models.Runs(model, x)
+    first, second = runs.dense(), runs.dense()
+    assert first.keys() == second.keys() == {"", "of the second call"} and not model.calls
+    assert torch.equal(first[""], model.layer(x)) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_outputs_of_the_last_plans_are_kept(monkeypatch):
+    model = proof_models.build(HONEST["tiny"])
+    runs, made = outputs_of_models.Runs(model, inputs()), []
+    original = outputs_of_models.Runs._run
+    monkeypatch.setattr(
+        outputs_of_models.Runs, "_run", lambda self, *given: made.append(given) or original(self, *given)
+    )
+    size = PLAN.sites[0].size
+    plans = [xprune.Plan(PLAN.sites, ((unit,),)) for unit in range(min(size, outputs_of_models.KEPT))]
+    for plan in (*plans, *plans):
+        found = runs.gated(plan)
+        again = outputs_of_models.Runs(model, inputs()).gated(plan)
+        assert all(torch.equal(found[name], again[name]) for name in again)
+    # One run for each plan, and one for each of the `Runs` made to compare.
+    assert len(made) == len(plans) + 2 * len(plans)
