@@ -1,6 +1,7 @@
 """Tests the contents of the report of a real run, and the errors for results that it cannot show."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -46,6 +47,12 @@ def test_classes_that_no_sample_told_of_are_named(criterion, tmp_path):
     told = "5 of 7 classes have no class-wise scores (1, 3, 4, 5, 6)"
     assert (told in result.summary()) == (criterion != "magnitude")
     assert ("classes without scores" in result.report(tmp_path / "page.html").read_text()) == (criterion != "magnitude")
+
+
+def test_the_sentences_of_a_caption_are_apart(result, tmp_path):
+    page = result.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    captions = re.findall(r'<p class="caption">(.*?)</p>', page, re.DOTALL)
+    assert captions and not [text for text in captions if re.search(r"[a-z][.][A-Z]", text)]
 
 
 def test_the_page_says_what_the_units_cover(result, tmp_path):
