@@ -143,7 +143,7 @@ class FrontierRecord:
             said = found
         least = self.settings.get("least")
         if least is not None:
-            lines.append(f"The least that can be reached is {least:.1%} of the {self._label(self.resource)}.")
+            lines.append(f"The least that can be reached is {100 * least:.1f} % of the {self._label(self.resource)}.")
         lines += [f"{share:.3g} was left out: {reason}" for share, reason in self.settings.get("refused", ())]
         if self.dense.data == "training":
             lines.append("The metric was measured on training data, because there are no validation data.")
